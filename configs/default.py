@@ -1,0 +1,78 @@
+"""The whole schema: every field that a run has. The other configs change it.
+
+On its own it is a small VDM on scikit-learn's digits; see configs/digits.py.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    c = ConfigDict()
+    c.seed = 0  # of the parameters, the order of the data, and all noise
+    c.parallel = "pmap"  # how the step is mapped over devices: pmap, shard_map
+
+    c.data = ConfigDict()
+    c.data.name = "digits"  # digits, swirl, folder, npz, or the name of a TFDS data set
+    c.data.data_dir = ""  # the folder, the .npz file, or where TFDS sets are prepared
+    c.data.vocab_size = 17  # levels of a value: 256 for 8 bits; the digits have 17
+    c.data.image_size = 0  # crop and resize a folder's images to this side; 0: as they are
+    c.data.augment = ""  # any of flip, rotate, channels, joined by commas
+    c.data.on_device_gib = 1.0  # a training split up to this size is kept on the devices
+
+    c.model = ConfigDict()
+    c.model.name = "diffusion"
+    c.model.parameterisation = "eps"  # what the network predicts: eps, x, v, levels
+    c.model.condition = "none"  # what it is told beside γ: none, label, augmented
+    c.model.timesteps = 0  # T, the depth of the chain; 0: continuous time
+    c.model.stratified = True  # times stratified over the global batch, or i.i.d.
+    c.model.sample_steps = 250  # steps of a sampling chain where T is 0
+
+    c.model.schedule = ConfigDict()
+    c.model.schedule.name = "learned_linear"  # fixed_linear, learned_linear, learned_net
+    c.model.schedule.gamma_min = -13.3  # γ(0) = −log SNR of z_0, or where it starts
+    c.model.schedule.gamma_max = 5.0  # γ(1), or where it starts
+    c.model.schedule.learn_ends = False  # learned_net: whether the end points are learned
+
+    c.model.net = ConfigDict()
+    c.model.net.name = "unet"  # unet, transformer, mlp
+    c.model.net.depth = 4  # unet: blocks down; transformer, mlp: layers
+    c.model.net.width = 64  # channels
+    c.model.net.dropout = 0.1
+    c.model.net.fourier = 2  # frequencies of the Fourier features: V/2, V/4, … cycles per unit
+    c.model.net.attention = "middle"  # unet: middle, everywhere
+    c.model.net.heads = 1  # of the attention
+    c.model.net.patch = 1  # transformer: side of a token's square of pixels
+
+    c.optimizer = ConfigDict()
+    c.optimizer.learning_rate = 2e-4
+    c.optimizer.warmup = 100  # steps from 0 to the learning rate
+    c.optimizer.decay = "constant"  # after that: constant, or cosine to 0 at the last step
+    c.optimizer.b1 = 0.9
+    c.optimizer.b2 = 0.99
+    c.optimizer.eps = 1e-8
+    c.optimizer.weight_decay = 0.01
+    c.optimizer.clip = 0.0  # largest norm of the gradient; 0: not clipped
+
+    c.train = ConfigDict()
+    c.train.steps = 2_000
+    c.train.batch_size = 128  # over all devices of all hosts
+    c.train.accumulate = 1  # parts that a device takes its share of the batch in
+    c.train.substeps = 20  # steps that are taken in one call of the device
+    c.train.ema = 0.999  # decay of the average of the parameters, which is evaluated
+    c.train.log_every = 100  # steps; so are the three below. 0: never
+    c.train.eval_every = 500
+    c.train.checkpoint_every = 500
+    c.train.sample_every = 1_000
+    c.train.keep = 2  # newest checkpoints kept, beside the best
+
+    c.eval = ConfigDict()
+    c.eval.batch_size = 120  # over all devices of all hosts
+    c.eval.passes = 20  # times each image is evaluated with --mode=eval, and at the end
+    c.eval.passes_in_training = 2  # and as training goes
+    c.eval.checkpoint = "newest"  # which one --mode=eval and sample take: newest, best
+    c.eval.images = 0  # only so many of the test images; 0: all
+
+    c.sample = ConfigDict()
+    c.sample.num = 64  # images
+    c.sample.batch_size = 64  # over all devices of all hosts
+    return c

@@ -1,0 +1,50 @@
+"""The readings of one network agree, and `levels` is the posterior's mean."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdm import denoiser, encoder
+
+
+@pytest.mark.parametrize("gamma", [-8.0, 0.0, 4.0])
+def test_readings_agree(gamma):
+    """The ε, x and v that made a z_t each come back from any one of them."""
+    draw = np.random.default_rng(0)
+    x, eps = jnp.asarray(draw.uniform(-1, 1, (2, 4, 4, 1)), jnp.float32), jnp.asarray(
+        draw.normal(size=(2, 4, 4, 1)), jnp.float32
+    )
+    gamma = jnp.full((2, 1, 1, 1), gamma)
+    z_t = encoder.diffuse(x, gamma, eps)
+    v = encoder.alpha(gamma) * eps - encoder.sigma(gamma) * x
+    close = dict(atol=2e-5 / float(encoder.sigma(gamma)[0, 0, 0, 0]))
+    np.testing.assert_allclose(denoiser.eps_hat(eps - z_t, z_t, gamma, "eps", 256), eps, **close)
+    np.testing.assert_allclose(denoiser.eps_hat(x, z_t, gamma, "x", 256), eps, **close)
+    np.testing.assert_allclose(denoiser.eps_hat(v, z_t, gamma, "v", 256), eps, **close)
+    close = dict(atol=2e-6 / float(encoder.alpha(gamma)[0, 0, 0, 0]))
+    np.testing.assert_allclose(denoiser.x_from_eps(eps, z_t, gamma), x, **close)
+    np.testing.assert_allclose(denoiser.v_from_eps(eps, z_t, gamma), v, **close)
+
+
+def test_levels_give_the_posterior_mean_of_independent_values():
+    """With the context's log-probabilities those of the data, x̂ is E[x|z_t] by Bayes' rule."""
+    draw = np.random.default_rng(0)
+    vocab_size, gamma = 5, -0.5
+    probabilities = draw.dirichlet(np.ones(vocab_size), size=(3, 3, 2))
+    levels = (2 * np.arange(vocab_size) + 1) / vocab_size - 1
+    z_t = draw.normal(size=(2, 3, 3, 2))
+
+    alpha, sigma2 = np.sqrt(1 / (1 + np.exp(gamma))), 1 / (1 + np.exp(-gamma))
+    joint = probabilities * np.exp(-((z_t[..., None] - alpha * levels) ** 2) / (2 * sigma2))
+    x_hat = (joint @ levels) / joint.sum(-1)
+    want = (z_t - alpha * x_hat) / np.sqrt(sigma2)
+
+    output = np.broadcast_to(np.log(probabilities), (2, *probabilities.shape))
+    got = denoiser.eps_hat(
+        jnp.asarray(output.reshape(2, 3, 3, 2 * vocab_size), jnp.float32),
+        jnp.asarray(z_t, jnp.float32),
+        jnp.full((2, 1, 1, 1), gamma),
+        "levels",
+        vocab_size,
+    )
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,137 @@
+"""The model as a whole: its loss against its own distributions, and its gradients' signs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import default
+from vdm import data, encoder, model
+from vdm.rng import Rng
+
+SPEC = data.Spec((4, 4, 1), 17, 10)
+
+
+def small(**changes):
+    """A small VDM, and a batch of 64 random pictures."""
+    config = default.get_config()
+    config.model.net.update(dict(name="mlp", depth=1, width=16, fourier=0, dropout=0.0))
+    config.update_from_flattened_dict(changes)
+    draw = np.random.default_rng(0)
+    batch = {
+        "image": draw.integers(0, 17, (64, 4, 4, 1)).astype(np.uint8),
+        "label": draw.integers(0, 10, 64).astype(np.int32),
+        "augmented": np.zeros(64, np.float32),
+    }
+    made = model.build(config, SPEC)
+    return made, made.init(jax.random.key(0), batch), batch
+
+
+def rng(number=0, size=64):
+    return Rng(jax.random.key(number), jnp.arange(size), size)
+
+
+def mean_terms(made, params, batch, draws):
+    """Each term's mean over the batch and many draws, with its standard error."""
+    loss = jax.jit(lambda number: made.loss(params, rng(number), batch, False))
+    terms = [loss(number) for number in range(draws)]
+    values = {n: np.array([t[n].mean() for t in terms], np.float64) for n in terms[0]}
+    return {n: (v.mean(), v.std(ddof=1) / np.sqrt(draws)) for n, v in values.items()}
+
+
+def test_finite_depth_loss_approaches_continuous_time():
+    """T = 2000 agrees with T = 0 within error bars, for a denoiser that is not optimal."""
+    names = dict(draws=300)
+    continuous = mean_terms(*small(), **names)
+    deep = mean_terms(*small(**{"model.timesteps": 2000}), **names)
+    shallow = mean_terms(*small(**{"model.timesteps": 5}), **names)
+    (a, se_a), (b, se_b) = continuous["diffusion"], deep["diffusion"]
+    assert abs(a - b) < 4 * np.hypot(se_a, se_b) + 0.005 * a
+    assert shallow["diffusion"][0] > a + 10 * np.hypot(se_a, shallow["diffusion"][1])
+
+
+def test_stratified_and_independent_times_have_one_mean():
+    stratified = mean_terms(*small(), draws=300)["diffusion"]
+    independent = mean_terms(*small(**{"model.stratified": False}), draws=300)["diffusion"]
+    assert abs(stratified[0] - independent[0]) < 4 * np.hypot(stratified[1], independent[1])
+    assert stratified[1] < independent[1]
+
+
+def test_gradient_of_the_end_points_has_the_right_sign():
+    """A longer road costs more diffusion, a lower γ_0 less reconstruction, a higher γ_1 less
+    prior; the gradient agrees with finite differences of the loss on the same noise."""
+    made, params, batch = small(
+        **{"model.schedule.gamma_min": -4.0, "model.schedule.gamma_max": 2.0}
+    )
+
+    def term(name, start, width):
+        schedule = {"params": {"start": start, "width": width}}
+        changed = {**params, "schedule": schedule}
+        return made.loss(changed, rng(), batch, False)[name].mean()
+
+    def gradient(name):
+        return jax.grad(lambda *ends: term(name, *ends), argnums=(0, 1))(-4.0, 6.0)
+
+    start, width = gradient("reconstruction")
+    assert start > 0 and width == 0
+    start, width = gradient("prior")
+    assert start < 0 and width < 0
+    start, width = gradient("diffusion")
+    assert width > 0
+    for name in ("reconstruction", "prior", "diffusion"):
+        h = 1e-2
+        numeric = (term(name, -4.0 + h, 6.0) - term(name, -4.0 - h, 6.0)) / (2 * h)
+        np.testing.assert_allclose(gradient(name)[0], numeric, rtol=2e-2, atol=1e-2)
+
+
+def test_fixed_end_points_get_no_gradient_from_a_learned_interior():
+    made, params, batch = small(**{"model.schedule.name": "learned_net"})
+
+    def ends(schedule):
+        return made.gamma({**params, "schedule": schedule}, jnp.array([0.0, 1.0]))
+
+    jacobian = jax.jacobian(ends)(params["schedule"])
+    for leaf in jax.tree.leaves(jacobian):
+        np.testing.assert_allclose(leaf, 0.0, atol=1e-4)
+
+
+@pytest.mark.parametrize("parameterisation", ["eps", "x", "v", "levels"])
+def test_every_parameterisation_trains_and_samples(parameterisation):
+    made, params, batch = small(
+        **{"model.parameterisation": parameterisation, "model.sample_steps": 5}
+    )
+    value, grads = jax.value_and_grad(
+        lambda p: sum(t.mean() for t in made.loss(p, rng(), batch, True).values())
+    )(params)
+    assert np.isfinite(value)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+    samples = made.sample(params, rng(size=3), {k: v[:3] for k, v in batch.items()})
+    assert samples.shape == (3, 4, 4, 1) and samples.dtype == np.uint8 and samples.max() < 17
+
+
+def test_sampler_with_the_exact_denoiser_draws_the_data():
+    """For Gaussian data x ~ N(m, s²) and its own optimal x̂, samples have that mean and
+    variance, up to the error of 200 steps, and noise of z_0 beside them."""
+    from vdm import sampler
+
+    m, s2, count = 0.3, 0.04, 20_000
+
+    def predict_x(z_t, gamma):
+        alpha, sigma2 = encoder.alpha(gamma), jax.nn.sigmoid(gamma)
+        return (m * sigma2 + alpha * s2 * z_t) / (alpha**2 * s2 + sigma2)
+
+    gammas = jnp.linspace(-10.0, 6.0, 201)
+    z_1 = jax.random.normal(jax.random.key(0), (count, 1, 1, 1))
+    keys = jax.random.split(jax.random.key(1), count)
+    z_0 = np.asarray(jax.jit(lambda: sampler.ancestral(predict_x, gammas, z_1, keys))(), np.float64)
+    assert abs(z_0.mean() - m) < 4 * np.sqrt(s2 / count) + 0.003
+    assert abs(z_0.var() - s2) < 4 * s2 * np.sqrt(2 / count) + 0.03 * s2
+
+
+def test_labels_and_flags_reach_the_denoiser():
+    for condition in ("label", "augmented"):
+        made, params, batch = small(**{"model.condition": condition})
+        params = jax.tree.map(lambda v: v + 0.1, params)
+        before = made.loss(params, rng(), batch, False)["diffusion"]
+        other = {**batch, "label": (batch["label"] + 1) % 10, "augmented": batch["augmented"] + 1}
+        assert np.abs(made.loss(params, rng(), other, False)["diffusion"] - before).max() > 1e-3

@@ -1,0 +1,57 @@
+"""Every schedule keeps its end points, increases, and has the slope it says."""
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+import pytest
+
+from vdm import schedule
+
+LOW, HIGH = -13.3, 5.0
+CASES = [("fixed_linear", False), ("learned_linear", False)]
+CASES += [("learned_net", False), ("learned_net", True)]
+
+
+def made(name, learn_ends, seed=0):
+    """A schedule and random parameters, pushed about as training would."""
+    config = ConfigDict(dict(gamma_min=LOW, gamma_max=HIGH, learn_ends=learn_ends))
+    module = schedule.SCHEDULES[name](config)
+    return module, module.init(jax.random.key(seed), jnp.zeros(1))
+
+
+def pushed(params, seed):
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(100 + seed), max(1, len(leaves)))
+    return tree.unflatten([v + jax.random.normal(k, v.shape) for k, v in zip(keys, leaves)])
+
+
+@pytest.mark.parametrize("name, learn_ends", CASES)
+def test_starts_at_the_given_ends(name, learn_ends):
+    module, params = made(name, learn_ends)
+    ends = module.apply(params, jnp.array([0.0, 1.0]))
+    np.testing.assert_allclose(ends, [LOW, HIGH], atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name, learn_ends", CASES)
+def test_increases_and_keeps_ends_that_are_not_learned(name, learn_ends, seed):
+    module, params = made(name, learn_ends, seed)
+    params = pushed(params, seed)
+    gamma = module.apply(params, jnp.linspace(0, 1, 101))
+    assert np.all(np.diff(gamma) > 0)
+    if name in ("fixed_linear", "learned_net") and not learn_ends:
+        np.testing.assert_allclose(gamma[jnp.array([0, -1])], [LOW, HIGH], atol=1e-5)
+    else:
+        assert abs(float(gamma[0]) - LOW) > 1e-3
+
+
+@pytest.mark.parametrize("name, learn_ends", CASES)
+def test_slope_against_finite_differences(name, learn_ends):
+    module, params = made(name, learn_ends)
+    t = jnp.linspace(0.05, 0.95, 10)
+    gamma, slope = schedule.with_slope(lambda t: module.apply(params, t), t)
+    np.testing.assert_array_equal(gamma, module.apply(params, t))
+    h = 1e-2
+    near = (module.apply(params, t + h) - module.apply(params, t - h)) / (2 * h)
+    np.testing.assert_allclose(slope, near, rtol=2e-3)

@@ -1,0 +1,3 @@
+"""Variational diffusion models whose likelihood can be trusted."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,180 @@
+"""Checkpoints by orbax: written in the background, the newest few and the best kept.
+
+A checkpoint holds the State (step, parameters, EMA, optimiser) and, as JSON, the position
+in the data and the sums of the metrics since they were last written out. A checkpoint that
+was cut off while it was written is never seen: orbax renames it when it is whole.
+"""
+
+import json
+import pathlib
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
+
+from vdm.errors import UserError
+
+
+class Checkpoints:
+    """The checkpoints of one workdir."""
+
+    def __init__(self, workdir, newest, read_only=False):
+        """Keeps the `newest` newest, and the one with the lowest "bpd"."""
+        self._path = pathlib.Path(workdir).absolute() / "checkpoints"
+        policy = keep.AnyPreservationPolicy(
+            [
+                keep.LatestN(newest),
+                keep.BestN(
+                    get_metric_fn=lambda metrics: metrics["bpd"],
+                    reverse=True,
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                ),
+            ]
+        )
+        self._manager = ocp.CheckpointManager(
+            self._path,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policy,
+                best_fn=lambda metrics: metrics["bpd"],
+                best_mode="min",
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
+            ),
+            item_handlers={
+                "state": ocp.StandardCheckpointHandler(),
+                "rest": ocp.JsonCheckpointHandler(),
+            },
+        )
+
+    def save(self, step, state, rest, bpd=None):
+        """Saves in the background. `rest` is a JSON dictionary, `bpd` the test bits/dim."""
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state._asdict()), rest=ocp.args.JsonSave(rest)
+            ),
+            metrics=None if bpd is None else {"bpd": float(bpd)},
+        )
+
+    def latest(self):
+        """The newest step, or None where there is no checkpoint."""
+        return self._manager.latest_step()
+
+    def best(self):
+        """The step with the lowest test bits/dim, or None where none was evaluated."""
+        return self._manager.best_step()
+
+    def restore(self, like, step):
+        """The State and the rest of a step.
+
+        Args:
+          like: a State whose arrays have the shapes, types and devices to restore to.
+          step: as `latest` or `best` gives it.
+
+        Raises:
+          UserError: there is no checkpoint, or it is one of another model.
+        """
+        if step is None:
+            raise UserError(f"no such checkpoint is in {str(self._path)!r}; run --mode=train first.")
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like._asdict())
+        self._check(step, abstract)
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract), rest=ocp.args.JsonRestore()
+            ),
+        )
+        return type(like)(**restored.state), restored.rest
+
+    def _check(self, step, abstract):
+        """Raises UserError where the saved arrays are not those of `abstract`."""
+        saved = self._manager.item_metadata(step).state
+
+        def shapes(tree):
+            flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+            return {jax.tree_util.keystr(path, simple=True, separator="/"): v for path, v in flat}
+
+        saved, wanted = shapes(saved), shapes(abstract)
+        for name in sorted({*saved, *wanted}):
+            have, want = (
+                tuple(tree[name].shape) if name in tree else "absent" for tree in (saved, wanted)
+            )
+            if have != want:
+                raise UserError(
+                    f"the checkpoint of step {step} in {str(self._path)!r} is one of another "
+                    f"model: {name} is {have} there and {want} under this config. Give the "
+                    "config that it was trained with, or another --workdir."
+                )
+
+    def wait(self):
+        """Returns when all that was saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self):
+        """Waits, and lets go of the threads."""
+        self._manager.close()
+
+
+# ---- the config that a workdir was started with ---------------------------------------
+
+# Fields that may differ when a run goes on: how long, and what is told and drawn meanwhile.
+HARMLESS = (
+    "train.steps",
+    "train.keep",
+    "train.log_every",
+    "train.eval_every",
+    "train.checkpoint_every",
+    "train.sample_every",
+    "eval",
+    "sample",
+    "model.sample_steps",
+    "data.data_dir",
+    "data.on_device_gib",
+    "parallel",
+)
+
+
+def differences(old, new):
+    """[(field, old value, new value)] of two nested dictionaries, without what is harmless."""
+
+    def flat(config, prefix=""):
+        for name, value in config.items():
+            if isinstance(value, dict):
+                yield from flat(value, f"{prefix}{name}.")
+            else:
+                yield prefix + name, value
+
+    old, new = dict(flat(old)), dict(flat(new))
+    return [
+        (name, old.get(name), new.get(name))
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+        and not any(f"{name}.".startswith(f"{field}.") for field in HARMLESS)
+    ]
+
+
+def check_config(workdir, config):
+    """Raises UserError where the workdir was started with a config that differs."""
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.exists():
+        return
+    try:
+        started = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{str(path)!r} is damaged ({error}); give another --workdir.") from error
+    found = differences(started, config.to_dict())
+    if found:
+        fields = "; ".join(f"{name} was {old!r}, is {new!r}" for name, old, new in found)
+        raise UserError(
+            f"{str(workdir)!r} was started with another config: {fields}. "
+            "Set these fields back, or give another --workdir."
+        )
+
+
+def write_config(workdir, config):
+    """Writes config.json, whole or not at all."""
+    path = pathlib.Path(workdir) / "config.json"
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    part.replace(path)

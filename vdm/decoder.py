@@ -1,0 +1,33 @@
+"""The decoder p(x|z_0): each value on its own, over `vocab_size` levels (VDM eq. 8, app. C.2).
+
+p(x_i = v | z_0) ∝ q(z_0,i | x_i = v) = N(z_0,i; α_0 x_v, σ_0²), with x_v the v-th level.
+Dividing by α_0 leaves the logits −½ e^{−γ_0} (z_0/α_0 − x_v)².
+"""
+
+import jax
+import jax.numpy as jnp
+
+from vdm import encoder
+
+
+def logits(z_0, gamma_0, vocab_size):
+    """Unnormalised log p(x_i = v | z_0): z_0 [...] to [..., vocab_size], in nats."""
+    levels = encoder.scale(jnp.arange(vocab_size), vocab_size)
+    distance = (z_0 / encoder.alpha(gamma_0))[..., None] - levels
+    return -0.5 * jnp.exp(-jnp.asarray(gamma_0))[..., None] * jnp.square(distance)
+
+
+def log_prob(levels, z_0, gamma_0, vocab_size):
+    """log p(x|z_0) of each value, in nats: integer levels [...] and z_0 [...] to [...].
+
+    The logit of the true level is computed by itself, so nothing of size
+    [..., vocab_size] is gathered from or multiplied with; the sum over levels fuses.
+    """
+    distance = z_0 / encoder.alpha(gamma_0) - encoder.scale(levels, vocab_size)
+    true = -0.5 * jnp.exp(-gamma_0) * jnp.square(distance)
+    return true - jax.nn.logsumexp(logits(z_0, gamma_0, vocab_size), axis=-1)
+
+
+def sample(key, z_0, gamma_0, vocab_size):
+    """A draw of p(x|z_0): z_0 [...] to integer levels [...]."""
+    return jax.random.categorical(key, logits(z_0, gamma_0, vocab_size))

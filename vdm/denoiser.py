@@ -1,0 +1,68 @@
+"""The denoiser: one network, read as a prediction of the noise ε, of the data x, or of v.
+
+z = α x + σ ε and v = α ε − σ x (Salimans & Ho 2022), so each reading fixes the others.
+The ELBO uses ε̂; the sampler uses x̂.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from vdm import decoder, encoder
+
+PARAMETERISATIONS = ("eps", "x", "v", "levels")
+
+
+def outputs(parameterisation, channels, vocab_size):
+    """How many channels the network must give for a picture of `channels` channels."""
+    return channels * vocab_size if parameterisation == "levels" else channels
+
+
+def eps_hat(output, z_t, gamma, parameterisation, vocab_size):
+    """ε̂(z_t, γ) from the network's output.
+
+    eps: ε̂ = z_t + output, so that an output of zero is right where all is noise.
+    x: x̂ = output. v: v̂ = output.
+    levels: the output is, for each value, a log-probability over its levels as the rest
+      of the picture tells it; times the likelihood N(z_t; α x_v, σ²) of what the value's
+      own z_t tells, this is its posterior, and x̂ the posterior's mean.
+
+    Args:
+      output: [batch, height, width, channels], or channels · vocab_size for `levels`.
+      z_t: [batch, height, width, channels].
+      gamma: [batch, 1, 1, 1].
+    """
+    if parameterisation == "eps":
+        return z_t + output
+    if parameterisation == "x":
+        return eps_from_x(output, z_t, gamma)
+    if parameterisation == "v":
+        return eps_from_v(output, z_t, gamma)
+    if parameterisation == "levels":
+        return eps_from_x(_posterior_mean(output, z_t, gamma, vocab_size), z_t, gamma)
+    raise ValueError(f"parameterisation is {parameterisation!r}; accepted: {PARAMETERISATIONS}")
+
+
+def x_from_eps(eps, z_t, gamma):
+    """x̂ = (z_t − σ ε̂) / α."""
+    return (z_t - encoder.sigma(gamma) * eps) / encoder.alpha(gamma)
+
+
+def eps_from_x(x, z_t, gamma):
+    """ε̂ = (z_t − α x̂) / σ."""
+    return (z_t - encoder.alpha(gamma) * x) / encoder.sigma(gamma)
+
+
+def v_from_eps(eps, z_t, gamma):
+    """v̂ = (ε̂ − σ z_t) / α, from v = α ε − σ x."""
+    return (eps - encoder.sigma(gamma) * z_t) / encoder.alpha(gamma)
+
+
+def eps_from_v(v, z_t, gamma):
+    """ε̂ = σ z_t + α v̂."""
+    return encoder.sigma(gamma) * z_t + encoder.alpha(gamma) * v
+
+
+def _posterior_mean(output, z_t, gamma, vocab_size):
+    context = output.reshape(*z_t.shape, vocab_size)
+    posterior = jax.nn.softmax(decoder.logits(z_t, gamma, vocab_size) + context, axis=-1)
+    return posterior @ encoder.scale(jnp.arange(vocab_size), vocab_size)

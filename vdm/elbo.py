@@ -1,0 +1,62 @@
+"""The three terms of the ELBO, each in nats per example (VDM eq. 11; lecture (21)).
+
+−log p(x) ≤ reconstruction + prior + diffusion. Pure functions of arrays: x, ε and z are
+[batch, ...], γ is a scalar or [batch], and what comes back is [batch].
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from vdm import decoder, encoder
+
+
+def bits_per_dim(nats, shape):
+    """Nats per example to bits per dimension, a dimension being one of the values of `shape`."""
+    return nats / (math.prod(shape) * math.log(2.0))
+
+
+def times(u, strata, stratified):
+    """Diffusion times in [0, 1): i.i.d., or stratified over the global batch (VDM app. I.1).
+
+    Args:
+      u: [batch] uniforms. Stratified times use one and the same u for the whole batch.
+      strata: [batch], i/n for the i-th of the n examples of the global batch.
+      stratified: whether to stratify: t_i = (u + i/n) mod 1.
+    """
+    return jnp.mod(u + strata, 1.0) if stratified else u
+
+
+def reconstruction(levels, x, eps_0, gamma_0, vocab_size):
+    """E_q(z_0|x)[−log p(x|z_0)], by one draw of z_0: the lecture's reconstruction term."""
+    z_0 = encoder.diffuse(x, gamma_0, eps_0)
+    return -_sum(decoder.log_prob(levels, z_0, gamma_0, vocab_size))
+
+
+def prior(x, gamma_1):
+    """KL(q(z_1|x) ‖ N(0, I)), exact: the lecture's prior matching term.
+
+    ½ Σ (α² x² + σ² − 1 − log σ²), with σ² − 1 = −α².
+    """
+    alpha2 = jax.nn.sigmoid(-gamma_1)
+    return 0.5 * _sum(alpha2 * jnp.square(x) - alpha2 + jax.nn.softplus(-gamma_1))
+
+
+def diffusion(eps, eps_hat, weight):
+    """½ w ‖ε − ε̂‖²: the lecture's denoising matching term, by one draw of t and ε.
+
+    Args:
+      weight: [batch], γ'(t) in continuous time (VDM eq. 17, 18), and
+        T (e^{γ_t − γ_s} − 1) in a chain of T steps (VDM eq. 14), see `step_weight`.
+    """
+    return 0.5 * weight * _sum(jnp.square(eps - eps_hat))
+
+
+def step_weight(gamma_s, gamma_t, timesteps):
+    """T (e^{γ_t − γ_s} − 1): what one step of T, drawn uniformly, stands for (VDM eq. 14)."""
+    return timesteps * jnp.expm1(gamma_t - gamma_s)
+
+
+def _sum(values):
+    return jnp.sum(values, axis=tuple(range(1, values.ndim)))

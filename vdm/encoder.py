@@ -1,0 +1,56 @@
+"""The encoder q: linear, Gaussian, variance preserving, and not learned (VDM sec. 3.1).
+
+The lecture's restriction II. Pure functions of arrays; γ = −log SNR broadcasts against z.
+Every coefficient is formed from γ by a function that keeps float32 accurate between
+γ = −20, where σ² is 2e-9, and γ = 20, where α² is: no 1 − sigmoid, no log of a difference.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def alpha(gamma):
+    """α = sqrt(sigmoid(−γ)): what is left of the signal."""
+    return jnp.exp(0.5 * jax.nn.log_sigmoid(-gamma))
+
+
+def sigma(gamma):
+    """σ = sqrt(sigmoid(γ)): the noise that is in. α² + σ² = 1."""
+    return jnp.exp(0.5 * jax.nn.log_sigmoid(gamma))
+
+
+def scale(levels, vocab_size):
+    """Integer levels 0 … V−1 to the centres of V equal cells of [−1, 1]: (2i + 1)/V − 1."""
+    return (2.0 * levels.astype(jnp.float32) + 1.0) / vocab_size - 1.0
+
+
+def marginal(x, gamma):
+    """q(z_t|x) = N(α x, σ² I): its mean and its variance (VDM eq. 1)."""
+    return alpha(gamma) * x, jax.nn.sigmoid(gamma)
+
+
+def diffuse(x, gamma, eps):
+    """A draw z_t = α x + σ ε of q(z_t|x), ε ~ N(0, I)."""
+    return alpha(gamma) * x + sigma(gamma) * eps
+
+
+def transition(z_s, gamma_s, gamma_t):
+    """q(z_t|z_s), s < t: mean α_{t|s} z_s and variance σ²_{t|s} (VDM app. A.1).
+
+    σ²_{t|s} = σ_t² − α²_{t|s} σ_s² = σ_t² (1 − e^{γ_s − γ_t}), without the difference.
+    """
+    ratio = jnp.exp(0.5 * (jax.nn.log_sigmoid(-gamma_t) - jax.nn.log_sigmoid(-gamma_s)))
+    return ratio * z_s, -jnp.expm1(gamma_s - gamma_t) * jax.nn.sigmoid(gamma_t)
+
+
+def posterior(z_t, x, gamma_s, gamma_t):
+    """q(z_s|z_t, x), s < t: its mean and its variance (VDM app. A.2, eq. 25–27).
+
+    mean     α_{t|s} σ_s²/σ_t² z_t + α_s σ²_{t|s}/σ_t² x
+    variance σ²_{t|s} σ_s²/σ_t² = σ_s² (1 − e^{γ_s − γ_t})
+    """
+    log_ratio = jax.nn.log_sigmoid(gamma_s) - jax.nn.log_sigmoid(gamma_t)
+    log_alpha = 0.5 * (jax.nn.log_sigmoid(-gamma_t) - jax.nn.log_sigmoid(-gamma_s))
+    fresh = -jnp.expm1(gamma_s - gamma_t)
+    mean = jnp.exp(log_ratio + log_alpha) * z_t + alpha(gamma_s) * fresh * x
+    return mean, jax.nn.sigmoid(gamma_s) * fresh

@@ -1,0 +1,44 @@
+"""The contract that every generative model keeps, and `build(config) → model`."""
+
+from typing import Any, Protocol
+
+import jax
+
+from vdm import diffusion
+from vdm.errors import one_of
+from vdm.rng import Rng
+
+Params = Any
+Batch = dict[str, jax.Array]
+Terms = dict[str, jax.Array]
+
+
+class Model(Protocol):
+    """A frozen value that holds no arrays: all state is in `params`.
+
+    A batch is {"image": integer levels [batch, height, width, channels], "label": int32
+    [batch], "augmented": float32 [batch], 1 where the image was changed}.
+    """
+
+    def init(self, key: jax.Array, batch: Batch) -> Params:
+        """Fresh parameters."""
+
+    def loss(self, params: Params, rng: Rng, batch: Batch, train: bool) -> Terms:
+        """Name of each term to nats per example, [batch]; their sum is the negative ELBO,
+        or the exact negative log-likelihood where the model has one."""
+
+    def sample(self, params: Params, rng: Rng, batch: Batch) -> jax.Array:
+        """Integer levels [batch, height, width, channels], under the labels of `batch`."""
+
+
+MODELS = {"diffusion": diffusion.build}
+
+
+def build(config, spec) -> Model:
+    """The model that `config.model` describes, for pictures as `spec` (data.Spec) has them.
+
+    Raises:
+      UserError: a field of config.model has a value that is not accepted.
+    """
+    one_of("config.model.name", config.model.name, MODELS)
+    return MODELS[config.model.name](config.model, spec)

@@ -1,0 +1,56 @@
+"""A residual network over a picture's values as one vector: for 2-D points."""
+
+from flax import linen as nn
+import jax.numpy as jnp
+
+from vdm.nets.layers import ZEROS, Embedding, dropout, fourier_features, layer_keys
+
+
+class Layer(nn.Module):
+    """Norm, swish, dense, twice, around a residual; the embedding is added at the start."""
+
+    dropout: float
+
+    @nn.compact
+    def __call__(self, h, layer, embedding, keys):
+        width = h.shape[-1]
+        out = nn.silu(nn.LayerNorm()(h) + nn.Dense(width, name="embed")(embedding))
+        out = nn.silu(nn.Dense(width, name="first")(out))
+        out = dropout(out, self.dropout, layer_keys(keys, layer))
+        return h + nn.Dense(width, kernel_init=ZEROS, name="second")(out), None
+
+
+class MLP(nn.Module):
+    """`depth` residual layers; arguments and result are those of nets/layers.py.
+
+    Attributes:
+      out_channels: channels of the result, which starts at zero.
+      depth, width: layers, and their units.
+      dropout: share of each layer's activations that is dropped.
+      frequencies: of the Fourier features, in cycles per unit of z; () for none.
+      unroll: whether the layers are compiled one by one, not as a loop.
+    """
+
+    out_channels: int
+    depth: int
+    width: int
+    dropout: float
+    frequencies: tuple[float, ...]
+    unroll: bool
+
+    @nn.compact
+    def __call__(self, z, time, condition=None, keys=None):
+        batch, height, width, _ = z.shape
+        embedding = Embedding(self.width)(time, condition)
+        h = nn.Dense(self.width, name="in")(fourier_features(z, self.frequencies).reshape(batch, -1))
+        h, _ = nn.scan(
+            Layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast),
+            length=self.depth,
+            unroll=self.depth if self.unroll else 1,
+        )(self.dropout, name="layers")(h, jnp.arange(self.depth), embedding, keys)
+        h = nn.LayerNorm()(h)
+        h = nn.Dense(height * width * self.out_channels, kernel_init=ZEROS, name="out")(h)
+        return h.reshape(batch, height, width, self.out_channels)

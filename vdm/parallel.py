@@ -1,0 +1,116 @@
+"""Maps a function of one device over all devices of all hosts, along the axis "batch".
+
+Two ways that give the same bits: `pmap`, and `shard_map` over a global mesh. Either way
+what is shared (the state, the data set) is one replicated array without a device axis, and
+what is split (batches, results per example) has a leading axis of devices.
+"""
+
+import jax
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+
+from vdm.errors import one_of
+
+AXIS = "batch"
+KINDS = ("pmap", "shard_map")
+
+
+def _sharding(*spec):
+    mesh = jax.sharding.Mesh(jax.devices(), (AXIS,))
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def over_devices(function, kind, split_in, split_out, donate=()):
+    """Maps `function` over the devices.
+
+    Args:
+      function: of arrays of one device; may use the axis name "batch".
+      kind: "pmap" or "shard_map".
+      split_in: for each argument, whether it is split over devices, or else replicated.
+      split_out: the same for each result.
+      donate: the positions of arguments whose memory the result may take.
+
+    Raises:
+      UserError: `kind` is neither.
+    """
+    one_of("config.parallel", kind, KINDS)
+    if kind == "pmap":
+        axes_in, axes_out = (
+            tuple(0 if split else None for split in splits) for splits in (split_in, split_out)
+        )
+        return jax.pmap(
+            function, axis_name=AXIS, in_axes=axes_in, out_axes=axes_out, donate_argnums=donate
+        )
+
+    specs_in, specs_out = (
+        tuple(PartitionSpec(AXIS) if split else PartitionSpec() for split in splits)
+        for splits in (split_in, split_out)
+    )
+
+    def on_shard(*args):
+        args = [
+            jax.tree.map(lambda v: v[0], arg) if split else arg
+            for arg, split in zip(args, split_in)
+        ]
+        results = function(*args)
+        return tuple(
+            jax.tree.map(lambda v: v[None], result) if split else result
+            for result, split in zip(results, split_out)
+        )
+
+    mapped = jax.jit(
+        jax.shard_map(
+            on_shard,
+            mesh=_sharding().mesh,
+            in_specs=specs_in,
+            out_specs=specs_out,
+            check_vma=False,
+        ),
+        donate_argnums=donate,
+    )
+
+    def call(*args):
+        args = [split(arg) if is_split else arg for arg, is_split in zip(args, split_in)]
+        return mapped(*args)
+
+    return call
+
+
+def replicate(tree):
+    """The same values, given by every host, as one array on all devices."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, _sharding())
+    return multihost_utils.host_local_array_to_global_array(
+        tree, _sharding().mesh, PartitionSpec()
+    )
+
+
+def split(tree):
+    """Host arrays with a leading axis of local devices, as one array over all devices."""
+    sharding = _sharding(AXIS)
+    return jax.tree.map(lambda v: jax.make_array_from_process_local_data(sharding, v), tree)
+
+
+def per_device(tree):
+    """Splits the leading axis of host arrays over this host's devices: [devices, …]."""
+    devices = jax.local_device_count()
+    return jax.tree.map(lambda v: np.asarray(v).reshape(devices, -1, *v.shape[1:]), tree)
+
+
+def local(tree):
+    """This host's part of results that are split: NumPy, the axis of devices flattened."""
+
+    def one(value):
+        shards = sorted(value.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+        values = np.concatenate([np.asarray(shard.data) for shard in shards])
+        return values.reshape(-1, *values.shape[2:])
+
+    return jax.tree.map(one, tree)
+
+
+def gather(values):
+    """NumPy arrays of every host, one after the other."""
+    if jax.process_count() == 1:
+        return values
+    return multihost_utils.process_allgather(values, tiled=True)

@@ -1,0 +1,144 @@
+"""The training step: loss → gradient → mean over devices → optimiser → EMA; pure."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vdm import augment, rng as rng_lib
+from vdm.errors import one_of, require
+from vdm.parallel import AXIS
+
+
+class State(NamedTuple):
+    """All that training changes. Equal on every device."""
+
+    step: jax.Array  # int32 [], how many steps were taken
+    params: Any
+    ema: Any  # like params: their exponential moving average
+    opt_state: Any
+
+
+def init(model, optimizer, seed, batch):
+    """The State before the first step, from a batch of any size and the seed."""
+
+
+    @jax.jit
+    def fresh():
+        params = model.init(jax.random.fold_in(jax.random.key(seed), 0), batch)
+        # A copy, as the step is given both to overwrite.
+        ema = jax.tree.map(jnp.copy, params)
+        return State(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
+
+    return fresh()
+
+
+DECAYS = ("constant", "cosine")
+
+
+def learning_rate(config, steps):
+    """Step → learning rate: linear warm-up, then constant, or a cosine down to 0 at `steps`."""
+    one_of("config.optimizer.decay", config.decay, DECAYS)
+    require(
+        config.warmup >= 0, f"config.optimizer.warmup is {config.warmup}; accepted: 0 or more."
+    )
+    if config.decay == "constant":
+        after = optax.constant_schedule(config.learning_rate)
+    else:
+        after = optax.cosine_decay_schedule(config.learning_rate, max(1, steps - config.warmup))
+    warmup = optax.linear_schedule(0.0, config.learning_rate, max(1, config.warmup))
+    return optax.join_schedules([warmup, after], [config.warmup])
+
+
+def make_optimizer(config, steps):
+    """AdamW with clipping. The noise schedule's own parameters are not decayed: they are
+    levels of noise, and zero is no simpler a level than another."""
+
+    def decayed(params):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: path[0] != jax.tree_util.DictKey("schedule"), params
+        )
+
+    adamw = optax.adamw(
+        learning_rate(config, steps),
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        mask=decayed,
+    )
+    clip = [optax.clip_by_global_norm(config.clip)] if config.clip > 0 else []
+    return optax.chain(*clip, adamw)
+
+
+def make_step(model, optimizer, config, data_shape):
+    """Returns (state, data, batch) → (state, metrics), for one device of the axis "batch".
+
+    It takes as many steps as `batch` holds, in one scan, so the host is asked seldom.
+    `data` is {"image": [n, height, width, channels], "label": [n]} and then `batch` is
+    {"index": [steps, batch per device]}; or {} and then `batch` holds those arrays itself,
+    with [steps, batch per device] in front. `metrics` are [steps]: each term, and their sum
+    "loss", in nats per example averaged over the global batch, and the gradient's norm.
+    """
+    kinds = tuple(filter(None, config.data.augment.split(",")))
+    augment.check(kinds, data_shape)
+    root = jax.random.key(config.seed)
+    micro = config.train.accumulate
+
+    def loss(params, rng, batch):
+        terms = model.loss(params, rng, batch, train=True)
+        terms = {name: jnp.mean(nats) for name, nats in terms.items()}
+        return sum(terms.values()), terms
+
+    def gradient(params, key, index, size, batch):
+        rng = rng_lib.Rng(key, index, size)
+        image, augmented = augment.augment(rng.keys(rng_lib.AUGMENT), batch["image"], kinds)
+        batch = {"image": image, "label": batch["label"], "augmented": augmented}
+        (_, terms), grads = jax.value_and_grad(loss, has_aux=True)(params, rng, batch)
+        return grads, terms
+
+    def one_step(state, data, batch):
+        if data:
+            batch = jax.tree.map(lambda values: values[batch["index"]], data)
+        per_device = batch["label"].shape[0]
+        index = jax.lax.axis_index(AXIS) * per_device + jnp.arange(per_device)
+        size = per_device * jax.lax.axis_size(AXIS)
+        key = jax.random.fold_in(jax.random.fold_in(root, 1), state.step)
+
+        if micro == 1:
+            grads, terms = gradient(state.params, key, index, size, batch)
+        else:
+            parts = jax.tree.map(lambda v: v.reshape(micro, -1, *v.shape[1:]), (index, batch))
+            first = jax.tree.map(lambda v: v[0], parts)
+            shapes = jax.eval_shape(
+                lambda index, batch: gradient(state.params, key, index, size, batch), *first
+            )
+
+            def add(total, part):
+                return jax.tree.map(
+                    jnp.add, total, gradient(state.params, key, part[0], size, part[1])
+                ), None
+
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+            total, _ = jax.lax.scan(add, zeros, parts)
+            grads, terms = jax.tree.map(lambda v: v / micro, total)
+
+        grads, terms = jax.lax.pmean((grads, terms), AXIS)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        # The average forgets its start: of n steps it keeps at most about the last nine tenths.
+        n = state.step.astype(jnp.float32)
+        decay = jnp.minimum(config.train.ema, (1.0 + n) / (10.0 + n))
+        ema = jax.tree.map(lambda old, new: new + decay * (old - new), state.ema, params)
+        metrics = {
+            **terms,
+            "loss": sum(terms.values()),
+            "grad_norm": optax.global_norm(grads),
+        }
+        return State(state.step + 1, params, ema, opt_state), metrics
+
+    def steps(state, data, batch):
+        return jax.lax.scan(lambda state, batch: one_step(state, data, batch), state, batch)
+
+    return steps

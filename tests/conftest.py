@@ -1,6 +1,46 @@
 """Eight virtual CPU devices for every test, so that one process can be many devices."""
 
 import os
+import pathlib
+import subprocess
+import sys
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+# A run of a second or two: the digits, a tiny network, everything often.
+TINY = {
+    "config": "configs/digits.py",
+    "config.model.net.name": "mlp",
+    "config.model.net.depth": 1,
+    "config.model.net.width": 16,
+    "config.model.sample_steps": 3,
+    "config.train.steps": 12,
+    "config.train.batch_size": 16,
+    "config.train.substeps": 2,
+    "config.train.log_every": 3,
+    "config.train.eval_every": 4,
+    "config.train.checkpoint_every": 2,
+    "config.train.sample_every": 6,
+    "config.eval.passes": 2,
+    "config.eval.passes_in_training": 1,
+    "config.sample.num": 4,
+    "config.sample.batch_size": 4,
+}
+
+
+def command(workdir, devices=1, **flags):
+    """The command line of a tiny run, and its environment of that many virtual devices."""
+    flags = TINY | {"workdir": workdir} | flags
+    line = [sys.executable, "-m", "vdm.main"]
+    line += [f"--{name}={value}" for name, value in flags.items() if value is not None]
+    xla = f"--xla_force_host_platform_device_count={devices}"
+    return line, {**os.environ, "XLA_FLAGS": xla, "JAX_PLATFORMS": "cpu"}
+
+
+def run(workdir, devices=1, **flags):
+    """Runs a tiny run to its end; returns the finished process with its output."""
+    line, env = command(workdir, devices, **flags)
+    return subprocess.run(line, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)

@@ -54,15 +54,15 @@ def test_finite_depth_approaches_continuous_time():
     grid = np.linspace(low, high, 200_001)
     exact = np.trapezoid(0.5 * squared_error(grid), grid)
     errors = []
-    for timesteps in (10, 100, 1000):
+    for timesteps in (100, 400, 1600):
         gamma = np.linspace(low, high, timesteps + 1)
         weight = elbo.step_weight(jnp.float32(gamma[:-1]), jnp.float32(gamma[1:]), timesteps)
         eps = jnp.sqrt(jnp.float32(squared_error(gamma[1:])))[:, None]
         errors.append(float(elbo.diffusion(eps, 0 * eps, weight).mean()) - exact)
     assert errors[0] > errors[1] > errors[2] > 0
     for coarse, fine in zip(errors, errors[1:]):
-        assert 9 < coarse / fine < 14  # first order in 1/T, its own second order in the first
-    assert errors[2] < 0.01 * exact
+        assert 3.8 < coarse / fine < 4.5  # first order in 1/T
+    assert errors[2] < 0.005 * exact
 
 
 def test_prior_is_the_kl_to_a_standard_gaussian():
@@ -87,8 +87,11 @@ def test_decoder_is_a_distribution(vocab_size, gamma_0):
     logits = -0.5 * np.exp(-gamma) * (z_0[:, None] * np.sqrt(1 + np.exp(gamma)) - levels) ** 2
     top = logits.max(-1, keepdims=True)
     want = logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
-    # The logits reach 1e6 at γ = −13.3; what float32 loses is a share of that.
-    np.testing.assert_allclose(got, want, atol=1e-3, rtol=1e-4)
+    # Rounding z_0/α_0 (below 4) to float32 by up to 2^-23 moves the logits of levels that are
+    # neighbours apart by e^-γ times the distance of the levels times that.
+    near = want > -20
+    rounding = np.exp(-gamma) * (2 / vocab_size) * 2.0**-23
+    np.testing.assert_allclose(got[near], want[near], atol=1e-4 + 2 * rounding)
 
 
 def test_reconstruction_against_enumeration():

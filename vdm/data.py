@@ -423,7 +423,7 @@ def _tfds(config):
             f"features {sorted(builder.info.features)}; accepted: a data set with 'train', "
             "with 'test' or 'validation', and with 'image'."
         )
-    label = builder.info.features.get("label")
+    label = builder.info.features["label"] if "label" in builder.info.features else None
     shape = builder.info.features["image"].shape
 
     def split(key):

@@ -20,12 +20,16 @@ def logits(z_0, gamma_0, vocab_size):
 def log_prob(levels, z_0, gamma_0, vocab_size):
     """log p(x|z_0) of each value, in nats: integer levels [...] and z_0 [...] to [...].
 
-    The logit of the true level is computed by itself, so nothing of size
-    [..., vocab_size] is gathered from or multiplied with; the sum over levels fuses.
+    The logits are taken relative to that of the true level, x_v − x times 2 (z_0/α_0 − x)
+    − (x_v − x): nothing large cancels in float32, no log-probability is above 0, and nothing
+    of size [..., vocab_size] need be kept, as the sum over levels fuses.
     """
-    distance = z_0 / encoder.alpha(gamma_0) - encoder.scale(levels, vocab_size)
-    true = -0.5 * jnp.exp(-gamma_0) * jnp.square(distance)
-    return true - jax.nn.logsumexp(logits(z_0, gamma_0, vocab_size), axis=-1)
+    x = encoder.scale(levels, vocab_size)
+    distance = (z_0 / encoder.alpha(gamma_0) - x)[..., None]
+    to_level = encoder.scale(jnp.arange(vocab_size), vocab_size) - x[..., None]
+    precision = jnp.exp(-jnp.asarray(gamma_0))[..., None]
+    relative = 0.5 * precision * to_level * (2.0 * distance - to_level)
+    return -jax.nn.logsumexp(relative, axis=-1)
 
 
 def sample(key, z_0, gamma_0, vocab_size):

@@ -15,8 +15,10 @@ from vdm.nets.layers import ZEROS, Attention, Embedding, dropout, fourier_featur
 
 
 def group_norm(h):
-    """Group norm over 32 groups, or as many as the channels allow."""
-    return nn.GroupNorm(num_groups=math.gcd(32, h.shape[-1]))(h)
+    """Group norm over 32 groups as in the paper, or fewer where these would have less than 4
+    channels: with 1 channel a group, it would take the embedding, added to whole channels,
+    out again."""
+    return nn.GroupNorm(num_groups=math.gcd(32, max(1, h.shape[-1] // 4)))(h)
 
 
 class Block(nn.Module):

@@ -1,0 +1,145 @@
+"""pmap and shard_map to the same bits, many devices as one, and two processes as one run."""
+
+import socket
+import subprocess
+
+import jax
+import numpy as np
+import pytest
+
+from configs import default
+from conftest import ROOT, command, run
+from test_resume import metrics, state
+from vdm import data, model, parallel, step
+
+SPEC = data.Spec((4, 4, 1), 17, 10)
+
+
+def trained(kind, devices, monkeypatch, accumulate=1, **changes):
+    """The state and metrics after three steps on the same 16 pictures a step."""
+    config = default.get_config()
+    config.model.net.update(dict(name="mlp", depth=2, width=16, dropout=0.3))
+    config.data.augment = "flip,rotate"
+    config.train.accumulate = accumulate
+    config.optimizer.learning_rate = 1e-2
+    config.optimizer.warmup = 0
+    config.update_from_flattened_dict(changes)
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 17, (48, 4, 4, 1)).astype(np.uint8)
+    labels = draw.integers(0, 10, 48).astype(np.int32)
+
+    # Fewer devices than the process has, for the comparison with one.
+    local = jax.local_devices()[:devices]
+    monkeypatch.setattr(jax, "devices", lambda *_: local)
+    monkeypatch.setattr(jax, "local_device_count", lambda *_: devices)
+    made = model.build(config, SPEC)
+    optimizer = step.make_optimizer(config.optimizer, 100)
+    batch = {"image": images, "label": labels, "augmented": np.zeros(48, np.float32)}
+    start = parallel.replicate(step.init(made, optimizer, 0, batch))
+    mapped = parallel.over_devices(
+        step.make_step(made, optimizer, config, SPEC.shape),
+        kind,
+        split_in=(False, False, True),
+        split_out=(False, False),
+        donate=(0,),
+    )
+    index = np.arange(48, dtype=np.int32).reshape(3, devices, -1).swapaxes(0, 1)
+    resident = parallel.replicate({"image": images, "label": labels})
+    after, values = mapped(start, resident, {"index": index})
+    return jax.device_get((after, values))
+
+
+def leaves(tree):
+    return {jax.tree_util.keystr(p): v for p, v in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def test_pmap_and_shard_map_give_the_same_bits(monkeypatch):
+    one, other = (leaves(trained(kind, 8, monkeypatch)) for kind in parallel.KINDS)
+    for name in one:
+        assert one[name].tobytes() == other[name].tobytes(), name
+
+
+@pytest.mark.parametrize("kind", parallel.KINDS)
+def test_eight_devices_see_what_one_sees(kind, monkeypatch):
+    """Noise, times, dropout and augmentation belong to the example: the loss of each term
+    agrees to float32 rounding, and so do the parameters after three steps."""
+    many = trained(kind, 8, monkeypatch)
+    one = trained("pmap", 1, monkeypatch) if kind == "pmap" else trained(kind, 1, monkeypatch)
+    for name in ("diffusion", "reconstruction", "prior", "grad_norm"):
+        np.testing.assert_allclose(many[1][name], one[1][name], rtol=2e-5, atol=1e-6)
+    far = leaves(many[0].params)
+    for name, value in leaves(one[0].params).items():
+        np.testing.assert_allclose(far[name], value, rtol=1e-3, atol=2e-4, err_msg=name)
+
+
+def test_accumulation_is_the_same_batch(monkeypatch):
+    whole = trained("pmap", 2, monkeypatch)
+    parts = trained("pmap", 2, monkeypatch, accumulate=4)
+    np.testing.assert_allclose(parts[1]["loss"], whole[1]["loss"], rtol=2e-5)
+    np.testing.assert_allclose(parts[1]["grad_norm"], whole[1]["grad_norm"], rtol=1e-4)
+
+
+def test_other_seeds_and_steps_see_other_noise(monkeypatch):
+    one = trained("pmap", 2, monkeypatch)[1]["diffusion"]
+    other = trained("pmap", 2, monkeypatch, seed=1)[1]["diffusion"]
+    assert np.abs(one - other).min() > 1e-3
+
+
+def test_ema_follows_the_parameters(monkeypatch):
+    """By hand: decay min(ema, (1 + n)/(10 + n)) at step n, from the parameters of the start."""
+    states = [
+        trained("pmap", 1, monkeypatch, **{"optimizer.learning_rate": rate})[0]
+        for rate in (0.0, 1e-2)
+    ]
+    for start, ema in zip(jax.tree.leaves(states[0].params), jax.tree.leaves(states[0].ema)):
+        np.testing.assert_allclose(ema, start, rtol=1e-6)
+    moved = [np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, states[1][1:3]))]
+    assert max(moved) > 1e-3
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def together(workdir, **flags):
+    """Two processes of two devices each, on loopback."""
+    port, processes = free_port(), []
+    for number in range(2):
+        line, env = command(
+            workdir,
+            devices=2,
+            distributed="true",
+            coordinator=f"127.0.0.1:{port}",
+            processes=2,
+            process=number,
+            **flags,
+        )
+        processes.append(
+            subprocess.Popen(
+                line, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        )
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    for process, output in zip(processes, outputs):
+        assert process.returncode == 0, output
+    return outputs
+
+
+@pytest.mark.parametrize("kind", parallel.KINDS)
+def test_two_processes_train_save_and_resume_together(kind, tmp_path):
+    """Stopped at step 8 and started again, they end where one process of four devices does."""
+    flags = {"config.parallel": kind}
+    together(tmp_path / "two", **flags, **{"config.train.steps": 8})
+    outputs = together(tmp_path / "two", **flags)
+    assert "resuming at step 8 of 12" in outputs[0]
+    assert "step" not in outputs[1], "only the first process reports"
+
+    done = run(tmp_path / "one", devices=4, **flags)
+    assert done.returncode == 0, done.stderr
+    for a, b in zip(metrics(tmp_path / "two"), metrics(tmp_path / "one")):
+        assert a.keys() == b.keys() and a["step"] == b["step"]
+        np.testing.assert_allclose(a["bpd"], b["bpd"], rtol=1e-4)
+    two, one = state(tmp_path / "two"), state(tmp_path / "one")
+    assert two.keys() == one.keys()

@@ -1,0 +1,147 @@
+"""Real processes, killed at several moments, end as a run that was never stopped, bit for bit."""
+
+import json
+import signal
+import subprocess
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from PIL import Image
+import pytest
+
+from conftest import ROOT, TINY, command, run
+from vdm import report
+
+TIMING = ("seconds", "steps_per_second")
+
+
+def state(workdir, step=12):
+    """Every array of a checkpoint, as bytes by name."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.restore(workdir / "checkpoints" / str(step) / "state")
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): np.asarray(value).tobytes() for path, value in flat}
+
+
+def metrics(workdir):
+    """The lines of metrics.jsonl without what the clock says."""
+    rows = report.read_metrics(workdir / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if k not in TIMING} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that was never stopped."""
+    workdir = tmp_path_factory.mktemp("whole")
+    done = run(workdir)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def assert_same(workdir, whole):
+    assert metrics(workdir) == metrics(whole)
+    assert state(workdir) == state(whole)
+    for name in ("eval.json", "samples.png"):
+        assert (workdir / name).read_bytes() == (whole / name).read_bytes()
+
+
+def kill_when(line, env, ready):
+    """Starts a run and kills it as soon as `ready()` holds; returns whether it was killed."""
+    process = subprocess.Popen(
+        line, env=env, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while process.poll() is None and not ready():
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    return process.wait() == -signal.SIGKILL
+
+
+def test_killed_during_a_save_at_a_save_and_between(tmp_path, whole):
+    """SIGKILL while the first checkpoint is being written, after the one of step 4 is there,
+    and when the metrics are ahead of the newest checkpoint; then to the end."""
+    workdir = tmp_path / "killed"
+    line, env = command(workdir)
+    checkpoints = workdir / "checkpoints"
+
+    def saving():
+        return any("tmp" in path.name for path in checkpoints.glob("*"))
+
+    def saved(step):
+        return lambda: any(
+            path.name.isdigit() and int(path.name) >= step for path in checkpoints.glob("*")
+        )
+
+    def logged(step):
+        return lambda: any(row["step"] >= step for row in metrics(workdir))
+
+    for moment in (saving, saved(4), logged(9)):
+        assert kill_when(line, env, moment), "the run ended before it could be killed"
+    done = run(workdir)
+    assert done.returncode == 0, done.stderr
+    assert "resuming at step" in done.stdout
+    assert_same(workdir, whole)
+
+
+def test_stopped_by_ctrl_c_saves_and_goes_on(tmp_path, whole):
+    workdir = tmp_path / "stopped"
+    line, env = command(workdir, **{"config.train.checkpoint_every": 100})
+    process = subprocess.Popen(
+        line, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    while not any(row["step"] >= 3 for row in metrics(workdir)):
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate()[0]
+    assert process.returncode == 130, output
+    assert "the same command goes on" in output and "Traceback" not in output
+    done = run(workdir)
+    assert done.returncode == 0, done.stderr
+    assert "resuming at step" in done.stdout
+    assert_same(workdir, whole)
+
+
+def test_finished_run_says_so(whole):
+    before = metrics(whole)
+    done = run(whole)
+    assert done.returncode == 0 and "finished" in done.stdout
+    assert metrics(whole) == before
+
+
+def test_more_steps_go_on_and_other_fields_are_refused(tmp_path):
+    workdir = tmp_path / "run"
+    assert run(workdir).returncode == 0
+    refused = run(workdir, **{"config.model.net.width": 24, "config.seed": 5})
+    assert refused.returncode == 2 and refused.stdout == ""
+    for text in ("model.net.width was 16, is 24", "seed was 0, is 5"):
+        assert text in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    more = run(workdir, **{"config.train.steps": 14, "config.train.log_every": 1})
+    assert more.returncode == 0 and "resuming at step 12 of 14" in more.stdout
+    assert metrics(workdir)[-1]["step"] == 14
+
+
+def test_keeps_the_newest_and_the_best(whole):
+    kept = sorted(int(path.name) for path in (whole / "checkpoints").iterdir() if path.name.isdigit())
+    tests = {row["step"]: row["bpd"] for row in metrics(whole) if row["split"] == "test"}
+    assert kept == sorted({10, 12, min(tests, key=tests.get)})
+
+
+def test_eval_and_sample_take_the_config_of_the_workdir(whole):
+    trained = json.loads((whole / "eval.json").read_text())
+    evaluated = run(whole, config=None, mode="eval", **only("config.eval.passes", 2))
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert json.loads((whole / "eval.json").read_text()) == trained
+    for name in ("reconstruction", "prior", "diffusion", "total (ELBO)"):
+        assert name in evaluated.stdout
+    sampled = run(whole, config=None, mode="sample", **only("config.sample.num", 5))
+    assert sampled.returncode == 0, sampled.stderr
+    assert np.load(whole / "samples.npz")["image"].shape == (5, 8, 8, 1)
+    assert Image.open(whole / "samples.png").size[0] > 300
+
+
+def only(name, value):
+    """Flags that unset all of TINY but one."""
+    return {key: None for key in TINY if key.startswith("config.")} | {name: value}

@@ -1,0 +1,95 @@
+"""TFDS sets prepared as array_record, written here record by record, without TensorFlow."""
+
+import io
+import json
+import sys
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from configs import default
+from vdm import data
+from vdm.errors import UserError
+
+
+def load(name, root):
+    config = default.get_config()
+    config.update_from_flattened_dict(
+        {"data.name": name, "data.data_dir": str(root), "data.vocab_size": 256}
+    )
+    return data.load(config)
+
+
+def prepare(root, file_format="array_record"):
+    """Writes a "mnist" of 12 and 5 random pictures, in the files of the official builder."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    folder = root / "mnist" / "3.0.1"
+    folder.mkdir(parents=True)
+    draw, images, splits = np.random.default_rng(0), {}, []
+    for split, count in (("train", 12), ("test", 5)):
+        images[split] = draw.integers(0, 256, (count, 28, 28, 1), dtype=np.uint8)
+        path = folder / f"mnist-{split}.{file_format}-00000-of-00001"
+        writer = ArrayRecordWriter(str(path), "group_size:1")
+        for number, image in enumerate(images[split]):
+            png = io.BytesIO()
+            Image.fromarray(image[..., 0]).save(png, "PNG")
+            example = tf_example_pb2.Example()
+            example.features.feature["image"].bytes_list.value.append(png.getvalue())
+            example.features.feature["label"].int64_list.value.append(number % 10)
+            writer.write(example.SerializeToString())
+        writer.close()
+        splits.append(
+            {
+                "name": split,
+                "shardLengths": [str(count)],
+                "numBytes": "1",
+                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+            }
+        )
+    info = {"fileFormat": file_format, "name": "mnist", "version": "3.0.1", "splits": splits}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    module = "tensorflow_datasets.core.features."
+    shape = {"dtype": "uint8", "shape": {"dimensions": ["28", "28", "1"]}}
+    features = {
+        "image": {"image": shape, "pythonClassName": module + "image_feature.Image"},
+        "label": {
+            "classLabel": {"numClasses": "10"},
+            "pythonClassName": module + "class_label_feature.ClassLabel",
+        },
+    }
+    text = {
+        "pythonClassName": module + "features_dict.FeaturesDict",
+        "featuresDict": {"features": features},
+    }
+    (folder / "features.json").write_text(json.dumps(text))
+    return images
+
+
+def test_reads_prepared_files_without_tensorflow(tmp_path):
+    images = prepare(tmp_path)
+    made = load("mnist", tmp_path)
+    assert made.spec == data.Spec((28, 28, 1), 256, 10)
+    for name, split in (("train", made.train), ("test", made.test)):
+        read = split.read(np.arange(split.size))
+        np.testing.assert_array_equal(read["image"], images[name])
+        np.testing.assert_array_equal(read["label"], np.arange(split.size) % 10)
+    assert "tensorflow" not in sys.modules
+
+
+def test_unprepared_set_names_the_command(tmp_path):
+    with pytest.raises(UserError, match=f"tfds build cifar10 --data_dir={tmp_path} --file_format"):
+        load("cifar10", tmp_path)
+
+
+def test_wrong_file_format_names_the_command(tmp_path):
+    prepare(tmp_path, "tfrecord")
+    with pytest.raises(UserError, match="prepared as tfrecord.*--file_format=array_record"):
+        load("mnist", tmp_path)
+
+
+def test_unknown_set_suggests_a_name(tmp_path):
+    with pytest.raises(UserError, match="'cifer10'; accepted: 'digits'.*Did you mean 'cifar10'"):
+        load("cifer10", tmp_path)

@@ -44,6 +44,7 @@ def get_config():
     c.model.net.patch = 1  # transformer: side of a token's square of pixels
 
     c.optimizer = ConfigDict()
+    c.optimizer.name = "adamw"  # adamw; muon: for the matrices inside the layers
     c.optimizer.learning_rate = 2e-4
     c.optimizer.warmup = 100  # steps from 0 to the learning rate
     c.optimizer.decay = "constant"  # after that: constant, or cosine to 0 at the last step

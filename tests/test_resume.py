@@ -138,8 +138,8 @@ def test_eval_and_sample_take_the_config_of_the_workdir(whole):
         assert name in evaluated.stdout
     sampled = run(whole, config=None, mode="sample", **only("config.sample.num", 5))
     assert sampled.returncode == 0, sampled.stderr
-    assert np.load(whole / "samples.npz")["image"].shape == (5, 8, 8, 1)
-    assert Image.open(whole / "samples.png").size[0] > 300
+    with np.load(whole / "samples.npz") as samples, Image.open(whole / "samples.png") as grid:
+        assert samples["image"].shape == (5, 8, 8, 1) and grid.size[0] > 300
 
 
 def only(name, value):

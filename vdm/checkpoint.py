@@ -107,12 +107,12 @@ class Checkpoints:
                     "config that it was trained with, or another --workdir."
                 )
 
-    def wait(self):
-        """Returns when all that was saved is on disk."""
-        self._manager.wait_until_finished()
+    def preempted(self, step):
+        """Whether the cluster has told any process to end, agreed by all of them."""
+        return self._manager.reached_preemption(step)
 
     def close(self):
-        """Waits, and lets go of the threads."""
+        """Waits until all that was saved is on disk, and lets go of the threads."""
         self._manager.close()
 
 

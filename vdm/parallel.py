@@ -7,6 +7,7 @@ what is split (batches, results per example) has a leading axis of devices.
 
 import jax
 from jax.experimental import multihost_utils
+import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
@@ -81,9 +82,21 @@ def replicate(tree):
     """The same values, given by every host, as one array on all devices."""
     if jax.process_count() == 1:
         return jax.device_put(tree, _sharding())
-    return multihost_utils.host_local_array_to_global_array(
-        tree, _sharding().mesh, PartitionSpec()
-    )
+    return as_global(jax.tree.map(jnp.asarray, tree))
+
+
+def as_global(tree):
+    """Replicated results as arrays over the devices of all hosts, as checkpoints want them:
+    what pmap returns spans the devices of its own host only."""
+
+    def one(value):
+        if jax.process_count() == 1 or not value.is_fully_addressable:
+            return value
+        return multihost_utils.host_local_array_to_global_array(
+            value, _sharding().mesh, PartitionSpec()
+        )
+
+    return jax.tree.map(one, tree)
 
 
 def split(tree):

@@ -51,25 +51,63 @@ def learning_rate(config, steps):
     return optax.join_schedules([warmup, after], [config.warmup])
 
 
+OPTIMIZERS = ("adamw", "muon")
+
+
 def make_optimizer(config, steps):
-    """AdamW with clipping. The noise schedule's own parameters are not decayed: they are
-    levels of noise, and zero is no simpler a level than another."""
+    """AdamW, or Muon for the matrices inside the layers and AdamW for the rest; with clipping.
 
-    def decayed(params):
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: path[0] != jax.tree_util.DictKey("schedule"), params
+    Muon (Jordan et al. 2024) makes the update of a matrix orthogonal; scaled to the size of
+    an Adam update, it takes the same learning rate and, on the digits, half the steps.
+
+    Raises:
+      UserError: the name or a number is not accepted.
+    """
+    one_of("config.optimizer.name", config.name, OPTIMIZERS)
+    rate = learning_rate(config, steps)
+    if config.name == "adamw":
+        optimizer = optax.adamw(
+            rate,
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            mask=_decayed,
         )
-
-    adamw = optax.adamw(
-        learning_rate(config, steps),
-        b1=config.b1,
-        b2=config.b2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        mask=decayed,
-    )
+    else:
+        optimizer = optax.contrib.muon(
+            rate,
+            weight_decay=config.weight_decay,
+            weight_decay_mask=_decayed,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            eps=config.eps,
+            adam_weight_decay=config.weight_decay,
+            muon_weight_dimension_numbers=_matrices,
+            consistent_rms=0.2,
+        )
     clip = [optax.clip_by_global_norm(config.clip)] if config.clip > 0 else []
-    return optax.chain(*clip, adamw)
+    return optax.chain(*clip, optimizer)
+
+
+def _decayed(params):
+    """Which parameters are decayed: not the noise schedule's own, which are levels of noise,
+    and zero is no simpler a level than another."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path[0] != jax.tree_util.DictKey("schedule"), params
+    )
+
+
+def _matrices(params):
+    """Which axes of a parameter are a matrix for Muon: those of the dense kernels that are
+    stacked by a scan over layers, [layers, in, out]; None for all other parameters."""
+
+    def one(path, value):
+        names = [getattr(key, "key", None) for key in path]
+        stacked = "layers" in names and names[-1] == "kernel" and value.ndim == 3
+        return optax.contrib.MuonDimensionNumbers(1, 2) if stacked else None
+
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
 def make_step(model, optimizer, config, data_shape):
@@ -134,7 +172,7 @@ def make_step(model, optimizer, config, data_shape):
         metrics = {
             **terms,
             "loss": sum(terms.values()),
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
         }
         return State(state.step + 1, params, ema, opt_state), metrics
 

@@ -1,7 +1,8 @@
 """The loop: batches in, steps on the devices, numbers and pictures out; resumes anywhere."""
 
 import math
-import pathlib
+import shutil
+import signal
 import time
 
 import jax
@@ -41,11 +42,10 @@ def chunks(first, config):
     `first` alone: a resumed run takes the same chunks as one that never stopped.
     """
     train = config.train
-    due = [n for n in (train.log_every, train.eval_every, train.checkpoint_every) if n]
-    due += [n for n in (train.sample_every,) if n]
+    every = (train.log_every, train.eval_every, train.checkpoint_every, train.sample_every)
     step = first
     while step < train.steps:
-        ends = [train.steps, step + train.substeps, *((step // n + 1) * n for n in due)]
+        ends = [train.steps, step + train.substeps, *((step // n + 1) * n for n in every if n)]
         yield step, min(ends) - step
         step = min(ends)
 
@@ -54,19 +54,23 @@ def run(config, workdir):
     """Trains from the newest checkpoint of `workdir`, or from the start, to config.train.steps.
 
     Leaves there config.json, metrics.jsonl, TensorBoard events, checkpoints/, elbo.png,
-    samples/*.png, and at the end eval.json and samples.png.
+    samples/*.png, and at the end eval.json, samples.png and samples.npz.
 
     Raises:
       UserError: the config is not possible, or differs from that of the workdir.
+      KeyboardInterrupt: it was asked to stop, by Ctrl-C or SIGTERM, and has saved.
     """
-    workdir = pathlib.Path(workdir)
     lead = jax.process_index() == 0
-    checkpoint.check_config(workdir, config)
-    check(config)
-    this = run_lib.build(config)
     train = config.train
+    check(config)
+    checkpoints = checkpoint.Checkpoints(workdir, train.keep)
+    begun = checkpoints.latest() is not None
+    if begun:
+        checkpoint.check_config(workdir, config)
+    this = run_lib.build(config)
+    spec = this.data.spec
     step_fn = parallel.over_devices(
-        step_lib.make_step(this.model, this.optimizer, config, this.data.spec.shape),
+        step_lib.make_step(this.model, this.optimizer, config, spec.shape),
         config.parallel,
         split_in=(False, False, True),
         split_out=(False, False),
@@ -75,96 +79,88 @@ def run(config, workdir):
     evaluator = evaluate.make_evaluator(this.model, config, this.data)
     sampler = sample_lib.make_sampler(this.model, config, this.data)
 
-    checkpoints = checkpoint.Checkpoints(workdir, train.keep)
     state, rest = this.state, {"running": None, "seconds": 0.0}
-    if checkpoints.latest() is None:
-        if lead:
-            checkpoint.write_config(workdir, config)
-            print(report.parameter_table(state.params), flush=True)
-    else:
+    if begun:
         state, rest = checkpoints.restore(state, checkpoints.latest())
     first = int(state.step)
-    running = Running(rest["running"])
-
-    log = Log(config, workdir, first, rest["seconds"], this.data.spec.shape) if lead else None
     if first >= train.steps:
         if lead:
-            log.say(f"{workdir}: finished, {first} of {train.steps} steps were taken before.")
-    elif lead:
-        log.say(describe(config, this))
-        log.say(f"{'resuming at' if first else 'starting at'} step {first} of {train.steps}")
-
-    schedule = list(chunks(first, config))
-    resident = parallel.replicate(data_lib.resident(this.data.train, config)) if schedule else {}
-    batches = data_lib.train_chunks(this.data.train, config, schedule) if schedule else ()
-
-    def save(step, bpd=None):
-        seconds = log.seconds() if lead else 0.0
-        rest = {"running": running.sums, "seconds": seconds, "examples": step * train.batch_size}
-        checkpoints.save(step, state, rest, bpd)
-
-    def due(step, every):
-        return every and step % every == 0 or step == train.steps and every
-
-    step, saved = first, first
-    try:
-        for (begin, count), batch in zip(schedule, batches):
-            state, metrics = step_fn(state, resident, batch)
-            step = begin + count
-            if begin == first and lead:
-                jax.block_until_ready(state)
-                log.start_clock(step)  # compilation is no part of the speed
-            running.add(metrics)
-            if due(step, train.log_every):
-                means = running.means()
-                if lead:
-                    log.train(step, means)
-                require_finite(step, means)
-            elif lead:
-                log.progress(step)
-            bpd = None
-            if due(step, train.eval_every):
-                estimate = evaluator(state.ema, config.eval.passes_in_training)
-                bpd = estimate.mean["bpd"]
-                if lead:
-                    log.test(step, estimate)
-            if due(step, train.sample_every):
-                samples = sampler(state.ema)
-                if lead:
-                    log.samples(step, samples, this.data.spec.vocab_size)
-            if due(step, train.checkpoint_every) or step == train.steps:
-                save(step, bpd)
-                saved = step
-            if lead and (due(step, train.eval_every) or due(step, train.sample_every)):
-                log.start_clock(step)
-    except KeyboardInterrupt:
-        jax.block_until_ready(state)
-        if step > saved:
-            save(step)
-        checkpoints.wait()
-        if lead:
-            log.say(f"\nstopped at step {step}, saved; the same command goes on from there.")
-            log.close()
-        raise
-    if schedule and lead:
-        log.say("training done; evaluating")
-    checkpoints.wait()
-    if schedule or not (workdir / "eval.json").exists():
-        finish(config, workdir, state, evaluator, sampler, this, log)
-    checkpoints.close()
+            print(f"{workdir}: finished, {first} of {train.steps} steps were taken before.")
+        return
     if lead:
-        log.close()
+        checkpoint.write_config(workdir, config)
+        print(report.parameter_table(state.params))
+        print(describe(config, this))
+        print(f"{'resuming' if begun else 'starting'} at step {first} of {train.steps}", flush=True)
+    log = Log(config, workdir, first, rest["seconds"], spec) if lead else Silent()
+    running = Running(rest["running"])
+    plan = list(chunks(first, config))
+    resident = parallel.replicate(data_lib.resident(this.data.train, config))
+    stop = Stop()
+
+    for (begin, count), batch in zip(plan, data_lib.train_chunks(this.data.train, config, plan)):
+        state, metrics = step_fn(state, resident, batch)
+        step, bpd = begin + count, None
+        last = step == train.steps
+        running.add(metrics)
+        if begin == first:
+            jax.block_until_ready(state)
+            log.start_clock(step)  # compilation is no part of the speed
+
+        def due(every):
+            return last or every and step % every == 0
+
+        if due(train.log_every):
+            means = running.means()
+            log.train(step, means)
+            require_finite(step, means)
+        log.progress(step)
+        if due(train.eval_every):
+            passes = config.eval.passes if last else config.eval.passes_in_training
+            estimate = evaluator(state.ema, passes, progress=last and lead)
+            bpd = estimate.mean["bpd"]
+            log.test(step, estimate)
+        if due(train.sample_every):
+            log.samples(step, sampler(state.ema))
+        if last:
+            log.end(step, estimate)
+        stopping = not last and stop.asked(checkpoints, step)
+        if due(train.checkpoint_every) or stopping:
+            rest = {"running": running.sums, "seconds": log.seconds()}
+            checkpoints.save(step, parallel.as_global(state), rest, bpd)
+        if stopping:
+            checkpoints.close()
+            log.say(f"stopped at step {step}, saved; the same command goes on from there.")
+            log.close()
+            raise KeyboardInterrupt
+        if due(train.eval_every) or due(train.sample_every):
+            log.start_clock(step)
+    checkpoints.close()
+    log.close()
 
 
-def finish(config, workdir, state, evaluator, sampler, this, log):
-    """The last evaluation, with all its passes, and the last samples."""
-    estimate = evaluator(state.ema, config.eval.passes, progress=log is not None)
-    samples = sampler(state.ema)
-    if log is not None:
-        evaluate.write(workdir / "eval.json", estimate, int(state.step))
-        sample_lib.write(workdir, samples, this.data.spec.vocab_size)
-        log.say(report.estimate_table(estimate))
-        log.say(f"{workdir}: eval.json, samples.png, elbo.png, metrics.jsonl, checkpoints/")
+class Stop:
+    """Ctrl-C or SIGTERM ends the run after the chunk in hand, saved; a second ends it at once.
+
+    Many processes must stop at the same step: there SIGTERM goes through JAX's own service,
+    which they agree by, and Ctrl-C ends them at once.
+    """
+
+    def __init__(self):
+        self._asked = False
+        if jax.process_count() == 1:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self._ask)
+
+    def _ask(self, number, frame):
+        self._asked = True
+        for other in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(other, signal.default_int_handler)
+        tqdm.write("stopping after the steps in hand; once more to leave at once, unsaved")
+
+    def asked(self, checkpoints, step):
+        """Whether to stop after this step; the same on all processes."""
+        return self._asked or jax.process_count() > 1 and checkpoints.preempted(step)
 
 
 def describe(config, this):
@@ -225,10 +221,10 @@ class Running:
 class Log:
     """Tells a person how a run goes: a bar on a terminal, plain lines elsewhere, files, pictures."""
 
-    def __init__(self, config, workdir, first, seconds, shape):
+    def __init__(self, config, workdir, first, seconds, spec):
         self._train = config.train
         self._workdir = workdir
-        self._shape = shape
+        self._spec = spec
         self._writer = report.Writer(workdir, first)
         self._bar = tqdm(
             total=config.train.steps, initial=first, unit="step", disable=None, dynamic_ncols=True
@@ -258,7 +254,7 @@ class Log:
     def train(self, step, means):
         """Writes the means of the training metrics since the last time."""
         bits = {
-            name: float(elbo.bits_per_dim(value, self._shape))
+            name: float(elbo.bits_per_dim(value, self._spec.shape))
             for name, value in means.items()
             if name != "grad_norm"
         }
@@ -293,16 +289,33 @@ class Log:
         )
         report.save_curve(self._workdir / "elbo.png", self._writer.path)
 
-    def samples(self, step, samples, vocab_size):
-        """Draws samples."""
+    def samples(self, step, samples):
+        """Draws samples, and keeps the newest as samples.png and samples.npz."""
+        sample_lib.write(self._workdir, samples, self._spec.vocab_size)
         path = self._workdir / "samples" / f"{step:08d}.png"
-        report.save_samples(path, samples, vocab_size)
+        shutil.copyfile(self._workdir / "samples.png", path)
         self._writer.image(step, "samples", path)
+
+    def end(self, step, estimate):
+        """Writes and tells the last estimate."""
+        evaluate.write(self._workdir / "eval.json", estimate, step)
+        self.say(report.estimate_table(estimate))
+        self.say(f"{self._workdir}: eval.json, samples.png, elbo.png, metrics.jsonl, checkpoints/")
 
     def close(self):
         """Closes the files."""
         self._bar.close()
         self._writer.close()
+
+
+class Silent:
+    """The Log of the processes that tell nothing."""
+
+    def seconds(self):
+        return 0.0
+
+    def __getattr__(self, name):
+        return lambda *args: None
 
 
 def duration(seconds):

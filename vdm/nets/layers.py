@@ -5,6 +5,8 @@ to pictures, given `time` [batch] in about [0, 1], a `condition` [batch, k] or N
 when dropout is on, `keys` [batch], one random key for each example.
 """
 
+import math
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -47,11 +49,22 @@ class Embedding(nn.Module):
 
 
 def dropout(h, rate, keys):
-    """Zeroes a share `rate` of each example, drawn with its own key; h itself without keys."""
+    """Zeroes a share `rate` of each example, drawn with its own key; h itself without keys.
+
+    Each value is given 16 random bits, not the 32 of a uniform: half the cost, and a rate
+    that is exact to 2^-16.
+    """
     if keys is None or rate == 0:
         return h
-    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, h.shape[1:]))(keys)
-    return jnp.where(keep, h / (1.0 - rate), 0.0)
+    size = math.prod(h.shape[1:])
+    threshold = round(rate * 2**16)
+
+    def keep(key):
+        words = jax.random.bits(key, (-(-size // 2),), jnp.uint32)
+        bits = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)[:size]
+        return (bits >= threshold).reshape(h.shape[1:])
+
+    return jnp.where(jax.vmap(keep)(keys), h / (1.0 - threshold / 2**16), 0.0)
 
 
 def layer_keys(keys, layer):
@@ -70,9 +83,7 @@ class Attention(nn.Module):
     def __call__(self, h):
         batch, tokens, width = h.shape
         flat = h.reshape(-1, width)
-        q, k, v = (
-            nn.Dense(width, name=name)(flat).reshape(batch, tokens, self.heads, -1)
-            for name in ("query", "key", "value")
-        )
+        qkv = nn.Dense(3 * width, name="qkv")(flat).reshape(batch, tokens, 3, self.heads, -1)
+        q, k, v = (qkv[:, :, i] for i in range(3))
         out = jax.nn.dot_product_attention(q, k, v).reshape(-1, width)
         return nn.Dense(width, kernel_init=ZEROS, name="out")(out).reshape(h.shape)

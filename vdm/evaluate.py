@@ -59,12 +59,14 @@ def make_evaluator(model, config, data):
     )
     root = jax.random.fold_in(jax.random.key(config.seed), _EVAL)
 
-    def on_device(params, number, batch):
-        rng = Rng(jax.random.fold_in(root, number), batch["index"], data.test.size)
+    def on_device(params, number, size, batch):
+        # Pass k of image i has place k n + i among all: the times of one image are spread
+        # evenly over [0, 1), and so are those of all images.
+        rng = Rng(root, number * size[0] + batch["index"], size[0] * size[1])
         return (model.loss(params, rng, batch, train=False),)
 
     mapped = parallel.over_devices(
-        on_device, config.parallel, split_in=(False, False, True), split_out=(True,)
+        on_device, config.parallel, split_in=(False, False, False, True), split_out=(True,)
     )
 
     def evaluate(params, passes, progress=False):
@@ -72,6 +74,7 @@ def make_evaluator(model, config, data):
         batches = list(
             eval_batches(data.test, batch_size // jax.process_count(), config.eval.images)
         )
+        size = np.array([sum(int(b["real"].sum()) for b in batches), passes], np.int32)
         totals = None
         bar = tqdm(total=passes * len(batches), desc="evaluate", disable=not progress or None)
         for number in range(passes):
@@ -79,7 +82,7 @@ def make_evaluator(model, config, data):
             for batch in batches:
                 real = batch["real"]
                 inputs = {name: value for name, value in batch.items() if name != "real"}
-                (terms,) = mapped(params, np.int32(number), parallel.per_device(inputs))
+                (terms,) = mapped(params, np.int32(number), size, parallel.per_device(inputs))
                 terms = parallel.gather(parallel.local(terms) | {"real": real})
                 values.append({k: v[terms["real"]] for k, v in terms.items() if k != "real"})
                 bar.update()

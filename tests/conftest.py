@@ -17,6 +17,8 @@ TINY = {
     "config.model.net.depth": 1,
     "config.model.net.width": 16,
     "config.model.sample_steps": 3,
+    "config.optimizer.name": "adamw",
+    "config.optimizer.learning_rate": 1e-3,
     "config.train.steps": 12,
     "config.train.batch_size": 16,
     "config.train.substeps": 2,
@@ -37,7 +39,20 @@ def command(workdir, devices=1, **flags):
     line = [sys.executable, "-m", "vdm.main"]
     line += [f"--{name}={value}" for name, value in flags.items() if value is not None]
     xla = f"--xla_force_host_platform_device_count={devices}"
-    return line, {**os.environ, "XLA_FLAGS": xla, "JAX_PLATFORMS": "cpu"}
+    # Compiled programs are kept between the many processes, and between runs of the tests.
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    return line, {**os.environ, "XLA_FLAGS": xla, "JAX_PLATFORMS": "cpu", **cache}
+
+
+def only(**flags):
+    """Flags that unset all of TINY's config but what is given, with _ for the dots."""
+    return {name: None for name in TINY if name.startswith("config")} | {
+        name.replace("_", "."): value for name, value in flags.items()
+    }
 
 
 def run(workdir, devices=1, **flags):

@@ -1,72 +1,85 @@
 """Bad input: one line that names the value, what is accepted and the fix; exit code 2."""
 
-import os
-import pathlib
-
-import numpy as np
+import jax
 import pytest
 
-from conftest import run
-from vdm import main
-from vdm.errors import UserError
+from configs import digits
+from conftest import only, run
+from vdm import main, train
+from vdm.errors import UserError, one_line
 
-# Flags, and what the one line must hold.
-BAD = {
+# What the command line is given, and what its one line must hold.
+BAD_FLAGS = {
     "misspelt field": ({"config.train.stepz": 3}, "train.stepz", "Did you mean 'train.steps'"),
     "misspelt group": ({"config.optimiser.clip": 1}, "optimiser.clip", "'optimizer.clip'"),
     "wrong type": ({"config.train.steps": "many"}, "config.train.steps=many", "int"),
     "misspelt flag": ({"workdri": "x"}, "--workdri", "Did you mean 'workdir'"),
     "unknown mode": ({"mode": "fly"}, "--mode is 'fly'", "'train', 'eval', 'sample'"),
     "no such config": ({"config": "configs/digit.py"}, "configs/digit.py", "configs/digits.py"),
-    "batch": ({"config.train.batch_size": 15, "devices": 2}, "batch_size is 15", "multiple of 2"),
-    "eval batch": ({"config.eval.batch_size": 7, "devices": 2}, "eval.batch_size is 7", "of the 2"),
-    "accumulate": ({"config.train.accumulate": 5}, "batch_size is 16", "such as 20"),
-    "vocab_size": ({"config.data.vocab_size": 16}, "vocab_size is 16", "up to 16", "17 or more"),
-    "vocab_size > 256": ({"config.data.vocab_size": 300}, "vocab_size is 300", "2 to 256"),
-    "gammas": (
-        {"config.model.schedule.gamma_min": 6.0}, "gamma_min is 6.0 and gamma_max is", "smaller",
-    ),
-    "data set": ({"config.data.name": "digitz"}, "'digitz'", "Did you mean 'digits'"),
+    "no config": (only(), "--config is missing", "configs/digits.py"),
+    "field without config": (only(config_seed=1), "--config.seed", "--config=FILE"),
+    "workdir": ({"workdir": "/dev/null/x"}, "'/dev/null/x'", "cannot be written", "give a folder"),
+    "eval without run": ({"mode": "eval"}, "has no checkpoint", "--mode=train first"),
+    "a config value": ({"config.data.name": "digitz"}, "'digitz'", "Did you mean 'digits'"),
+}
+
+# Fields of the digits' config, on the eight devices of the tests, and the same.
+BAD_VALUES = {
+    "batch": ({"train.batch_size": 15}, "batch_size is 15", "multiple of 8", "such as 16"),
+    "eval batch": ({"eval.batch_size": 7}, "eval.batch_size is 7", "of the 8 devices"),
+    "sample batch": ({"sample.batch_size": 7}, "sample.batch_size is 7", "of the 8 devices"),
+    "accumulate": ({"train.accumulate": 5}, "batch_size is 128", "such as 160"),
+    "vocab_size": ({"data.vocab_size": 16}, "vocab_size is 16", "up to 16", "17 or more"),
+    "vocab_size > 256": ({"data.vocab_size": 300}, "vocab_size is 300", "2 to 256"),
+    "gammas": ({"model.schedule.gamma_min": 6.0}, "6.0 and gamma_max is 5.0", "smaller"),
     "unprepared": (
-        {"config.data.name": "cifar10", "config.data.data_dir": "/nowhere"},
-        "'cifar10' is not prepared", "tfds build cifar10 --data_dir=/nowhere",
+        {"data.name": "cifar10", "data.data_dir": "/nowhere"},
+        "'cifar10' is not prepared",
+        "tfds build cifar10 --data_dir=/nowhere",
     ),
-    "no folder": (
-        {"config.data.name": "folder", "config.data.data_dir": "/nowhere"}, "'/nowhere'", "exist",
-    ),
-    "schedule": ({"config.model.schedule.name": "cubic"}, "'cubic'", "'learned_linear'"),
-    "net": ({"config.model.net.name": "resnet"}, "'resnet'", "'unet', 'transformer', 'mlp'"),
-    "heads": ({"config.model.net.heads": 3}, "net.width is 16", "multiple of"),
-    "dropout": ({"config.model.net.dropout": 1.0}, "dropout is 1.0"),
-    "parallel": ({"config.parallel": "pmpa"}, "'pmpa'", "Did you mean 'pmap'"),
-    "augment": ({"config.data.augment": "flip,mirror"}, "'mirror'", "flip, rotate, channels"),
-    "steps": ({"config.train.steps": 0}, "train.steps is 0", "1 or more"),
-    "no config": ({"config": None, "only": True}, "--config is missing", "configs/digits.py"),
-    "eval without run": ({"mode": "eval"}, "no such checkpoint", "--mode=train first"),
-}  # fmt: skip
+    "no folder": ({"data.name": "folder", "data.data_dir": "/nowhere"}, "'/nowhere'", "exist"),
+    "schedule": ({"model.schedule.name": "cubic"}, "'cubic'", "'learned_linear'"),
+    "net": ({"model.net.name": "resnet"}, "'resnet'", "'unet', 'transformer', 'mlp'"),
+    "heads": ({"model.net.heads": 3}, "net.width is 64", "multiple of"),
+    "patch": ({"model.net.patch": 3}, "patch is 3", "height 8 and width 8"),
+    "dropout": ({"model.net.dropout": 1.0}, "dropout is 1.0"),
+    "fourier": ({"model.net.fourier": -1}, "fourier is -1", "0 or more"),
+    "label": ({"data.name": "swirl", "model.condition": "label"}, "no labels", "'none'"),
+    "optimizer": ({"optimizer.name": "adam"}, "'adam'", "Did you mean 'adamw'"),
+    "decay": ({"optimizer.decay": "step"}, "'step'", "'constant', 'cosine'"),
+    "parallel": ({"parallel": "pmpa"}, "'pmpa'", "Did you mean 'pmap'"),
+    "augment": ({"data.augment": "flip,mirror"}, "'mirror'", "flip, rotate, channels"),
+    "steps": ({"train.steps": 0}, "train.steps is 0", "1 or more"),
+    "passes": ({"eval.passes": 0}, "eval.passes is 0", "1 or more"),
+    "samples": ({"sample.num": 0}, "sample.num is 0", "1 or more"),
+}
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line(case, tmp_path):
-    flags, *texts = BAD[case]
-    flags = dict(flags)
-    if flags.pop("only", False):
-        from test_resume import only
-
-        flags |= only("workdir", str(tmp_path))
-    done = run(tmp_path, devices=flags.pop("devices", 1), **flags)
+@pytest.mark.parametrize("case", BAD_FLAGS)
+def test_bad_flags_are_one_line_and_exit_code_2(case, tmp_path):
+    flags, *texts = BAD_FLAGS[case]
+    done = run(**{"workdir": tmp_path} | flags)
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
     for text in texts:
         assert text in done.stderr
 
 
-def test_workdir_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file/run.*cannot be written.*give a folder"):
-        main.check_workdir(tmp_path / "file" / "run", "train")
+@pytest.mark.parametrize("case", BAD_VALUES)
+def test_bad_values_are_refused_before_training(case, tmp_path):
+    changes, *texts = BAD_VALUES[case]
+    config = digits.get_config()
+    config.update_from_flattened_dict(changes)
+    assert jax.device_count() == 8
+    with pytest.raises(UserError) as error:
+        train.run(config, tmp_path)
+    for text in texts:
+        assert text in one_line(error.value)
+
+
+def test_workdir_of_no_run():
     with pytest.raises(UserError, match="does not exist.*--mode=train first"):
-        main.check_workdir(tmp_path / "nothing", "eval")
+        main.check_workdir(main.pathlib.Path("/nowhere"), "eval")
 
 
 def test_checkpoint_of_another_model(tmp_path):
@@ -81,7 +94,7 @@ def test_checkpoint_of_another_model(tmp_path):
 
 
 def test_help_shows_the_commands():
-    done = run("unused", help="true", config=None)
-    assert done.returncode == 0
+    done = run("unused", help="true", **only())
+    assert done.returncode == 0, done.stderr
     for text in ("--config=configs/digits.py", "--mode", "--workdir", "configs/default.py"):
         assert text in done.stdout

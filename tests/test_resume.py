@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 from PIL import Image
 import pytest
 
-from conftest import ROOT, TINY, command, run
+from conftest import ROOT, command, only, run
 from vdm import report
 
 TIMING = ("seconds", "steps_per_second")
@@ -137,17 +137,12 @@ def test_keeps_the_newest_and_the_best(whole):
 
 def test_eval_and_sample_take_the_config_of_the_workdir(whole):
     trained = json.loads((whole / "eval.json").read_text())
-    evaluated = run(whole, config=None, mode="eval", **only("config.eval.passes", 2))
+    evaluated = run(whole, mode="eval", **only(config_eval_passes=2))
     assert evaluated.returncode == 0, evaluated.stderr
     assert json.loads((whole / "eval.json").read_text()) == trained
     for name in ("reconstruction", "prior", "diffusion", "total (ELBO)"):
         assert name in evaluated.stdout
-    sampled = run(whole, config=None, mode="sample", **only("config.sample.num", 5))
+    sampled = run(whole, mode="sample", **only(config_sample_num=5))
     assert sampled.returncode == 0, sampled.stderr
     with np.load(whole / "samples.npz") as samples, Image.open(whole / "samples.png") as grid:
         assert samples["image"].shape == (5, 8, 8, 1) and grid.size[0] > 300
-
-
-def only(name, value):
-    """Flags that unset all of TINY but one."""
-    return {key: None for key in TINY if key.startswith("config.")} | {name: value}

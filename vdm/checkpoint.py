@@ -15,6 +15,11 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 from vdm.errors import UserError
 
 
+def begun(workdir):
+    """Whether a run has saved a checkpoint in the workdir."""
+    return any(path.name.isdigit() for path in pathlib.Path(workdir).glob("checkpoints/*"))
+
+
 class Checkpoints:
     """The checkpoints of one workdir."""
 
@@ -76,7 +81,10 @@ class Checkpoints:
           UserError: there is no checkpoint, or it is one of another model.
         """
         if step is None:
-            raise UserError(f"no such checkpoint is in {str(self._path)!r}; run --mode=train first.")
+            raise UserError(
+                f"no checkpoint in {str(self._path)!r} was evaluated; set config.eval.checkpoint "
+                "to 'newest'."
+            )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like._asdict())
         self._check(step, abstract)
         restored = self._manager.restore(

@@ -178,6 +178,7 @@ def _net(config, spec):
     one_of("config.model.net.attention", net.attention, ("middle", "everywhere"))
     for name in ("depth", "width", "heads", "patch"):
         require(net[name] >= 1, f"config.model.net.{name} is {net[name]}; accepted: 1 or more.")
+    require(net.fourier >= 0, f"config.model.net.fourier is {net.fourier}; accepted: 0 or more.")
     require(
         0 <= net.dropout < 1,
         f"config.model.net.dropout is {net.dropout}; accepted: 0 up to, but not, 1.",

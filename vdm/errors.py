@@ -21,3 +21,8 @@ def require(condition, message):
     """Raises UserError with `message` unless `condition` holds."""
     if not condition:
         raise UserError(message)
+
+
+def one_line(error):
+    """An exception's text without line breaks."""
+    return " ".join(str(error).split())

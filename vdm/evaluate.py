@@ -57,6 +57,9 @@ def make_evaluator(model, config, data):
         f"config.eval.batch_size is {batch_size}; accepted: a multiple of the "
         f"{jax.device_count()} devices.",
     )
+    for name in ("passes", "passes_in_training"):
+        value = config.eval[name]
+        require(value > 0, f"config.eval.{name} is {value}; accepted: 1 or more.")
     root = jax.random.fold_in(jax.random.key(config.seed), _EVAL)
 
     def on_device(params, number, size, batch):
@@ -70,7 +73,6 @@ def make_evaluator(model, config, data):
     )
 
     def evaluate(params, passes, progress=False):
-        require(passes > 0, f"config.eval.passes is {passes}; accepted: 1 or more.")
         batches = list(
             eval_batches(data.test, batch_size // jax.process_count(), config.eval.images)
         )

@@ -19,7 +19,7 @@ from absl import app, flags, logging
 import ml_collections
 from ml_collections import config_flags
 
-from vdm.errors import UserError, one_of, require
+from vdm.errors import UserError, one_line, one_of, require
 
 MODES = ("train", "eval", "sample")
 
@@ -171,16 +171,11 @@ def nearest_file(path):
     return f"Did you mean {near[0]!r}?" if near else ""
 
 
-def one_line(error):
-    """An exception's text without line breaks."""
-    return " ".join(str(error).split())
-
-
 def cli():
     """Runs main; bad input ends in one line and exit code 2, Ctrl-C in exit code 130."""
     app.define_help_flags()
     logging.set_verbosity(logging.ERROR)  # the libraries' own reports are not the run's
-    if any(arg in ("--help", "-h", "-help") for arg in sys.argv[1:]):
+    if any(re.fullmatch("--?h(elp(=true)?)?", arg) for arg in sys.argv[1:]):
         print(__doc__ + "\n" + FLAGS.main_module_help())
         return 0
     try:

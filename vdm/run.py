@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from vdm import checkpoint, data as data_lib, model as model_lib, parallel, step as step_lib
-from vdm.errors import one_of
+from vdm.errors import one_of, require
 
 
 class Run(NamedTuple):
@@ -36,6 +36,10 @@ def restore(config, workdir):
       UserError: the workdir has no checkpoint, or was started with another config.
     """
     one_of("config.eval.checkpoint", config.eval.checkpoint, ("newest", "best"))
+    require(
+        checkpoint.begun(workdir),
+        f"--workdir is {str(workdir)!r}, which has no checkpoint; run --mode=train first.",
+    )
     checkpoint.check_config(workdir, config)
     run = build(config)
     checkpoints = checkpoint.Checkpoints(workdir, config.train.keep, read_only=True)

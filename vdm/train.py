@@ -63,8 +63,7 @@ def run(config, workdir):
     lead = jax.process_index() == 0
     train = config.train
     check(config)
-    checkpoints = checkpoint.Checkpoints(workdir, train.keep)
-    begun = checkpoints.latest() is not None
+    begun = checkpoint.begun(workdir)
     if begun:
         checkpoint.check_config(workdir, config)
     this = run_lib.build(config)
@@ -79,6 +78,7 @@ def run(config, workdir):
     evaluator = evaluate.make_evaluator(this.model, config, this.data)
     sampler = sample_lib.make_sampler(this.model, config, this.data)
 
+    checkpoints = checkpoint.Checkpoints(workdir, train.keep)
     state, rest = this.state, {"running": None, "seconds": 0.0}
     if begun:
         state, rest = checkpoints.restore(state, checkpoints.latest())
@@ -86,6 +86,7 @@ def run(config, workdir):
     if first >= train.steps:
         if lead:
             print(f"{workdir}: finished, {first} of {train.steps} steps were taken before.")
+        checkpoints.close()
         return
     if lead:
         checkpoint.write_config(workdir, config)

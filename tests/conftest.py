@@ -19,6 +19,7 @@ TINY = {
     "config.model.sample_steps": 3,
     "config.optimizer.name": "adamw",
     "config.optimizer.learning_rate": 1e-3,
+    "config.optimizer.decay": "constant",
     "config.train.steps": 12,
     "config.train.batch_size": 16,
     "config.train.substeps": 2,

@@ -1,5 +1,7 @@
 """The model as a whole: its loss against its own distributions, and its gradients' signs."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +26,7 @@ def small(**changes):
         "augmented": np.zeros(64, np.float32),
     }
     made = model.build(config, SPEC)
-    return made, made.init(jax.random.key(0), batch), batch
+    return made, jax.jit(made.init)(jax.random.key(0), batch), batch
 
 
 def rng(number=0, size=64):
@@ -64,13 +66,14 @@ def test_gradient_of_the_end_points_has_the_right_sign():
         **{"model.schedule.gamma_min": -4.0, "model.schedule.gamma_max": 2.0}
     )
 
+    @functools.partial(jax.jit, static_argnums=0)
     def term(name, start, width):
         schedule = {"params": {"start": start, "width": width}}
         changed = {**params, "schedule": schedule}
         return made.loss(changed, rng(), batch, False)[name].mean()
 
     def gradient(name):
-        return jax.grad(lambda *ends: term(name, *ends), argnums=(0, 1))(-4.0, 6.0)
+        return jax.jit(jax.grad(lambda *ends: term(name, *ends), argnums=(0, 1)))(-4.0, 6.0)
 
     start, width = gradient("reconstruction")
     assert start > 0 and width == 0
@@ -100,9 +103,8 @@ def test_every_parameterisation_trains_and_samples(parameterisation):
     made, params, batch = small(
         **{"model.parameterisation": parameterisation, "model.sample_steps": 5}
     )
-    value, grads = jax.value_and_grad(
-        lambda p: sum(t.mean() for t in made.loss(p, rng(), batch, True).values())
-    )(params)
+    loss = lambda p: sum(t.mean() for t in made.loss(p, rng(), batch, True).values())
+    value, grads = jax.jit(jax.value_and_grad(loss))(params)
     assert np.isfinite(value)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
     samples = made.sample(params, rng(size=3), {k: v[:3] for k, v in batch.items()})

@@ -61,20 +61,21 @@ def test_fourier_features_have_the_period_of_the_levels():
 @pytest.mark.parametrize("name", NETS)
 def test_starts_at_zero_and_depends_on_all_it_is_given(name):
     net, (z, time, condition) = NETS[name], given()
-    params = net.init(jax.random.key(0), z, time, condition)
-    start = net.apply(params, z, time, condition)
+    params = jax.jit(net.init)(jax.random.key(0), z, time, condition)
+    apply = jax.jit(net.apply)
+    start = apply(params, z, time, condition)
     assert start.shape == (3, 4, 4, 2)
     np.testing.assert_array_equal(start, 0.0)
 
     params = pushed(params)
-    out = net.apply(params, z, time, condition)
+    out = apply(params, z, time, condition)
     for other in (
         (z.at[0, 0, 0, 0].add(1.0), time, condition),
         (z, time + 0.3, condition),
         (z, time, condition + 1.0),
     ):
-        assert np.abs(net.apply(params, *other) - out).max() > 1e-3
-    far = net.apply(params, z.at[0, 0, 0, 0].add(1.0), time, condition) - out
+        assert np.abs(apply(params, *other) - out).max() > 1e-3
+    far = apply(params, z.at[0, 0, 0, 0].add(1.0), time, condition) - out
     assert np.abs(far[0, 3, 3]).max() > 1e-6, "attention carries a pixel to every other"
     np.testing.assert_allclose(far[1:], 0.0, atol=1e-5, err_msg="examples do not mix")
 
@@ -83,24 +84,25 @@ def test_starts_at_zero_and_depends_on_all_it_is_given(name):
 def test_dropout_belongs_to_the_example(name):
     """Half of a batch, with its keys, drops what it drops in the whole batch."""
     net, (z, time, condition) = NETS[name], given(4)
-    params = pushed(net.init(jax.random.key(0), z, time, condition))
+    params = pushed(jax.jit(net.init)(jax.random.key(0), z, time, condition))
     keys = rng.Rng(jax.random.key(3), jnp.arange(4), 4).keys(rng.DROPOUT)
-    whole = net.apply(params, z, time, condition, keys)
-    half = net.apply(params, z[2:], time[2:], condition[2:], keys[2:])
+    apply = jax.jit(net.apply)
+    whole = apply(params, z, time, condition, keys)
+    half = apply(params, z[2:], time[2:], condition[2:], keys[2:])
     np.testing.assert_allclose(whole[2:], half, atol=1e-4)
-    other = net.apply(params, z, time, condition, keys[::-1])
+    other = apply(params, z, time, condition, keys[::-1])
     assert np.abs(whole - other).max() > 1e-2
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_unrolled_is_the_same_function(name):
     net, (z, time, condition) = NETS[name], given()
-    params = pushed(net.init(jax.random.key(0), z, time, condition))
+    params = pushed(jax.jit(net.init)(jax.random.key(0), z, time, condition))
     keys = rng.Rng(jax.random.key(3), jnp.arange(3), 3).keys(rng.DROPOUT)
     rolled = net.clone(unroll=False)
     np.testing.assert_allclose(
-        rolled.apply(params, z, time, condition, keys),
-        net.apply(params, z, time, condition, keys),
+        jax.jit(rolled.apply)(params, z, time, condition, keys),
+        jax.jit(net.apply)(params, z, time, condition, keys),
         atol=1e-4,
     )
 

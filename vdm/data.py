@@ -194,7 +194,7 @@ def eval_batches(split, batch_size, limit=0):
       "real": bool, false for what only fills up}, NumPy [batch_size, …]. Every host yields
       the same number of batches.
     """
-    size = min(limit, split.size) if limit else split.size
+    size = limit or split.size
     hosts, host = jax.process_count(), jax.process_index()
     for first in range(0, size, batch_size * hosts):
         index = first + host * batch_size + np.arange(batch_size)

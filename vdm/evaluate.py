@@ -57,6 +57,10 @@ def make_evaluator(model, config, data):
         f"config.eval.batch_size is {batch_size}; accepted: a multiple of the "
         f"{jax.device_count()} devices.",
     )
+    require(
+        0 <= config.eval.images <= data.test.size,
+        f"config.eval.images is {config.eval.images}; accepted: 0 (all) to {data.test.size}.",
+    )
     for name in ("passes", "passes_in_training"):
         value = config.eval[name]
         require(value > 0, f"config.eval.{name} is {value}; accepted: 1 or more.")
@@ -76,7 +80,7 @@ def make_evaluator(model, config, data):
         batches = list(
             eval_batches(data.test, batch_size // jax.process_count(), config.eval.images)
         )
-        size = np.array([sum(int(b["real"].sum()) for b in batches), passes], np.int32)
+        size = np.array([config.eval.images or data.test.size, passes], np.int32)
         totals = None
         bar = tqdm(total=passes * len(batches), desc="evaluate", disable=not progress or None)
         for number in range(passes):

@@ -177,6 +177,9 @@ def make_step(model, optimizer, config, data_shape):
         return State(state.step + 1, params, ema, opt_state), metrics
 
     def steps(state, data, batch):
+        if jax.tree.leaves(batch)[0].shape[0] == 1:  # no loop around one step
+            state, metrics = one_step(state, data, jax.tree.map(lambda v: v[0], batch))
+            return state, jax.tree.map(lambda v: v[None], metrics)
         return jax.lax.scan(lambda state, batch: one_step(state, data, batch), state, batch)
 
     return steps

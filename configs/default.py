@@ -58,7 +58,7 @@ def get_config():
     c.train.steps = 2_000
     c.train.batch_size = 128  # over all devices of all hosts
     c.train.accumulate = 1  # parts that a device takes its share of the batch in
-    c.train.substeps = 20  # steps that are taken in one call of the device (CPU: always 1)
+    c.train.substeps = 20  # steps that are taken in one call of the device (1 for a unet on a CPU)
     c.train.ema = 0.999  # decay of the average of the parameters, which is evaluated
     c.train.log_every = 100  # steps; so are the three below. 0: never
     c.train.eval_every = 500

@@ -145,8 +145,8 @@ def test_streamed_and_resident_batches_are_the_same_examples():
     streams = config(**{"train.batch_size": 16, "data.on_device_gib": 0.0})
     held = data.resident(made.train, stays)
     assert data.resident(made.train, streams) == {}
-    resident = list(data.train_chunks(made.train, stays, chunks))
-    streamed = list(data.train_chunks(made.train, streams, chunks))
+    resident = list(data.train_chunks(made.train, stays, 7, chunks))
+    streamed = list(data.train_chunks(made.train, streams, 7, chunks))
     for index, batch, (_, count) in zip(resident, streamed, chunks):
         devices = jax.local_device_count()
         assert batch["image"].shape == (devices, count, 16 // devices, 8, 8, 1)

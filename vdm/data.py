@@ -120,14 +120,15 @@ def host_positions(step, batch_size, hosts, host):
 # ---- training ------------------------------------------------------------------------
 
 
-def train_chunks(split, config, chunks):
+def train_chunks(split, config, first, chunks):
     """Batches for the training step, from any position on.
 
     Where the training images take at most `config.data.on_device_gib`, they stand on the
     device, and a chunk is only indices; else Grain's threads read ahead.
 
     Args:
-      chunks: pairs (first step, number of steps).
+      first: the first step of all.
+      chunks: pairs (step, number of steps), one after the other.
 
     Yields:
       For each chunk {"index": …} or {"image": …, "label": …}, NumPy
@@ -149,18 +150,16 @@ def train_chunks(split, config, chunks):
         return jax.tree.map(one, *steps)
 
     if on_device(split, config):
-        for first, count in chunks:
+        for begin, count in chunks:
             yield stacked(
-                [{"index": indices(step).astype(np.int32)} for step in range(first, first + count)]
+                [{"index": indices(step).astype(np.int32)} for step in range(begin, begin + count)]
             )
         return
 
     import grain
 
-    chunks = list(chunks)
-    first, last = chunks[0][0], sum(chunks[-1])
     stream = iter(
-        grain.MapDataset.range(first, last)
+        grain.MapDataset.range(first, config.train.steps)
         .map(lambda step: split.read(indices(step)))
         .to_iter_dataset(grain.ReadOptions(num_threads=8, prefetch_buffer_size=16))
     )

@@ -98,11 +98,11 @@ def run(config, workdir):
         print(f"{'resuming' if begun else 'starting'} at step {first} of {train.steps}", flush=True)
     log = Log(config, workdir, first, rest["seconds"], spec) if lead else Silent()
     running = Running(rest["running"])
-    plan = list(chunks(first, config))
     resident = parallel.replicate(data_lib.resident(this.data.train, config))
     stop = Stop()
 
-    for (begin, count), batch in zip(plan, data_lib.train_chunks(this.data.train, config, plan)):
+    batches = data_lib.train_chunks(this.data.train, config, first, chunks(first, config))
+    for (begin, count), batch in zip(chunks(first, config), batches):
         state, metrics = step_fn(state, resident, batch)
         step, bpd = begin + count, None
         last = step == train.steps

@@ -101,7 +101,7 @@ def parse(argv):
     except (AttributeError, KeyError) as error:
         raise UserError(unknown_field(argv, error)) from error
     except OSError as error:
-        path = config_path(argv)
+        path = value_of("config", argv)
         raise UserError(
             f"--config is {path!r}, which cannot be read as a config file; accepted: a Python "
             f"file with get_config(), such as configs/digits.py. {nearest_file(path)}"
@@ -110,24 +110,22 @@ def parse(argv):
 
 def with_config_of_workdir(argv):
     """argv with the config of the workdir's run put in where no --config is given."""
-    values = {m[1]: m[2] for arg in argv for m in [re.fullmatch(r"--?(\w+)=(.*)", arg)] if m}
-    path = pathlib.Path(values.get("workdir", "")).expanduser() / "config.json"
-    if "config" in values or "--config" in argv or not path.is_file():
+    path = pathlib.Path(value_of("workdir", argv)).expanduser() / "config.json"
+    if value_of("config", argv) or not path.is_file():
         return argv
     return [argv[0], f"--config={pathlib.Path(__file__).with_name('started.py')}:{path}", *argv[1:]]
 
 
-def config_path(argv):
-    """The value of --config."""
-    joined = "\n".join(argv)
-    found = re.search(r"^--?config[=\n](.*)$", joined, re.MULTILINE)
+def value_of(name, argv):
+    """The value of --name=value or --name value; "" where it is not given."""
+    found = re.search(rf"^--?{name}[=\n](.*)$", "\n".join(argv), re.MULTILINE)
     return found[1] if found else ""
 
 
 def unknown_field(argv, error):
     """Says which --config.field is none, and which is near."""
     try:
-        config = load_config(config_path(argv))
+        config = load_config(value_of("config", argv))
     except Exception:
         return one_line(error)
     fields = list(flat(config))

@@ -6,6 +6,8 @@ import pathlib
 
 import numpy as np
 
+from vdm import encoder
+
 # What one term of the ELBO is called in a figure, and its colour, the same everywhere.
 TERMS = {
     "bpd": ("ELBO", "black"),
@@ -133,7 +135,7 @@ def _save_grid(path, samples, vocab_size):
 
 def _save_points(path, points, vocab_size):
     figure, axes = _figure(1, 1, (5, 5))
-    axes.scatter(*((2 * points.T + 1) / vocab_size - 1), s=4, alpha=0.5, linewidths=0)
+    axes.scatter(*encoder.scale(points, vocab_size).T, s=4, alpha=0.5, linewidths=0)
     axes.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal", title=f"{len(points)} samples")
     figure.savefig(path, dpi=120)
 

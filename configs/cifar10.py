@@ -4,7 +4,7 @@
       --config.data.data_dir=$HOME/tensorflow_datasets
 
 Data: `tfds build cifar10 --file_format=array_record`, 50,000 and 10,000 images.
-Hardware: one accelerator of 16 GB or more; the paper trained 10 M steps on TPUs.
+Hardware: one accelerator of 16 GB or more, for 10 M steps.
 Published: 2.65 bits/dim on the test set (VDM, table 1). Not reproduced here.
 """
 

@@ -8,7 +8,7 @@ batches are read, a folder of train_data_batch_1.npz … and val_data.npz (1,281
 50,000 images; these were downsampled by another filter than the paper's, so their bits/dim
 compare only with each other). Whoever has the TFDS set prepared as array_record sets
 --config.data.name=downsampled_imagenet/32x32.
-Hardware: one or more accelerators of 32 GB; the paper trained 2 M steps of batch 512.
+Hardware: one or more accelerators of 32 GB, for 2 M steps of batch 512.
 Published: 3.72 bits/dim on the TFDS set (VDM, table 1). Not reproduced here.
 """
 

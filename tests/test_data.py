@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 import numpy as np
 from PIL import Image
 import pytest

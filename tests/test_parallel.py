@@ -64,7 +64,7 @@ def test_eight_devices_see_what_one_sees(kind, monkeypatch):
     """Noise, times, dropout and augmentation belong to the example: the loss of each term
     agrees to float32 rounding, and so do the parameters after three steps."""
     many = trained(kind, 8, monkeypatch)
-    one = trained("pmap", 1, monkeypatch) if kind == "pmap" else trained(kind, 1, monkeypatch)
+    one = trained(kind, 1, monkeypatch)
     for name in ("diffusion", "reconstruction", "prior", "grad_norm"):
         np.testing.assert_allclose(many[1][name], one[1][name], rtol=2e-5, atol=1e-6)
     far = leaves(many[0].params)
@@ -153,4 +153,4 @@ def test_two_processes_train_save_and_resume_together(kind, tmp_path):
     for name, value in one.items():
         a, b = (np.frombuffer(v, np.int32 if "step" in name or "count" in name else np.float32)
                 for v in (two[name], value))
-        np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-3, err_msg=name)
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5, err_msg=name)

@@ -145,8 +145,8 @@ def build(config, spec):
     )
     require(
         config.condition != "label" or spec.classes > 0,
-        f"config.model.condition is 'label', but the data set has no labels; "
-        f"accepted here: 'none', 'augmented'.",
+        "config.model.condition is 'label', but the data set has no labels; "
+        "accepted here: 'none', 'augmented'.",
     )
     for name in ("timesteps", "sample_steps"):
         least = 0 if name == "timesteps" else 1

@@ -57,8 +57,8 @@ OPTIMIZERS = ("adamw", "muon")
 def make_optimizer(config, steps):
     """AdamW, or Muon for the matrices inside the layers and AdamW for the rest; with clipping.
 
-    Muon (Jordan et al. 2024) makes the update of a matrix orthogonal; scaled to the size of
-    an Adam update, it takes the same learning rate and, on the digits, half the steps.
+    Muon (Jordan et al. 2024) makes the update of a matrix orthogonal; it is scaled to the
+    size of an Adam update, so that one learning rate serves both.
 
     Raises:
       UserError: the name or a number is not accepted.

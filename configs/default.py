@@ -68,10 +68,24 @@ def get_config():
 
     c.eval = ConfigDict()
     c.eval.batch_size = 120  # over all devices of all hosts
+    c.eval.estimators = "elbo"  # of --mode=eval: elbo, depth, chain, ode, by commas; or all
     c.eval.passes = 20  # times each image is evaluated with --mode=eval, and at the end
     c.eval.passes_in_training = 2  # and as training goes
     c.eval.checkpoint = "newest"  # which one --mode=eval and sample take: newest, best
     c.eval.images = 0  # only so many of the test images; 0: all
+    c.eval.target_se = 0.0  # bits/dim; go on until the Monte-Carlo noise is below it. 0: do not
+    c.eval.max_passes = 1_000  # but take no more passes than these
+    c.eval.depths = "1,2,5,10,20,50,100,200,500,1000"  # depth: the T of the chains
+
+    c.eval.chain = ConfigDict()  # chain: importance weights on a chain
+    c.eval.chain.timesteps = 50  # T
+    c.eval.chain.samples = 16  # K, paths for each image
+
+    c.eval.ode = ConfigDict()  # ode: the likelihood of the probability-flow ODE
+    c.eval.ode.tolerance = 1e-5  # relative and absolute, of z, for each step's own size
+    c.eval.ode.nodes = 128  # intervals in γ of the divergence's integral
+    c.eval.ode.samples = 4  # K of the importance-weighted bound, with the exact divergence,
+    c.eval.ode.images = 48  # on only so many images, as it costs a Jacobian at each node
 
     c.sample = ConfigDict()
     c.sample.num = 64  # images

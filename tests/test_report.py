@@ -3,14 +3,14 @@
 import numpy as np
 from PIL import Image
 
-from vdm import encoder, report
+from vdm import encoder, figures, report
 
 
 def test_grid_shows_every_sample(tmp_path):
     """Each sample stands in the grid, row by row, its lowest level black, its highest white."""
     samples = np.zeros((5, 8, 8, 1), np.uint8)
     samples[4] = 16
-    report.save_samples(tmp_path / "grid.png", samples, 17)
+    figures.save_samples(tmp_path / "grid.png", samples, 17)
     with Image.open(tmp_path / "grid.png") as image:
         grid = np.asarray(image)
     side = grid.shape[1] // (3 * 9 + 1)  # three columns of 8 pixels and a line
@@ -23,7 +23,7 @@ def test_points_are_drawn_where_they_are(tmp_path):
     """Dark pixels in the upper right quarter alone, for points there; 8 bits do not wrap."""
     points = np.full((50, 1, 1, 2), 224, np.uint8)
     assert np.all(encoder.scale(points, 256) == 0.75390625)
-    report.save_samples(tmp_path / "points.png", points, 256)
+    figures.save_samples(tmp_path / "points.png", points, 256)
     with Image.open(tmp_path / "points.png") as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)
     blue = np.argwhere(pixels[..., 2] - pixels[..., 0] > 60)  # rows from the top, columns
@@ -35,6 +35,6 @@ def test_curve_of_training_rows_alone_and_of_a_cut_off_file(tmp_path):
     row = '{"step": 1, "split": "train", "bpd": 2.5, "diffusion": 2.4, "prior": 0.1}\n'
     metrics.write_text(row + '{"step": 2, "spl')
     assert [r["step"] for r in report.read_metrics(metrics)] == [1]
-    report.save_curve(tmp_path / "elbo.png", metrics)
+    figures.save_curve(tmp_path / "elbo.png", metrics)
     with Image.open(tmp_path / "elbo.png") as image:
         assert image.size[0] > 800

@@ -1,6 +1,7 @@
 """The Variational Diffusion Model: schedule + encoder + denoiser + decoder as one model."""
 
 import dataclasses
+from typing import NamedTuple
 
 from flax import linen as nn
 import jax
@@ -9,6 +10,22 @@ import jax.numpy as jnp
 from vdm import decoder, denoiser, elbo, encoder, rng as rng_lib, sampler, schedule
 from vdm.errors import one_of, require
 from vdm.nets import mlp, transformer, unet
+
+
+class Draw(NamedTuple):
+    """One draw of the ELBO for each image of a batch; all [batch].
+
+    Attributes:
+      terms: name of each term to nats; "diffusion" with the weight of its time.
+      t: the time drawn for the diffusion term.
+      weight: 1/q(t), q being the density that t was drawn from.
+      error: ‖x − x̂(z_t)‖², x in [−1, 1].
+    """
+
+    terms: dict[str, jax.Array]
+    t: jax.Array
+    weight: jax.Array
+    error: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,43 +88,56 @@ class Diffusion:
             params["net"], z_t, (gamma - low) / (high - low), told, dropout_keys
         )
         return denoiser.eps_hat(
-            output, z_t, _over_pixels(gamma), self.parameterisation, self.vocab_size
+            output, z_t, over_pixels(gamma), self.parameterisation, self.vocab_size
         )
 
     def loss(self, params, rng, batch, train):
         """reconstruction, prior and diffusion, nats [batch], by one draw each (VDM eq. 11)."""
+        return self.draw(params, rng, batch, train).terms
+
+    def draw(self, params, rng, batch, train=False, cdf=None):
+        """The Draw behind `loss`.
+
+        Args:
+          cdf: [k + 1], how times are distributed (elbo.warp); None for uniformly. It changes
+            the variance of the diffusion term and not its mean.
+        """
         x = encoder.scale(batch["image"], self.vocab_size)
         ends = self.gamma(params, jnp.array([0.0, 1.0]))
+        t, weight = self._times(rng), 1.0
+        if cdf is not None:
+            t, weight = elbo.warp(t, cdf)
+        if self.timesteps == 0:
+            gamma_t, slope = schedule.with_slope(lambda t: self.gamma(params, t), t)
+        else:
+            step = jnp.minimum(jnp.floor(t * self.timesteps) + 1.0, self.timesteps)
+            gamma_s, gamma_t = (
+                self.gamma(params, (step - back) / self.timesteps) for back in (1.0, 0.0)
+            )
+            slope = elbo.step_weight(gamma_s, gamma_t, self.timesteps)
+
+        eps = rng.normal(rng_lib.NOISE, self.shape)
+        z_t = encoder.diffuse(x, over_pixels(gamma_t), eps)
+        keys = rng.keys(rng_lib.DROPOUT) if train else None
+        eps_hat = self.eps_hat(params, z_t, gamma_t, self.told(batch), keys)
         eps_0 = rng.normal(rng_lib.RECONSTRUCTION, self.shape)
-        return {
+        terms = {
             "reconstruction": elbo.reconstruction(
                 batch["image"].astype(jnp.int32), x, eps_0, ends[0], self.vocab_size
             ),
             "prior": elbo.prior(x, ends[1]),
-            "diffusion": self._diffusion(params, rng, x, self.told(batch), train),
+            "diffusion": elbo.diffusion(eps, eps_hat, weight * slope),
         }
+        # x − x̂ = (ε̂ − ε) σ/α, and elbo.diffusion with weight 2 is a sum of squares.
+        error = elbo.diffusion(eps, eps_hat, 2.0 * jnp.exp(gamma_t))
+        return Draw(terms, t, jnp.broadcast_to(weight, t.shape), error)
 
-    def _diffusion(self, params, rng, x, told, train):
+    def _times(self, rng):
         if self.stratified:
             u = jax.random.uniform(rng.shared(rng_lib.TIME))
         else:
             u = jax.vmap(jax.random.uniform)(rng.keys(rng_lib.TIME))
-        t = elbo.times(u, rng.strata(), self.stratified)
-
-        def gamma(t):
-            return self.gamma(params, t)
-
-        if self.timesteps == 0:
-            gamma_t, weight = schedule.with_slope(gamma, t)
-        else:
-            step = jnp.floor(t * self.timesteps) + 1.0
-            gamma_s, gamma_t = (gamma((step - back) / self.timesteps) for back in (1.0, 0.0))
-            weight = elbo.step_weight(gamma_s, gamma_t, self.timesteps)
-
-        eps = rng.normal(rng_lib.NOISE, self.shape)
-        z_t = encoder.diffuse(x, _over_pixels(gamma_t), eps)
-        keys = rng.keys(rng_lib.DROPOUT) if train else None
-        return elbo.diffusion(eps, self.eps_hat(params, z_t, gamma_t, told, keys), weight)
+        return elbo.times(u, rng.strata(), self.stratified)
 
     def sample(self, params, rng, batch):
         """Ancestral samples, uint8 [batch, height, width, channels]."""
@@ -211,5 +241,6 @@ def _net(config, spec):
     return transformer.Transformer(heads=net.heads, patch=net.patch, **common)
 
 
-def _over_pixels(values):
+def over_pixels(values):
+    """[batch] to [batch, 1, 1, 1]."""
     return values[:, None, None, None]

@@ -28,6 +28,22 @@ def times(u, strata, stratified):
     return jnp.mod(u + strata, 1.0) if stratified else u
 
 
+def warp(u, cdf):
+    """Times with a piecewise constant density q on k equal parts of [0, 1).
+
+    Args:
+      u: [batch], times with the density 1.
+      cdf: [k + 1], the distribution of q at 0, 1/k, …, 1; increasing from 0 to 1.
+
+    Returns:
+      t = cdf⁻¹(u) and 1/q(t), both [batch]: E_u[f(t)/q(t)] = ∫ f(t) dt for any f and cdf.
+    """
+    parts = cdf.shape[0] - 1
+    part = jnp.clip(jnp.searchsorted(cdf, u, side="right") - 1, 0, parts - 1)
+    share = cdf[part + 1] - cdf[part]
+    return (part + (u - cdf[part]) / share) / parts, 1.0 / (parts * share)
+
+
 def reconstruction(levels, x, eps_0, gamma_0, vocab_size):
     """E_q(z_0|x)[−log p(x|z_0)], by one draw of z_0: the lecture's reconstruction term."""
     z_0 = encoder.diffuse(x, gamma_0, eps_0)

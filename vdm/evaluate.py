@@ -1,4 +1,4 @@
-"""Bits per dimension of the test split, with standard errors."""
+"""Bits per dimension of the test split by the ELBO, with standard errors."""
 
 import dataclasses
 import json
@@ -9,10 +9,11 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from vdm import elbo, parallel, report, run as run_lib
+from vdm import elbo, parallel
 from vdm.data import eval_batches
 from vdm.errors import require
-from vdm.rng import Rng
+from vdm.profile import UNIFORM, Profile
+from vdm.rng import Spread
 
 # Folded into the seed: evaluation's noise is its own, the same for every checkpoint.
 _EVAL = 2
@@ -20,36 +21,70 @@ _EVAL = 2
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """An ELBO estimate in bits/dim.
+    """An estimate of the negative log-likelihood of some images, in bits/dim.
 
     Attributes:
-      mean: name of each term, and "bpd" for their sum, to the mean over images.
-      se: the same names to the standard error of that mean. It counts both which images
-        were drawn and the Monte-Carlo noise, which adds to the spread between images.
-      images, passes: how many images, and how often each was evaluated.
+      values: name of each term, and "bpd" for their sum, to float64 [images].
+      noise: the same names to the standard error of the mean over these very images: the
+        Monte-Carlo noise. NaN where there was but one set of draws.
+      passes: how often each image was evaluated.
     """
 
-    mean: dict[str, float]
-    se: dict[str, float]
-    images: int
+    values: dict[str, np.ndarray]
+    noise: dict[str, float]
     passes: int
 
-    def json(self, prefix=""):
-        """Flat: name and name_se for each, then images and passes."""
+    @property
+    def images(self):
+        """How many images."""
+        return len(self.values["bpd"])
+
+    @property
+    def mean(self):
+        """Name to the mean over images."""
+        return {name: float(values.mean()) for name, values in self.values.items()}
+
+    @property
+    def se(self):
+        """Name to the standard error of that mean as an estimate for all images there could
+        be. It counts both which images were drawn and the Monte-Carlo noise, which adds to the
+        spread between images."""
+        return {name: standard_error(values) for name, values in self.values.items()}
+
+    @property
+    def images_se(self):
+        """Name to the part of `se` that comes of which images were drawn."""
+        return {
+            name: math.sqrt(max(0.0, se**2 - np.nan_to_num(self.noise[name]) ** 2))
+            for name, se in self.se.items()
+        }
+
+    def json(self):
+        """Flat: name, name_se and its parts name_se_images, name_se_noise; images, passes."""
         flat = {}
         for name, mean in self.mean.items():
             flat |= {name: mean, f"{name}_se": self.se[name]}
+            flat |= {f"{name}_se_images": self.images_se[name], f"{name}_se_noise": self.noise[name]}
         flat |= {"images": self.images, "passes": self.passes}
-        return {prefix + name: value for name, value in flat.items()}
+        return {k: None if math.isnan(v) else v for k, v in flat.items()}
 
 
-def make_evaluator(model, config, data):
-    """Returns (params, passes, progress) → Estimate over the test split.
+def standard_error(values):
+    """Of the mean of independent values [n]; NaN for one value."""
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
-    `params` are replicated over the devices; every host calls it and gets the same result.
+
+def over_split(function, config, data):
+    """Maps (params, rng, batch, extra) → {name: [batch, …]} over images of the test split.
+
+    Returns:
+      (params, place, extra, images, bar) → {name: float64 [images, …]}, one pass. `place` is
+      (set, number, passes): it is pass `number` of the `passes` of a set of draws, and sets
+      are independent of each other. `extra` is replicated; `bar` counts batches. `params` are
+      replicated too; every host calls it and gets all images.
 
     Raises:
-      UserError: the batch is not divisible by the devices, or no pass is asked for.
+      UserError: the batch is not divisible by the devices, or config.eval.images is not there.
     """
     batch_size = config.eval.batch_size
     require(
@@ -61,65 +96,128 @@ def make_evaluator(model, config, data):
         0 <= config.eval.images <= data.test.size,
         f"config.eval.images is {config.eval.images}; accepted: 0 (all) to {data.test.size}.",
     )
-    for name in ("passes", "passes_in_training"):
-        value = config.eval[name]
-        require(value > 0, f"config.eval.{name} is {value}; accepted: 1 or more.")
     root = jax.random.fold_in(jax.random.key(config.seed), _EVAL)
 
-    def on_device(params, number, size, batch):
-        # Pass k of image i has place k n + i among all: the times of one image are spread
-        # evenly over [0, 1), and so are those of all images.
-        rng = Rng(root, number * size[0] + batch["index"], size[0] * size[1])
-        return (model.loss(params, rng, batch, train=False),)
+    def on_device(params, place, extra, batch):
+        key = jax.random.fold_in(root, place[0])
+        rng = Spread(key, batch["index"], place[1], place[3], place[2])
+        return (function(params, rng, batch, extra),)
 
     mapped = parallel.over_devices(
         on_device, config.parallel, split_in=(False, False, False, True), split_out=(True,)
     )
 
-    def evaluate(params, passes, progress=False):
-        batches = list(
-            eval_batches(data.test, batch_size // jax.process_count(), config.eval.images)
-        )
-        size = np.array([config.eval.images or data.test.size, passes], np.int32)
-        totals = None
-        bar = tqdm(total=passes * len(batches), desc="evaluate", disable=not progress or None)
-        for number in range(passes):
-            values = []
-            for batch in batches:
-                real = batch["real"]
-                inputs = {name: value for name, value in batch.items() if name != "real"}
-                (terms,) = mapped(params, np.int32(number), size, parallel.per_device(inputs))
-                terms = parallel.gather(parallel.local(terms) | {"real": real})
-                values.append({k: v[terms["real"]] for k, v in terms.items() if k != "real"})
-                bar.update()
-            values = jax.tree.map(lambda *v: np.concatenate(v).astype(np.float64), *values)
-            totals = values if totals is None else jax.tree.map(np.add, totals, values)
+    def one_pass(params, place, extra, images, bar):
+        parts = []
+        place = np.array([*place, images], np.int32)
+        for batch in eval_batches(data.test, batch_size // jax.process_count(), images):
+            real = batch.pop("real")
+            (values,) = mapped(params, place, extra, parallel.per_device(batch))
+            values = parallel.gather(parallel.local(values) | {"real": real})
+            real = values.pop("real")
+            parts.append({name: value[real] for name, value in values.items()})
+            bar.update()
+        return jax.tree.map(lambda *v: np.concatenate(v).astype(np.float64), *parts)
+
+    return one_pass
+
+
+def progress_bar(images, config, passes, what, shown=True):
+    """A bar over the batches of so many passes; `over_split` moves it."""
+    batches = -(-images // config.eval.batch_size)
+    return tqdm(total=passes * batches, desc=what, disable=not shown or None, leave=False)
+
+
+# How many passes are a set, whose times and noise are spread evenly (rng.Spread).
+SET = 10
+
+
+def make_evaluator(model, config, data):
+    """Returns evaluate(params, passes, progress=False, target_se=0.0) → (Estimate, Profile).
+
+    Passes are taken in at least two independent sets, so that the Monte-Carlo noise is seen,
+    not assumed. Where a model draws a time (Diffusion.draw), each set's times are distributed
+    as the sets before it advise (Profile.cdf), which no mean depends on; other models have no
+    Profile, but None. With `target_se`, sets go on until the Monte-Carlo part of the standard
+    error of bpd is at most that, or config.eval.max_passes are taken.
+
+    Raises:
+      UserError: a number of config.eval cannot be.
+    """
+    for name in ("passes", "passes_in_training", "max_passes"):
+        value = config.eval[name]
+        require(value > 0, f"config.eval.{name} is {value}; accepted: 1 or more.")
+    target = config.eval.target_se
+    require(target >= 0, f"config.eval.target_se is {target}; accepted: 0 (none) or more.")
+    times = hasattr(model, "draw")
+
+    def one_draw(params, rng, batch, cdf):
+        if not times:
+            return model.loss(params, rng, batch, False)
+        draw = model.draw(params, rng, batch, False, cdf)
+        return {**draw.terms, "t": draw.t, "weight": draw.weight, "error": draw.error}
+
+    one_pass = over_split(one_draw, config, data)
+
+    def evaluate(params, passes, progress=False, target_se=0.0, what="ELBO"):
+        images = config.eval.images or data.test.size
+        profile, sets = Profile(images) if times else None, []
+        bar = progress_bar(images, config, passes, what, progress)
+
+        def add(length):
+            cdf = profile.cdf() if sets and times else UNIFORM
+            total = 0.0
+            for number in range(length):
+                draw = one_pass(params, (len(sets), number, length), cdf, images, bar)
+                if times:
+                    profile.add(draw)
+                terms = {k: v for k, v in draw.items() if k not in ("t", "weight", "error")}
+                total = jax.tree.map(np.add, total, terms) if number else terms
+            sets.append((length, total))
+
+        for part in np.array_split(np.arange(passes), min(passes, max(2, round(passes / SET)))):
+            add(len(part))
+        estimate = combine(sets, data.spec.shape)
+        while target_se > 0 and not estimate.noise["bpd"] <= target_se:
+            left = config.eval.max_passes - estimate.passes
+            if left <= 0:
+                break
+            bar.total += min(SET, left) * bar.total // estimate.passes
+            bar.set_postfix_str(f"noise {estimate.noise['bpd']:.5f}, to be {target_se}")
+            add(min(SET, left))
+            estimate = combine(sets, data.spec.shape)
         bar.close()
-        return summarise(totals, passes, data.spec.shape)
+        return estimate, profile
 
     return evaluate
 
 
-def summarise(totals, passes, shape):
-    """Estimate from each term's sum over passes, nats [images]."""
+def combine(sets, shape):
+    """The Estimate from independent sets of draws.
+
+    Args:
+      sets: [(passes, {term: the sum over these passes, nats [images]})].
+    """
+    passes = np.array([length for length, _ in sets], np.float64)
     bits = {
-        name: np.asarray(elbo.bits_per_dim(total / passes, shape), np.float64)
-        for name, total in totals.items()
+        name: elbo.bits_per_dim(np.stack([terms[name] for _, terms in sets]), shape)
+        for name in sets[0][1]
     }
-    bits = {"bpd": sum(bits.values())} | bits
-    images = len(bits["bpd"])
-    return Estimate(
-        mean={name: float(values.mean()) for name, values in bits.items()},
-        se={
-            name: float(values.std(ddof=1) / math.sqrt(images)) if images > 1 else math.nan
-            for name, values in bits.items()
-        },
-        images=images,
-        passes=passes,
-    )
+    bits = {"bpd": sum(bits.values())} | bits if "bpd" not in bits else bits
+    values = {name: sums.sum(axis=0) / passes.sum() for name, sums in bits.items()}
+
+    def noise(name):
+        # Σ (n_r m_r² − n m²) is what the sets' means m_r differ by, where n_r passes are worth n_r.
+        if len(sets) == 1:
+            return math.nan
+        means = bits[name] / passes[:, None]
+        spread = passes @ np.square(means - values[name]) / (len(sets) - 1) / passes.sum()
+        return math.sqrt(spread.mean() / spread.size)
+
+    return Estimate(values, {name: noise(name) for name in values}, int(passes.sum()))
 
 
-def write(path, estimate, step):
+def write(path, estimate, step, more=()):
     """Writes an Estimate as JSON: what it is, of which step, and every number."""
     text = json.dumps(
         {
@@ -127,20 +225,8 @@ def write(path, estimate, step):
             "unit": "bits/dim",
             "step": step,
             **estimate.json(),
+            **dict(more),
         },
         indent=2,
     )
     pathlib.Path(path).write_text(text + "\n")
-
-
-def run(config, workdir):
-    """--mode=eval: prints the terms and the total, and writes them to eval.json."""
-    this = run_lib.restore(config, workdir)
-    evaluator = make_evaluator(this.model, config, this.data)
-    estimate = evaluator(this.state.ema, config.eval.passes, progress=True)
-    if jax.process_index() == 0:
-        path = pathlib.Path(workdir) / "eval.json"
-        write(path, estimate, int(this.state.step))
-        print(f"{config.data.name}, test split, step {int(this.state.step)}, EMA")
-        print(report.estimate_table(estimate))
-        print(path)

@@ -52,9 +52,9 @@ def main(argv):
 
     if FLAGS.distributed:
         jax.distributed.initialize(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
-    from vdm import evaluate, sample, train
+    from vdm import estimators, sample, train
 
-    modes = {"train": train.run, "eval": evaluate.run, "sample": sample.run}
+    modes = {"train": train.run, "eval": estimators.run, "sample": sample.run}
     modes[FLAGS.mode](FLAGS.config, workdir)
 
 

@@ -1,20 +1,9 @@
-"""What a run leaves behind to read and to look at: scalars, pictures, curves."""
+"""What a run leaves behind to read: scalars and tables."""
 
 import json
-import math
 import pathlib
 
 import numpy as np
-
-from vdm import encoder
-
-# What one term of the ELBO is called in a figure, and its colour, the same everywhere.
-TERMS = {
-    "bpd": ("ELBO", "black"),
-    "diffusion": ("diffusion (denoising matching)", "tab:blue"),
-    "reconstruction": ("reconstruction", "tab:orange"),
-    "prior": ("prior (matching)", "tab:green"),
-}
 
 
 class Writer:
@@ -89,113 +78,27 @@ def parameter_table(params):
 
 
 def estimate_table(estimate):
-    """Terms and total in bits/dim with standard errors, as text."""
-    rows = [("", "bits/dim", "s.e.")]
+    """Terms and total in bits/dim, with standard errors and their two parts, as text."""
     names = [name for name in estimate.mean if name != "bpd"] + ["bpd"]
+    lines = [f"{'':<16}{'bits/dim':>10}{'s.e.':>10}{'= images':>10}{'& noise':>10}"]
     for name in names:
+        numbers = (part[name] for part in (estimate.mean, estimate.se, estimate.images_se, estimate.noise))
         label = "total (ELBO)" if name == "bpd" else name
-        rows.append((label, f"{estimate.mean[name]:.4f}", f"{estimate.se[name]:.4f}"))
-    lines = [f"{name:<16}{mean:>10}{se:>10}" for name, mean, se in rows]
+        lines.append(f"{label:<16}" + "".join(f"{number:>10.4f}" for number in numbers))
     lines.insert(-1, "-" * len(lines[0]))
     lines.append(f"{estimate.images} images, each {estimate.passes} times")
     return "\n".join(lines)
 
 
-def save_samples(path, samples, vocab_size):
-    """Draws samples: a grid of pictures, or a scatter where a picture is one 2-D point.
+def markdown_table(header, rows):
+    """A Markdown table that reads well as text too: cells are strings, the first column to the
+    left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows)]
 
-    Args:
-      samples: uint8 [n, height, width, channels], values below vocab_size.
-    """
-    if samples.shape[1:] == (1, 1, 2):
-        _save_points(path, samples[:, 0, 0], vocab_size)
-    else:
-        _save_grid(path, samples, vocab_size)
+    def line(cells):
+        first, *others = (cell.rjust(width) for cell, width in zip(cells, widths))
+        return " | ".join(["| " + first.strip().ljust(widths[0]), *others]) + " |"
 
-
-def _save_grid(path, samples, vocab_size):
-    from PIL import Image
-
-    count, height, width, channels = samples.shape
-    columns = math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
-    # A dark line between pictures, and small pictures enlarged, so that a person can see them.
-    grid = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, channels), 40, np.uint8)
-    grays = np.round(samples * (255.0 / (vocab_size - 1))).astype(np.uint8)
-    for i, picture in enumerate(grays):
-        top, left = i // columns * (height + 1) + 1, i % columns * (width + 1) + 1
-        grid[top : top + height, left : left + width] = picture
-    shown = {1: grid[..., 0], 2: np.pad(grid, ((0, 0), (0, 0), (0, 1)))}.get(
-        channels, grid[..., :3]
-    )
-    image = Image.fromarray(shown)
-    enlarge = max(1, 640 // max(image.size))
-    image.resize([side * enlarge for side in image.size], Image.Resampling.NEAREST).save(path)
-
-
-def _save_points(path, points, vocab_size):
-    figure, axes = _figure(1, 1, (5, 5))
-    axes.scatter(*encoder.scale(points, vocab_size).T, s=4, alpha=0.5, linewidths=0)
-    axes.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal", title=f"{len(points)} samples")
-    figure.savefig(path, dpi=120)
-
-
-def save_curve(path, metrics, title=""):
-    """Draws the ELBO curve of a metrics.jsonl: bits/dim of each term against steps.
-
-    Left the total, training and test; right the three terms of the test split, or of the
-    training split before there is any test, on a logarithmic axis.
-    """
-    rows = read_metrics(metrics)
-    if not rows:
-        return
-    train, test = ([row for row in rows if row["split"] == split] for split in ("train", "test"))
-    figure, (total, terms) = _figure(1, 2, (10, 4))
-
-    if train:
-        total.plot(*_series(train, "bpd"), color="tab:gray", lw=1, label="training, one draw")
-    if test:
-        steps, values = _series(test, "bpd")
-        errors = [row["bpd_se"] for row in test]
-        total.errorbar(
-            steps, values, errors, color="black", marker="o", ms=3, lw=1.5, capsize=2,
-            label=f"test (EMA), last {values[-1]:.3f} ± {errors[-1]:.3f}",
-        )  # fmt: skip
-    finite = [v for row in rows if (v := row.get("bpd")) is not None]
-    if finite:
-        # The first steps are far above all others; the axis is for what comes after them.
-        low, high = min(finite), np.quantile(finite, 0.95)
-        total.set_ylim(low - 0.05 * (high - low) - 0.02, high + 0.1 * (high - low) + 0.02)
-    total.set(xlabel="step", ylabel="bits/dim", title=title or "ELBO")
-    total.grid(alpha=0.3)
-    total.legend()
-
-    shown = test or train
-    for name, (label, colour) in TERMS.items():
-        if name in shown[-1]:
-            terms.plot(*_series(shown, name), color=colour, marker=".", label=label)
-    for name in shown[-1]:
-        if f"{name}_se" in shown[-1] and name not in TERMS:
-            terms.plot(*_series(shown, name), marker=".", label=name)
-    terms.set_yscale("symlog", linthresh=1e-3)
-    terms.set_ylim(bottom=0)
-    terms.set(xlabel="step", title="its terms, " + ("test" if test else "training"))
-    terms.grid(alpha=0.3)
-    terms.legend()
-    part = pathlib.Path(path).with_suffix(".part.png")
-    figure.savefig(part, dpi=110)
-    part.replace(path)
-
-
-def _series(rows, name):
-    return [row["step"] for row in rows], [
-        math.nan if row[name] is None else row[name] for row in rows
-    ]
-
-
-def _figure(rows, columns, size):
-    """A matplotlib figure that needs no screen and leaves no global state behind."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained")
-    return figure, figure.subplots(rows, columns)
+    rule = ["-" * width for width in widths]
+    rule[1:] = [dashes[:-1] + ":" for dashes in rule[1:]]
+    return "\n".join(map(line, [header, rule, *rows]))

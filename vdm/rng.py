@@ -5,10 +5,12 @@ holds, so a batch meets the same noise on one device as on many, and a run that 
 resumed the same as one that never stopped.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # What a draw is for: each use folds its own number into the key.
 TIME, NOISE, RECONSTRUCTION, DROPOUT, AUGMENT, LATENT, DECODE = range(7)
@@ -44,4 +46,53 @@ class Rng(NamedTuple):
         return self.index.astype(jnp.float32) / self.size
 
 
+class Spread(NamedTuple):
+    """The randomness of one pass of several over a split: an Rng whose draws, over the passes,
+    are spread more evenly than chance would. Each draw on its own is exactly uniform or normal,
+    so that averages stay unbiased; one image's draws in different passes depend on each other,
+    and `key` is to be another one for each set of passes.
+
+    Attributes:
+      key: one key, the same for all passes of a set.
+      index: int32 [batch], the place of each image in the split.
+      number: int32 [], which pass of the set this is.
+      images, passes: int32 [], how many there are.
+    """
+
+    key: jax.Array
+    index: jax.Array
+    number: jax.Array
+    images: jax.Array
+    passes: jax.Array
+
+    def shared(self, use):
+        """One key for the whole set of passes."""
+        return jax.random.fold_in(self.key, use)
+
+    def keys(self, use):
+        """One key for each image in each pass: [batch]."""
+        place = self.number * self.images + self.index
+        return fold_in(jnp.broadcast_to(self.shared(use), place.shape), place)
+
+    def normal(self, use, shape):
+        """Standard normal draws, float32 [batch, *shape].
+
+        Each value has a random start on the circle of the normal's quantiles, and goes on by
+        the golden ratio of a turn from pass to pass: any few passes in a row lie far apart.
+        """
+        keys = fold_in(jnp.broadcast_to(self.shared(use), self.index.shape), self.index)
+        start = jax.vmap(lambda key: jax.random.bits(key, shape, jnp.uint32))(keys)
+        turn = start + self.number.astype(jnp.uint32) * _GOLDEN
+        # 24 bits, and the middle of their cell: float32 holds it, and it is never −1 or 1.
+        cell = jax.lax.bitcast_convert_type(turn, jnp.int32) >> 8
+        return math.sqrt(2.0) * jax.lax.erf_inv((cell.astype(jnp.float32) + 0.5) / 2.0**23)
+
+    def strata(self):
+        """Pass k of image i has the place (k + i/n) / passes: the places of one image are spread
+        evenly over [0, 1), and so are those of all images."""
+        first = self.number.astype(jnp.float32) + self.index.astype(jnp.float32) / self.images
+        return first / self.passes
+
+
 fold_in = jax.vmap(jax.random.fold_in)
+_GOLDEN = np.uint32(round(2**32 * (math.sqrt(5.0) - 1.0) / 2.0))

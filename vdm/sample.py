@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from vdm import parallel, report, run as run_lib
+from vdm import figures, parallel, run as run_lib
 from vdm.errors import require
 from vdm.rng import Rng
 
@@ -58,7 +58,7 @@ def make_sampler(model, config, data):
 def write(workdir, samples, vocab_size):
     """Writes samples.png, a grid, and samples.npz, whose "image" data.py reads back."""
     workdir = pathlib.Path(workdir)
-    report.save_samples(workdir / "samples.png", samples, vocab_size)
+    figures.save_samples(workdir / "samples.png", samples, vocab_size)
     np.savez_compressed(workdir / "samples.npz", image=samples)
 
 

@@ -2,9 +2,12 @@
 
 import json
 
-from ml_collections import ConfigDict
+from configs import default
 
 
 def get_config(path):
+    """Fields of default.py that the workdir, made by an older version, has not are added."""
     with open(path) as file:
-        return ConfigDict(json.load(file))
+        config = default.get_config()
+        config.update(json.load(file))
+    return config

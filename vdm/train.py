@@ -8,7 +8,7 @@ import time
 import jax
 from tqdm import tqdm
 
-from vdm import checkpoint, data as data_lib, elbo, evaluate, parallel, report
+from vdm import checkpoint, data as data_lib, elbo, evaluate, figures, parallel, report
 from vdm import run as run_lib, sample as sample_lib, step as step_lib
 from vdm.errors import require
 
@@ -121,7 +121,7 @@ def run(config, workdir):
         log.progress(step)
         if due(train.eval_every):
             passes = config.eval.passes if last else config.eval.passes_in_training
-            estimate = evaluator(state.ema, passes, progress=last and lead)
+            estimate, _ = evaluator(state.ema, passes, progress=last and lead)
             bpd = estimate.mean["bpd"]
             log.test(step, estimate)
         if due(train.sample_every):
@@ -291,7 +291,7 @@ class Log:
         self.say(
             f"step {step}: test {estimate.mean['bpd']:.4f} ± {estimate.se['bpd']:.4f} bits/dim"
         )
-        report.save_curve(self._workdir / "elbo.png", self._writer.path)
+        figures.save_curve(self._workdir / "elbo.png", self._writer.path)
 
     def samples(self, step, samples):
         """Draws samples, and keeps the newest as samples.png and samples.npz."""

@@ -1,0 +1,91 @@
+"""Where the bits of the diffusion term go: a density over t and γ, and the rate–distortion curve."""
+
+import numpy as np
+
+from vdm import elbo
+
+BINS = 40
+
+
+class Profile:
+    """Gathers, over equal parts of [0, 1) in t and per image, the draws of the diffusion term.
+
+    With x̂ the optimal denoiser the density over γ is half the error of x̂ divided by the noise
+    (Guo et al. 2005: the derivative of mutual information in SNR is half the error). The curve
+    of progressive coding follows from the same draws: rate(t) = prior + the integral of the
+    density from t to 1, against the error of x̂(z_t) (VDM sec. 5.1; Ho et al. 2020, sec. 4.3).
+    """
+
+    def __init__(self, images):
+        self._images = images
+        self._passes = 0
+        self._nats, self._error, self._weight = np.zeros((3, images, BINS))
+        self._moments = np.zeros((3, BINS))
+
+    def add(self, draw):
+        """Adds a pass: "t", "weight", "diffusion" (nats) and "error", each [images]."""
+        part = np.minimum((draw["t"] * BINS).astype(int), BINS - 1)
+        image = np.arange(self._images)
+        self._passes += 1
+        self._nats[image, part] += draw["diffusion"]
+        self._error[image, part] += draw["error"] * draw["weight"]
+        self._weight[image, part] += draw["weight"]
+        density = draw["diffusion"] / draw["weight"]
+        for power, moment in enumerate(self._moments):
+            np.add.at(moment, part, density**power)
+
+    def cdf(self):
+        """How times are best distributed, for elbo.warp: float32 [BINS + 1].
+
+        The variance of a stratified estimate is least where times have a density in proportion
+        to the standard deviation of what is averaged (Neyman 1934); a tenth stays uniform, so
+        that no weight 1/q is above 10.
+        """
+        count, total, square = self._moments
+        some = np.maximum(count, 1.0)
+        spread = np.sqrt(np.maximum(square / some - (total / some) ** 2, 0.0))
+        known = count > 1
+        if not spread[known].sum() > 0:
+            return UNIFORM
+        spread = np.where(known, spread, spread[known].mean())
+        share = 0.9 * spread / spread.sum() + 0.1 / BINS
+        return np.concatenate([[0.0], np.cumsum(share) / share.sum()]).astype(np.float32)
+
+    def summary(self, gamma, prior, shape, vocab_size):
+        """The profile as columns, each float64 [BINS], in order of t; or of length BINS + 1
+        where it says "edges".
+
+        Args:
+          gamma: γ at `EDGES`.
+          prior: the prior term, bits/dim.
+          shape: of an image; vocab_size: its levels.
+
+        Returns:
+          t_edges, gamma_edges; t: the middle of each part; per_t, per_t_se: bits/dim per unit
+          of t, whose mean over the parts is the diffusion term; per_gamma, per_gamma_se: the
+          same per unit of γ; rate: bits/dim spent from t = 1 down to t; rmse: of x̂(z_t), in
+          levels.
+        """
+        per_t = elbo.bits_per_dim(self._nats / self._passes * BINS, shape)
+        mean = per_t.mean(axis=0)
+        se = per_t.std(axis=0, ddof=1) / np.sqrt(self._images) if self._images > 1 else mean * np.nan
+        gamma = np.asarray(gamma, np.float64)
+        slope = np.diff(gamma) * BINS
+        spent = prior + np.cumsum(mean[::-1])[::-1] / BINS
+        with np.errstate(invalid="ignore"):  # a part without a draw has no error
+            error = self._error.sum(axis=0) / self._weight.sum(axis=0)
+        return {
+            "t_edges": EDGES,
+            "gamma_edges": gamma,
+            "t": 0.5 * (EDGES[1:] + EDGES[:-1]),
+            "per_t": mean,
+            "per_t_se": se,
+            "per_gamma": mean / slope,
+            "per_gamma_se": se / slope,
+            "rate": spent - 0.5 * mean / BINS,
+            "rmse": np.sqrt(error / np.prod(shape)) * vocab_size / 2.0,
+        }
+
+
+EDGES = np.linspace(0.0, 1.0, BINS + 1)
+UNIFORM = EDGES.astype(np.float32)

@@ -28,7 +28,7 @@ def get_config():
     c.model.sample_steps = 250  # steps of a sampling chain where T is 0
 
     c.model.schedule = ConfigDict()
-    c.model.schedule.name = "learned_linear"  # fixed_linear, learned_linear, learned_net
+    c.model.schedule.name = "learned_linear"  # or fixed_linear, cosine, linear_beta, learned_net
     c.model.schedule.gamma_min = -13.3  # γ(0) = −log SNR of z_0, or where it starts
     c.model.schedule.gamma_max = 5.0  # γ(1), or where it starts
     c.model.schedule.learn_ends = False  # learned_net: whether the end points are learned

@@ -5,7 +5,7 @@ import pytest
 
 from configs import digits
 from conftest import only, run
-from vdm import main, train
+from vdm import estimators, main, train
 from vdm.errors import UserError, one_line
 
 # What the command line is given, and what its one line must hold.
@@ -50,6 +50,7 @@ BAD_VALUES = {
     "parallel": ({"parallel": "pmpa"}, "'pmpa'", "Did you mean 'pmap'"),
     "augment": ({"data.augment": "flip,mirror"}, "'mirror'", "flip, rotate, channels"),
     "steps": ({"train.steps": 0}, "train.steps is 0", "1 or more"),
+    "target": ({"eval.target_se": -1.0}, "target_se is -1.0", "0 (none)"),
     "passes": ({"eval.passes": 0}, "eval.passes is 0", "1 or more"),
     "samples": ({"sample.num": 0}, "sample.num is 0", "1 or more"),
 }
@@ -73,6 +74,26 @@ def test_bad_values_are_refused_before_training(case, tmp_path):
     assert jax.device_count() == 8
     with pytest.raises(UserError) as error:
         train.run(config, tmp_path)
+    for text in texts:
+        assert text in one_line(error.value)
+
+
+BAD_EVALS = {
+    "estimator": ({"estimators": "elbo,odd"}, "'odd'", "Did you mean 'ode'"),
+    "depths": ({"depths": "1,x"}, "depths is '1,x'", "such as '1,10,100'"),
+    "paths": ({"chain.samples": 0}, "chain.samples is 0", "1 or more"),
+    "nodes": ({"ode.nodes": 6}, "ode.nodes is 6", "multiple of 4"),
+    "tolerance": ({"ode.tolerance": 0.0}, "ode.tolerance is 0.0", "such as 1e-5"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_EVALS)
+def test_bad_values_are_refused_before_evaluation(case):
+    changes, *texts = BAD_EVALS[case]
+    config = digits.get_config()
+    config.eval.update_from_flattened_dict(changes)
+    with pytest.raises(UserError) as error:
+        estimators.check(config)
     for text in texts:
         assert text in one_line(error.value)
 

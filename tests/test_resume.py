@@ -1,5 +1,6 @@
 """Real processes, killed at several moments, end as a run that was never stopped, bit for bit."""
 
+import csv
 import json
 import signal
 import subprocess
@@ -136,12 +137,35 @@ def test_keeps_the_newest_and_the_best(whole):
 
 
 def test_eval_and_sample_take_the_config_of_the_workdir(whole):
+    """The ELBO is the one that training ended with; every other estimator is in the table, each
+    of its numbers in the files, and the pictures are there."""
     trained = json.loads((whole / "eval.json").read_text())
-    evaluated = run(whole, mode="eval", **only(config_eval_passes=2))
+    few = dict(
+        config_eval_passes=2, config_eval_estimators="all", config_eval_depths="1,4",
+        config_eval_chain_timesteps=3, config_eval_chain_samples=2, config_eval_images=6,
+        config_eval_ode_nodes=8, config_eval_ode_images=3, config_eval_ode_tolerance=1e-3,
+    )  # fmt: skip
+    evaluated = run(whole, mode="eval", **only(**few))
     assert evaluated.returncode == 0, evaluated.stderr
+    found = json.loads((whole / "eval.json").read_text())
+    assert found["images"] == 6 and [row["images"] for row in found["rows"]] == [6, 6, 6, 6, 6, 3, 3]
+    assert [row["name"] for row in found["depth"]] == ["ELBO, T = 1", "ELBO, T = 4", "ELBO, T → ∞"]
+    assert (whole / "eval.md").read_text().strip() in evaluated.stdout
+    for row in found["rows"]:
+        assert f"{row['bpd']:.4f}" in evaluated.stdout and row["evaluations"] >= 2
+    with (whole / "eval_images.csv").open() as file:
+        table = list(csv.DictReader(file))
+    column = np.array([float(line["ELBO, T → ∞"]) for line in table])
+    assert len(column) == 6 and column.mean() == pytest.approx(found["bpd"])
+    for name in ("density.png", "distortion.png", "depth.png"):
+        with Image.open(whole / name) as picture:
+            assert picture.size[0] > 500
+
+    again = run(whole, mode="eval", **only(config_eval_passes=2))
+    assert again.returncode == 0, again.stderr
     assert json.loads((whole / "eval.json").read_text()) == trained
     for name in ("reconstruction", "prior", "diffusion", "total (ELBO)"):
-        assert name in evaluated.stdout
+        assert name in again.stdout
     sampled = run(whole, mode="sample", **only(config_sample_num=5))
     assert sampled.returncode == 0, sampled.stderr
     with np.load(whole / "samples.npz") as samples, Image.open(whole / "samples.png") as grid:

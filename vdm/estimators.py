@@ -64,19 +64,18 @@ def run(config, workdir):
     lead = jax.process_index() == 0
     if lead:
         print(f"{config.data.name}, test split, step {int(this.state.step)}, EMA", flush=True)
-    rows, checks, more = [], [], {}
+    rows, checks, series = [], [], {}
 
-    def add(*new):
-        for row in new:
-            rows.append(row)
-            if lead and row.name.startswith("ELBO, T → ∞"):
-                print(report.estimate_table(row.estimate), flush=True)
-            elif lead:
-                estimate = row.estimate
-                print(f"{row.name}: {estimate.mean['bpd']:.4f} ± {estimate.se['bpd']:.4f}", flush=True)
+    def tell(*new):
+        if lead:
+            for row in new:
+                mean, se = row.estimate.mean["bpd"], row.estimate.se["bpd"]
+                print(f"{row.name}: {mean:.4f} ± {se:.4f}, {row.seconds:.0f} s", flush=True)
 
     main_row, profile = elbo_row(config, this, this.model)
-    add(main_row)
+    rows.append(main_row)
+    if lead:
+        print(report.estimate_table(main_row.estimate), flush=True)
     if is_diffusion:
         columns = profile.summary(
             this.model.gamma(this.state.ema, jnp.asarray(EDGES, jnp.float32)),
@@ -90,66 +89,99 @@ def run(config, workdir):
             figures.save_density(workdir / "density.png", columns, main_row.estimate)
             figures.save_distortion(workdir / "distortion.png", columns, *strip, this.data.spec)
     if "depth" in chosen:
-        chain_of = depths(config, this, main_row)
-        add(*(row for row in chain_of if row is not main_row))
-        checks.append(order("falls with T", chain_of))
+        series["depth"] = depths(config, this, main_row, tell)
+        checks.append(order("The ELBO falls with T", series["depth"]))
         if lead:
-            figures.save_depth(workdir / "depth.png", depth_list(config), chain_of)
+            *finite, infinite = series["depth"]
+            figures.save_depth(
+                workdir / "depth.png",
+                depth_list(config),
+                [row.estimate.mean["bpd"] for row in series["depth"]],
+                *zip(*(drop_of(row, infinite) for row in finite)),
+            )
     if "chain" in chosen:
-        bounded, weighted = chain_rows(config, this)
-        if bounded.name not in [row.name for row in rows]:
-            add(bounded)
-        add(*weighted.values())
-        checks.append(order("falls with K", [bounded, *weighted.values()]))
+        of_chain, series["chain"] = chain_rows(config, this)
+        rows += [of_chain, series["chain"][-1]]
+        tell(*rows[-2:])
+        checks.append(order("The chain's bound falls with K", [of_chain, *series["chain"]]))
     if "ode" in chosen:
-        flows, weighted, quadrature = ode_rows(config, this)
-        add(*flows, *weighted.values())
-        checks.append(order("falls with K", list(weighted.values())))
-        more["ode_quadrature_error"] = quadrature
+        for kind in ("uniform", "normal"):
+            rows.append(flow_row(config, this, kind))
+            tell(rows[-1])
+        series["ode"], quadrature = weighted_flow_rows(config, this)
+        rows += [series["ode"][0], *series["ode"][1:][-1:]]
+        tell(*rows[-2:])
+        checks.append(order("The ODE's bound falls with K", series["ode"]))
+        checks.append(
+            f"ODE: each image's steps keep the local error of z within {config.eval.ode.tolerance}; "
+            f"half the nodes would change an image by {quadrature:.4f} bits/dim on average."
+        )
     if not lead:
         return
-    text = "\n\n".join([table(rows), "\n".join(filter(None, checks))]).strip() + "\n"
-    if len(rows) > 1:
+    checks = [line for line in checks if line]
+    parts = ["\n".join(f"- {line}" for line in checks)] if checks else []
+    if "depth" in series:
+        parts.insert(0, depth_table(series["depth"]))
+    text = "\n\n".join([table(rows), *parts]) + "\n"
+    if len(chosen) > 1:
         print("\n" + text)
         (workdir / "eval.md").write_text(text)
-    more |= {"rows": [row.json() for row in rows], "checks": [c for c in checks if c]}
+    more = {name: [row.json() for row in some] for name, some in series.items()}
+    if len(chosen) > 1:
+        more |= {"rows": [row.json() for row in rows], "checks": checks}
     evaluate.write(workdir / "eval.json", main_row.estimate, int(this.state.step), more)
-    write_images(workdir / "eval_images.csv", rows)
-    print(workdir / "eval.json")
+    write_images(workdir / "eval_images.csv", rows + series.get("depth", [])[:-1])
+    print(f"{workdir}: eval.json, eval_images.csv" + (", eval.md" if len(chosen) > 1 else ""))
 
 
 def table(rows):
-    """The rows as a Markdown table."""
-    header = "estimator; bounds −log p of; bits/dim; ± s.e.; of which noise; images; evaluations/image; seconds"
-    cells = [
-        [
-            row.name,
-            row.bounds,
-            f"{row.estimate.mean['bpd']:.4f}",
-            f"{row.estimate.se['bpd']:.4f}",
-            f"{row.estimate.noise['bpd']:.4f}".replace("nan", "–"),
-            f"{row.estimate.images}",
-            f"{row.evaluations:.0f}",
-            f"{row.seconds:.0f}",
-        ]
-        for row in rows
-    ]
-    return report.markdown_table(header.split("; "), cells)
+    """The rows as a Markdown table; each against the first, image by image on the same images."""
+    header = (
+        "estimator", "bounds −log p of", "bits/dim", "± s.e.", "of it noise",
+        "minus the first", "± s.e.", "images", "evaluations/image", "seconds",
+    )  # fmt: skip
+    cells = []
+    for row in rows:
+        estimate = row.estimate
+        drop, se = drop_of(row, rows[0])
+        numbers = [estimate.mean["bpd"], estimate.se["bpd"], estimate.noise["bpd"], drop, se]
+        numbers = [f"{number:.4f}".replace("nan", "–") for number in numbers]
+        if row is rows[0]:
+            numbers[3:] = ["", ""]
+        counts = [str(estimate.images), f"{row.evaluations:.0f}", f"{row.seconds:.0f}"]
+        cells.append([row.name, row.bounds, *numbers, *counts])
+    return report.markdown_table(header, cells)
 
 
-def order(what, rows):
-    """One line on whether each of the rows is below the one before it, image by image, or None
-    for one row: the pair with the least drop in standard errors, which must not be below −3."""
-    pairs = []
-    for above, below in zip(rows, rows[1:]):
-        images = min(above.estimate.images, below.estimate.images)
-        drop = above.estimate.values["bpd"][:images] - below.estimate.values["bpd"][:images]
-        pairs.append((drop.mean(), evaluate.standard_error(drop), above.name, below.name))
-    if not pairs:
+def depth_table(rows):
+    """The ELBO at each depth as a Markdown table; the last row is T → ∞."""
+    cells = []
+    for row in rows:
+        drop, se = drop_of(row, rows[-1])
+        numbers = [row.estimate.mean["bpd"], row.estimate.se["bpd"], drop, se]
+        numbers = [f"{number:.4f}" for number in numbers]
+        if row is rows[-1]:
+            numbers[2:] = ["", ""]
+        cells.append([row.name, *numbers])
+    return report.markdown_table(("depth", "bits/dim", "± s.e.", "minus T → ∞", "± s.e."), cells)
+
+
+def drop_of(row, other):
+    """How far a row is above another on the images of both: mean and standard error, bits/dim."""
+    images = min(row.estimate.images, other.estimate.images)
+    drop = row.estimate.values["bpd"][:images] - other.estimate.values["bpd"][:images]
+    return float(drop.mean()), evaluate.standard_error(drop)
+
+
+def order(claim, rows):
+    """A line on whether each of the rows is below the one before it, image by image, or None
+    for one row: with the pair whose drop is the least in standard errors; −3 is too low."""
+    if len(rows) < 2:
         return None
-    drop, se, above, below = min(pairs, key=lambda pair: pair[0] / pair[1] if pair[1] > 0 else 0.0)
+    pairs = [(*drop_of(*pair), *pair) for pair in zip(rows, rows[1:])]
+    drop, se, above, below = min(pairs, key=lambda pair: pair[0] / max(pair[1], 1e-12))
     verdict = "NO" if drop < -3.0 * se else "yes"
-    return f"{what}: {verdict}. Least sure: {above} is {drop:+.4f} ± {se:.4f} above {below}"
+    return f"{claim}: {verdict}; least surely from {above.name} to {below.name}, by {drop:.4f} ± {se:.4f}."
 
 
 def write_columns(path, columns):
@@ -270,12 +302,18 @@ def whose(timesteps):
     return f"the chain of {timesteps} steps" if timesteps else "the chain of ∞ steps"
 
 
-def depths(config, this, row):
-    """[Row]: the ELBO of the same model as a chain of each of config.eval.depths, then T → ∞."""
+def depths(config, this, row, tell):
+    """[Row]: the ELBO of the same model as a chain of each of config.eval.depths, then T → ∞.
+
+    `row` is that of the model itself; `tell` is called with each of the others.
+    """
     rows = []
     for steps in [*depth_list(config), 0]:
-        model = dataclasses.replace(this.model, timesteps=steps)
-        rows.append(row if model == this.model else elbo_row(config, this, model)[0])
+        if steps == this.model.timesteps:
+            rows.append(row)
+            continue
+        rows.append(elbo_row(config, this, dataclasses.replace(this.model, timesteps=steps))[0])
+        tell(rows[-1])
     return rows
 
 
@@ -283,8 +321,8 @@ def depths(config, this, row):
 
 
 def chain_rows(config, this):
-    """The ELBO of the chain of config.eval.chain.timesteps as a Row, and its K-sample bounds as
-    {K: Row}, K = 1, 2, 4, … up to config.eval.chain.samples."""
+    """The ELBO of the chain of config.eval.chain.timesteps as a Row, and [Row] of its K-sample
+    bounds, K = 1, 2, 4, … up to config.eval.chain.samples."""
     steps, samples = config.eval.chain.timesteps, config.eval.chain.samples
     model = dataclasses.replace(this.model, timesteps=steps)
     elbo, _ = elbo_row(config, this, model)
@@ -306,11 +344,20 @@ def chain_rows(config, this):
     name = f"importance-weighted, T = {steps}"
     log_w = passes(log_weight, config, this, samples, name)["log_w"]
     seconds = time.monotonic() - start
-    rows = {}
-    for k in powers_of_two(samples):
-        estimate = bound(log_w, k, this.data.spec.shape)
-        rows[k] = Row(f"{name}, K = {k}", whose(steps), estimate, samples * steps, seconds)
-    return elbo, rows
+    return elbo, bounds(name, whose(steps), log_w, samples * steps, seconds, this)
+
+
+def bounds(name, whose, log_w, evaluations, seconds, this):
+    """[Row] of the K-sample bounds from log weights [passes, images], nats, K = 1, 2, 4, … and
+    all; `evaluations` and `seconds` are of all."""
+    total = len(log_w)
+    rows = []
+    for k in sorted({*(2**i for i in range(total.bit_length())), total}):
+        groups = -likelihood.importance_bound(log_w, k)
+        sets = [(1, {"bpd": group}) for group in groups]
+        estimate = evaluate.combine(sets, this.data.spec.shape)
+        rows.append(Row(f"{name}, K = {k}", whose, estimate, evaluations, seconds))
+    return rows
 
 
 def passes(function, config, this, number, name, images=None):
@@ -325,66 +372,58 @@ def passes(function, config, this, number, name, images=None):
     return jax.tree.map(lambda *values: np.stack(values), *results)
 
 
-def bound(log_w, samples, shape):
-    """The Estimate of the `samples`-sample bound from log weights [passes, images], nats."""
-    groups = -likelihood.importance_bound(log_w, samples)
-    return evaluate.combine([(1, {"bpd": group}) for group in groups], shape)
-
-
-def powers_of_two(most):
-    """1, 2, 4, … and `most`."""
-    return sorted({*(2**i for i in range(most.bit_length())), most})
-
-
 # ---- the probability-flow ODE -----------------------------------------------------------
 
 
-def ode_rows(config, this):
-    """Rows by the ODE: uniform and normal dequantisation, each by Hutchinson's divergence on
-    all images; and {K: Row} of the importance-weighted bound, normal and by the exact
-    divergence, as Hutchinson's noise under its logarithm would make it no bound, on the first
-    config.eval.ode.images. Also the mean error of the quadrature there, bits/dim."""
-    ode, model, shape = config.eval.ode, this.model, this.data.spec.shape
+def flow_row(config, this, kind):
+    """The Row of the ODE with `kind` of dequantisation (likelihood.dequantise), one point for
+    each image, by Hutchinson's divergence."""
+    name = f"ODE, {kind} dequantisation"
+    result, evaluations, seconds = flow(config, this, kind, False, 1, None, name)
+    (row,) = bounds(name, "the ODE", result["log_w"], evaluations, seconds, this)
+    return dataclasses.replace(row, name=name)
 
-    def log_weight(kind, exact):
-        def function(params, rng, batch, _):
-            ends = model.gamma(params, jnp.array([0.0, 1.0]))
-            z, gamma_0, nats = likelihood.dequantise(
-                kind, rng.keys(rng_lib.DECODE), batch["image"], ends[0], model.vocab_size
-            )
-            result = likelihood.flow_log_density(
-                lambda *args: model.eps_hat(params, *args),
-                z,
-                model.told(batch),
-                (gamma_0, ends[1]),
-                rng.keys(rng_lib.NOISE),
-                ode.nodes,
-                ode.tolerance,
-                exact,
-            )
-            return result | {"log_w": result["log_density"] + nats}
 
-        return function
+def weighted_flow_rows(config, this):
+    """[Row] of the ODE's K-sample bounds, K = 1, 2, 4, … up to config.eval.ode.samples, with
+    normal dequantisation, on the first config.eval.ode.images; and the mean difference that
+    half the quadrature's nodes would make, bits/dim.
 
-    def measured(name, kind, exact, samples, images):
-        start = time.monotonic()
-        result = passes(log_weight(kind, exact), config, this, samples, name, images)
-        likelihood.require_solved(result["steps"], ode.tolerance)
-        # A step asks for six evaluations, a node for one with its divergence.
-        evaluations = float(samples * (6.0 * result["steps"].mean() + ode.nodes + 1))
-        return result, evaluations, time.monotonic() - start
+    By the exact divergence: Hutchinson's noise under the logarithm of the mean would raise it
+    above the likelihood, and it would bound nothing.
+    """
+    ode = config.eval.ode
+    images = min(ode.images, config.eval.images or this.data.test.size)
+    name = "ODE, normal dequantisation, exact divergence"
+    result, evaluations, seconds = flow(config, this, "normal", True, ode.samples, images, name)
+    rows = bounds(name, "the ODE", result["log_w"], evaluations, seconds, this)
+    return rows, float(elbo.bits_per_dim(result["quadrature"].mean(), this.data.spec.shape))
 
-    rows = []
-    for kind in ("uniform", "normal"):
-        name = f"ODE, {kind} dequantisation"
-        result, evaluations, seconds = measured(name, kind, False, 1, None)
-        rows.append(Row(name, "the ODE", bound(result["log_w"], 1, shape), evaluations, seconds))
-    images = min(ode.images, rows[0].estimate.images)
-    name = f"ODE, normal, first {images}, exact"
-    result, evaluations, seconds = measured(name, "normal", True, ode.samples, images)
-    weighted = {}
-    for k in powers_of_two(ode.samples):
-        estimate = bound(result["log_w"], k, shape)
-        weighted[k] = Row(f"{name}, K = {k}", "the ODE", estimate, evaluations, seconds)
-    quadrature = float(elbo.bits_per_dim(result["quadrature"].mean(), shape))
-    return rows, weighted, quadrature
+
+def flow(config, this, kind, exact, samples, images, name):
+    """({"log_w", "quadrature", …: [samples, images]}, evaluations per image, seconds)."""
+    ode, model = config.eval.ode, this.model
+    start = time.monotonic()
+
+    def log_weight(params, rng, batch, _):
+        ends = model.gamma(params, jnp.array([0.0, 1.0]))
+        z, gamma_0, nats = likelihood.dequantise(
+            kind, rng.keys(rng_lib.DECODE), batch["image"], ends[0], model.vocab_size
+        )
+        result = likelihood.flow_log_density(
+            lambda *args: model.eps_hat(params, *args),
+            z,
+            model.told(batch),
+            (gamma_0, ends[1]),
+            rng.keys(rng_lib.NOISE),
+            ode.nodes,
+            ode.tolerance,
+            exact,
+        )
+        return result | {"log_w": result["log_density"] + nats}
+
+    result = passes(log_weight, config, this, samples, name, images)
+    likelihood.require_solved(result["steps"], ode.tolerance)
+    # A step asks for six evaluations, a node for one with its divergence.
+    evaluations = float(samples * (6.0 * result["steps"].mean() + ode.nodes + 1))
+    return result, evaluations, time.monotonic() - start

@@ -110,7 +110,9 @@ def over_split(function, config, data):
     def one_pass(params, place, extra, images, bar):
         parts = []
         place = np.array([*place, images], np.int32)
-        for batch in eval_batches(data.test, batch_size // jax.process_count(), images):
+        # Of few images no more than these, and a multiple of the devices.
+        size = min(batch_size, -(-images // jax.device_count()) * jax.device_count())
+        for batch in eval_batches(data.test, size // jax.process_count(), images):
             real = batch.pop("real")
             (values,) = mapped(params, place, extra, parallel.per_device(batch))
             values = parallel.gather(parallel.local(values) | {"real": real})

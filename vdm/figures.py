@@ -115,34 +115,39 @@ def _figure(rows, columns, size):
     return figure, figure.subplots(rows, columns)
 
 
-def save_depth(path, depths, rows):
-    """Draws the ELBO of chains of so many steps, and of T → ∞, which comes last in `rows`."""
-    figure, axes = _figure(1, 1, (6, 4))
-    *finite, infinite = [row.estimate for row in rows]
-    axes.errorbar(
-        depths,
-        [estimate.mean["bpd"] for estimate in finite],
-        [estimate.noise["bpd"] for estimate in finite],
-        color="black", marker="o", ms=4, lw=1.2, capsize=2, label="a chain of T steps",
+def save_depth(path, depths, bpd, excess, excess_se):
+    """Draws the ELBO of chains of `depths` steps and of T → ∞, left; how far they are above it,
+    image by image, right.
+
+    Args:
+      bpd: bits/dim, [depths + 1], T → ∞ the last; excess, excess_se: [depths].
+    """
+    figure, (left, right) = _figure(1, 2, (10, 4))
+    left.plot(depths, bpd[:-1], color="black", marker="o", ms=4, lw=1.2, label="a chain of T steps")
+    left.axhline(bpd[-1], color="tab:blue", lw=1, label=f"T → ∞: {bpd[-1]:.4f}")
+    left.set(ylabel="bits/dim", title="ELBO of one model at finite depth")
+    left.legend()
+    right.errorbar(
+        depths, excess, excess_se, color="black", marker="o", ms=4, lw=1.2, capsize=2,
+        label="± 1 s.e., image by image",
     )  # fmt: skip
-    mean, noise = infinite.mean["bpd"], np.nan_to_num(infinite.noise["bpd"])
-    axes.axhspan(mean - noise, mean + noise, color="tab:blue", alpha=0.3, lw=0)
-    axes.axhline(mean, color="tab:blue", lw=1, label=f"T → ∞: {mean:.4f}")
-    axes.set(
-        xscale="log", yscale="log", xlabel="T, steps of the chain", ylabel="bits/dim",
-        title="ELBO of one model at finite depth",
-    )  # fmt: skip
-    plain_ticks(axes.yaxis)
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(title="bars: Monte-Carlo noise, ± 1 s.e.")
+    guide = excess[-1] * depths[-1] / np.asarray(depths)
+    right.plot(depths, guide, color="tab:gray", ls=":", label="in proportion to 1/T")
+    right.set(ylabel="bits/dim", title="above T → ∞")
+    right.legend()
+    for axes in (left, right):
+        axes.set(xscale="log", yscale="log", xlabel="T, steps of the chain")
+        plain_ticks(axes.xaxis)
+        plain_ticks(axes.yaxis)
+        axes.grid(alpha=0.3)
     _save(figure, path)
 
 
 def plain_ticks(axis):
-    """Plain numbers at 1, 2 and 5 of each decade of a logarithmic axis."""
+    """Plain numbers on a logarithmic axis."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0)))
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=10))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 

@@ -4,6 +4,8 @@ A schedule is a Flax module: `schedule.apply(params, t)` maps times [...] to γ 
 t = 0 is data, t = 1 is noise. A new schedule is one class and one line in SCHEDULES.
 """
 
+import math
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,41 @@ class FixedLinear(nn.Module):
 
     def __call__(self, t):
         return self.gamma_min + (self.gamma_max - self.gamma_min) * t
+
+
+class Cosine(nn.Module):
+    """γ = 2 log tan(π s/2): α = cos(π s/2) (Nichol & Dhariwal 2021), s linear in t between its
+    values at the two end points."""
+
+    gamma_min: float
+    gamma_max: float
+
+    def __call__(self, t):
+        s = (2.0 / math.pi * math.atan(math.exp(0.5 * g)) for g in (self.gamma_min, self.gamma_max))
+        low, high = s
+        return 2.0 * jnp.log(jnp.tan(0.5 * math.pi * (low + (high - low) * t)))
+
+
+class LinearBeta(nn.Module):
+    """γ = log expm1(b s + (B − b) s²/2): noise added at a rate that grows from b to B, as in
+    DDPM (Ho et al. 2020; Song et al. 2021, app. C), s linear in t between its values at the
+    two end points."""
+
+    gamma_min: float
+    gamma_max: float
+    slow: float = 0.1  # b
+    fast: float = 20.0  # B
+
+    def __call__(self, t):
+        rise = self.fast - self.slow
+
+        def time_of(gamma):
+            added = math.log1p(math.exp(gamma))
+            return (math.sqrt(self.slow**2 + 2.0 * rise * added) - self.slow) / rise
+
+        low, high = time_of(self.gamma_min), time_of(self.gamma_max)
+        s = low + (high - low) * t
+        return jnp.log(jnp.expm1(self.slow * s + 0.5 * rise * s * s))
 
 
 class LearnedLinear(nn.Module):
@@ -77,6 +114,8 @@ class Positive(nn.Module):
 
 SCHEDULES = {
     "fixed_linear": lambda c: FixedLinear(c.gamma_min, c.gamma_max),
+    "cosine": lambda c: Cosine(c.gamma_min, c.gamma_max),
+    "linear_beta": lambda c: LinearBeta(c.gamma_min, c.gamma_max),
     "learned_linear": lambda c: LearnedLinear(c.gamma_min, c.gamma_max),
     "learned_net": lambda c: LearnedNet(c.gamma_min, c.gamma_max, c.learn_ends),
 }

@@ -1,0 +1,110 @@
+"""The ELBO of one trained model under other noise schedules between its own end points.
+
+  python -m experiments.schedule_invariance --workdir=runs/digits
+
+In continuous time it does not depend on the schedule (VDM sec. 5.1); the noise of its estimate
+does. Each row gives the standard error from Monte-Carlo noise twice, for one number of network
+evaluations: with vdm's draws (times and noise spread over the passes, times where the loss
+varies), and with times and noise drawn independently. Prints a Markdown table, and writes it to
+schedule_invariance.md in the workdir.
+"""
+
+import dataclasses
+import pathlib
+import sys
+
+from absl import app, flags, logging
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vdm import checkpoint, diffusion, evaluate, report, run as run_lib, schedule, started
+from vdm.errors import UserError, require
+from vdm.rng import Rng
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("workdir", None, "A trained workdir of a diffusion model.", required=True)
+flags.DEFINE_integer("passes", 100, "Times each test image is evaluated, for each number.")
+
+
+def schedules(model, params):
+    """Name → (schedule, its parameters), all from γ_0 to γ_1 of the trained one."""
+    low, high = (float(g) for g in model.gamma(params, jnp.array([0.0, 1.0])))
+    made = {
+        "fixed_linear": schedule.FixedLinear(low, high),
+        "cosine": schedule.Cosine(low, high),
+        "linear_beta": schedule.LinearBeta(low, high),
+        "learned_net, at random": schedule.LearnedNet(low, high),
+    }
+    found = {"as trained": (model.schedule, params["schedule"])}
+    for name, one in made.items():
+        fresh = one.init(jax.random.key(0), jnp.zeros(1))
+        # Weights as large as these bend the monotone network, which starts almost straight.
+        found[name] = one, jax.tree.map(lambda weights: 8.0 * weights, fresh)
+    return found
+
+
+def independent(model, config, data, params, passes):
+    """The Estimate by i.i.d. times and noise, one set for each pass."""
+    plain = dataclasses.replace(model, stratified=False)
+
+    def loss(params, rng, batch, _):
+        key = jax.random.fold_in(rng.key, rng.number)
+        return plain.loss(params, Rng(key, rng.index, rng.images), batch, False)
+
+    one_pass = evaluate.over_split(loss, config, data)
+    images = config.eval.images or data.test.size
+    with evaluate.progress_bar(images, config, passes, "independent draws") as bar:
+        sets = [
+            (1, one_pass(params, (0, k, passes), np.float32(0), images, bar))
+            for k in range(passes)
+        ]
+    return evaluate.combine(sets, data.spec.shape)
+
+
+def run(workdir, passes):
+    """The rows: name, bits/dim, s.e. from noise, the same by independent draws, their ratio."""
+    require(passes >= 2, f"--passes is {passes}; accepted: 2 or more.")
+    require(
+        checkpoint.begun(workdir), f"--workdir is {str(workdir)!r}, which has no checkpoint."
+    )
+    config = started.get_config(workdir / "config.json")
+    this = run_lib.restore(config, workdir)
+    require(
+        isinstance(this.model, diffusion.Diffusion) and this.model.timesteps == 0,
+        f"the model of {str(workdir)!r} is none of continuous time, so it is not invariant.",
+    )
+    rows = []
+    for name, (made, made_params) in schedules(this.model, this.state.ema).items():
+        model = dataclasses.replace(this.model, schedule=made)
+        params = this.state.ema | {"schedule": made_params}
+        spread, _ = evaluate.make_evaluator(model, config, this.data)(
+            params, passes, progress=True, what=name
+        )
+        iid = independent(model, config, this.data, params, passes)
+        noise, noise_iid = spread.noise["bpd"], iid.noise["bpd"]
+        rows.append(
+            (name, spread.mean["bpd"], noise, iid.mean["bpd"], noise_iid, noise / noise_iid)
+        )
+        print(f"{name}: {rows[-1][1]:.4f} ± {noise:.4f}", flush=True)
+    return rows
+
+
+def main(argv):
+    """Prints and writes the table."""
+    logging.set_verbosity(logging.ERROR)  # the libraries' own reports are not the study's
+    workdir = pathlib.Path(FLAGS.workdir)
+    try:
+        require(not argv[1:], f"{' '.join(argv[1:])!r} is no flag; see --help.")
+        rows = run(workdir, FLAGS.passes)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    header = ("schedule", "bits/dim", "± noise", "i.i.d.: bits/dim", "± noise", "ratio of noise")
+    cells = [[name, *(f"{number:.4f}" for number in numbers)] for name, *numbers in rows]
+    table = report.markdown_table(header, cells)
+    print(f"\n{table}\n\nEach of {FLAGS.passes} passes over the test images.")
+    (workdir / "schedule_invariance.md").write_text(table + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)

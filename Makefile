@@ -13,7 +13,7 @@ digits: .venv/installed
 	$(PY) -m vdm.main --config=configs/digits.py --workdir=runs/digits
 
 test: .venv/installed-test
-	$(PY) -m pytest -n 2
+	$(PY) -m pytest -n 2 --dist loadfile
 
 .venv/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv

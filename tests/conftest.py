@@ -10,6 +10,11 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
+# Compiled programs are kept between the many processes, and between runs of the tests.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "jax")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
 # A run of a second or two: the digits, a tiny network, everything often.
 TINY = {
     "config": "configs/digits.py",
@@ -40,13 +45,7 @@ def command(workdir, devices=1, **flags):
     line = [sys.executable, "-m", "vdm.main"]
     line += [f"--{name}={value}" for name, value in flags.items() if value is not None]
     xla = f"--xla_force_host_platform_device_count={devices}"
-    # Compiled programs are kept between the many processes, and between runs of the tests.
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-    return line, {**os.environ, "XLA_FLAGS": xla, "JAX_PLATFORMS": "cpu", **cache}
+    return line, {**os.environ, "XLA_FLAGS": xla}
 
 
 def only(**flags):

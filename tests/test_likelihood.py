@@ -15,11 +15,17 @@ from vdm.errors import UserError
 # ---- all estimators against a known likelihood ------------------------------------------
 
 
+def known_data():
+    """256 pictures, the log-probabilities they were drawn by, and the true bits/dim of each."""
+    log_p = exact.log_probabilities((2, 2, 1), 4)
+    images, truth = exact.pictures(log_p, 256)
+    return images, log_p, truth
+
+
 @pytest.fixture(scope="module")
 def known():
     """Every row of the table for an optimal denoiser, and the true bits/dim of each image."""
-    log_p = exact.log_probabilities((2, 2, 1), 4)
-    images, truth = exact.pictures(log_p, 256)
+    images, log_p, truth = known_data()
     config = exact.config(
         passes=60, depths="1,4,32", chain__timesteps=16, chain__samples=16, ode__samples=4,
         ode__images=256, ode__nodes=64,
@@ -88,15 +94,27 @@ def test_importance_weights_close_the_gap_from_above(known):
 
 
 def test_profile_integrates_to_the_diffusion_term(known):
-    """Over t and over γ, by the same draws; and the rate at t = 0 is all of prior + diffusion."""
+    """Over t and over γ, by the same draws; and the rate is what lies above a t, with the prior."""
     rows, _, profile, _ = known
     mean = rows["continuous"].estimate.mean
     columns = profile.summary(np.linspace(-9.0, 8.0, 41), mean["prior"], (2, 2, 1), 4)
     assert columns["per_t"].mean() == pytest.approx(mean["diffusion"], rel=1e-9)
     area = np.sum(columns["per_gamma"] * np.diff(columns["gamma_edges"]))
     assert area == pytest.approx(mean["diffusion"], rel=1e-9)
-    whole = columns["rate"][0] + 0.5 * columns["per_t"][0] / 40
-    assert whole == pytest.approx(mean["diffusion"] + mean["prior"], rel=1e-9)
+    for part in (0, 10, 20):  # whose middle the rate is of
+        above = (0.5 * columns["per_t"][part] + columns["per_t"][part + 1 :].sum()) / 40
+        assert columns["rate"][part] == pytest.approx(above + mean["prior"], rel=1e-9)
+
+
+def test_error_of_the_prediction_where_it_is_known(known):
+    """At t → 1 all is noise and x̂ is the mean of the data, at t → 0 it is x: RMSE in levels."""
+    _, _, profile, _ = known
+    images, log_p = known_data()[:2]
+    columns = profile.summary(np.linspace(-9.0, 8.0, 41), 0.0, (2, 2, 1), 4)
+    mean = np.exp(log_p) @ np.arange(4)
+    blind = math.sqrt(np.mean((images - mean) ** 2))
+    assert columns["rmse"][-1] == pytest.approx(blind, rel=0.1)
+    assert columns["rmse"][0] < 1e-3
 
 
 # ---- a chain against brute-force integration --------------------------------------------
@@ -235,18 +253,21 @@ def test_clenshaw_curtis_is_exact_for_polynomials():
 @pytest.mark.parametrize("kind", ["uniform", "normal"])
 def test_dequantisation_stays_in_the_cell_and_knows_its_density(kind):
     """z/α lies in the cell of its level, and −log q is that of a density on it: by histogram."""
-    levels = jnp.full((20_000, 1), 3)
+    levels = jnp.full((20_000, 1), 2)
     keys = jax.random.split(jax.random.key(0), 20_000)
-    z, gamma, nats = likelihood.dequantise(kind, keys, levels, jnp.float32(-5.0), 17)
-    offset = np.asarray(z[:, 0] / encoder.alpha(gamma) - encoder.scale(levels[0], 17)) * 17.0
+    z, gamma, nats = likelihood.dequantise(kind, keys, levels, jnp.float32(-3.0), 3)
+    offset = np.asarray(z[:, 0] / encoder.alpha(gamma) - encoder.scale(levels[0], 3)) * 3.0
     assert np.all(np.abs(offset) <= 1.0 + 1e-5)
     edges = np.linspace(-1.0, 1.0, 11)
-    width = 0.2 * float(encoder.alpha(gamma)) / 17.0
+    width = 0.2 * float(encoder.alpha(gamma)) / 3.0
+    total = 0.0
     counts, _ = np.histogram(offset, edges)
     for low, high, count in zip(edges, edges[1:], counts):
         inside = (offset >= low) & (offset < high)
         expected = 20_000 * width * np.mean(np.exp(-np.asarray(nats)[inside]))
         assert abs(count - expected) < 5.0 * math.sqrt(expected)
+        total += expected
+    assert total == pytest.approx(20_000, rel=5e-3)
 
 
 def test_importance_bound_by_hand():

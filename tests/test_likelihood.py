@@ -34,11 +34,11 @@ def known():
     state = type("State", (), {"ema": {"schedule": {}, "net": {}}})
     this = run.Run(exact.split(images, 4), made, None, state)
     continuous, profile = estimators.elbo_row(config, this, made)
-    chain, weighted = estimators.chain_rows(config, this)
+    chain, *weighted = estimators.chain_rows(config, this)
     flows = [estimators.flow_row(config, this, kind) for kind in ("uniform", "normal")]
     flow_weighted, quadrature = estimators.weighted_flow_rows(config, this)
     rows = dict(
-        continuous=continuous, depths=estimators.depths(config, this, continuous, lambda row: None), chain=chain,
+        continuous=continuous, depths=estimators.depths(config, this, continuous), chain=chain,
         weighted=weighted, flows=flows, flow_weighted=flow_weighted,
     )  # fmt: skip
     return rows, truth, profile, quadrature

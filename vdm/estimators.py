@@ -61,180 +61,66 @@ def run(config, workdir):
         f"config.eval.estimators is {config.eval.estimators!r}; accepted for "
         f"config.model.name = {config.model.name!r}: 'elbo'.",
     )
+    heading = f"{config.data.name}, test split, step {int(this.state.step)}, EMA"
     lead = jax.process_index() == 0
     if lead:
-        print(f"{config.data.name}, test split, step {int(this.state.step)}, EMA", flush=True)
-    rows, checks, series = [], [], {}
-
-    def tell(*new):
-        if lead:
-            for row in new:
-                mean, se = row.estimate.mean["bpd"], row.estimate.se["bpd"]
-                print(f"{row.name}: {mean:.4f} ± {se:.4f}, {row.seconds:.0f} s", flush=True)
-
-    main_row, profile = elbo_row(config, this, this.model)
-    rows.append(main_row)
+        print(heading, flush=True)
+    first, profile = elbo_row(config, this, this.model)
     if lead:
-        print(report.estimate_table(main_row.estimate), flush=True)
-    if is_diffusion:
-        columns = profile.summary(
-            this.model.gamma(this.state.ema, jnp.asarray(EDGES, jnp.float32)),
-            main_row.estimate.mean["prior"],
-            this.data.spec.shape,
-            this.data.spec.vocab_size,
-        )
-        strip = pictures(config, this)
-        if lead:
-            write_columns(workdir / "profile.csv", columns)
-            figures.save_density(workdir / "density.png", columns, main_row.estimate)
-            figures.save_distortion(workdir / "distortion.png", columns, *strip, this.data.spec)
-    if "depth" in chosen:
-        series["depth"] = depths(config, this, main_row, tell)
-        checks.append(order("The ELBO falls with T", series["depth"]))
-        if lead:
-            *finite, infinite = series["depth"]
-            figures.save_depth(
-                workdir / "depth.png",
-                depth_list(config),
-                [row.estimate.mean["bpd"] for row in series["depth"]],
-                *zip(*(drop_of(row, infinite) for row in finite)),
-            )
-    if "chain" in chosen:
-        of_chain, series["chain"] = chain_rows(config, this)
-        rows += [of_chain, series["chain"][-1]]
-        tell(*rows[-2:])
-        checks.append(order("The chain's bound falls with K", [of_chain, *series["chain"]]))
-    if "ode" in chosen:
-        for kind in ("uniform", "normal"):
-            rows.append(flow_row(config, this, kind))
-            tell(rows[-1])
-        series["ode"], quadrature = weighted_flow_rows(config, this)
-        rows += [series["ode"][0], *series["ode"][1:][-1:]]
-        tell(*rows[-2:])
-        checks.append(order("The ODE's bound falls with K", series["ode"]))
-        checks.append(
-            f"ODE: each image's steps keep the local error of z within {config.eval.ode.tolerance}; "
-            f"half the nodes would change an image by {quadrature:.4f} bits/dim on average."
-        )
+        print(report.estimate_table(first.estimate), flush=True)
+    strip = pictures(config, this) if is_diffusion else None
+    rows, series, checks = measure(config, this, chosen, first)
     if not lead:
         return
-    checks = [line for line in checks if line]
-    parts = ["\n".join(f"- {line}" for line in checks)] if checks else []
-    if "depth" in series:
-        parts.insert(0, depth_table(series["depth"]))
-    text = "\n\n".join([table(rows), *parts]) + "\n"
+
+    text = tables(rows, series, checks)
     if len(chosen) > 1:
         print("\n" + text)
-        (workdir / "eval.md").write_text(text)
-    more = {name: [row.json() for row in some] for name, some in series.items()}
-    if len(chosen) > 1:
-        more |= {"rows": [row.json() for row in rows], "checks": checks}
-    evaluate.write(workdir / "eval.json", main_row.estimate, int(this.state.step), more)
-    write_images(workdir / "eval_images.csv", rows + series.get("depth", [])[:-1])
-    print(f"{workdir}: eval.json, eval_images.csv" + (", eval.md" if len(chosen) > 1 else ""))
+    written = write(workdir, heading, text, rows, series, checks, int(this.state.step))
+    if is_diffusion:
+        written += draw(workdir, config, this, first, profile, strip, series)
+    print(f"{workdir}: {', '.join(written)}")
 
 
-def table(rows):
-    """The rows as a Markdown table; each against the first, image by image on the same images."""
-    header = (
-        "estimator", "bounds −log p of", "bits/dim", "± s.e.", "of it noise",
-        "minus the first", "± s.e.", "images", "evaluations/image", "seconds",
-    )  # fmt: skip
-    cells = []
-    for row in rows:
-        estimate = row.estimate
-        drop, se = drop_of(row, rows[0])
-        numbers = [estimate.mean["bpd"], estimate.se["bpd"], estimate.noise["bpd"], drop, se]
-        numbers = [f"{number:.4f}".replace("nan", "–") for number in numbers]
-        if row is rows[0]:
-            numbers[3:] = ["", ""]
-        counts = [str(estimate.images), f"{row.evaluations:.0f}", f"{row.seconds:.0f}"]
-        cells.append([row.name, row.bounds, *numbers, *counts])
-    return report.markdown_table(header, cells)
-
-
-def depth_table(rows):
-    """The ELBO at each depth as a Markdown table; the last row is T → ∞."""
-    cells = []
-    for row in rows:
-        drop, se = drop_of(row, rows[-1])
-        numbers = [row.estimate.mean["bpd"], row.estimate.se["bpd"], drop, se]
-        numbers = [f"{number:.4f}" for number in numbers]
-        if row is rows[-1]:
-            numbers[2:] = ["", ""]
-        cells.append([row.name, *numbers])
-    return report.markdown_table(("depth", "bits/dim", "± s.e.", "minus T → ∞", "± s.e."), cells)
-
-
-def drop_of(row, other):
-    """How far a row is above another on the images of both: mean and standard error, bits/dim."""
-    images = min(row.estimate.images, other.estimate.images)
-    drop = row.estimate.values["bpd"][:images] - other.estimate.values["bpd"][:images]
-    return float(drop.mean()), evaluate.standard_error(drop)
-
-
-def order(claim, rows):
-    """A line on whether each of the rows is below the one before it, image by image, or None
-    for one row: with the pair whose drop is the least in standard errors; −3 is too low."""
-    if len(rows) < 2:
-        return None
-    pairs = [(*drop_of(*pair), *pair) for pair in zip(rows, rows[1:])]
-    drop, se, above, below = min(pairs, key=lambda pair: pair[0] / max(pair[1], 1e-12))
-    verdict = "NO" if drop < -3.0 * se else "yes"
-    return f"{claim}: {verdict}; least surely from {above.name} to {below.name}, by {drop:.4f} ± {se:.4f}."
-
-
-def write_columns(path, columns):
-    """Columns of one length as a CSV; those of edges are left out."""
-    names = [name for name in columns if not name.endswith("edges")]
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(names)
-        writer.writerows(zip(*(columns[name] for name in names)))
-
-
-def write_images(path, rows):
-    """eval_images.csv: bits/dim of each test image by each row; of the first also its terms."""
-    first, *others = rows
-    columns = {("" if name == "bpd" else name) : v for name, v in first.estimate.values.items()}
-    columns = {f"{first.name}{' ' if n else ''}{n}": v for n, v in columns.items()}
-    columns |= {row.name: row.estimate.values["bpd"] for row in others}
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", *columns])
-        writer.writerows(
-            [i, *(values[i] if i < len(values) else "" for values in columns.values())]
-            for i in range(first.estimate.images)
-        )
-
-
-STRIP = 8  # pictures that are shown on the way
-
-
-def pictures(config, this):
-    """x̂(z_t) of the first test images at times from 1 down to 0, with one ε for all times.
+def measure(config, this, chosen, first):
+    """All that is chosen beside the ELBO, `first`.
 
     Returns:
-      t [n], x̂ [n, images, height, width, channels], and the images x themselves, in [−1, 1].
+      [Row] of the table; {"depth", "chain", "ode": [Row]}, for each chosen, over T and over K;
+      and lines on whether their bounds are in the order in which they must be.
     """
-    model = this.model
-
-    def predicted(params, rng, batch, t):
-        x = encoder.scale(batch["image"], model.vocab_size)
-        gamma = jnp.broadcast_to(model.gamma(params, t), x.shape[:1])
-        eps = rng.normal(rng_lib.NOISE, model.shape)
-        z_t = encoder.diffuse(x, diffusion.over_pixels(gamma), eps)
-        eps_hat = model.eps_hat(params, z_t, gamma, model.told(batch))
-        return {"x": x, "x_hat": denoiser.x_from_eps(eps_hat, z_t, diffusion.over_pixels(gamma))}
-
-    images = min(STRIP, config.eval.images or this.data.test.size)
-    one_pass = evaluate.over_split(predicted, config, this.data)
-    times = np.linspace(1.0, 0.0, 9)
-    with evaluate.progress_bar(images, config, len(times), "pictures") as bar:
-        shown = [
-            one_pass(this.state.ema, (0, 0, 1), np.float32(t), images, bar) for t in times
+    rows, series, checks = [first], {}, []
+    if "depth" in chosen:
+        series["depth"] = depths(config, this, first)
+        checks.append(order("The ELBO falls with T", series["depth"]))
+    if "chain" in chosen:
+        series["chain"] = chain_rows(config, this)
+        rows += ends(series["chain"])
+        checks.append(order("The chain's bound falls with K", series["chain"]))
+    if "ode" in chosen:
+        rows += [flow_row(config, this, kind) for kind in ("uniform", "normal")]
+        series["ode"], quadrature = weighted_flow_rows(config, this)
+        rows += ends(series["ode"])
+        checks += [
+            order("The ODE's bound falls with K", series["ode"]),
+            f"Of the ODE, each image's steps keep the local error of z within "
+            f"{config.eval.ode.tolerance}; half the nodes would change an image by "
+            f"{quadrature:.4f} bits/dim on average.",
         ]
-    return times, np.stack([one["x_hat"] for one in shown]), shown[0]["x"]
+    return rows, series, [line for line in checks if line]
+
+
+def ends(rows):
+    """The first and the last of a list that may have but one."""
+    return rows[:1] + rows[1:][-1:]
+
+
+def tell(row):
+    """Prints a Row as it is done, and returns it."""
+    if jax.process_index() == 0:
+        mean, se = row.estimate.mean["bpd"], row.estimate.se["bpd"]
+        print(f"{row.name}: {mean:.4f} ± {report.fixed(se)}, {row.seconds:.0f} s", flush=True)
+    return row
 
 
 def check(config):
@@ -302,30 +188,56 @@ def whose(timesteps):
     return f"the chain of {timesteps} steps" if timesteps else "the chain of ∞ steps"
 
 
-def depths(config, this, row, tell):
-    """[Row]: the ELBO of the same model as a chain of each of config.eval.depths, then T → ∞.
+def depths(config, this, first):
+    """[Row]: the ELBO of the same model as a chain of each of config.eval.depths, then T → ∞;
+    `first` is that of the model itself."""
 
-    `row` is that of the model itself; `tell` is called with each of the others.
-    """
-    rows = []
-    for steps in [*depth_list(config), 0]:
+    def at(steps):
         if steps == this.model.timesteps:
-            rows.append(row)
-            continue
-        rows.append(elbo_row(config, this, dataclasses.replace(this.model, timesteps=steps))[0])
-        tell(rows[-1])
-    return rows
+            return first
+        return tell(elbo_row(config, this, dataclasses.replace(this.model, timesteps=steps))[0])
+
+    return [at(steps) for steps in [*depth_list(config), 0]]
+
+
+STRIP = 8  # pictures that are shown on the way
+
+
+def pictures(config, this):
+    """x̂(z_t) of the first test images at times from 1 down to 0, with one ε for all times.
+
+    Returns:
+      t [n], x̂ [n, images, height, width, channels], and the images x themselves, in [−1, 1].
+    """
+    model = this.model
+
+    def predicted(params, rng, batch, t):
+        x = encoder.scale(batch["image"], model.vocab_size)
+        gamma = jnp.broadcast_to(model.gamma(params, t), x.shape[:1])
+        eps = rng.normal(rng_lib.NOISE, model.shape)
+        z_t = encoder.diffuse(x, diffusion.over_pixels(gamma), eps)
+        eps_hat = model.eps_hat(params, z_t, gamma, model.told(batch))
+        return {"x": x, "x_hat": denoiser.x_from_eps(eps_hat, z_t, diffusion.over_pixels(gamma))}
+
+    images = min(STRIP, config.eval.images or this.data.test.size)
+    one_pass = evaluate.over_split(predicted, config, this.data)
+    times = np.linspace(1.0, 0.0, 9)
+    with evaluate.progress_bar(images, config, len(times), "pictures") as bar:
+        shown = [
+            one_pass(this.state.ema, (0, 0, 1), np.float32(t), images, bar) for t in times
+        ]
+    return times, np.stack([one["x_hat"] for one in shown]), shown[0]["x"]
 
 
 # ---- importance weights on a chain ------------------------------------------------------
 
 
 def chain_rows(config, this):
-    """The ELBO of the chain of config.eval.chain.timesteps as a Row, and [Row] of its K-sample
-    bounds, K = 1, 2, 4, … up to config.eval.chain.samples."""
+    """[Row]: the ELBO of the chain of config.eval.chain.timesteps, and its K-sample bounds,
+    K = 1, 2, 4, … up to config.eval.chain.samples."""
     steps, samples = config.eval.chain.timesteps, config.eval.chain.samples
     model = dataclasses.replace(this.model, timesteps=steps)
-    elbo, _ = elbo_row(config, this, model)
+    of_chain = tell(elbo_row(config, this, model)[0])
     start = time.monotonic()
 
     def log_weight(params, rng, batch, _):
@@ -344,7 +256,7 @@ def chain_rows(config, this):
     name = f"importance-weighted, T = {steps}"
     log_w = passes(log_weight, config, this, samples, name)["log_w"]
     seconds = time.monotonic() - start
-    return elbo, bounds(name, whose(steps), log_w, samples * steps, seconds, this)
+    return [of_chain, *bounds(name, whose(steps), log_w, samples * steps, seconds, this)]
 
 
 def bounds(name, whose, log_w, evaluations, seconds, this):
@@ -357,6 +269,7 @@ def bounds(name, whose, log_w, evaluations, seconds, this):
         sets = [(1, {"bpd": group}) for group in groups]
         estimate = evaluate.combine(sets, this.data.spec.shape)
         rows.append(Row(f"{name}, K = {k}", whose, estimate, evaluations, seconds))
+    tell(rows[-1])
     return rows
 
 
@@ -380,8 +293,7 @@ def flow_row(config, this, kind):
     each image, by Hutchinson's divergence."""
     name = f"ODE, {kind} dequantisation"
     result, evaluations, seconds = flow(config, this, kind, False, 1, None, name)
-    (row,) = bounds(name, "the ODE", result["log_w"], evaluations, seconds, this)
-    return dataclasses.replace(row, name=name)
+    return bounds(name, "the ODE", result["log_w"], evaluations, seconds, this)[0]
 
 
 def weighted_flow_rows(config, this):
@@ -427,3 +339,126 @@ def flow(config, this, kind, exact, samples, images, name):
     # A step asks for six evaluations, a node for one with its divergence.
     evaluations = float(samples * (6.0 * result["steps"].mean() + ode.nodes + 1))
     return result, evaluations, time.monotonic() - start
+
+
+# ---- what is written --------------------------------------------------------------------
+
+
+def write(workdir, heading, text, rows, series, checks, step):
+    """Writes eval.md, eval.json and eval_images.csv; returns their names."""
+    (workdir / "eval.md").write_text(f"{heading}\n\n{text}")
+    more = {name: [row.json() for row in some] for name, some in series.items()}
+    if len(rows) > 1:
+        more |= {"rows": [row.json() for row in rows]}
+    more |= {"checks": checks} if checks else {}
+    evaluate.write(workdir / "eval.json", rows[0].estimate, step, more)
+    write_images(workdir / "eval_images.csv", rows + series.get("depth", [])[:-1])
+    return ["eval.md", "eval.json", "eval_images.csv"]
+
+
+def draw(workdir, config, this, first, profile, strip, series):
+    """Writes profile.csv and the pictures; returns their names."""
+    spec = this.data.spec
+    columns = profile.summary(
+        this.model.gamma(this.state.ema, jnp.asarray(EDGES, jnp.float32)),
+        first.estimate.mean["prior"],
+        spec.shape,
+        spec.vocab_size,
+    )
+    write_columns(workdir / "profile.csv", columns)
+    figures.save_density(workdir / "density.png", columns, first.estimate)
+    figures.save_distortion(workdir / "distortion.png", columns, *strip, spec)
+    if "depth" not in series:
+        return ["profile.csv", "density.png", "distortion.png"]
+    *finite, infinite = series["depth"]
+    figures.save_depth(
+        workdir / "depth.png",
+        depth_list(config),
+        [row.estimate.mean["bpd"] for row in series["depth"]],
+        *zip(*(drop_of(row, infinite) for row in finite)),
+    )
+    return ["profile.csv", "density.png", "distortion.png", "depth.png"]
+
+
+def tables(rows, series, checks):
+    """The table, that of the depths, and the checks, as Markdown."""
+    parts = [table(rows)]
+    if "depth" in series:
+        parts.append(depth_table(series["depth"]))
+    if checks:
+        parts.append("\n".join(f"- {line}" for line in checks))
+    return "\n\n".join(parts) + "\n"
+
+
+def table(rows):
+    """The rows as a Markdown table; each against the first, image by image on the same images."""
+    header = (
+        "estimator", "bounds −log p of", "bits/dim", "± s.e.", "of it noise",
+        "minus the first", "± s.e.", "images", "evaluations/image", "seconds",
+    )  # fmt: skip
+    cells = []
+    for row in rows:
+        estimate = row.estimate
+        drop, se = drop_of(row, rows[0])
+        numbers = [estimate.mean["bpd"], estimate.se["bpd"], estimate.noise["bpd"], drop, se]
+        numbers = [report.fixed(number) for number in numbers]
+        if row is rows[0]:
+            numbers[3:] = ["", ""]
+        counts = [str(estimate.images), f"{row.evaluations:.0f}", f"{row.seconds:.0f}"]
+        cells.append([row.name, row.bounds, *numbers, *counts])
+    return report.markdown_table(header, cells)
+
+
+def depth_table(rows):
+    """The ELBO at each depth as a Markdown table; the last row is T → ∞."""
+    cells = []
+    for row in rows:
+        drop, se = drop_of(row, rows[-1])
+        numbers = [row.estimate.mean["bpd"], row.estimate.se["bpd"], drop, se]
+        numbers = [report.fixed(number) for number in numbers]
+        if row is rows[-1]:
+            numbers[2:] = ["", ""]
+        cells.append([row.name, *numbers])
+    return report.markdown_table(("depth", "bits/dim", "± s.e.", "minus T → ∞", "± s.e."), cells)
+
+
+def drop_of(row, other):
+    """How far a row is above another on the images of both: mean and standard error, bits/dim."""
+    images = min(row.estimate.images, other.estimate.images)
+    drop = row.estimate.values["bpd"][:images] - other.estimate.values["bpd"][:images]
+    return float(drop.mean()), evaluate.standard_error(drop)
+
+
+def order(claim, rows):
+    """A line on whether each of the rows is below the one before it, image by image, or None
+    for one row: with the pair whose drop is the least in standard errors; −3 is too low."""
+    if len(rows) < 2:
+        return None
+    pairs = [(*drop_of(*pair), *pair) for pair in zip(rows, rows[1:])]
+    drop, se, above, below = min(pairs, key=lambda pair: pair[0] / max(pair[1], 1e-12))
+    verdict = "NO" if drop < -3.0 * se else "yes"
+    return f"{claim}: {verdict}; least surely from {above.name} to {below.name}, by {drop:.4f} ± {se:.4f}."
+
+
+def write_columns(path, columns):
+    """Columns of one length as a CSV; those of edges are left out."""
+    names = [name for name in columns if not name.endswith("edges")]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(names)
+        writer.writerows(zip(*(columns[name] for name in names)))
+
+
+def write_images(path, rows):
+    """eval_images.csv: bits/dim of each test image by each row; of the first also its terms."""
+    first, *others = rows
+    columns = {("" if name == "bpd" else name) : v for name, v in first.estimate.values.items()}
+    columns = {f"{first.name}{' ' if n else ''}{n}": v for n, v in columns.items()}
+    columns |= {row.name: row.estimate.values["bpd"] for row in others}
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", *columns])
+        writer.writerows(
+            [i, *(values[i] if i < len(values) else "" for values in columns.values())]
+            for i in range(first.estimate.images)
+        )

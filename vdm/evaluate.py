@@ -53,9 +53,10 @@ class Estimate:
 
     @property
     def images_se(self):
-        """Name to the part of `se` that comes of which images were drawn."""
+        """Name to the part of `se` that comes of which images were drawn; NaN where the other,
+        `noise`, is not known."""
         return {
-            name: math.sqrt(max(0.0, se**2 - np.nan_to_num(self.noise[name]) ** 2))
+            name: float(np.sqrt(np.maximum(se**2 - self.noise[name] ** 2, 0.0)))
             for name, se in self.se.items()
         }
 

@@ -84,10 +84,15 @@ def estimate_table(estimate):
     for name in names:
         numbers = (part[name] for part in (estimate.mean, estimate.se, estimate.images_se, estimate.noise))
         label = "total (ELBO)" if name == "bpd" else name
-        lines.append(f"{label:<16}" + "".join(f"{number:>10.4f}" for number in numbers))
+        lines.append(f"{label:<16}" + "".join(f"{fixed(number):>10}" for number in numbers))
     lines.insert(-1, "-" * len(lines[0]))
-    lines.append(f"{estimate.images} images, each {estimate.passes} times")
+    lines.append(f"images: {estimate.images}, each evaluated {estimate.passes} times")
     return "\n".join(lines)
+
+
+def fixed(number):
+    """Four digits after the point; a dash for what is not known."""
+    return "–" if np.isnan(number) else f"{number:.4f}"
 
 
 def markdown_table(header, rows):

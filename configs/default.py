@@ -73,8 +73,8 @@ def get_config():
     c.eval.passes_in_training = 2  # and as training goes
     c.eval.checkpoint = "newest"  # which one --mode=eval and sample take: newest, best
     c.eval.images = 0  # only so many of the test images; 0: all
-    c.eval.target_se = 0.0  # bits/dim; go on until the Monte-Carlo noise is below it. 0: do not
-    c.eval.max_passes = 1_000  # but take no more passes than these
+    c.eval.target_se = 0.0  # --mode=eval, in bits/dim: instead of `passes`, as many as bring the
+    c.eval.max_passes = 1_000  # Monte-Carlo noise of the ELBO below it, but no more than these
     c.eval.depths = "1,2,5,10,20,50,100,200,500,1000"  # depth: the T of the chains
 
     c.eval.chain = ConfigDict()  # chain: importance weights on a chain

@@ -65,15 +65,35 @@ def test_warped_times_leave_every_average(rng=np.random.default_rng(0)):
     np.testing.assert_allclose(ones, 1.0, rtol=1e-5)
 
 
-def test_profile_puts_times_where_the_spread_is(rng=np.random.default_rng(0)):
-    """A term that varies in t > ½ only: nine tenths of the times and half a tenth go there."""
-    profile = Profile(2_000)
-    t = (np.arange(2_000) + 0.5) / 2_000
-    noise = np.where(t > 0.5, rng.normal(size=2_000), 0.0)
-    profile.add({"t": t, "weight": np.ones(2_000), "diffusion": 1.0 + noise, "error": t})
+@pytest.mark.parametrize("images, low, high", [(40, 0.4, 0.6), (200_000, 0.05, 0.08)])
+def test_profile_puts_times_where_the_spread_is(images, low, high):
+    """A term that varies in t > ½ only: nine tenths of the times and half a tenth go there, once
+    enough draws have been seen; one draw a part tells nothing."""
+    profile, t = Profile(images), (np.arange(images) + 0.5) / images
+    noise = np.where(t > 0.5, np.random.default_rng(0).normal(size=images), 0.0)
+    draw = {"t": t, "weight": np.ones(images), "diffusion": 1.0 + noise, "error": t}
+    profile.add(draw)
     cdf = profile.cdf()
     assert cdf[0] == 0 and cdf[-1] == 1 and np.all(np.diff(cdf) > 0)
-    assert cdf[BINS // 2] == pytest.approx(0.05, abs=1e-6)
+    assert low <= cdf[BINS // 2] <= high
+
+
+def test_the_profiles_error_bars_are_its_spread(digits_like):
+    """Over evaluations of other noise, each of two sets under the times of Profile.cdf."""
+    log_p, images, _ = digits_like
+    made, data = exact.model(log_p, -8.0, 5.0), exact.split(images, 5)
+    found, told = [], []
+    for seed in range(5):
+        config = exact.config()
+        config.seed = seed
+        _, profile = evaluate.make_evaluator(made, config, data)(PARAMS, 20)
+        columns = profile.summary(np.linspace(-8.0, 5.0, BINS + 1), 0.0, (2, 2, 1), 5)
+        found.append(columns["per_t"])
+        told.append(columns["per_t_se"])
+    seen, told = np.std(found, axis=0, ddof=1), np.mean(told, axis=0)
+    some = told > 0.1 * told.max()
+    # Told are images and noise, seen is noise alone: most of it here, and never more of it.
+    assert 0.6 < np.sqrt(np.mean(seen[some] ** 2) / np.mean(told[some] ** 2)) < 1.2
 
 
 # ---- error bars -------------------------------------------------------------------------

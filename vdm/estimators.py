@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import math
 import time
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 
 from vdm import denoiser, diffusion, elbo, encoder, evaluate, figures, likelihood, report
 from vdm import rng as rng_lib, run as run_lib
-from vdm.errors import one_of, require
+from vdm.errors import UserError, one_of, require
 from vdm.profile import EDGES
 
 ESTIMATORS = ("elbo", "depth", "chain", "ode")
@@ -24,7 +25,7 @@ class Row:
       name: the estimator.
       bounds: whose negative log-likelihood it bounds from above.
       estimate: evaluate.Estimate, of the first so many test images.
-      evaluations: of the network, per image.
+      evaluations: of the network and of products with its Jacobian, per image.
       seconds: that it took, compilation included.
     """
 
@@ -68,8 +69,12 @@ def run(config, workdir):
     first, profile = elbo_row(config, this, this.model)
     if lead:
         print(report.estimate_table(first.estimate), flush=True)
+    rows = [first]
+    if is_diffusion and this.model.timesteps:  # the profile is that of continuous time
+        row, profile = elbo_row(config, this, dataclasses.replace(this.model, timesteps=0))
+        rows.append(tell(row))
     strip = pictures(config, this) if is_diffusion else None
-    rows, series, checks = measure(config, this, chosen, first)
+    rows, series, checks = measure(config, this, chosen, rows)
     if not lead:
         return
 
@@ -78,41 +83,43 @@ def run(config, workdir):
         print("\n" + text)
     written = write(workdir, heading, text, rows, series, checks, int(this.state.step))
     if is_diffusion:
-        written += draw(workdir, config, this, first, profile, strip, series)
+        written += draw(workdir, config, this, rows, profile, strip, series)
     print(f"{workdir}: {', '.join(written)}")
 
 
-def measure(config, this, chosen, first):
-    """All that is chosen beside the ELBO, `first`.
+def measure(config, this, chosen, rows):
+    """All that is chosen beside the `rows` that there are: the ELBO, and that for T → ∞.
 
     Returns:
       [Row] of the table; {"depth", "chain", "ode": [Row]}, for each chosen, over T and over K;
-      and lines on whether their bounds are in the order in which they must be.
+      and lines on whether the numbers agree as they must.
     """
-    rows, series, checks = [first], {}, []
+    series, checks = {}, []
     if "depth" in chosen:
-        series["depth"] = depths(config, this, first)
-        checks.append(order("The ELBO falls with T", series["depth"]))
+        series["depth"] = depths(config, this, rows)
+        checks += [order("The ELBO falls with T", *pair) for pair in least_drop(series["depth"])]
     if "chain" in chosen:
-        series["chain"] = chain_rows(config, this)
-        rows += ends(series["chain"])
-        checks.append(order("The chain's bound falls with K", series["chain"]))
+        of_chain, *weighted = chain_rows(config, this, rows + series.get("depth", []))
+        series["chain"] = weighted
+        rows = rows + [of_chain] * (of_chain not in rows) + weighted[-1:]
+        checks.append(agreement("Paths have the ELBO for their mean", weighted[0], of_chain))
+        checks.append(list_of(weighted))
     if "ode" in chosen:
-        rows += [flow_row(config, this, kind) for kind in ("uniform", "normal")]
-        series["ode"], quadrature = weighted_flow_rows(config, this)
-        rows += ends(series["ode"])
+        try:
+            flows = [flow_row(config, this, kind) for kind in ("uniform", "normal")]
+            weighted, quadrature = weighted_flow_rows(config, this)
+        except UserError as error:  # all the rest is not lost for it
+            return rows, series, [*checks, f"No row of the ODE: {error}"]
+        series["ode"] = weighted
+        rows = rows + flows + weighted[:1] + weighted[1:][-1:]
         checks += [
-            order("The ODE's bound falls with K", series["ode"]),
-            f"Of the ODE, each image's steps keep the local error of z within "
+            agreement("Hutchinson's divergence has the exact one for its mean", flows[1], weighted[0]),
+            list_of(weighted),
+            "In the ODE, each image's steps keep the local error of z within "
             f"{config.eval.ode.tolerance}; half the nodes would change an image by "
             f"{quadrature:.4f} bits/dim on average.",
         ]
-    return rows, series, [line for line in checks if line]
-
-
-def ends(rows):
-    """The first and the last of a list that may have but one."""
-    return rows[:1] + rows[1:][-1:]
+    return rows, series, checks
 
 
 def tell(row):
@@ -165,7 +172,7 @@ def depth_list(config):
         min(depths) >= 1,
         f"config.eval.depths is {text!r}; accepted: numbers of steps, such as '1,10,100'.",
     )
-    return depths
+    return sorted(set(depths))
 
 
 # ---- the ELBO, at any depth -------------------------------------------------------------
@@ -175,7 +182,7 @@ def elbo_row(config, this, model):
     """(Row, Profile) of the ELBO of a model."""
     start = time.monotonic()
     steps = getattr(model, "timesteps", 0)
-    name = f"ELBO, T = {steps}" if steps else "ELBO, T → ∞"
+    name = elbo_name(steps)
     estimate, profile = evaluate.make_evaluator(model, config, this.data)(
         this.state.ema, config.eval.passes, True, config.eval.target_se, name
     )
@@ -183,21 +190,27 @@ def elbo_row(config, this, model):
     return Row(name, whose(steps), estimate, estimate.passes, seconds), profile
 
 
+def elbo_name(timesteps):
+    """What the ELBO at this depth is called; 0 is T → ∞."""
+    return f"ELBO, T = {timesteps}" if timesteps else "ELBO, T → ∞"
+
+
 def whose(timesteps):
     """Whose likelihood a chain of so many steps has."""
     return f"the chain of {timesteps} steps" if timesteps else "the chain of ∞ steps"
 
 
-def depths(config, this, first):
-    """[Row]: the ELBO of the same model as a chain of each of config.eval.depths, then T → ∞;
-    `first` is that of the model itself."""
+def depths(config, this, done):
+    """[Row]: the ELBO of the same model as a chain of each of config.eval.depths, then T → ∞."""
+    return [depth(config, this, steps, done) for steps in [*depth_list(config), 0]]
 
-    def at(steps):
-        if steps == this.model.timesteps:
-            return first
-        return tell(elbo_row(config, this, dataclasses.replace(this.model, timesteps=steps))[0])
 
-    return [at(steps) for steps in [*depth_list(config), 0]]
+def depth(config, this, steps, done):
+    """The Row of the ELBO of a chain of `steps`, taken from the rows `done` where it is there."""
+    for row in done:
+        if row.name == elbo_name(steps):
+            return row
+    return tell(elbo_row(config, this, dataclasses.replace(this.model, timesteps=steps))[0])
 
 
 STRIP = 8  # pictures that are shown on the way
@@ -232,12 +245,12 @@ def pictures(config, this):
 # ---- importance weights on a chain ------------------------------------------------------
 
 
-def chain_rows(config, this):
+def chain_rows(config, this, done=()):
     """[Row]: the ELBO of the chain of config.eval.chain.timesteps, and its K-sample bounds,
-    K = 1, 2, 4, … up to config.eval.chain.samples."""
+    K = 1, 2, 4, … up to config.eval.chain.samples. `done`: rows that are there already."""
     steps, samples = config.eval.chain.timesteps, config.eval.chain.samples
     model = dataclasses.replace(this.model, timesteps=steps)
-    of_chain = tell(elbo_row(config, this, model)[0])
+    of_chain = depth(config, this, steps, done)
     start = time.monotonic()
 
     def log_weight(params, rng, batch, _):
@@ -261,13 +274,15 @@ def chain_rows(config, this):
 
 def bounds(name, whose, log_w, evaluations, seconds, this):
     """[Row] of the K-sample bounds from log weights [passes, images], nats, K = 1, 2, 4, … and
-    all; `evaluations` and `seconds` are of all."""
+    all; `evaluations` and `seconds` are of all. Of passes that K does not divide, the last are
+    left out."""
     total = len(log_w)
     rows = []
     for k in sorted({*(2**i for i in range(total.bit_length())), total}):
         groups = -likelihood.importance_bound(log_w, k)
         sets = [(1, {"bpd": group}) for group in groups]
         estimate = evaluate.combine(sets, this.data.spec.shape)
+        estimate = dataclasses.replace(estimate, passes=len(groups) * k)
         rows.append(Row(f"{name}, K = {k}", whose, estimate, evaluations, seconds))
     tell(rows[-1])
     return rows
@@ -336,9 +351,10 @@ def flow(config, this, kind, exact, samples, images, name):
 
     result = passes(log_weight, config, this, samples, name, images)
     likelihood.require_solved(result["steps"], ode.tolerance)
-    # A step asks for six evaluations, a node for one with its divergence.
-    evaluations = float(samples * (6.0 * result["steps"].mean() + ode.nodes + 1))
-    return result, evaluations, time.monotonic() - start
+    # A step asks for six evaluations, a node for one and products with its Jacobian.
+    products = math.prod(model.shape) if exact else 1
+    evaluations = samples * (6.0 * result["steps"].mean() + (ode.nodes + 1) * (1 + products))
+    return result, float(evaluations), time.monotonic() - start
 
 
 # ---- what is written --------------------------------------------------------------------
@@ -352,23 +368,25 @@ def write(workdir, heading, text, rows, series, checks, step):
         more |= {"rows": [row.json() for row in rows]}
     more |= {"checks": checks} if checks else {}
     evaluate.write(workdir / "eval.json", rows[0].estimate, step, more)
-    write_images(workdir / "eval_images.csv", rows + series.get("depth", [])[:-1])
+    write_images(workdir / "eval_images.csv", rows + series.get("depth", []))
     return ["eval.md", "eval.json", "eval_images.csv"]
 
 
-def draw(workdir, config, this, first, profile, strip, series):
+def draw(workdir, config, this, rows, profile, strip, series):
     """Writes profile.csv and the pictures; returns their names."""
     spec = this.data.spec
+    (continuous,) = (row for row in rows if row.name == elbo_name(0))
     columns = profile.summary(
         this.model.gamma(this.state.ema, jnp.asarray(EDGES, jnp.float32)),
-        first.estimate.mean["prior"],
+        continuous.estimate.mean["prior"],
         spec.shape,
         spec.vocab_size,
     )
     write_columns(workdir / "profile.csv", columns)
-    figures.save_density(workdir / "density.png", columns, first.estimate)
+    figures.save_density(workdir / "density.png", columns, continuous.estimate)
     figures.save_distortion(workdir / "distortion.png", columns, *strip, spec)
     if "depth" not in series:
+        (workdir / "depth.png").unlink(missing_ok=True)  # it is of another evaluation
         return ["profile.csv", "density.png", "distortion.png"]
     *finite, infinite = series["depth"]
     figures.save_depth(
@@ -429,15 +447,35 @@ def drop_of(row, other):
     return float(drop.mean()), evaluate.standard_error(drop)
 
 
-def order(claim, rows):
-    """A line on whether each of the rows is below the one before it, image by image, or None
-    for one row: with the pair whose drop is the least in standard errors; −3 is too low."""
-    if len(rows) < 2:
-        return None
-    pairs = [(*drop_of(*pair), *pair) for pair in zip(rows, rows[1:])]
-    drop, se, above, below = min(pairs, key=lambda pair: pair[0] / max(pair[1], 1e-12))
+def least_drop(rows):
+    """The neighbours whose drop is the least in standard errors, as [(above, below)]; [] where
+    there are none."""
+    pairs = list(zip(rows, rows[1:]))
+    drops = [drop / max(se, 1e-12) for drop, se in (drop_of(*pair) for pair in pairs)]
+    return [pairs[int(np.nanargmin(drops))]] if np.isfinite(drops).any() else []
+
+
+def order(claim, above, below):
+    """A line on whether `above` is above `below`, image by image, but for three s.e."""
+    drop, se = drop_of(above, below)
     verdict = "NO" if drop < -3.0 * se else "yes"
-    return f"{claim}: {verdict}; least surely from {above.name} to {below.name}, by {drop:.4f} ± {se:.4f}."
+    return (
+        f"{claim}: {verdict}; least surely from {above.name} to {below.name}, "
+        f"by {drop:.4f} ± {se:.4f}."
+    )
+
+
+def agreement(claim, one, other):
+    """A line on whether two rows are the same on the same images, but for three s.e."""
+    drop, se = drop_of(one, other)
+    verdict = "not known" if math.isnan(se) else "yes" if abs(drop) <= 3.0 * se else "NO"
+    return f"{claim}: {verdict}; {one.name} is {drop:+.4f} ± {report.fixed(se)} above {other.name}."
+
+
+def list_of(rows):
+    """A line with the bits/dim of each K."""
+    numbers = ", ".join(f"{row.estimate.mean['bpd']:.4f}" for row in rows)
+    return f"{rows[0].name} and up to {rows[-1].name.split(', ')[-1]}: {numbers}."
 
 
 def write_columns(path, columns):

@@ -26,7 +26,8 @@ class Estimate:
     Attributes:
       values: name of each term, and "bpd" for their sum, to float64 [images].
       noise: the same names to the standard error of the mean over these very images: the
-        Monte-Carlo noise. NaN where there was but one set of draws.
+        Monte-Carlo noise. NaN where there was but one set of draws, and more than there is
+        where sets differ in size.
       passes: how often each image was evaluated.
     """
 
@@ -67,7 +68,7 @@ class Estimate:
             flat |= {name: mean, f"{name}_se": self.se[name]}
             flat |= {f"{name}_se_images": self.images_se[name], f"{name}_se_noise": self.noise[name]}
         flat |= {"images": self.images, "passes": self.passes}
-        return {k: None if math.isnan(v) else v for k, v in flat.items()}
+        return {name: value if math.isfinite(value) else None for name, value in flat.items()}
 
 
 def standard_error(values):
@@ -141,8 +142,8 @@ def make_evaluator(model, config, data):
     Passes are taken in at least two independent sets, so that the Monte-Carlo noise is seen,
     not assumed. Where a model draws a time (Diffusion.draw), each set's times are distributed
     as the sets before it advise (Profile.cdf), which no mean depends on; other models have no
-    Profile, but None. With `target_se`, sets go on until the Monte-Carlo part of the standard
-    error of bpd is at most that, or config.eval.max_passes are taken.
+    Profile, but None. With `target_se`, sets of SET go on until the Monte-Carlo part of the
+    standard error of bpd is at most that, or config.eval.max_passes are taken.
 
     Raises:
       UserError: a number of config.eval cannot be.
@@ -165,7 +166,7 @@ def make_evaluator(model, config, data):
     def evaluate(params, passes, progress=False, target_se=0.0, what="ELBO"):
         images = config.eval.images or data.test.size
         profile, sets = Profile(images) if times else None, []
-        bar = progress_bar(images, config, passes, what, progress)
+        bar = progress_bar(images, config, SET if target_se else passes, what, progress)
 
         def add(length):
             cdf = profile.cdf() if sets and times else UNIFORM
@@ -178,19 +179,25 @@ def make_evaluator(model, config, data):
                 total = jax.tree.map(np.add, total, terms) if number else terms
             sets.append((length, total))
 
-        for part in np.array_split(np.arange(passes), min(passes, max(2, round(passes / SET)))):
-            add(len(part))
-        estimate = combine(sets, data.spec.shape)
-        while target_se > 0 and not estimate.noise["bpd"] <= target_se:
-            left = config.eval.max_passes - estimate.passes
+        if not target_se:
+            for part in np.array_split(
+                np.arange(passes), min(passes, max(2, round(passes / SET)))
+            ):
+                add(len(part))
+        while target_se:
+            left = config.eval.max_passes - len(sets) * SET
             if left <= 0:
                 break
-            bar.total += min(SET, left) * bar.total // estimate.passes
-            bar.set_postfix_str(f"noise {estimate.noise['bpd']:.5f}, to be {target_se}")
+            if sets:
+                bar.total = (len(sets) + 1) * bar.total // len(sets)
             add(min(SET, left))
-            estimate = combine(sets, data.spec.shape)
+            noise = combine(sets, data.spec.shape).noise["bpd"]
+            bar.set_postfix_str(f"noise {noise:.5f}, to be {target_se}")
+            # An s.e. of few degrees of freedom is small by chance too often.
+            if noise <= target_se and images * (len(sets) - 1) >= 30:
+                break
         bar.close()
-        return estimate, profile
+        return combine(sets, data.spec.shape), profile
 
     return evaluate
 

@@ -72,7 +72,7 @@ def save_curve(path, metrics, title=""):
         total.plot(*_series(train, "bpd"), color="tab:gray", lw=1, label="training, one draw")
     if test:
         steps, values = _series(test, "bpd")
-        errors = [row["bpd_se"] for row in test]
+        _, errors = _series(test, "bpd_se")
         total.errorbar(
             steps, values, errors, color="black", marker="o", ms=3, lw=1.5, capsize=2,
             label=f"test (EMA), last {values[-1]:.3f} ± {errors[-1]:.3f}",
@@ -131,8 +131,9 @@ def save_depth(path, depths, bpd, excess, excess_se):
         depths, excess, excess_se, color="black", marker="o", ms=4, lw=1.2, capsize=2,
         label="± 1 s.e., image by image",
     )  # fmt: skip
-    guide = excess[-1] * depths[-1] / np.asarray(depths)
-    right.plot(depths, guide, color="tab:gray", ls=":", label="in proportion to 1/T")
+    if excess[-1] > 0:
+        guide = excess[-1] * depths[-1] / np.asarray(depths)
+        right.plot(depths, guide, color="tab:gray", ls=":", label="in proportion to 1/T")
     right.set(ylabel="bits/dim", title="above T → ∞")
     right.legend()
     for axes in (left, right):
@@ -193,7 +194,7 @@ def save_distortion(path, columns, times, x_hat, x, spec):
     )  # fmt: skip
     axes.grid(alpha=0.3)
 
-    rate = np.interp(times, columns["t"], columns["rate"])
+    rate = np.interp(times, columns["t_edges"], columns["rate_edges"])
     panels = right.subplots(len(x), len(times) + 1, squeeze=False)
     for row, original in zip(panels, range(len(x))):
         for axes, picture in zip(row, [*x_hat[:, original], x[original]]):

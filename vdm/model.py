@@ -25,7 +25,9 @@ class Model(Protocol):
 
     def loss(self, params: Params, rng: Rng, batch: Batch, train: bool) -> Terms:
         """Name of each term to nats per example, [batch]; their sum is the negative ELBO,
-        or the exact negative log-likelihood where the model has one."""
+        or the exact negative log-likelihood where the model has one. In evaluation `rng` is
+        an rng.Spread, which draws by the same methods. A model whose loss is a draw of a time
+        tells it by a method `draw` beside, as diffusion.Diffusion does."""
 
     def sample(self, params: Params, rng: Rng, batch: Batch) -> jax.Array:
         """Integer levels [batch, height, width, channels], under the labels of `batch`."""

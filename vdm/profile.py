@@ -5,6 +5,7 @@ import numpy as np
 from vdm import elbo
 
 BINS = 40
+_DOUBT = 5.0
 
 
 class Profile:
@@ -38,16 +39,17 @@ class Profile:
         """How times are best distributed, for elbo.warp: float32 [BINS + 1].
 
         The variance of a stratified estimate is least where times have a density in proportion
-        to the standard deviation of what is averaged (Neyman 1934); a tenth stays uniform, so
-        that no weight 1/q is above 10.
+        to the standard deviation of what is averaged (Neyman 1934). A part's own variance counts
+        as much as the variance of all parts together where it has _DOUBT draws, and more with
+        more; a tenth stays uniform, so that no weight 1/q is above 10.
         """
         count, total, square = self._moments
         some = np.maximum(count, 1.0)
-        spread = np.sqrt(np.maximum(square / some - (total / some) ** 2, 0.0))
-        known = count > 1
-        if not spread[known].sum() > 0:
+        variance = np.maximum(square / some - (total / some) ** 2, 0.0)
+        overall = count @ variance / count.sum()
+        if not overall > 0:
             return UNIFORM
-        spread = np.where(known, spread, spread[known].mean())
+        spread = np.sqrt((count * variance + _DOUBT * overall) / (count + _DOUBT))
         share = 0.9 * spread / spread.sum() + 0.1 / BINS
         return np.concatenate([[0.0], np.cumsum(share) / share.sum()]).astype(np.float32)
 
@@ -63,17 +65,22 @@ class Profile:
         Returns:
           t_edges, gamma_edges; t: the middle of each part; per_t, per_t_se: bits/dim per unit
           of t, whose mean over the parts is the diffusion term; per_gamma, per_gamma_se: the
-          same per unit of γ; rate: bits/dim spent from t = 1 down to t; rmse: of x̂(z_t), in
-          levels.
+          same per unit of γ; rate, rate_edges: bits/dim spent from t = 1 down to t; rmse: of
+          x̂(z_t), in levels. Where a part has no draw, per_t_se and rmse are NaN.
         """
         per_t = elbo.bits_per_dim(self._nats / self._passes * BINS, shape)
         mean = per_t.mean(axis=0)
-        se = per_t.std(axis=0, ddof=1) / np.sqrt(self._images) if self._images > 1 else mean * np.nan
         gamma = np.asarray(gamma, np.float64)
         slope = np.diff(gamma) * BINS
-        spent = prior + np.cumsum(mean[::-1])[::-1] / BINS
+        spent = prior + np.append(np.cumsum(mean[::-1])[::-1] / BINS, 0.0)
         with np.errstate(invalid="ignore"):  # a part without a draw has no error
             error = self._error.sum(axis=0) / self._weight.sum(axis=0)
+            # How often an image met a part is no noise, as all together met it evenly: the s.e.
+            # is of what is left beside the mean that so many draws have.
+            drawn = self._weight / self._weight.mean(axis=0)
+        rest = per_t - drawn * mean
+        se = np.sqrt(np.sum(np.square(rest), axis=0) / max(self._images - 1, 1) / self._images)
+        se = se if self._images > 1 else np.full(BINS, np.nan)
         return {
             "t_edges": EDGES,
             "gamma_edges": gamma,
@@ -82,7 +89,8 @@ class Profile:
             "per_t_se": se,
             "per_gamma": mean / slope,
             "per_gamma_se": se / slope,
-            "rate": spent - 0.5 * mean / BINS,
+            "rate": 0.5 * (spent[1:] + spent[:-1]),
+            "rate_edges": spent,
             "rmse": np.sqrt(error / np.prod(shape)) * vocab_size / 2.0,
         }
 

@@ -30,7 +30,7 @@ def known():
     """Every row of the table for an optimal denoiser, and the true bits/dim of each image."""
     images, log_p, truth = known_data()
     config = exact.config(
-        passes=60, depths="1,4,32", chain__timesteps=16, chain__samples=16, ode__samples=4,
+        passes=120, depths="1,4,32", chain__timesteps=16, chain__samples=16, ode__samples=4,
         ode__images=256, ode__nodes=64,
     )  # fmt: skip
     made = exact.model(log_p, -9.0, 8.0)

@@ -170,14 +170,13 @@ def make_evaluator(model, config, data):
 
         def add(length):
             cdf = profile.cdf() if sets and times else UNIFORM
-            total = 0.0
+            drawn = []
             for number in range(length):
                 draw = one_pass(params, (len(sets), number, length), cdf, images, bar)
                 if times:
                     profile.add(draw)
-                terms = {k: v for k, v in draw.items() if k not in ("t", "weight", "error")}
-                total = jax.tree.map(np.add, total, terms) if number else terms
-            sets.append((length, total))
+                drawn.append({k: v for k, v in draw.items() if k not in ("t", "weight", "error")})
+            sets.append((length, jax.tree.map(lambda *nats: sum(nats), *drawn)))
 
         if not target_se:
             for part in np.array_split(

@@ -1,7 +1,7 @@
 """Variational diffusion models: train, evaluate, sample.
 
   python -m vdm.main --config=configs/digits.py --workdir=/tmp/digits
-  python -m vdm.main --workdir=/tmp/digits --mode=eval
+  python -m vdm.main --workdir=/tmp/digits --mode=eval --config.eval.estimators=all
   python -m vdm.main --workdir=/tmp/digits --mode=sample --config.sample.num=256
 
 The first command trains; given again, it goes on where it was stopped. Any field of the

@@ -17,9 +17,9 @@ from absl import app, flags, logging
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from vdm import checkpoint, diffusion, evaluate, report, run as run_lib, schedule, started
+from vdm import checkpoint, diffusion, estimators, evaluate, report
+from vdm import run as run_lib, schedule, started
 from vdm.errors import UserError, require
 from vdm.rng import Rng
 
@@ -52,22 +52,17 @@ def schedules(model, params):
     }
 
 
-def independent(model, config, data, params, passes):
+def independent(config, this, passes):
     """The Estimate by i.i.d. times and noise, one set for each pass."""
-    plain = dataclasses.replace(model, stratified=False)
+    plain = dataclasses.replace(this.model, stratified=False)
 
     def loss(params, rng, batch, _):
         key = jax.random.fold_in(rng.key, rng.number)
         return plain.loss(params, Rng(key, rng.index, rng.images), batch, False)
 
-    one_pass = evaluate.over_split(loss, config, data)
-    images = config.eval.images or data.test.size
-    with evaluate.progress_bar(images, config, passes, "independent draws") as bar:
-        sets = [
-            (1, one_pass(params, (0, k, passes), np.float32(0), images, bar))
-            for k in range(passes)
-        ]
-    return evaluate.combine(sets, data.spec.shape)
+    terms = estimators.passes(loss, config, this, passes, "independent draws")
+    sets = [(1, {name: nats[k] for name, nats in terms.items()}) for k in range(passes)]
+    return evaluate.combine(sets, this.data.spec.shape)
 
 
 def run(workdir, passes):
@@ -86,10 +81,11 @@ def run(workdir, passes):
     for name, (made, made_params) in schedules(this.model, this.state.ema).items():
         model = dataclasses.replace(this.model, schedule=made)
         params = this.state.ema | {"schedule": made_params}
+        other = this._replace(model=model, state=this.state._replace(ema=params))
         spread, _ = evaluate.make_evaluator(model, config, this.data)(
             params, passes, progress=True, what=name
         )
-        iid = independent(model, config, this.data, params, passes)
+        iid = independent(config, other, passes)
         noise, noise_iid = spread.noise["bpd"], iid.noise["bpd"]
         rows.append(
             (name, spread.mean["bpd"], noise, iid.mean["bpd"], noise_iid, noise / noise_iid)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import exact
-from vdm import encoder, estimators, likelihood, run, step
+from vdm import encoder, estimators, likelihood, run, step, table
 from vdm.errors import UserError
 from vdm.rng import Rng
 
@@ -96,10 +96,10 @@ def test_importance_weights_close_the_gap_from_above(known):
     single, elbo = gap(rows["weighted"][0], truth), gap(rows["chain"], truth)
     assert abs(single[0] - elbo[0]) < 3.5 * math.hypot(single[1], elbo[1])
     assert gap(rows["weighted"][-1], truth)[0] < 0.3 * elbo[0]
-    assert "yes" in estimators.agreement("", rows["weighted"][0], rows["chain"])
-    assert "NO" in estimators.agreement("", rows["weighted"][-1], rows["chain"])
-    assert "yes" in estimators.order("", rows["chain"], rows["continuous"])
-    assert "NO" in estimators.order("", rows["continuous"], rows["chain"])
+    assert "yes" in table.agreement("", rows["weighted"][0], rows["chain"])
+    assert "NO" in table.agreement("", rows["weighted"][-1], rows["chain"])
+    assert "yes" in table.order("", rows["chain"], rows["continuous"])
+    assert "NO" in table.order("", rows["continuous"], rows["chain"])
 
 
 def test_table_of_a_finite_model_on_one_image():
@@ -117,7 +117,7 @@ def test_table_of_a_finite_model_on_one_image():
     names = [row.name for row in series["depth"]]
     assert names == ["ELBO, T = 3", "ELBO, T = 5", "ELBO, T → ∞"] and series["depth"][0] is first
     assert len(rows) == len({row.name for row in rows}) == 5
-    assert "nan" not in estimators.tables(rows, series, checks)
+    assert "nan" not in table.tables(rows, series, checks)
     assert sum("not known" in line for line in checks) == 2
 
 

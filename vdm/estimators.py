@@ -10,40 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm import denoiser, diffusion, elbo, encoder, evaluate, figures, likelihood, report
-from vdm import rng as rng_lib, run as run_lib
+from vdm import rng as rng_lib, run as run_lib, table
 from vdm.errors import UserError, one_of, require
 from vdm.profile import EDGES
 
 ESTIMATORS = ("elbo", "depth", "chain", "ode")
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One line of the table.
-
-    Attributes:
-      name: the estimator.
-      bounds: whose negative log-likelihood it bounds from above.
-      estimate: evaluate.Estimate, of the first so many test images.
-      evaluations: of the network and of products with its Jacobian, per image.
-      seconds: that it took, compilation included.
-    """
-
-    name: str
-    bounds: str
-    estimate: evaluate.Estimate
-    evaluations: float
-    seconds: float
-
-    def json(self):
-        """Flat."""
-        return {
-            "name": self.name,
-            "bounds": self.bounds,
-            **self.estimate.json(),
-            "evaluations": self.evaluations,
-            "seconds": self.seconds,
-        }
 
 
 def run(config, workdir):
@@ -78,7 +49,7 @@ def run(config, workdir):
     if not lead:
         return
 
-    text = tables(rows, series, checks)
+    text = table.tables(rows, series, checks)
     if len(chosen) > 1:
         print("\n" + text)
     written = write(workdir, heading, text, rows, series, checks, int(this.state.step))
@@ -97,14 +68,15 @@ def measure(config, this, chosen, rows):
     series, checks = {}, []
     if "depth" in chosen:
         series["depth"] = depths(config, this, rows)
-        checks += [order("The ELBO falls with T", *pair) for pair in least_drop(series["depth"])]
+        pairs = table.least_drop(series["depth"])
+        checks += [table.order("The ELBO falls with T", *pair) for pair in pairs]
     if "chain" in chosen:
         of_chain, *weighted = chain_rows(config, this, rows + series.get("depth", []))
         series["chain"] = weighted
         there = any(row is of_chain for row in rows)
         rows = rows + ([] if there else [of_chain]) + weighted[-1:]
-        checks.append(agreement("Paths have the ELBO for their mean", weighted[0], of_chain))
-        checks.append(list_of(weighted))
+        checks.append(table.agreement("Paths have the ELBO for their mean", weighted[0], of_chain))
+        checks.append(table.list_of(weighted))
     if "ode" in chosen:
         try:
             flows = [flow_row(config, this, kind) for kind in ("uniform", "normal")]
@@ -114,8 +86,10 @@ def measure(config, this, chosen, rows):
         series["ode"] = weighted
         rows = rows + flows + weighted[:1] + weighted[1:][-1:]
         checks += [
-            agreement("Hutchinson's divergence has the exact one for its mean", flows[1], weighted[0]),
-            list_of(weighted),
+            table.agreement(
+                "Hutchinson's divergence has the exact one for its mean", flows[1], weighted[0]
+            ),
+            table.list_of(weighted),
             "In the ODE, each image's steps keep the local error of z within "
             f"{config.eval.ode.tolerance}; half the nodes would change an image by "
             f"{quadrature:.4f} bits/dim on average.",
@@ -188,7 +162,7 @@ def elbo_row(config, this, model):
         this.state.ema, config.eval.passes, True, config.eval.target_se, name
     )
     seconds = time.monotonic() - start
-    return Row(name, whose(steps), estimate, estimate.passes, seconds), profile
+    return table.Row(name, whose(steps), estimate, estimate.passes, seconds), profile
 
 
 def elbo_name(timesteps):
@@ -284,7 +258,7 @@ def bounds(name, whose, log_w, evaluations, seconds, this):
         sets = [(1, {"bpd": group}) for group in groups]
         estimate = evaluate.combine(sets, this.data.spec.shape)
         estimate = dataclasses.replace(estimate, passes=len(groups) * k)
-        rows.append(Row(f"{name}, K = {k}", whose, estimate, evaluations, seconds))
+        rows.append(table.Row(f"{name}, K = {k}", whose, estimate, evaluations, seconds))
     tell(rows[-1])
     return rows
 
@@ -394,89 +368,9 @@ def draw(workdir, config, this, rows, profile, strip, series):
         workdir / "depth.png",
         depth_list(config),
         [row.estimate.mean["bpd"] for row in series["depth"]],
-        *zip(*(drop_of(row, infinite) for row in finite)),
+        *zip(*(table.drop_of(row, infinite) for row in finite)),
     )
     return ["profile.csv", "density.png", "distortion.png", "depth.png"]
-
-
-def tables(rows, series, checks):
-    """The table, that of the depths, and the checks, as Markdown."""
-    parts = [table(rows)]
-    if "depth" in series:
-        parts.append(depth_table(series["depth"]))
-    if checks:
-        parts.append("\n".join(f"- {line}" for line in checks))
-    return "\n\n".join(parts) + "\n"
-
-
-def table(rows):
-    """The rows as a Markdown table; each against the first, image by image on the same images."""
-    header = (
-        "estimator", "bounds −log p of", "bits/dim", "± s.e.", "of it noise",
-        "minus the first", "± s.e.", "images", "evaluations/image", "seconds",
-    )  # fmt: skip
-    cells = []
-    for row in rows:
-        estimate = row.estimate
-        drop, se = drop_of(row, rows[0])
-        numbers = [estimate.mean["bpd"], estimate.se["bpd"], estimate.noise["bpd"], drop, se]
-        numbers = [report.fixed(number) for number in numbers]
-        if row is rows[0]:
-            numbers[3:] = ["", ""]
-        counts = [str(estimate.images), f"{row.evaluations:.0f}", f"{row.seconds:.0f}"]
-        cells.append([row.name, row.bounds, *numbers, *counts])
-    return report.markdown_table(header, cells)
-
-
-def depth_table(rows):
-    """The ELBO at each depth as a Markdown table; the last row is T → ∞."""
-    cells = []
-    for row in rows:
-        drop, se = drop_of(row, rows[-1])
-        numbers = [row.estimate.mean["bpd"], row.estimate.se["bpd"], drop, se]
-        numbers = [report.fixed(number) for number in numbers]
-        if row is rows[-1]:
-            numbers[2:] = ["", ""]
-        cells.append([row.name, *numbers])
-    return report.markdown_table(("depth", "bits/dim", "± s.e.", "minus T → ∞", "± s.e."), cells)
-
-
-def drop_of(row, other):
-    """How far a row is above another on the images of both: mean and standard error, bits/dim."""
-    images = min(row.estimate.images, other.estimate.images)
-    drop = row.estimate.values["bpd"][:images] - other.estimate.values["bpd"][:images]
-    return float(drop.mean()), evaluate.standard_error(drop)
-
-
-def least_drop(rows):
-    """The neighbours whose drop is the least in standard errors, as [(above, below)]; [] where
-    there are none."""
-    pairs = list(zip(rows, rows[1:]))
-    drops = [drop / max(se, 1e-12) for drop, se in (drop_of(*pair) for pair in pairs)]
-    return [pairs[int(np.nanargmin(drops))]] if np.isfinite(drops).any() else []
-
-
-def order(claim, above, below):
-    """A line on whether `above` is above `below`, image by image, but for three s.e."""
-    drop, se = drop_of(above, below)
-    verdict = "NO" if drop < -3.0 * se else "yes"
-    return (
-        f"{claim}: {verdict}; least surely from {above.name} to {below.name}, "
-        f"by {drop:.4f} ± {se:.4f}."
-    )
-
-
-def agreement(claim, one, other):
-    """A line on whether two rows are the same on the same images, but for three s.e."""
-    drop, se = drop_of(one, other)
-    verdict = "not known" if math.isnan(se) else "yes" if abs(drop) <= 3.0 * se else "NO"
-    return f"{claim}: {verdict}; {one.name} is {drop:+.4f} ± {report.fixed(se)} above {other.name}."
-
-
-def list_of(rows):
-    """A line with the bits/dim of each K."""
-    numbers = ", ".join(f"{row.estimate.mean['bpd']:.4f}" for row in rows)
-    return f"{rows[0].name} and up to {rows[-1].name.split(', ')[-1]}: {numbers}."
 
 
 def write_columns(path, columns):

@@ -84,7 +84,7 @@ def flow_log_density(eps_hat, z_0, told, gammas, key, nodes, tolerance, exact):
       z_0: [batch, …].
       gammas: γ_0 and γ_1.
       key: the probes' randomness: a key for each example, [batch].
-      nodes: n, an even number of intervals of the quadrature.
+      nodes: n, a multiple of 4: intervals of the quadrature, and of its half.
       exact: the divergence as the trace of the whole Jacobian, or else as Hutchinson's
         estimate with a fresh ±1 probe at each node, which leaves log p_0 without bias.
 

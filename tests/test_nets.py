@@ -9,7 +9,16 @@ from configs import cifar10
 from vdm import data, model, rng
 from vdm.nets import layers, mlp, transformer, unet
 
-COMMON = dict(out_channels=2, depth=2, width=16, dropout=0.5, frequencies=(4.0, 2.0), unroll=True)
+COMMON = dict(
+    out_channels=2,
+    depth=2,
+    width=16,
+    dropout=0.5,
+    frequencies=(4.0, 2.0),
+    dtype=jnp.dtype("float32"),
+    remat="dots",
+    unroll=True,
+)
 NETS = {
     "unet": unet.UNet(attention="everywhere", heads=2, **COMMON),
     "transformer": transformer.Transformer(heads=2, patch=2, **COMMON),

@@ -21,15 +21,27 @@ def log_prob(levels, z_0, gamma_0, vocab_size):
     """log p(x|z_0) of each value, in nats: integer levels [...] and z_0 [...] to [...].
 
     The logits are taken relative to that of the true level, x_v − x times 2 (z_0/α_0 − x)
-    − (x_v − x): nothing large cancels in float32, no log-probability is above 0, and nothing
-    of size [..., vocab_size] need be kept, as the sum over levels fuses.
+    − (x_v − x): nothing large cancels in float32. The largest is the nearest level's, so
+    Σ_v is taken in one go over the levels, forward and backward, and nothing of size
+    [..., vocab_size] is ever there. No log-probability is above 0.
     """
     x = encoder.scale(levels, vocab_size)
-    distance = (z_0 / encoder.alpha(gamma_0) - x)[..., None]
-    to_level = encoder.scale(jnp.arange(vocab_size), vocab_size) - x[..., None]
-    precision = jnp.exp(-jnp.asarray(gamma_0))[..., None]
-    relative = 0.5 * precision * to_level * (2.0 * distance - to_level)
-    return -jax.nn.logsumexp(relative, axis=-1)
+    u = z_0 / encoder.alpha(gamma_0)
+    u, x, precision = jnp.broadcast_arrays(u, x, jnp.exp(-jnp.asarray(gamma_0)))
+
+    def relative(x_v, u, precision):
+        return 0.5 * precision * (x_v - x) * (2.0 * (u - x) - (x_v - x))
+
+    nearest = encoder.scale(encoder.unscale(u, vocab_size), vocab_size)
+    largest = jax.lax.stop_gradient(relative(nearest, u, precision))
+
+    @jax.checkpoint
+    def add(total, x_v):
+        return total + jnp.exp(relative(x_v, u, precision) - largest), None
+
+    every = encoder.scale(jnp.arange(vocab_size), vocab_size)
+    total, _ = jax.lax.scan(add, jnp.zeros(u.shape), every, unroll=16)
+    return -largest - jnp.log(total)
 
 
 def sample(key, z_0, gamma_0, vocab_size):

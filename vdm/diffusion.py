@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from vdm import decoder, denoiser, elbo, encoder, rng as rng_lib, sampler, schedule
 from vdm.errors import one_of, require
 from vdm.nets import mlp, transformer, unet
+from vdm.nets.layers import REMAT
 
 
 class Draw(NamedTuple):
@@ -206,6 +207,8 @@ def _net(config, spec):
     net = config.net
     one_of("config.model.net.name", net.name, NETS)
     one_of("config.model.net.attention", net.attention, ("middle", "everywhere"))
+    one_of("config.model.net.dtype", net.dtype, ("float32", "bfloat16"))
+    one_of("config.model.net.remat", net.remat, REMAT)
     for name in ("depth", "width", "heads", "patch"):
         require(net[name] >= 1, f"config.model.net.{name} is {net[name]}; accepted: 1 or more.")
     require(net.fourier >= 0, f"config.model.net.fourier is {net.fourier}; accepted: 0 or more.")
@@ -225,9 +228,11 @@ def _net(config, spec):
         width=net.width,
         dropout=net.dropout,
         frequencies=tuple(spec.vocab_size / 2.0 / 2.0**n for n in range(net.fourier)),
-        # XLA's CPU backend runs the body of a loop several times slower than the same code
-        # outside of one.
-        unroll=jax.default_backend() == "cpu",
+        dtype=jnp.dtype(net.dtype),
+        remat=net.remat,
+        # XLA's CPU backend runs small products inside a loop at half the speed. The U-Net's are
+        # large.
+        unroll=jax.default_backend() == "cpu" and net.name != "unet",
     )
     if net.name == "mlp":
         return mlp.MLP(**common)

@@ -24,6 +24,12 @@ def scale(levels, vocab_size):
     return (2.0 * levels.astype(jnp.float32) + 1.0) / vocab_size - 1.0
 
 
+def unscale(x, vocab_size):
+    """The integer level whose centre is nearest to x: the inverse of `scale`."""
+    level = jnp.round((x + 1.0) * (vocab_size / 2.0) - 0.5)
+    return jnp.clip(level, 0, vocab_size - 1).astype(jnp.int32)
+
+
 def marginal(x, gamma):
     """q(z_t|x) = N(α x, σ² I): its mean and its variance (VDM eq. 1)."""
     return alpha(gamma) * x, jax.nn.sigmoid(gamma)

@@ -99,13 +99,13 @@ def flow_log_density(eps_hat, z_0, told, gammas, key, nodes, tolerance, exact):
 
     def divergence(args):
         i, gamma, z = args
-        _, push = jax.linearize(lambda z: velocity(eps_hat, z, gamma, told), z)
+        _, pull = jax.vjp(lambda z: velocity(eps_hat, z, gamma, told), z)
         if exact:
-            return _trace(push, z.shape)
+            return _trace(pull, z.shape)
         probe = jax.vmap(
             lambda key: jax.random.rademacher(jax.random.fold_in(key, i), z.shape[1:], z.dtype)
         )(key)
-        return _sum(probe * push(probe))
+        return _sum(probe * pull(probe)[0])
 
     divergences = jax.lax.map(divergence, (jnp.arange(nodes + 1), at, path))
     fine = (high - low) * jnp.tensordot(jnp.asarray(weights, jnp.float32), divergences, 1)
@@ -147,13 +147,14 @@ def _path(eps_hat, z_0, told, at, tolerance):
 MAX_STEPS = 10_000
 
 
-def _trace(push, shape):
-    """The trace of a linear map that acts on each example alone: [batch]."""
+def _trace(pull, shape):
+    """The trace of a linear map that acts on each example alone, from its transpose: [batch]."""
     size = math.prod(shape[1:])
 
     def entry(i):
         unit = jax.nn.one_hot(i, size).reshape(1, *shape[1:])
-        return push(jnp.broadcast_to(unit, shape)).reshape(shape[0], size)[:, i]
+        (row,) = pull(jnp.broadcast_to(unit, shape))
+        return row.reshape(shape[0], size)[:, i]
 
     return jnp.sum(jax.lax.map(entry, jnp.arange(size)), axis=0)
 

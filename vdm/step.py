@@ -162,7 +162,8 @@ def make_step(model, optimizer, config, data_shape):
             total, _ = jax.lax.scan(add, zeros, parts)
             grads, terms = jax.tree.map(lambda v: v / micro, total)
 
-        grads, terms = jax.lax.pmean((grads, terms), AXIS)
+        if jax.lax.axis_size(AXIS) > 1:  # XLA keeps a copy of the gradient even for one device
+            grads, terms = jax.lax.pmean((grads, terms), AXIS)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # The average forgets its start: of n steps it keeps at most about the last nine tenths.

@@ -42,9 +42,9 @@ def chunks(first, config):
     `first` alone: a resumed run takes the same chunks as one that never stopped.
     """
     train = config.train
-    # XLA's CPU backend runs a convolution inside a loop many times slower than outside of one.
-    convolves_on_cpu = jax.default_backend() == "cpu" and config.model.net.name == "unet"
-    substeps = 1 if convolves_on_cpu else train.substeps
+    # A call cannot be interrupted, and one step of a U-Net takes seconds on a CPU.
+    slow = jax.default_backend() == "cpu" and config.model.net.name == "unet"
+    substeps = 1 if slow else train.substeps
     every = (train.log_every, train.eval_every, train.checkpoint_every, train.sample_every)
     step = first
     while step < train.steps:

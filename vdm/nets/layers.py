@@ -3,13 +3,20 @@
 Nothing here knows of diffusion: a network maps pictures z [batch, height, width, channels]
 to pictures, given `time` [batch] in about [0, 1], a `condition` [batch, k] or None, and,
 when dropout is on, `keys` [batch], one random key for each example.
+
+A network has a `dtype`, of its products and of what lies between its layers. Parameters,
+embeddings, Fourier features, the sums in norms, and what comes out are float32 always.
 """
 
+import functools
+import itertools
 import math
+from typing import Callable
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from vdm import rng
 
@@ -64,7 +71,8 @@ def dropout(h, rate, keys):
         bits = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)[:size]
         return (bits >= threshold).reshape(h.shape[1:])
 
-    return jnp.where(jax.vmap(keep)(keys), h / (1.0 - threshold / 2**16), 0.0)
+    kept = checkpoint_name(jax.vmap(keep)(keys), PRODUCT)
+    return jnp.where(kept, h * (1.0 / (1.0 - threshold / 2**16)), 0.0)
 
 
 def layer_keys(keys, layer):
@@ -74,16 +82,137 @@ def layer_keys(keys, layer):
     return rng.fold_in(keys, jnp.broadcast_to(layer, keys.shape))
 
 
+class GroupNorm(nn.Module):
+    """Pictures [batch, height, width, channels] to mean 0 and variance 1 over the pixels and the
+    channels of each group, scaled and shifted by channel, then given to `activation`.
+
+    The channels of all `parts`, side by side, are its input, and no group may be in two of
+    them; a list of as many parts comes back. Sums are taken by channel first, so that only
+    [batch, channels] is ever split into groups, and the rest is activation(h · a + b), which is
+    computed again in the backward pass, as that is cheaper than to keep it.
+
+    There are 32 groups as in the paper, or fewer where these would have less than 4 channels:
+    with 1 channel a group, it would take the embedding, added to whole channels, out again.
+    """
+
+    activation: Callable = lambda h: h
+
+    @nn.compact
+    def __call__(self, *parts):
+        sizes = [part.shape[-1] for part in parts]
+        channels = sum(sizes)
+        groups = math.gcd(32, max(1, channels // 4))
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", ZEROS, (channels,))
+
+        def by_group(power):
+            by_channel = [jnp.mean(p.astype(jnp.float32) ** power, axis=(1, 2)) for p in parts]
+            grouped = jnp.concatenate(by_channel, axis=-1).reshape(-1, groups, channels // groups)
+            return jnp.repeat(grouped.mean(axis=-1), channels // groups, axis=-1)
+
+        mean, square = checkpoint_name((by_group(1), by_group(2)), PRODUCT)
+        a = scale * jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0.0) + 1e-6)
+        b = bias - mean * a
+
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def apply(h, a, b):
+            return self.activation(h * a[:, None, None] + b[:, None, None]).astype(h.dtype)
+
+        ends = list(itertools.accumulate(sizes))[:-1]
+        return [apply(*of) for of in zip(parts, *(jnp.split(v, ends, axis=-1) for v in (a, b)))]
+
+
 class Attention(nn.Module):
-    """Self-attention among the tokens of h [batch, tokens, width]; its last layer starts at 0."""
+    """Self-attention among the tokens of h [batch, tokens, width]; its last layer starts at 0.
+
+    How much each token looks at each other is computed again in the backward pass, not kept:
+    it is [batch, heads, tokens, tokens].
+    """
 
     heads: int
+    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, h):
         batch, tokens, width = h.shape
         flat = h.reshape(-1, width)
-        qkv = nn.Dense(3 * width, name="qkv")(flat).reshape(batch, tokens, 3, self.heads, -1)
-        q, k, v = (qkv[:, :, i] for i in range(3))
-        out = jax.nn.dot_product_attention(q, k, v).reshape(-1, width)
-        return nn.Dense(width, kernel_init=ZEROS, name="out")(out).reshape(h.shape)
+        qkv = nn.Dense(3 * width, dtype=self.dtype, name="qkv")(flat)
+        qkv = qkv.reshape(batch, tokens, 3, self.heads, -1)
+        attend = attend_on_cpu if jax.default_backend() == "cpu" else jax.nn.dot_product_attention
+        attend = jax.checkpoint(attend)
+        out = attend(*(qkv[:, :, i] for i in range(3))).reshape(-1, width)
+        out = checkpoint_name(out, PRODUCT)
+        out = nn.Dense(width, dtype=self.dtype, kernel_init=ZEROS, name="out")(out)
+        return out.reshape(h.shape)
+
+
+def attend_on_cpu(query, key, value):
+    """jax.nn.dot_product_attention, [batch, tokens, heads, width], in an order that is twice as
+    fast on a CPU: few pictures at a time, and divided by the softmax's sum at the end."""
+
+    def one(q, k, v):
+        scores = q @ jnp.swapaxes(k, -1, -2) / math.sqrt(q.shape[-1])
+        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+        return weights @ v / weights.sum(axis=-1, keepdims=True)
+
+    by_head = [jnp.swapaxes(part, 1, 2) for part in (query, key, value)]
+    tokens, heads = query.shape[1:3]
+    pictures = max(1, 2**20 // (heads * tokens**2))
+    if pictures >= query.shape[0]:
+        out = one(*by_head)
+    else:
+        mapped = jax.checkpoint(lambda qkv: one(*qkv))
+        out = jax.lax.map(mapped, tuple(by_head), batch_size=pictures)
+    return jnp.swapaxes(out, 1, 2)
+
+
+def product_of_parts(product, parts, kernel, bias, dtype):
+    """product(h, kernel) + bias, where h is all `parts` side by side as channels: but they are
+    never put there, as it is the sum of each part's product with its share of the kernel."""
+    ends = list(itertools.accumulate(part.shape[-1] for part in parts))[:-1]
+    kernels = jnp.split(kernel.astype(dtype), ends, axis=-2)
+    whole = sum(product(part.astype(dtype), share) for part, share in zip(parts, kernels))
+    return checkpoint_name(whole, PRODUCT) + bias.astype(dtype)
+
+
+# The name, for jax.checkpoint, of what costs a product or a sum over pixels to compute again.
+PRODUCT = "product"
+
+REMAT = ("none", "dots", "block")
+
+
+def remat(layer, kept, in_loop=False):
+    """The module class `layer`, with this kept of each call of it for the backward pass:
+
+    none: all that autodiff keeps. dots: the products and the sums over pixels, and the rest is
+    computed again. block: nothing but its input.
+    """
+    if kept == "none":
+        return layer
+    policies = jax.checkpoint_policies
+    dots = policies.save_from_both_policies(
+        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(PRODUCT)
+    )
+    policy = dots if kept == "dots" else None
+    return nn.remat(layer, prevent_cse=not in_loop, policy=policy)
+
+
+def scan(layer, length, kept, unroll, in_axes, **options):
+    """The module class of `length` layers alike, one after another, with stacked parameters.
+
+    Args:
+      layer: a module class, whose call maps (h, *inputs) to (h, output).
+      kept: as in `remat`.
+      unroll: whether they are compiled one by one, not as a loop; it is the same function.
+      in_axes: of each input, 0 where it is stacked too, or nn.broadcast.
+      **options: more of nn.scan.
+    """
+    return nn.scan(
+        remat(layer, kept, in_loop=True),
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=in_axes,
+        length=length,
+        unroll=length if unroll else 1,
+        **options,
+    )

@@ -3,21 +3,23 @@
 from flax import linen as nn
 import jax.numpy as jnp
 
-from vdm.nets.layers import ZEROS, Embedding, dropout, fourier_features, layer_keys
+from vdm.nets.layers import ZEROS, Embedding, dropout, fourier_features, layer_keys, scan
 
 
 class Layer(nn.Module):
     """Norm, swish, dense, twice, around a residual; the embedding is added at the start."""
 
     dropout: float
+    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, h, layer, embedding, keys):
         width = h.shape[-1]
-        out = nn.silu(nn.LayerNorm()(h) + nn.Dense(width, name="embed")(embedding))
-        out = nn.silu(nn.Dense(width, name="first")(out))
+        normed = nn.LayerNorm(dtype=jnp.float32)(h)
+        out = nn.silu(normed + nn.Dense(width, name="embed")(embedding))
+        out = nn.silu(nn.Dense(width, dtype=self.dtype, name="first")(out))
         out = dropout(out, self.dropout, layer_keys(keys, layer))
-        return h + nn.Dense(width, kernel_init=ZEROS, name="second")(out), None
+        return h + nn.Dense(width, dtype=self.dtype, kernel_init=ZEROS, name="second")(out), None
 
 
 class MLP(nn.Module):
@@ -28,7 +30,7 @@ class MLP(nn.Module):
       depth, width: layers, and their units.
       dropout: share of each layer's activations that is dropped.
       frequencies: of the Fourier features, in cycles per unit of z; () for none.
-      unroll: whether the layers are compiled one by one, not as a loop.
+      dtype, remat, unroll: see nets/layers.py and its `scan`.
     """
 
     out_channels: int
@@ -36,6 +38,8 @@ class MLP(nn.Module):
     width: int
     dropout: float
     frequencies: tuple[float, ...]
+    dtype: jnp.dtype
+    remat: str
     unroll: bool
 
     @nn.compact
@@ -43,14 +47,10 @@ class MLP(nn.Module):
         batch, height, width, _ = z.shape
         embedding = Embedding(self.width)(time, condition)
         h = nn.Dense(self.width, name="in")(fourier_features(z, self.frequencies).reshape(batch, -1))
-        h, _ = nn.scan(
-            Layer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
-            length=self.depth,
-            unroll=self.depth if self.unroll else 1,
-        )(self.dropout, name="layers")(h, jnp.arange(self.depth), embedding, keys)
-        h = nn.LayerNorm()(h)
+        in_axes = (0, nn.broadcast, nn.broadcast)
+        layers = scan(Layer, self.depth, self.remat, self.unroll, in_axes)
+        layers = layers(self.dropout, self.dtype, name="layers")
+        h, _ = layers(h.astype(self.dtype), jnp.arange(self.depth), embedding, keys)
+        h = nn.LayerNorm(dtype=jnp.float32)(h)
         h = nn.Dense(height * width * self.out_channels, kernel_init=ZEROS, name="out")(h)
         return h.reshape(batch, height, width, self.out_channels)

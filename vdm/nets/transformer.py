@@ -3,7 +3,15 @@
 from flax import linen as nn
 import jax.numpy as jnp
 
-from vdm.nets.layers import ZEROS, Attention, Embedding, dropout, fourier_features, layer_keys
+from vdm.nets.layers import (
+    ZEROS,
+    Attention,
+    Embedding,
+    dropout,
+    fourier_features,
+    layer_keys,
+    scan,
+)
 
 
 class Layer(nn.Module):
@@ -11,6 +19,7 @@ class Layer(nn.Module):
 
     heads: int
     dropout: float
+    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, h, layer, embedding, keys):
@@ -19,15 +28,20 @@ class Layer(nn.Module):
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(modulation, 6, axis=-1)
 
         def norm(h, shift, scale):
-            return nn.LayerNorm(use_bias=False, use_scale=False)(h) * (1.0 + scale) + shift
+            normed = nn.LayerNorm(use_bias=False, use_scale=False, dtype=jnp.float32)(h)
+            return (normed * (1.0 + scale) + shift).astype(self.dtype)
+
+        def gated(gate, out):
+            return ((1.0 + gate) * out).astype(self.dtype)
 
         keys = layer_keys(keys, layer)
-        out = Attention(self.heads)(norm(h, shift_a, scale_a))
-        h += (1.0 + gate_a) * dropout(out, self.dropout, layer_keys(keys, 0))
+        out = Attention(self.heads, self.dtype)(norm(h, shift_a, scale_a))
+        h += gated(gate_a, dropout(out, self.dropout, layer_keys(keys, 0)))
         # One row a token: a product of two matrices, not of three axes, runs at full speed.
-        out = nn.gelu(nn.Dense(4 * width)(norm(h, shift_m, scale_m).reshape(-1, width)))
-        out = nn.Dense(width, kernel_init=ZEROS)(out).reshape(h.shape)
-        h += (1.0 + gate_m) * dropout(out, self.dropout, layer_keys(keys, 1))
+        out = norm(h, shift_m, scale_m).reshape(-1, width)
+        out = nn.gelu(nn.Dense(4 * width, dtype=self.dtype)(out))
+        out = nn.Dense(width, dtype=self.dtype, kernel_init=ZEROS)(out).reshape(h.shape)
+        h += gated(gate_m, dropout(out, self.dropout, layer_keys(keys, 1)))
         return h, None
 
 
@@ -41,7 +55,7 @@ class Transformer(nn.Module):
       heads: attention heads.
       patch: side of a token's square of pixels; it divides height and width.
       frequencies: of the Fourier features, in cycles per unit of z; () for none.
-      unroll: whether the layers are compiled one by one, not as a loop.
+      dtype, remat, unroll: see nets/layers.py and its `scan`.
     """
 
     out_channels: int
@@ -51,6 +65,8 @@ class Transformer(nn.Module):
     heads: int
     patch: int
     frequencies: tuple[float, ...]
+    dtype: jnp.dtype
+    remat: str
     unroll: bool
 
     @nn.compact
@@ -64,16 +80,12 @@ class Transformer(nn.Module):
         h = nn.Dense(self.width, name="patch_in")(h.reshape(batch, rows * columns, -1))
         h += self.param("position", nn.initializers.normal(1.0), h.shape[1:])
 
-        h, _ = nn.scan(
-            Layer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
-            length=self.depth,
-            unroll=self.depth if self.unroll else 1,
-        )(self.heads, self.dropout, name="layers")(h, jnp.arange(self.depth), embedding, keys)
+        in_axes = (0, nn.broadcast, nn.broadcast)
+        layers = scan(Layer, self.depth, self.remat, self.unroll, in_axes)
+        layers = layers(self.heads, self.dropout, self.dtype, name="layers")
+        h, _ = layers(h.astype(self.dtype), jnp.arange(self.depth), embedding, keys)
 
-        h = nn.LayerNorm()(h)
+        h = nn.LayerNorm(dtype=jnp.float32)(h)
         h = nn.Dense(side * side * self.out_channels, kernel_init=ZEROS, name="patch_out")(h)
         h = h.reshape(batch, rows, columns, side, side, -1).transpose(0, 1, 3, 2, 4, 5)
         return h.reshape(batch, height, width, self.out_channels)

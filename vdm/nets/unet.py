@@ -6,49 +6,67 @@ they are one block whose parameters are stacked, scanned over: compile time does
 with depth.
 """
 
-import math
-
 from flax import linen as nn
 import jax.numpy as jnp
 
-from vdm.nets.layers import ZEROS, Attention, Embedding, dropout, fourier_features, layer_keys
-
-
-def group_norm(h):
-    """Group norm over 32 groups as in the paper, or fewer where these would have less than 4
-    channels: with 1 channel a group, it would take the embedding, added to whole channels,
-    out again."""
-    return nn.GroupNorm(num_groups=math.gcd(32, max(1, h.shape[-1] // 4)))(h)
+from vdm.nets.conv import Conv
+from vdm.nets.layers import (
+    ZEROS,
+    Attention,
+    Embedding,
+    GroupNorm,
+    dropout,
+    fourier_features,
+    layer_keys,
+    product_of_parts,
+    remat,
+    scan,
+)
 
 
 class Block(nn.Module):
-    """Norm, swish, convolution, twice, around a residual; the embedding is added between."""
+    """Norm, swish, convolution, twice, around a residual; the embedding is added between.
+
+    The channels of all `parts`, side by side, are its input.
+    """
 
     width: int
     dropout: float
+    dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, h, embedding, keys):
-        residual = h
-        h = nn.Conv(self.width, (3, 3))(nn.silu(group_norm(h)))
-        h += nn.Dense(self.width, use_bias=False, kernel_init=ZEROS)(embedding)[:, None, None, :]
-        h = dropout(nn.silu(group_norm(h)), self.dropout, keys)
-        h = nn.Conv(self.width, (3, 3), kernel_init=ZEROS)(h)
-        if residual.shape[-1] != self.width:
-            residual = nn.Dense(self.width, name="shortcut")(residual)
-        return residual + h
+    def __call__(self, parts, embedding, keys):
+        h = Conv(self.width, self.dtype)(*GroupNorm(nn.silu)(*parts))
+        shift = nn.Dense(self.width, use_bias=False, kernel_init=ZEROS)(embedding)
+        h += shift[:, None, None, :].astype(self.dtype)
+        (h,) = GroupNorm(nn.silu)(h)
+        h = dropout(h, self.dropout, keys)
+        h = Conv(self.width, self.dtype, kernel_init=ZEROS)(h)
+        return h + (parts[0] if len(parts) == 1 else self.shortcut(parts))
+
+    def shortcut(self, parts):
+        """`parts` [batch, height, width, …] mixed to [batch, height, width, width]."""
+        channels = sum(part.shape[-1] for part in parts)
+        kernel = self.param("shortcut", nn.initializers.lecun_normal(), (channels, self.width))
+        bias = self.param("shortcut_bias", ZEROS, (self.width,))
+        # One row a pixel: a product of two matrices, not of four axes, runs at full speed.
+        rows = [part.reshape(-1, part.shape[-1]) for part in parts]
+        mixed = product_of_parts(jnp.matmul, rows, kernel, bias, self.dtype)
+        return mixed.reshape(*parts[0].shape[:3], self.width)
 
 
 class AttentionBlock(nn.Module):
     """Attention over all pixels around a residual."""
 
     heads: int
+    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, h):
         batch, height, width, channels = h.shape
-        tokens = group_norm(h).reshape(batch, height * width, channels)
-        return h + Attention(self.heads)(tokens).reshape(h.shape)
+        (normed,) = GroupNorm()(h)
+        tokens = normed.reshape(batch, height * width, channels)
+        return h + Attention(self.heads, self.dtype)(tokens).reshape(h.shape)
 
 
 class Layer(nn.Module):
@@ -61,15 +79,15 @@ class Layer(nn.Module):
     dropout: float
     heads: int
     attention: bool
+    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, h, skip, layer, embedding, keys):
         given = h
-        if skip is not None:
-            h = jnp.concatenate([h, skip], axis=-1)
-        h = Block(self.width, self.dropout)(h, embedding, layer_keys(keys, layer))
+        parts = (h,) if skip is None else (h, skip)
+        h = Block(self.width, self.dropout, self.dtype)(parts, embedding, layer_keys(keys, layer))
         if self.attention:
-            h = AttentionBlock(self.heads)(h)
+            h = AttentionBlock(self.heads, self.dtype)(h)
         return h, given if skip is None else None
 
 
@@ -83,7 +101,7 @@ class UNet(nn.Module):
       attention: "middle" or "everywhere".
       heads: attention heads.
       frequencies: of the Fourier features, in cycles per unit of z; () for none.
-      unroll: whether the blocks are compiled one by one, not as a loop.
+      dtype, remat, unroll: see nets/layers.py and its `scan`.
     """
 
     out_channels: int
@@ -93,42 +111,38 @@ class UNet(nn.Module):
     attention: str
     heads: int
     frequencies: tuple[float, ...]
+    dtype: jnp.dtype
+    remat: str
     unroll: bool
 
     @nn.compact
     def __call__(self, z, time, condition=None, keys=None):
         embedding = Embedding(self.width)(time, condition)
-        h = nn.Conv(self.width, (3, 3), name="conv_in")(fourier_features(z, self.frequencies))
+        h = Conv(self.width, name="conv_in")(fourier_features(z, self.frequencies))
+        h = h.astype(self.dtype)
 
         everywhere = self.attention == "everywhere"
-        layer_args = (self.width, self.dropout, self.heads, everywhere)
+        layer_args = (self.width, self.dropout, self.heads, everywhere, self.dtype)
+        in_axes = (0, 0, nn.broadcast, nn.broadcast)
+        numbers = jnp.arange(self.depth)
 
-        def scan(first, name, **options):
-            scanned = nn.scan(
-                Layer,
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                in_axes=(0, 0, nn.broadcast, nn.broadcast),
-                length=self.depth,
-                unroll=self.depth if self.unroll else 1,
-                **options,
-            )(*layer_args, name=name)
-            return lambda h, skips: scanned(
-                h, skips, first + jnp.arange(self.depth), embedding, keys
-            )
+        def layers(name, **options):
+            made = scan(Layer, self.depth, self.remat, self.unroll, in_axes, **options)
+            return made(*layer_args, name=name)
+
+        def block(name, h, layer):
+            made = remat(Block, self.remat)(self.width, self.dropout, self.dtype, name=name)
+            return made((h,), embedding, layer_keys(keys, layer))
 
         middle = self.depth
-        h, skips = scan(0, "down")(h, None)
+        h, skips = layers("down")(h, None, numbers, embedding, keys)
         last = h
-        h = Block(self.width, self.dropout, name="middle_0")(
-            h, embedding, layer_keys(keys, middle)
-        )
-        h = AttentionBlock(self.heads, name="middle_attention")(h)
-        h = Block(self.width, self.dropout, name="middle_1")(
-            h, embedding, layer_keys(keys, middle + 1)
-        )
-        h, _ = Layer(*layer_args, name="up_first")(h, last, middle + 2, embedding, keys)
-        h, _ = scan(middle + 3, "up", reverse=True)(h, skips)
+        h = block("middle_0", h, middle)
+        h = AttentionBlock(self.heads, self.dtype, name="middle_attention")(h)
+        h = block("middle_1", h, middle + 1)
+        first = remat(Layer, self.remat)(*layer_args, name="up_first")
+        h, _ = first(h, last, middle + 2, embedding, keys)
+        h, _ = layers("up", reverse=True)(h, skips, middle + 3 + numbers, embedding, keys)
 
-        h = nn.silu(group_norm(h))
-        return nn.Conv(self.out_channels, (3, 3), kernel_init=ZEROS, name="conv_out")(h)
+        (h,) = GroupNorm(nn.silu)(h.astype(jnp.float32))
+        return Conv(self.out_channels, kernel_init=ZEROS, name="conv_out")(h)

@@ -94,6 +94,26 @@ def test_decoder_is_a_distribution(vocab_size, gamma_0):
     np.testing.assert_allclose(got[near], want[near], atol=1e-4 + 2 * rounding)
 
 
+@pytest.mark.parametrize("gamma_0", [-7.0, 2.0])
+def test_decoders_gradient_is_that_of_all_levels_at_once(gamma_0):
+    """By z_0 and by γ_0, against autodiff of the softmax over all logits."""
+    draw = np.random.default_rng(0)
+    levels = jnp.asarray(draw.integers(0, 256, (40,)))
+    x = (2.0 * levels + 1.0) / 256 - 1.0
+    z_0 = x + 0.05 * jnp.float32(draw.normal(size=40))
+
+    def plain(z_0, gamma_0):
+        log_p = jax.nn.log_softmax(decoder.logits(z_0, gamma_0, 256))
+        return jnp.take_along_axis(log_p, levels[:, None], axis=-1).sum()
+
+    def ours(z_0, gamma_0):
+        return decoder.log_prob(levels, z_0, gamma_0, 256).sum()
+
+    got, want = (jax.grad(f, (0, 1))(z_0, jnp.float32(gamma_0)) for f in (ours, plain))
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-3, atol=1e-2)
+    np.testing.assert_allclose(got[1], want[1], rtol=1e-3)
+
+
 def test_reconstruction_against_enumeration():
     """E[−log p(x|z_0)] by quadrature over z_0 for each level, against an average of draws."""
     vocab_size, gamma_0, draws = 5, -2.0, 40_000

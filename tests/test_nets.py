@@ -1,5 +1,6 @@
 """The networks: the paper's size, their start, conditioning, dropout, and their two scans."""
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from configs import cifar10
 from vdm import data, model, rng
-from vdm.nets import layers, mlp, transformer, unet
+from vdm.nets import conv, layers, mlp, transformer, unet
 
 COMMON = dict(
     out_channels=2,
@@ -114,6 +115,99 @@ def test_unrolled_is_the_same_function(name):
         jax.jit(net.apply)(params, z, time, condition, keys),
         atol=1e-4,
     )
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("remat", ["none", "block"])
+def test_what_is_kept_changes_no_gradient(name, remat):
+    net, (z, time, condition) = NETS[name], given()
+    params = pushed(jax.jit(net.init)(jax.random.key(0), z, time, condition))
+    keys = rng.Rng(jax.random.key(3), jnp.arange(3), 3).keys(rng.DROPOUT)
+
+    def gradient(net):
+        return jax.jit(
+            jax.grad(lambda p: jnp.square(net.apply(p, z, time, condition, keys)).mean())
+        )(params)
+
+    want = gradient(net)
+    for got in (gradient(net.clone(remat=remat)), gradient(net.clone(remat=remat, unroll=False))):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-3), got, want)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_bfloat16_is_the_same_function_to_its_rounding(name):
+    """Parameters, and what comes out, stay float32; what is computed differs by about 2^-8."""
+    net, (z, time, condition) = NETS[name], given()
+    half = net.clone(dtype=jnp.dtype("bfloat16"))
+    params = pushed(jax.jit(half.init)(jax.random.key(0), z, time, condition))
+    assert {v.dtype for v in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    want = jax.jit(net.apply)(params, z, time, condition)
+    got = jax.jit(half.apply)(params, z, time, condition)
+    assert got.dtype == jnp.float32
+    error = float(jnp.abs(got - want).max() / jnp.abs(want).max())
+    assert 1e-4 < error < 0.05
+
+
+@pytest.mark.parametrize("shape, features", [((3, 5, 4, 6), 7), ((2, 40, 33, 2), 3)])
+def test_convolution_and_its_gradients_against_sums(shape, features):
+    """On a CPU, whole and per part, against nine shifted products in float64."""
+    draw = np.random.default_rng(0)
+    h = draw.normal(size=shape)
+    kernel = draw.normal(size=(3, 3, shape[-1], features))
+    dy = draw.normal(size=(*shape[:3], features))
+    rows, columns = shape[1:3]
+    around = np.pad(h, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    want, dh, dk = np.zeros_like(dy), np.zeros_like(around), np.zeros_like(kernel)
+    for i in range(3):
+        for j in range(3):
+            at = np.s_[:, i : i + rows, j : j + columns]
+            want += around[at] @ kernel[i, j]
+            dh[at] += dy @ kernel[i, j].T
+            dk[i, j] = np.einsum("brci,brco->io", around[at], dy)
+    dh = dh[:, 1:-1, 1:-1]
+
+    def close(got, want):
+        np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max())
+
+    h, kernel, dy = (jnp.float32(v) for v in (h, kernel, dy))
+    for convolve in (conv.convolve_on_cpu, conv.convolve_3x3):
+        got, pull = jax.vjp(convolve, h, kernel)
+        close(got, want)
+        for one, other in zip(pull(dy), (dh, dk)):
+            close(one, other)
+    parts = jnp.split(h, [1], axis=-1)
+    got = layers.product_of_parts(conv.convolve_on_cpu, parts, kernel, jnp.ones(features), "float32")
+    close(got, want + 1.0)
+
+
+def test_group_norm_against_flax():
+    """Of two parts, as flax has it of both together, and the gradient."""
+    draw = jax.random.split(jax.random.key(0), 4)
+    h = 2.0 + jax.random.normal(draw[0], (3, 4, 5, 16))
+    params = {"scale": jax.random.normal(draw[1], (16,)), "bias": jax.random.normal(draw[2], (16,))}
+    weights = jax.random.normal(draw[3], h.shape)
+
+    def ours(h):
+        parts = jnp.split(h, [4], axis=-1)
+        out = layers.GroupNorm(nn.silu).apply({"params": params}, *parts)
+        return jnp.concatenate(out, axis=-1)
+
+    def flax(h):
+        return nn.silu(nn.GroupNorm(num_groups=4).apply({"params": params}, h))
+
+    np.testing.assert_allclose(ours(h), flax(h), atol=1e-5)
+    got, want = (jax.grad(lambda h, f=f: jnp.sum(weights * f(h)))(h) for f in (ours, flax))
+    np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+@pytest.mark.parametrize("tokens", [16, 800])  # all pictures at once, and one by one
+def test_attention_on_a_cpu_is_that_of_jax(tokens):
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 3, tokens, 2, 8))
+    out, pull = jax.vjp(layers.attend_on_cpu, q, k, v)
+    want, wanted = jax.vjp(jax.nn.dot_product_attention, q, k, v)
+    np.testing.assert_allclose(out, want, atol=1e-5)
+    for got, want in zip(pull(out), wanted(out)):
+        np.testing.assert_allclose(got, want, atol=1e-5)
 
 
 def test_dropout_keeps_the_mean():

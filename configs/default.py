@@ -25,7 +25,8 @@ def get_config():
     c.model.condition = "none"  # what it is told beside γ: none, label, augmented
     c.model.timesteps = 0  # T, the depth of the chain; 0: continuous time
     c.model.stratified = True  # times stratified over the global batch, or i.i.d.
-    c.model.sample_steps = 250  # steps of a sampling chain where T is 0
+    c.model.sampler = "ancestral"  # or dpm2m, which needs about 20 steps, or ddim
+    c.model.sample_steps = 250  # its steps, where T is 0
 
     c.model.schedule = ConfigDict()
     c.model.schedule.name = "learned_linear"  # or fixed_linear, cosine, linear_beta, learned_net

@@ -52,6 +52,7 @@ def model(log_p, gamma_min, gamma_max, timesteps=0, made=schedule.FixedLinear):
         timesteps=timesteps,
         stratified=True,
         gamma_range=(gamma_min, gamma_max),
+        sampler="ancestral",
         sample_steps=10,
     )
 

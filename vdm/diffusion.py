@@ -45,7 +45,8 @@ class Diffusion:
       stratified: whether times are stratified over the global batch.
       gamma_range: the γ that the network sees as 0 and as 1; constants, so that what it
         computes depends on t only through γ.
-      sample_steps: steps of a sampling chain where T is 0.
+      sampler: how samples are drawn, of sampler.SAMPLERS.
+      sample_steps: its steps where T is 0.
     """
 
     schedule: nn.Module
@@ -58,6 +59,7 @@ class Diffusion:
     timesteps: int
     stratified: bool
     gamma_range: tuple[float, float]
+    sampler: str
     sample_steps: int
 
     def init(self, key, batch):
@@ -141,7 +143,7 @@ class Diffusion:
         return elbo.times(u, rng.strata(), self.stratified)
 
     def sample(self, params, rng, batch):
-        """Ancestral samples, uint8 [batch, height, width, channels]."""
+        """Samples, uint8 [batch, height, width, channels]."""
         told = self.told(batch)
         steps = self.timesteps or self.sample_steps
         gammas = self.gamma(params, jnp.linspace(0.0, 1.0, steps + 1))
@@ -151,7 +153,10 @@ class Diffusion:
             return denoiser.x_from_eps(eps, z_t, gamma)
 
         z_1 = rng.normal(rng_lib.LATENT, self.shape)
-        z_0 = sampler.ancestral(predict_x, gammas, z_1, rng.keys(rng_lib.NOISE))
+        if self.sampler == "ancestral":
+            z_0 = sampler.ancestral(predict_x, gammas, z_1, rng.keys(rng_lib.NOISE))
+        else:
+            z_0 = sampler.solve(predict_x, gammas, z_1, order=2 if self.sampler == "dpm2m" else 1)
         draw = jax.vmap(lambda key, z: decoder.sample(key, z, gammas[0], self.vocab_size))
         return draw(rng.keys(rng_lib.DECODE), z_0).astype(jnp.uint8)
 
@@ -168,6 +173,7 @@ def build(config, spec):
     one_of("config.model.schedule.name", config.schedule.name, schedule.SCHEDULES)
     one_of("config.model.parameterisation", config.parameterisation, denoiser.PARAMETERISATIONS)
     one_of("config.model.condition", config.condition, CONDITIONS)
+    one_of("config.model.sampler", config.sampler, sampler.SAMPLERS)
     low, high = config.schedule.gamma_min, config.schedule.gamma_max
     require(
         low < high,
@@ -196,6 +202,7 @@ def build(config, spec):
         timesteps=config.timesteps,
         stratified=config.stratified,
         gamma_range=(low, high),
+        sampler=config.sampler,
         sample_steps=config.sample_steps,
     )
 

@@ -27,6 +27,9 @@ FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "A config file, such as configs/digits.py.")
 flags.DEFINE_string("workdir", None, "Folder of the run: its checkpoints, metrics, pictures.")
 flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
+flags.DEFINE_string(
+    "cache", "~/.cache/vdm", "Folder where compiled programs are kept for the next run; '' for none."
+)
 flags.DEFINE_bool(
     "distributed", False, "Join other hosts. On a cluster that JAX knows, this is enough."
 )
@@ -52,8 +55,9 @@ def main(argv):
 
     if FLAGS.distributed:
         jax.distributed.initialize(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
-    from vdm import estimators, sample, train
+    from vdm import cache, estimators, sample, train
 
+    cache.enable(FLAGS.cache)
     modes = {"train": train.run, "eval": estimators.run, "sample": sample.run}
     modes[FLAGS.mode](FLAGS.config, workdir)
 

@@ -1,13 +1,16 @@
-"""Ancestral sampling: p(z_s|z_t) = q(z_s|z_t, x = x̂(z_t)), chained (VDM eq. 9; lecture (20))."""
+"""From noise to z_0: by the chain itself, or by its probability-flow ODE in fewer steps."""
 
 import jax
 import jax.numpy as jnp
 
 from vdm import encoder
 
+SAMPLERS = ("ancestral", "ddim", "dpm2m")
+
 
 def ancestral(predict_x, gammas, z_1, keys):
-    """Runs the chain from noise down to z_0.
+    """Runs the chain from noise down to z_0: p(z_s|z_t) = q(z_s|z_t, x = x̂(z_t)), step by step
+    (VDM eq. 9; lecture (20)).
 
     Args:
       predict_x: (z_t, gamma, a scalar) → x̂, [batch, height, width, channels].
@@ -29,4 +32,34 @@ def ancestral(predict_x, gammas, z_1, keys):
         return mean + jnp.sqrt(variance) * noise, None
 
     z_0, _ = jax.lax.scan(step, z_1, jnp.arange(steps), reverse=True)
+    return z_0
+
+
+def solve(predict_x, gammas, z_1, order):
+    """Solves the probability-flow ODE from noise down to z_0, one prediction a step.
+
+    In log SNR its linear part is solved exactly, and x̂ is taken for constant over a step
+    (order 1: DDIM, Song et al. 2021) or for linear, from this prediction and the last (order 2:
+    DPM-Solver++ 2M, Lu et al. 2022, alg. 2):
+
+      z_s = σ_s/σ_t z_t + α_s (1 − e^{−h}) x̂, h = (γ_t − γ_s)/2.
+
+    Arguments and result are those of `ancestral`; it draws nothing but z_1.
+    """
+    steps = gammas.shape[0] - 1
+
+    def step(carry, i):
+        z_t, last, last_h = carry
+        gamma_s, gamma_t = gammas[i], gammas[i + 1]
+        h = 0.5 * (gamma_t - gamma_s)
+        x = predict_x(z_t, gamma_t)
+        first = i == steps - 1
+        # The mean over the step of the line through both, which the first step has not.
+        slope = jnp.where(first, 0.0, 0.5 * h / last_h) if order == 2 else 0.0
+        ratio = encoder.sigma(gamma_s) / encoder.sigma(gamma_t)
+        drift = -encoder.alpha(gamma_s) * jnp.expm1(-h)
+        return (ratio * z_t + drift * (x + slope * (x - last)), x, h), None
+
+    start = (z_1, jnp.zeros_like(z_1), jnp.ones(()))
+    (z_0, _, _), _ = jax.lax.scan(step, start, jnp.arange(steps), reverse=True)
     return z_0

@@ -71,10 +71,13 @@ def over_devices(function, kind, split_in, split_out, donate=()):
         donate_argnums=donate,
     )
 
-    def call(*args):
-        args = [split(arg) if is_split else arg for arg, is_split in zip(args, split_in)]
-        return mapped(*args)
+    def placed(args):
+        return [split(arg) if is_split else arg for arg, is_split in zip(args, split_in)]
 
+    def call(*args):
+        return mapped(*placed(args))
+
+    call.lower = lambda *args: mapped.lower(*placed(args))  # as jit and pmap have
     return call
 
 

@@ -1,0 +1,64 @@
+"""What the benchmark counts, and what a training step sends between devices."""
+
+import math
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from configs import digits
+from experiments import speed
+from vdm import data, model, parallel, step
+
+
+@pytest.mark.parametrize("attention", ["middle", "everywhere"])
+def test_counted_operations_are_those_of_the_compiler(attention):
+    """Within 5%: the compiler also counts norms, and leaves out products with what lies around
+    a picture."""
+    config = speed.configure(speed.Case(2, 64, 1, "float32", "none"))
+    config.model.net.attention = attention
+    made = model.build(config, speed.SPEC)
+    net = made.net.clone(unroll=True)  # of a loop the compiler counts one turn
+    z, one = np.zeros((1, 32, 32, 3), np.float32), np.zeros(1, np.float32)
+    params = jax.eval_shape(net.init, jax.random.key(0), z, one, one[:, None])
+    apply = jax.jit(lambda params: net.apply(params, z, one, one[:, None]))
+    counted = apply.lower(params).compile().cost_analysis()["flops"]
+    assert counted == pytest.approx(speed.unet_flops(config.model.net, speed.SPEC, 3, 1), rel=0.05)
+
+
+@pytest.mark.parametrize("kind", parallel.KINDS)
+def test_a_step_sends_the_gradient_once(kind):
+    """In the compiled program of 8 devices every all-reduce together has the gradient's size, and
+    the few terms of the loss, and no other communication is there."""
+    config = digits.get_config()
+    spec = data.Spec((8, 8, 1), 17, 10)
+    made = model.build(config, spec)
+    optimizer = step.make_optimizer(config.optimizer, 10)
+    batch = {
+        "image": np.zeros((8, 1, 2, 8, 8, 1), np.uint8),
+        "label": np.zeros((8, 1, 2), np.int32),
+    }
+    example = {
+        "image": np.zeros((1, 8, 8, 1), np.uint8),
+        "label": np.zeros(1, np.int32),
+        "augmented": np.zeros(1, np.float32),
+    }
+    state = parallel.replicate(step.init(made, optimizer, 0, example))
+    mapped = parallel.over_devices(
+        step.make_step(made, optimizer, config, spec.shape),
+        kind,
+        split_in=(False, False, True),
+        split_out=(False, False),
+    )
+    text = mapped.lower(state, {}, batch).compile().as_text()
+    sent = re.findall(r"= (.*?) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(", text)
+    assert {name for _, name in sent} == {"all-reduce"}
+    sizes = [
+        math.prod(map(int, filter(None, shape.split(","))))
+        for result, _ in sent
+        for shape in re.findall(r"f32\[([\d,]*)\]", result)
+    ]
+    parameters = sum(value.size for value in jax.tree.leaves(state.params))
+    print(len(sent), sum(sizes), parameters)
+    assert 0 <= sum(sizes) - parameters <= 8

@@ -26,14 +26,14 @@ def get_config():
     c.model.net.fourier = 0
 
     c.optimizer.name = "muon"
-    c.optimizer.learning_rate = 5e-3
+    c.optimizer.learning_rate = 6e-3
     c.optimizer.warmup = 50
     c.optimizer.decay = "cosine"
     c.optimizer.clip = 1.0
 
-    c.train.steps = 1_600
+    c.train.steps = 1_500
     c.train.log_every = 100
-    c.train.eval_every = 400
-    c.train.checkpoint_every = 400
-    c.train.sample_every = 800
+    c.train.eval_every = 500
+    c.train.checkpoint_every = 500
+    c.train.sample_every = 750
     return c

@@ -100,12 +100,13 @@ def _decayed(params):
 
 def _matrices(params):
     """Which axes of a parameter are a matrix for Muon: those of the dense kernels that are
-    stacked by a scan over layers, [layers, in, out]; None for all other parameters."""
+    stacked by a scan over layers, [layers, in, …, out], each of … by itself; None for all other
+    parameters."""
 
     def one(path, value):
         names = [getattr(key, "key", None) for key in path]
-        stacked = "layers" in names and names[-1] == "kernel" and value.ndim == 3
-        return optax.contrib.MuonDimensionNumbers(1, 2) if stacked else None
+        stacked = "layers" in names and names[-1] == "kernel" and value.ndim >= 3
+        return optax.contrib.MuonDimensionNumbers(1, value.ndim - 1) if stacked else None
 
     return jax.tree_util.tree_map_with_path(one, params)
 

@@ -125,8 +125,8 @@ class GroupNorm(nn.Module):
 class Attention(nn.Module):
     """Self-attention among the tokens of h [batch, tokens, width]; its last layer starts at 0.
 
-    How much each token looks at each other is computed again in the backward pass, not kept:
-    it is [batch, heads, tokens, tokens].
+    How much each token looks at each other, [batch, heads, tokens, tokens], is computed again in
+    the backward pass, not kept, but on a CPU where it is small.
     """
 
     heads: int
@@ -138,8 +138,8 @@ class Attention(nn.Module):
         flat = h.reshape(-1, width)
         qkv = nn.Dense(3 * width, dtype=self.dtype, name="qkv")(flat)
         qkv = qkv.reshape(batch, tokens, 3, self.heads, -1)
-        attend = attend_on_cpu if jax.default_backend() == "cpu" else jax.nn.dot_product_attention
-        attend = jax.checkpoint(attend)
+        on_cpu = jax.default_backend() == "cpu"
+        attend = attend_on_cpu if on_cpu else jax.checkpoint(jax.nn.dot_product_attention)
         out = attend(*(qkv[:, :, i] for i in range(3))).reshape(-1, width)
         out = checkpoint_name(out, PRODUCT)
         out = nn.Dense(width, dtype=self.dtype, kernel_init=ZEROS, name="out")(out)

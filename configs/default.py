@@ -44,7 +44,7 @@ def get_config():
     c.model.net.heads = 1  # of the attention
     c.model.net.patch = 1  # transformer: side of a token's square of pixels
     c.model.net.dtype = "float32"  # of its products: float32, bfloat16
-    c.model.net.remat = "dots"  # what is kept of a layer for its gradient: none (all), dots, block
+    c.model.net.remat = "dots"  # what a loop keeps of a layer for its gradient: none (all), dots, block
 
     c.optimizer = ConfigDict()
     c.optimizer.name = "adamw"  # adamw; muon: for the matrices inside the layers

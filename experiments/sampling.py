@@ -24,9 +24,6 @@ from vdm.errors import UserError, require
 from vdm.sampler import SAMPLERS
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", None, "A trained workdir of a diffusion model.", required=True)
-flags.DEFINE_integer("num", 1_000, "Samples for each distance.", lower_bound=2)
-flags.DEFINE_list("evaluations", ["5", "10", "20", "50", "100", "250"], "Steps of a sampler.")
 
 
 def energy_distance(x, y):
@@ -34,7 +31,7 @@ def energy_distance(x, y):
 
     Returns:
       the distance; and how much each of x, and each of y, moves it, [n] and [m], so that
-      `standard_error` of these is its standard error.
+      `standard_error` of these is its standard error: up to a third too large near distance 0.
     """
     across = _distances(x, y)
     within_x = _distances(x, x).sum(axis=1) / (len(x) - 1)
@@ -69,8 +66,7 @@ def run(workdir, num, evaluations):
       the same names, and the levels of a value.
     """
     require(
-        checkpoint.begun(workdir),
-        f"--workdir is {str(workdir)!r}, which has no checkpoint; run --mode=train first.",
+        checkpoint.begun(workdir), f"--workdir is {str(workdir)!r}, which has no checkpoint."
     )
     config = started.get_config(workdir / "config.json")
     config.sample.num = num
@@ -107,8 +103,9 @@ def table(found, trained):
     for case, (value, of_x, of_y) in found.items():
         cells = [f"{value:.4f}", f"{standard_error(of_x, of_y):.4f}", "", ""]
         if case != longest:
-            # The test images are the same for both, so what they move largely cancels.
-            apart = standard_error(of_x, other_x, of_y - other_y)
+            # Samples start from the same noise, and the test images are the same for both: what
+            # they move in common cancels.
+            apart = standard_error(of_x - other_x, of_y - other_y)
             cells[2:] = [f"{value - other:+.4f}", f"{apart:.4f}"]
         rows.append([case[0], str(case[1]), *cells])
     value, *moved = trained
@@ -169,4 +166,7 @@ def main(argv):
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "A trained workdir of a diffusion model.", required=True)
+    flags.DEFINE_integer("num", 1_000, "Samples for each distance.", lower_bound=2)
+    flags.DEFINE_list("evaluations", ["5", "10", "20", "50", "100", "250"], "Steps of a sampler.")
     app.run(main)

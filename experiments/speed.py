@@ -35,9 +35,6 @@ from vdm import step as step_lib
 from vdm.errors import UserError, require
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("out", "runs/speed", "Folder for speed.md and speed.json.")
-flags.DEFINE_integer("steps", 5, "Timed training steps of each case.", lower_bound=1)
-flags.DEFINE_list("cases", None, "Only the cases with these numbers, from 1 on.")
 
 SPEC = data_lib.Spec((32, 32, 3), 256, 10)
 
@@ -110,7 +107,8 @@ def matmul_rate(dtype, seconds):
     of this host together, sustained for about so long."""
     side = 2048 if jax.default_backend() == "cpu" else 8192
     times = 1 if jax.default_backend() == "cpu" else 20
-    a = jnp.full((jax.local_device_count(), side, side), 1.0 / side, dtype)
+    draw = jax.pmap(lambda key: jax.random.normal(key, (side, side), dtype) / side**0.5)
+    a = draw(jax.random.split(jax.random.key(0), jax.local_device_count()))
 
     def power(a):
         return jax.lax.fori_loop(0, times, lambda _, b: a @ b, a)
@@ -301,4 +299,7 @@ def main(argv):
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("out", "runs/speed", "Folder for speed.md and speed.json.")
+    flags.DEFINE_integer("steps", 5, "Timed training steps of each case.", lower_bound=1)
+    flags.DEFINE_list("cases", None, "Only the cases with these numbers, from 1 on.")
     app.run(main)

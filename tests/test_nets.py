@@ -147,6 +147,29 @@ def test_bfloat16_is_the_same_function_to_its_rounding(name):
     error = float(jnp.abs(got - want).max() / jnp.abs(want).max())
     assert 1e-4 < error < 0.05
 
+    keys = rng.Rng(jax.random.key(3), jnp.arange(3), 3).keys(rng.DROPOUT)
+
+    def gradient(net):
+        loss = lambda params: jnp.square(net.apply(params, z, time, condition, keys)).mean()
+        leaves = jax.tree.leaves(jax.jit(jax.grad(loss))(params))
+        return np.concatenate([np.ravel(leaf) for leaf in leaves])
+
+    want, got = (gradient(n.clone(unroll=False)) for n in (net, half))
+    assert np.linalg.norm(got - want) < 0.05 * np.linalg.norm(want)
+
+
+def test_less_is_kept_where_layers_are_a_loop():
+    net = NETS["unet"].clone(depth=8, unroll=False, attention="middle")
+    z = jnp.zeros((4, 16, 16, 1))
+    params = jax.eval_shape(net.init, jax.random.key(0), z, z[:, 0, 0, 0])
+
+    def temporary(remat):
+        loss = lambda params: net.clone(remat=remat).apply(params, z, z[:, 0, 0, 0]).sum()
+        return jax.jit(jax.grad(loss)).lower(params).compile().memory_analysis().temp_size_in_bytes
+
+    none, dots, block = (temporary(remat) for remat in layers.REMAT)
+    assert block < dots < 0.8 * none
+
 
 @pytest.mark.parametrize("shape, features", [((3, 5, 4, 6), 7), ((2, 40, 33, 2), 3)])
 def test_convolution_and_its_gradients_against_sums(shape, features):
@@ -188,7 +211,7 @@ def test_group_norm_against_flax():
     weights = jax.random.normal(draw[3], h.shape)
 
     def ours(h):
-        parts = jnp.split(h, [4], axis=-1)
+        parts = jnp.split(h, [6], axis=-1)
         out = layers.GroupNorm(nn.silu).apply({"params": params}, *parts)
         return jnp.concatenate(out, axis=-1)
 
@@ -203,6 +226,12 @@ def test_group_norm_against_flax():
 @pytest.mark.parametrize("tokens", [16, 800])  # all pictures at once, and one by one
 def test_attention_on_a_cpu_is_that_of_jax(tokens):
     q, k, v = jax.random.normal(jax.random.key(0), (3, 3, tokens, 2, 8))
+    half = [part.astype(jnp.bfloat16) for part in (q, k, v)]
+    rough, want = layers.attend_on_cpu(*half), jax.nn.dot_product_attention(*half)
+    assert rough.dtype == want.dtype
+    rough, want = jnp.float32(rough), jnp.float32(want)
+    assert jnp.square(rough - want).mean() < 0.005**2 * jnp.square(want).mean()
+
     out, pull = jax.vjp(layers.attend_on_cpu, q, k, v)
     want, wanted = jax.vjp(jax.nn.dot_product_attention, q, k, v)
     np.testing.assert_allclose(out, want, atol=1e-5)

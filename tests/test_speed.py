@@ -60,5 +60,4 @@ def test_a_step_sends_the_gradient_once(kind):
         for shape in re.findall(r"f32\[([\d,]*)\]", result)
     ]
     parameters = sum(value.size for value in jax.tree.leaves(state.params))
-    print(len(sent), sum(sizes), parameters)
     assert 0 <= sum(sizes) - parameters <= 8

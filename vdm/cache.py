@@ -5,8 +5,6 @@ import os
 import pathlib
 import platform
 
-import jax
-
 FOLDER = "~/.cache/vdm"  # the default
 
 
@@ -17,9 +15,9 @@ def enable(folder):
     What a CPU compiles is for its kind alone, and a home may be shared by many kinds: each has
     its own folder in there.
     """
-    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        return
-    if folder:
+    if folder and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        import jax  # only now, as main.py asks for FOLDER before it needs JAX
+
         kind = hashlib.sha256(_cpu().encode()).hexdigest()[:8]
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(folder).expanduser() / kind))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
@@ -31,4 +29,5 @@ def _cpu():
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.platform()
-    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+    kinds = ("model name", "flags", "Features")
+    return "\n".join(sorted({line for line in lines if line.startswith(kinds)}))

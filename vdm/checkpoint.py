@@ -126,7 +126,8 @@ class Checkpoints:
 
 # ---- the config that a workdir was started with ---------------------------------------
 
-# Fields that may differ when a run goes on: how long, and what is told and drawn meanwhile.
+# Fields that may differ when a run goes on: how long, what is told and drawn meanwhile, and in what
+# precision and memory the same function is computed.
 HARMLESS = (
     "train.steps",
     "train.keep",

@@ -20,27 +20,27 @@ def logits(z_0, gamma_0, vocab_size):
 def log_prob(levels, z_0, gamma_0, vocab_size):
     """log p(x|z_0) of each value, in nats: integer levels [...] and z_0 [...] to [...].
 
-    The logits are taken relative to that of the true level, x_v − x times 2 (z_0/α_0 − x)
-    − (x_v − x): nothing large cancels in float32. The largest is the nearest level's, so
-    Σ_v is taken in one go over the levels, forward and backward, and nothing of size
-    [..., vocab_size] is ever there. No log-probability is above 0.
+    The logits are taken relative to that of the true level, and the distance of two levels from
+    their whole numbers: the true level's is exactly 0, nothing large cancels in float32, and no
+    log-probability is above 0. The largest is the nearest level's, so Σ_v is taken in one go over
+    the levels, forward and backward, and nothing of size [..., vocab_size] is ever there.
     """
     x = encoder.scale(levels, vocab_size)
     u = z_0 / encoder.alpha(gamma_0)
-    u, x, precision = jnp.broadcast_arrays(u, x, jnp.exp(-jnp.asarray(gamma_0)))
+    u, x, levels, precision = jnp.broadcast_arrays(u, x, levels, jnp.exp(-jnp.asarray(gamma_0)))
 
-    def relative(x_v, u, precision):
-        return 0.5 * precision * (x_v - x) * (2.0 * (u - x) - (x_v - x))
+    def relative(v, u, precision):
+        apart = (2.0 / vocab_size) * (v - levels).astype(jnp.float32)
+        return 0.5 * precision * apart * (2.0 * (u - x) - apart)
 
-    nearest = encoder.scale(encoder.unscale(u, vocab_size), vocab_size)
+    nearest = encoder.unscale(u, vocab_size)
     largest = jax.lax.stop_gradient(relative(nearest, u, precision))
 
     @jax.checkpoint
-    def add(total, x_v):
-        return total + jnp.exp(relative(x_v, u, precision) - largest), None
+    def add(total, v):
+        return total + jnp.exp(relative(v, u, precision) - largest), None
 
-    every = encoder.scale(jnp.arange(vocab_size), vocab_size)
-    total, _ = jax.lax.scan(add, jnp.zeros(u.shape), every, unroll=16)
+    total, _ = jax.lax.scan(add, jnp.zeros(u.shape), jnp.arange(vocab_size), unroll=16)
     return -largest - jnp.log(total)
 
 

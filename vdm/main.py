@@ -19,6 +19,7 @@ from absl import app, flags, logging
 import ml_collections
 from ml_collections import config_flags
 
+from vdm import cache
 from vdm.errors import UserError, one_line, one_of, require
 
 MODES = ("train", "eval", "sample")
@@ -28,7 +29,7 @@ config_flags.DEFINE_config_file("config", None, "A config file, such as configs/
 flags.DEFINE_string("workdir", None, "Folder of the run: its checkpoints, metrics, pictures.")
 flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
 flags.DEFINE_string(
-    "cache", "~/.cache/vdm", "Folder where compiled programs are kept for the next run; '' for none."
+    "cache", cache.FOLDER, "Folder where compiled programs are kept for the next run; '' for none."
 )
 flags.DEFINE_bool(
     "distributed", False, "Join other hosts. On a cluster that JAX knows, this is enough."
@@ -55,7 +56,7 @@ def main(argv):
 
     if FLAGS.distributed:
         jax.distributed.initialize(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
-    from vdm import cache, estimators, sample, train
+    from vdm import estimators, sample, train
 
     cache.enable(FLAGS.cache)
     modes = {"train": train.run, "eval": estimators.run, "sample": sample.run}

@@ -23,7 +23,6 @@ class State(NamedTuple):
 def init(model, optimizer, seed, batch):
     """The State before the first step, from a batch of any size and the seed."""
 
-
     @jax.jit
     def fresh():
         params = model.init(jax.random.fold_in(jax.random.key(seed), 0), batch)

@@ -83,8 +83,12 @@ def _of_kernel(h, dy):
         wide = jnp.concatenate([wide[:, :, j : j + columns] for j in range(3)], axis=-1)
         tall = jnp.pad(dy, ((0, 0), (1, 1), (0, 0), (0, 0)))
         tall = jnp.concatenate([tall[:, 2 - i : 2 - i + rows] for i in range(3)], axis=-1)
-        product = wide.reshape(-1, 3 * channels).T @ tall.reshape(-1, 3 * features)
-        return total + product.astype(total.dtype), None
+        product = jnp.matmul(
+            wide.reshape(-1, 3 * channels).T,
+            tall.reshape(-1, 3 * features),
+            preferred_element_type=jnp.float32,
+        )
+        return total + product, None
 
     parts = jax.tree.map(lambda v: v.reshape(-1, few, *v.shape[1:]), (h, dy))
     total, _ = jax.lax.scan(add, jnp.zeros((3 * channels, 3 * features)), parts)

@@ -86,8 +86,7 @@ class GroupNorm(nn.Module):
     """Pictures [batch, height, width, channels] to mean 0 and variance 1 over the pixels and the
     channels of each group, scaled and shifted by channel, then given to `activation`.
 
-    The channels of all `parts`, side by side, are its input, and no group may be in two of
-    them; a list of as many parts comes back. Sums are taken by channel first, so that only
+    The channels of all `parts`, side by side, are its input; a list of as many parts comes back. Sums are taken by channel first, so that only
     [batch, channels] is ever split into groups, and the rest is activation(h · a + b), which is
     computed again in the backward pass, as that is cheaper than to keep it.
 
@@ -151,9 +150,11 @@ def attend_on_cpu(query, key, value):
     fast on a CPU: few pictures at a time, and divided by the softmax's sum at the end."""
 
     def one(q, k, v):
-        scores = q @ jnp.swapaxes(k, -1, -2) / math.sqrt(q.shape[-1])
+        scores = jnp.matmul(q, jnp.swapaxes(k, -1, -2), preferred_element_type=jnp.float32)
+        scores /= math.sqrt(q.shape[-1])
         weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-        return weights @ v / weights.sum(axis=-1, keepdims=True)
+        total = weights.sum(axis=-1, keepdims=True)
+        return (weights.astype(v.dtype) @ v / total).astype(v.dtype)
 
     by_head = [jnp.swapaxes(part, 1, 2) for part in (query, key, value)]
     tokens, heads = query.shape[1:3]
@@ -175,16 +176,18 @@ def product_of_parts(product, parts, kernel, bias, dtype):
     return checkpoint_name(whole, PRODUCT) + bias.astype(dtype)
 
 
-# The name, for jax.checkpoint, of what costs a product or a sum over pixels to compute again.
+# The name, for jax.checkpoint, of what costs much to compute again: a product, a sum over pixels,
+# random bits.
 PRODUCT = "product"
 
 REMAT = ("none", "dots", "block")
 
 
-def remat(layer, kept, in_loop=False):
+def remat(layer, kept, in_loop=True):
     """The module class `layer`, with this kept of each call of it for the backward pass:
 
-    none: all that autodiff keeps. dots: the products and the sums over pixels, and the rest is
+    none: all that autodiff keeps, save in norms and attention, which never keep what they can
+    compute again. dots: the products, the sums over pixels and the random bits, and the rest is
     computed again. block: nothing but its input.
     """
     if kept == "none":
@@ -202,13 +205,14 @@ def scan(layer, length, kept, unroll, in_axes, **options):
 
     Args:
       layer: a module class, whose call maps (h, *inputs) to (h, output).
-      kept: as in `remat`.
-      unroll: whether they are compiled one by one, not as a loop; it is the same function.
+      kept: as in `remat`, where they are a loop.
+      unroll: whether they are compiled one by one, not as a loop; it is the same function. What
+        is kept is left to XLA then.
       in_axes: of each input, 0 where it is stacked too, or nn.broadcast.
       **options: more of nn.scan.
     """
     return nn.scan(
-        remat(layer, kept, in_loop=True),
+        layer if unroll else remat(layer, kept),
         variable_axes={"params": 0},
         split_rngs={"params": True},
         in_axes=in_axes,

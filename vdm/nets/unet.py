@@ -131,7 +131,7 @@ class UNet(nn.Module):
             return made(*layer_args, name=name)
 
         def block(name, h, layer):
-            made = remat(Block, self.remat)(self.width, self.dropout, self.dtype, name=name)
+            made = remat(Block, self.remat, in_loop=False)(self.width, self.dropout, self.dtype, name=name)
             return made((h,), embedding, layer_keys(keys, layer))
 
         middle = self.depth
@@ -140,7 +140,7 @@ class UNet(nn.Module):
         h = block("middle_0", h, middle)
         h = AttentionBlock(self.heads, self.dtype, name="middle_attention")(h)
         h = block("middle_1", h, middle + 1)
-        first = remat(Layer, self.remat)(*layer_args, name="up_first")
+        first = remat(Layer, self.remat, in_loop=False)(*layer_args, name="up_first")
         h, _ = first(h, last, middle + 2, embedding, keys)
         h, _ = layers("up", reverse=True)(h, skips, middle + 3 + numbers, embedding, keys)
 

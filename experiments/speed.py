@@ -17,7 +17,6 @@ speed.json.
 
 import dataclasses
 import json
-import math
 import pathlib
 import sys
 import tempfile
@@ -25,7 +24,7 @@ import time
 
 from absl import app, flags, logging
 import jax
-import jax.numpy as jnp
+from jax.experimental.compilation_cache import compilation_cache
 import numpy as np
 from tqdm import tqdm
 
@@ -150,12 +149,12 @@ def compile_times(mapped, args):
     with tempfile.TemporaryDirectory() as folder:
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        jax.experimental.compilation_cache.compilation_cache.reset_cache()
+        compilation_cache.reset_cache()
         trace, compiled, _ = once()
         again, loaded, program = once()
         jax.config.update("jax_compilation_cache_dir", kept)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
-        jax.experimental.compilation_cache.compilation_cache.reset_cache()
+        compilation_cache.reset_cache()
     return trace, compiled, again + loaded, program
 
 

@@ -86,9 +86,10 @@ class GroupNorm(nn.Module):
     """Pictures [batch, height, width, channels] to mean 0 and variance 1 over the pixels and the
     channels of each group, scaled and shifted by channel, then given to `activation`.
 
-    The channels of all `parts`, side by side, are its input; a list of as many parts comes back. Sums are taken by channel first, so that only
-    [batch, channels] is ever split into groups, and the rest is activation(h · a + b), which is
-    computed again in the backward pass, as that is cheaper than to keep it.
+    The channels of all `parts`, side by side, are its input; a list of as many parts comes back.
+    Sums are taken by channel first, so that only [batch, channels] is ever split into groups, and
+    the rest is activation(h · a + b), which is computed again in the backward pass, as that is
+    cheaper than to keep it.
 
     There are 32 groups as in the paper, or fewer where these would have less than 4 channels:
     with 1 channel a group, it would take the embedding, added to whole channels, out again.

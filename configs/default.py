@@ -24,15 +24,18 @@ def get_config():
     c.model.parameterisation = "eps"  # what the network predicts: eps, x, v, levels
     c.model.condition = "none"  # what it is told beside γ: none, label, augmented
     c.model.timesteps = 0  # T, the depth of the chain; 0: continuous time
-    c.model.stratified = True  # times stratified over the global batch, or i.i.d.
+    c.model.times = "stratified"  # over the global batch; or iid; or importance: stratified, and more
+    # of them where the loss varies more, as seen over the last hundred steps
     c.model.sampler = "ancestral"  # or dpm2m, which needs about 20 steps, or ddim
     c.model.sample_steps = 250  # its steps, where T is 0
 
     c.model.schedule = ConfigDict()
-    c.model.schedule.name = "learned_linear"  # or fixed_linear, cosine, linear_beta, learned_net
+    c.model.schedule.name = "learned_linear"  # or fixed_linear, cosine, linear_beta, sigmoid,
+    # polynomial, learned_net; min_variance, piecewise: learned for least variance; multivariate
     c.model.schedule.gamma_min = -13.3  # γ(0) = −log SNR of z_0, or where it starts
     c.model.schedule.gamma_max = 5.0  # γ(1), or where it starts
-    c.model.schedule.learn_ends = False  # learned_net: whether the end points are learned
+    c.model.schedule.learn_ends = False  # learned_net, min_variance, piecewise: whether the end points are learned
+    c.model.schedule.context = 0  # multivariate: size of a learned context of each picture; 0: none
 
     c.model.net = ConfigDict()
     c.model.net.name = "unet"  # unet, transformer, mlp

@@ -35,5 +35,5 @@ def get_config():
     c.train.log_every = 100
     c.train.eval_every = 500
     c.train.checkpoint_every = 500
-    c.train.sample_every = 750
+    c.train.sample_every = 0  # at the end alone
     return c

@@ -54,7 +54,7 @@ def schedules(model, params):
 
 def independent(config, this, passes):
     """The Estimate by i.i.d. times and noise, one set for each pass."""
-    plain = dataclasses.replace(this.model, stratified=False)
+    plain = dataclasses.replace(this.model, times="iid")
 
     def loss(params, rng, batch, _):
         key = jax.random.fold_in(rng.key, rng.number)

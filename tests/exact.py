@@ -50,7 +50,7 @@ def model(log_p, gamma_min, gamma_max, timesteps=0, made=schedule.FixedLinear):
         classes=0,
         condition="none",
         timesteps=timesteps,
-        stratified=True,
+        times="stratified",
         gamma_range=(gamma_min, gamma_max),
         sampler="ancestral",
         sample_steps=10,

@@ -56,7 +56,7 @@ def test_finite_depth_loss_approaches_continuous_time():
 
 def test_stratified_and_independent_times_have_one_mean():
     stratified = mean_terms(*small(), draws=300)["diffusion"]
-    independent = mean_terms(*small(**{"model.stratified": False}), draws=300)["diffusion"]
+    independent = mean_terms(*small(**{"model.times": "iid"}), draws=300)["diffusion"]
     assert abs(stratified[0] - independent[0]) < 4 * np.hypot(stratified[1], independent[1])
     assert stratified[1] < independent[1]
 

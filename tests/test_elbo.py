@@ -40,7 +40,7 @@ def test_diffusion_term_is_the_kl_of_the_two_posteriors(timesteps):
     (mean_q, var), (mean_p, _) = posterior(x), posterior(x_hat)
     want = timesteps * gaussian_kl(mean_q, var, mean_p, var).sum((1, 2, 3))
     weight = elbo.step_weight(*map(jnp.float32, (gamma_s, gamma_t)), timesteps)
-    got = elbo.diffusion(jnp.float32(eps), jnp.float32(eps_hat), weight)
+    got = elbo.diffusion(jnp.float32(eps), jnp.float32(eps_hat), weight[:, None, None, None])
     np.testing.assert_allclose(got, want, rtol=1e-4)
 
 
@@ -58,7 +58,7 @@ def test_finite_depth_approaches_continuous_time():
         gamma = np.linspace(low, high, timesteps + 1)
         weight = elbo.step_weight(jnp.float32(gamma[:-1]), jnp.float32(gamma[1:]), timesteps)
         eps = jnp.sqrt(jnp.float32(squared_error(gamma[1:])))[:, None]
-        errors.append(float(elbo.diffusion(eps, 0 * eps, weight).mean()) - exact)
+        errors.append(float(elbo.diffusion(eps, 0 * eps, weight[:, None]).mean()) - exact)
     assert errors[0] > errors[1] > errors[2] > 0
     for coarse, fine in zip(errors, errors[1:]):
         assert 3.8 < coarse / fine < 4.5  # first order in 1/T
@@ -142,11 +142,3 @@ def test_bits_per_dim():
     for shape, vocab_size in (((8, 8, 1), 17), ((32, 32, 3), 256), ((1, 1, 2), 2)):
         nats = math.prod(shape) * math.log(vocab_size)
         assert elbo.bits_per_dim(nats, shape) == pytest.approx(math.log2(vocab_size))
-
-
-def test_stratified_times_cover_each_stratum_once():
-    strata = jnp.arange(16) / 16
-    t = elbo.times(jnp.float32(0.37), strata, True)
-    assert sorted(np.floor(np.asarray(t) * 16).astype(int)) == list(range(16))
-    u = jax.random.uniform(jax.random.key(0), (16,))
-    np.testing.assert_array_equal(elbo.times(u, strata, False), u)

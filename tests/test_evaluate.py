@@ -52,19 +52,6 @@ def test_spread_times_cover_each_stratum_once():
     assert len(np.unique(np.floor(strata * 80 + 1e-3))) == 80
 
 
-def test_warped_times_leave_every_average(rng=np.random.default_rng(0)):
-    """E_u[f(t)/q(t)] = ∫ f for any distribution; the ends stay where they are."""
-    share = rng.gamma(0.3, size=10) + 0.02
-    cdf = jnp.asarray(np.concatenate([[0.0], np.cumsum(share) / share.sum()]), jnp.float32)
-    u = (jnp.arange(200_000) + 0.5) / 200_000
-    t, weight = elbo.warp(u, cdf)
-    assert np.all(np.diff(np.asarray(t)) >= 0) and 0 <= t[0] < 1e-4 and 1 - 1e-4 < t[-1] <= 1
-    np.testing.assert_allclose(np.mean(np.cos(3.0 * t) * weight), np.sin(3.0) / 3.0, atol=1e-4)
-    identity, ones = elbo.warp(u, jnp.asarray(UNIFORM))
-    np.testing.assert_allclose(identity, u, atol=1e-6)
-    np.testing.assert_allclose(ones, 1.0, rtol=1e-5)
-
-
 @pytest.mark.parametrize("images, low, high", [(40, 0.4, 0.6), (200_000, 0.05, 0.08)])
 def test_profile_puts_times_where_the_spread_is(images, low, high):
     """A term that varies in t > ½ only: nine tenths of the times and half a tenth go there, once
@@ -118,7 +105,7 @@ def estimates(made, images, sets, length, spread_out=True):
         if spread_out:
             return made.loss(params, rng, batch, False)
         key = jax.random.fold_in(rng.key, rng.number)
-        independent = dataclasses.replace(made, stratified=False)
+        independent = dataclasses.replace(made, times="iid")
         return independent.loss(params, Rng(key, rng.index, rng.images), batch, False)
 
     one_pass = evaluate.over_split(draw, exact.config(), exact.split(images, made.vocab_size))

@@ -60,4 +60,4 @@ def test_a_step_sends_the_gradient_once(kind):
         for shape in re.findall(r"f32\[([\d,]*)\]", result)
     ]
     parameters = sum(value.size for value in jax.tree.leaves(state.params))
-    assert sum(sizes) == parameters + 3
+    assert sum(sizes) == parameters + 4  # the three terms, and the mean square of their sum

@@ -57,7 +57,7 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state._asdict()), rest=ocp.args.JsonSave(rest)
+                state=ocp.args.StandardSave(_parts(state)), rest=ocp.args.JsonSave(rest)
             ),
             metrics=None if bpd is None else {"bpd": float(bpd)},
         )
@@ -85,7 +85,7 @@ class Checkpoints:
                 f"no checkpoint in {str(self._path)!r} was evaluated; set config.eval.checkpoint "
                 "to 'newest'."
             )
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like._asdict())
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _parts(like))
         self._check(step, abstract)
         restored = self._manager.restore(
             step,
@@ -122,6 +122,11 @@ class Checkpoints:
     def close(self):
         """Waits until all that was saved is on disk, and lets go of the threads."""
         self._manager.close()
+
+
+def _parts(state):
+    """The parts of a State that it has."""
+    return {name: part for name, part in state._asdict().items() if part is not None}
 
 
 # ---- the config that a workdir was started with ---------------------------------------

@@ -1,13 +1,15 @@
 """The Variational Diffusion Model: schedule + encoder + denoiser + decoder as one model."""
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from vdm import decoder, denoiser, elbo, encoder, rng as rng_lib, sampler, schedule
+from vdm import context as context_lib, decoder, denoiser, elbo, encoder, rng as rng_lib, sampler
+from vdm import schedule, times, variance
 from vdm.errors import one_of, require
 from vdm.nets import mlp, transformer, unet
 from vdm.nets.layers import REMAT
@@ -42,11 +44,12 @@ class Diffusion:
       classes: how many labels there are, where the model is conditioned on them.
       condition: what the denoiser is told beside γ, of CONDITIONS.
       timesteps: T, the depth of the chain; 0 for continuous time.
-      stratified: whether times are stratified over the global batch.
+      times: how diffusion times are drawn, of times.TIMES; "importance" needs `draw`'s cdf.
       gamma_range: the γ that the network sees as 0 and as 1; constants, so that what it
         computes depends on t only through γ.
       sampler: how samples are drawn, of sampler.SAMPLERS.
       sample_steps: its steps where T is 0.
+      context: q(c|x) of what schedule and denoiser are told of the picture; None for nothing.
     """
 
     schedule: nn.Module
@@ -57,99 +60,144 @@ class Diffusion:
     classes: int
     condition: str
     timesteps: int
-    stratified: bool
+    times: str
     gamma_range: tuple[float, float]
     sampler: str
     sample_steps: int
+    context: context_lib.Encoder | None = None
 
     def init(self, key, batch):
-        """{"schedule": …, "net": …}: fresh parameters."""
+        """{"schedule": …, "net": …, "context": …}: fresh parameters; the last, where there is one."""
         keys = jax.random.split(key)
         z = jnp.zeros((1, *self.shape))
-        one = {name: value[:1] for name, value in batch.items()}
+        told = self.told({name: value[:1] for name, value in batch.items()})
+        more = {}
+        if self.context is None:
+            schedule_args = ()
+        else:
+            schedule_args = (jnp.zeros((1, self.context.size)),)
+            told = _beside(told, *schedule_args)
+            more["context"] = self.context.init(jax.random.fold_in(key, 2), z)
         return {
-            "schedule": self.schedule.init(keys[0], jnp.zeros(1)),
-            "net": self.net.init(keys[1], z, jnp.zeros(1), self.told(one)),
+            "schedule": self.schedule.init(keys[0], jnp.zeros(1), *schedule_args),
+            "net": self.net.init(keys[1], z, jnp.zeros(1), told),
+            **more,
         }
 
-    def gamma(self, params, t):
-        """γ at times t [...]: [...]."""
-        return self.schedule.apply(params["schedule"], t)
+    def gamma(self, params, t, context=None):
+        """γ at times t [...]: [...], or [..., height, width, channels] of a multivariate schedule,
+        which `context` [..., k] can shift between its end points."""
+        return self.schedule.apply(params["schedule"], t, *(() if context is None else (context,)))
 
     def told(self, batch):
-        """What the denoiser is told beside γ: [batch, k], or None."""
+        """What the denoiser is told beside γ and a context: [batch, k], or None."""
         if self.condition == "label":
             return jax.nn.one_hot(batch["label"], self.classes)
         if self.condition == "augmented":
             return batch["augmented"][:, None]
         return None
 
-    def eps_hat(self, params, z_t, gamma, told, dropout_keys=None):
-        """ε̂(z_t, γ): z_t [batch, height, width, channels], γ [batch], to the shape of z_t."""
+    def draw_context(self, params, rng, x):
+        """A draw of q(c|x) [batch, k] and its KL from the prior N(0, I), nats [batch]; or None, 0."""
+        if self.context is None:
+            return None, 0.0
+        mean, log_variance = self.context.apply(params["context"], x)
+        noise = rng.normal(rng_lib.CONTEXT, mean.shape[1:])
+        return mean + jnp.exp(0.5 * log_variance) * noise, context_lib.kl(mean, log_variance)
+
+    def eps_hat(self, params, z_t, gamma, told, dropout_keys=None, context=None):
+        """ε̂(z_t, γ): z_t [batch, height, width, channels], γ [batch] or like z_t, to the shape of
+        z_t. Of a γ for each value the network is told the mean; `context` and t give the others."""
         low, high = self.gamma_range
-        output = self.net.apply(
-            params["net"], z_t, (gamma - low) / (high - low), told, dropout_keys
-        )
+        mean = gamma if gamma.ndim == 1 else jnp.mean(gamma, axis=(1, 2, 3))
+        told = told if context is None else _beside(told, context)
+        output = self.net.apply(params["net"], z_t, (mean - low) / (high - low), told, dropout_keys)
         return denoiser.eps_hat(
             output, z_t, over_pixels(gamma), self.parameterisation, self.vocab_size
         )
 
     def loss(self, params, rng, batch, train):
-        """reconstruction, prior and diffusion, nats [batch], by one draw each (VDM eq. 11)."""
+        """reconstruction, prior and diffusion (VDM eq. 11), and context where there is one, nats
+        [batch], by one draw each."""
         return self.draw(params, rng, batch, train).terms
 
     def draw(self, params, rng, batch, train=False, cdf=None):
         """The Draw behind `loss`.
 
         Args:
-          cdf: [k + 1], how times are distributed (elbo.warp); None for uniformly. It changes
+          cdf: [k + 1], how times are distributed (times.warp); None for uniformly. It changes
             the variance of the diffusion term and not its mean.
         """
         x = encoder.scale(batch["image"], self.vocab_size)
         ends = self.gamma(params, jnp.array([0.0, 1.0]))
-        t, weight = self._times(rng), 1.0
+        context, context_nats = self.draw_context(params, rng, x)
+        t, weight = self._times(rng), jnp.ones(())
         if cdf is not None:
-            t, weight = elbo.warp(t, cdf)
-        if self.timesteps == 0:
-            gamma_t, slope = schedule.with_slope(lambda t: self.gamma(params, t), t)
+            t, weight = times.warp(t, cdf)
+        # At finite depth the interior changes the ELBO itself, and is trained for it.
+        least = self.timesteps == 0 and getattr(self.schedule, "min_variance", False)
+        if not least:
+            gamma_t, slope = self._at(params, t, context)
         else:
-            step = jnp.minimum(jnp.floor(t * self.timesteps) + 1.0, self.timesteps)
-            gamma_s, gamma_t = (
-                self.gamma(params, (step - back) / self.timesteps) for back in (1.0, 0.0)
+            of_ends, of_interior = (
+                self._at(params | {"schedule": part}, t, context) for part in variance.split(params["schedule"])
             )
-            slope = elbo.step_weight(gamma_s, gamma_t, self.timesteps)
+            entered, slot = variance.enter(of_interior)
+            # The value of either, and the gradients of both.
+            gamma_t, slope = (a + b - jax.lax.stop_gradient(b) for a, b in zip(of_ends, entered))
 
         eps = rng.normal(rng_lib.NOISE, self.shape)
         z_t = encoder.diffuse(x, over_pixels(gamma_t), eps)
         keys = rng.keys(rng_lib.DROPOUT) if train else None
-        eps_hat = self.eps_hat(params, z_t, gamma_t, self.told(batch), keys)
+        eps_hat = self.eps_hat(params, z_t, gamma_t, self.told(batch), keys, context)
+        of_time = elbo.diffusion(eps, eps_hat, over_pixels(slope)) * weight
+        if least:
+            of_time = variance.leave(of_time, slot, math.prod(self.shape))
         eps_0 = rng.normal(rng_lib.RECONSTRUCTION, self.shape)
         terms = {
             "reconstruction": elbo.reconstruction(
                 batch["image"].astype(jnp.int32), x, eps_0, ends[0], self.vocab_size
             ),
             "prior": elbo.prior(x, ends[1]),
-            "diffusion": elbo.diffusion(eps, eps_hat, weight * slope),
+            "diffusion": of_time,
         }
+        if self.context is not None:
+            terms["context"] = context_nats
         # x − x̂ = (ε̂ − ε) σ/α, and elbo.diffusion with weight 2 is a sum of squares.
-        error = elbo.diffusion(eps, eps_hat, 2.0 * jnp.exp(gamma_t))
+        error = elbo.diffusion(eps, eps_hat, over_pixels(2.0 * jnp.exp(gamma_t)))
         return Draw(terms, t, jnp.broadcast_to(weight, t.shape), error)
 
     def _times(self, rng):
-        if self.stratified:
-            u = jax.random.uniform(rng.shared(rng_lib.TIME))
-        else:
+        if self.times == "iid":
             u = jax.vmap(jax.random.uniform)(rng.keys(rng_lib.TIME))
-        return elbo.times(u, rng.strata(), self.stratified)
+        else:
+            u = jax.random.uniform(rng.shared(rng_lib.TIME))
+        return times.uniform(u, rng.strata(), self.times != "iid")
+
+    def _at(self, params, t, context):
+        """γ at the times t [batch], or of the steps of the chain that they fall into, and the weight
+        of the squared error there."""
+        if self.timesteps == 0:
+            return schedule.with_slope(lambda t: self.gamma(params, t, context), t)
+        step = jnp.minimum(jnp.floor(t * self.timesteps) + 1.0, self.timesteps)
+        gamma_s, gamma_t = (
+            self.gamma(params, (step - back) / self.timesteps, context) for back in (1.0, 0.0)
+        )
+        return gamma_t, elbo.step_weight(gamma_s, gamma_t, self.timesteps)
 
     def sample(self, params, rng, batch):
         """Samples, uint8 [batch, height, width, channels]."""
         told = self.told(batch)
         steps = self.timesteps or self.sample_steps
-        gammas = self.gamma(params, jnp.linspace(0.0, 1.0, steps + 1))
+        grid, context = jnp.linspace(0.0, 1.0, steps + 1), None
+        if self.context is not None:  # of each picture, so that gammas are [steps + 1, batch, …]
+            context = rng.normal(rng_lib.CONTEXT, (self.context.size,))
+            grid = jnp.broadcast_to(grid[:, None], (steps + 1, context.shape[0]))
+        gammas = self.gamma(params, grid, context)
 
         def predict_x(z_t, gamma):
-            eps = self.eps_hat(params, z_t, jnp.broadcast_to(gamma, z_t.shape[:1]), told)
+            each = z_t.shape[:1] if gamma.ndim == 0 else z_t.shape
+            eps = self.eps_hat(params, z_t, jnp.broadcast_to(gamma, each), told, context=context)
             return denoiser.x_from_eps(eps, z_t, gamma)
 
         z_1 = rng.normal(rng_lib.LATENT, self.shape)
@@ -157,7 +205,8 @@ class Diffusion:
             z_0 = sampler.ancestral(predict_x, gammas, z_1, rng.keys(rng_lib.NOISE))
         else:
             z_0 = sampler.solve(predict_x, gammas, z_1, order=2 if self.sampler == "dpm2m" else 1)
-        draw = jax.vmap(lambda key, z: decoder.sample(key, z, gammas[0], self.vocab_size))
+        gamma_0 = self.gamma(params, jnp.zeros(()))
+        draw = jax.vmap(lambda key, z: decoder.sample(key, z, gamma_0, self.vocab_size))
         return draw(rng.keys(rng_lib.DECODE), z_0).astype(jnp.uint8)
 
 
@@ -174,6 +223,7 @@ def build(config, spec):
     one_of("config.model.parameterisation", config.parameterisation, denoiser.PARAMETERISATIONS)
     one_of("config.model.condition", config.condition, CONDITIONS)
     one_of("config.model.sampler", config.sampler, sampler.SAMPLERS)
+    one_of("config.model.times", config.times, times.TIMES)
     low, high = config.schedule.gamma_min, config.schedule.gamma_max
     require(
         low < high,
@@ -191,8 +241,16 @@ def build(config, spec):
             config[name] >= least,
             f"config.model.{name} is {config[name]}; accepted: {least} or more.",
         )
+    made = schedule.SCHEDULES[config.schedule.name](config.schedule, tuple(spec.shape))
+    size = config.schedule.context
+    require(size >= 0, f"config.model.schedule.context is {size}; accepted: 0 (none) or more.")
+    require(
+        size == 0 or isinstance(made, schedule.Multivariate),
+        f"config.model.schedule.context is {size}, but only the schedule 'multivariate' takes a "
+        f"context, and config.model.schedule.name is {config.schedule.name!r}; set it to 0.",
+    )
     return Diffusion(
-        schedule=schedule.SCHEDULES[config.schedule.name](config.schedule),
+        schedule=made,
         net=_net(config, spec),
         parameterisation=config.parameterisation,
         shape=tuple(spec.shape),
@@ -200,10 +258,11 @@ def build(config, spec):
         classes=spec.classes,
         condition=config.condition,
         timesteps=config.timesteps,
-        stratified=config.stratified,
+        times=config.times,
         gamma_range=(low, high),
         sampler=config.sampler,
         sample_steps=config.sample_steps,
+        context=context_lib.Encoder(size) if size else None,
     )
 
 
@@ -254,5 +313,10 @@ def _net(config, spec):
 
 
 def over_pixels(values):
-    """[batch] to [batch, 1, 1, 1]."""
-    return values[:, None, None, None]
+    """[batch] to [batch, 1, 1, 1]; what has a value for each pixel, as it is."""
+    return values[:, None, None, None] if values.ndim == 1 else values
+
+
+def _beside(told, context):
+    """Both side by side: [batch, k]."""
+    return context if told is None else jnp.concatenate([told, context], axis=-1)

@@ -1,7 +1,7 @@
 """The three terms of the ELBO, each in nats per example (VDM eq. 11; lecture (21)).
 
 −log p(x) ≤ reconstruction + prior + diffusion. Pure functions of arrays: x, ε and z are
-[batch, ...], γ is a scalar or [batch], and what comes back is [batch].
+[batch, ...], γ and weights broadcast against them, and what comes back is [batch].
 """
 
 import math
@@ -15,33 +15,6 @@ from vdm import decoder, encoder
 def bits_per_dim(nats, shape):
     """Nats per example to bits per dimension, a dimension being one of the values of `shape`."""
     return nats / (math.prod(shape) * math.log(2.0))
-
-
-def times(u, strata, stratified):
-    """Diffusion times in [0, 1): i.i.d., or stratified over the global batch (VDM app. I.1).
-
-    Args:
-      u: [batch] uniforms. Stratified times use one and the same u for the whole batch.
-      strata: [batch], i/n for the i-th of the n examples of the global batch.
-      stratified: whether to stratify: t_i = (u + i/n) mod 1.
-    """
-    return jnp.mod(u + strata, 1.0) if stratified else u
-
-
-def warp(u, cdf):
-    """Times with a piecewise constant density q on k equal parts of [0, 1).
-
-    Args:
-      u: [batch], times with the density 1.
-      cdf: [k + 1], the distribution of q at 0, 1/k, …, 1; increasing from 0 to 1.
-
-    Returns:
-      t = cdf⁻¹(u) and 1/q(t), both [batch]: E_u[f(t)/q(t)] = ∫ f(t) dt for any f and cdf.
-    """
-    parts = cdf.shape[0] - 1
-    part = jnp.clip(jnp.searchsorted(cdf, u, side="right") - 1, 0, parts - 1)
-    share = cdf[part + 1] - cdf[part]
-    return (part + (u - cdf[part]) / share) / parts, 1.0 / (parts * share)
 
 
 def reconstruction(levels, x, eps_0, gamma_0, vocab_size):
@@ -60,13 +33,13 @@ def prior(x, gamma_1):
 
 
 def diffusion(eps, eps_hat, weight):
-    """½ w ‖ε − ε̂‖²: the lecture's denoising matching term, by one draw of t and ε.
+    """½ Σ w (ε − ε̂)²: the lecture's denoising matching term, by one draw of t and ε.
 
     Args:
-      weight: [batch], γ'(t) in continuous time (VDM eq. 17, 18), and
+      weight: [batch, 1, 1, 1], or of each value: γ'(t) in continuous time (VDM eq. 17, 18), and
         T (e^{γ_t − γ_s} − 1) in a chain of T steps (VDM eq. 14), see `step_weight`.
     """
-    return 0.5 * weight * _sum(jnp.square(eps - eps_hat))
+    return 0.5 * _sum(weight * jnp.square(eps - eps_hat))
 
 
 def step_weight(gamma_s, gamma_t, timesteps):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm import denoiser, diffusion, elbo, encoder, evaluate, figures, likelihood, report
-from vdm import rng as rng_lib, run as run_lib, table
+from vdm import rng as rng_lib, run as run_lib, schedule, table
 from vdm.errors import UserError, one_of, require
 from vdm.profile import EDGES
 
@@ -32,6 +32,12 @@ def run(config, workdir):
         is_diffusion or chosen == ["elbo"],
         f"config.eval.estimators is {config.eval.estimators!r}; accepted for "
         f"config.model.name = {config.model.name!r}: 'elbo'.",
+    )
+    one_gamma = is_diffusion and not isinstance(this.model.schedule, schedule.Multivariate)
+    require(
+        one_gamma or not {"chain", "ode"} & set(chosen),
+        f"config.eval.estimators is {config.eval.estimators!r}; accepted for the schedule "
+        "'multivariate': 'elbo', 'depth'; the others take one γ for all values.",
     )
     heading = f"{config.data.name}, test split, step {int(this.state.step)}, EMA"
     lead = jax.process_index() == 0
@@ -201,10 +207,11 @@ def pictures(config, this):
 
     def predicted(params, rng, batch, t):
         x = encoder.scale(batch["image"], model.vocab_size)
-        gamma = jnp.broadcast_to(model.gamma(params, t), x.shape[:1])
+        context, _ = model.draw_context(params, rng, x)
+        gamma = model.gamma(params, jnp.broadcast_to(t, x.shape[:1]), context)
         eps = rng.normal(rng_lib.NOISE, model.shape)
         z_t = encoder.diffuse(x, diffusion.over_pixels(gamma), eps)
-        eps_hat = model.eps_hat(params, z_t, gamma, model.told(batch))
+        eps_hat = model.eps_hat(params, z_t, gamma, model.told(batch), context=context)
         return {"x": x, "x_hat": denoiser.x_from_eps(eps_hat, z_t, diffusion.over_pixels(gamma))}
 
     images = min(STRIP, config.eval.images or this.data.test.size)
@@ -351,8 +358,9 @@ def draw(workdir, config, this, rows, profile, strip, series):
     """Writes profile.csv and the pictures; returns their names."""
     spec = this.data.spec
     (continuous,) = (row for row in rows if row.name == elbo_name(0))
+    gamma = this.model.gamma(this.state.ema, jnp.asarray(EDGES, jnp.float32))
     columns = profile.summary(
-        this.model.gamma(this.state.ema, jnp.asarray(EDGES, jnp.float32)),
+        gamma.reshape(len(EDGES), -1).mean(axis=1),  # of a multivariate schedule the mean
         continuous.estimate.mean["prior"],
         spec.shape,
         spec.vocab_size,

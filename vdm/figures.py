@@ -14,6 +14,7 @@ TERMS = {
     "diffusion": ("diffusion (denoising matching)", "tab:blue"),
     "reconstruction": ("reconstruction", "tab:orange"),
     "prior": ("prior (matching)", "tab:green"),
+    "context": ("context (matching)", "tab:purple"),
 }
 
 
@@ -77,28 +78,48 @@ def save_curve(path, metrics, title=""):
             steps, values, errors, color="black", marker="o", ms=3, lw=1.5, capsize=2,
             label=f"test (EMA), last {values[-1]:.3f} ± {errors[-1]:.3f}",
         )  # fmt: skip
-    finite = [v for row in rows if (v := row.get("bpd")) is not None]
-    if finite:
-        # The first steps are far above all others; the axis is for what comes after them.
-        low, high = min(finite), np.quantile(finite, 0.95)
-        total.set_ylim(low - 0.05 * (high - low) - 0.02, high + 0.1 * (high - low) + 0.02)
+    show_end(total, [_series(split, "bpd")[1] for split in (train, test) if split])
     total.set(xlabel="step", ylabel="bits/dim", title=title or "ELBO")
     total.grid(alpha=0.3)
     total.legend()
 
     shown = test or train
-    for name, (label, colour) in TERMS.items():
-        if name in shown[-1]:
-            terms.plot(*_series(shown, name), color=colour, marker=".", label=label)
-    for name in shown[-1]:
-        if f"{name}_se" in shown[-1] and name not in TERMS:
-            terms.plot(*_series(shown, name), marker=".", label=name)
+    for name in ("bpd", *term_names(shown[-1:])):
+        label, colour = TERMS.get(name, (name, None))
+        terms.plot(*_series(shown, name), color=colour, marker=".", label=label)
     terms.set_yscale("symlog", linthresh=1e-3)
     terms.set_ylim(bottom=0)
     terms.set(xlabel="step", title="its terms, " + ("test" if test else "training"))
     terms.grid(alpha=0.3)
     terms.legend()
-    _save(figure, path)
+    save(figure, path)
+
+
+def term_names(rows):
+    """Names of the terms that lines of metrics.jsonl, or eval.json, hold: those of TERMS first, then
+    what else has a standard error."""
+    found = {name for row in rows for name in row if name in TERMS or f"{name}_se" in row}
+    known = [name for name in TERMS if name in found]
+    return [name for name in (*known, *sorted(found - set(known))) if name != "bpd"]
+
+
+def show_end(axes, curves):
+    """Sets the limits of y for what comes after the first steps, which are far above all others.
+
+    Args:
+      curves: the values of each curve, [[n], …]. The last of each is shown too, unless it is as far
+        above the rest as first steps are; and so is all that is at most a quarter above the lowest.
+    """
+    values = np.concatenate([np.asarray(curve, np.float64) for curve in curves] or [[]])
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return
+    low = values.min()
+    usual = np.median(values) - low
+    ends = [curve[-1] for curve in curves if curve[-1] - low <= 20.0 * usual]
+    high = max([min(values.max(), max(low + 5.0 * usual, 1.25 * low)), *ends])
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.05
+    axes.set_ylim(low - margin, high + margin)
 
 
 def _series(rows, name):
@@ -141,7 +162,7 @@ def save_depth(path, depths, bpd, excess, excess_se):
         plain_ticks(axes.xaxis)
         plain_ticks(axes.yaxis)
         axes.grid(alpha=0.3)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plain_ticks(axis):
@@ -171,7 +192,7 @@ def save_density(path, columns, estimate):
             title=f"area {area:.4f}; the diffusion term {term:.4f}",
         )  # fmt: skip
         axes.grid(alpha=0.3)
-    _save(figure, path)
+    save(figure, path)
 
 
 def save_distortion(path, columns, times, x_hat, x, spec):
@@ -210,11 +231,12 @@ def save_distortion(path, columns, times, x_hat, x, spec):
         axes.set_title(f"{bits:.2f}\nt = {t:.2f}", fontsize=8)
     panels[0, -1].set_title("image\nx", fontsize=8)
     right.suptitle("x̂(z_t), and the bits/dim spent by then")
-    _save(figure, path)
+    save(figure, path)
 
 
-def _save(figure, path):
-    """Whole or not at all."""
-    part = pathlib.Path(path).with_suffix(".part.png")
+def save(figure, path):
+    """Writes a figure as what its suffix says, .png or .pdf, whole or not at all."""
+    path = pathlib.Path(path)
+    part = path.with_name(f"{path.stem}.part{path.suffix}")
     figure.savefig(part, dpi=110)
     part.replace(path)

@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from vdm import elbo
+from vdm import elbo, times
 
-BINS = 40
-_DOUBT = 5.0
+BINS = times.PARTS
 
 
 class Profile:
@@ -36,22 +35,8 @@ class Profile:
             np.add.at(moment, part, density**power)
 
     def cdf(self):
-        """How times are best distributed, for elbo.warp: float32 [BINS + 1].
-
-        The variance of a stratified estimate is least where times have a density in proportion
-        to the standard deviation of what is averaged (Neyman 1934). A part's own variance counts
-        as much as the variance of all parts together where it has _DOUBT draws, and more with
-        more; a tenth stays uniform, so that no weight 1/q is above 10.
-        """
-        count, total, square = self._moments
-        some = np.maximum(count, 1.0)
-        variance = np.maximum(square / some - (total / some) ** 2, 0.0)
-        overall = count @ variance / count.sum()
-        if not overall > 0:
-            return UNIFORM
-        spread = np.sqrt((count * variance + _DOUBT * overall) / (count + _DOUBT))
-        share = 0.9 * spread / spread.sum() + 0.1 / BINS
-        return np.concatenate([[0.0], np.cumsum(share) / share.sum()]).astype(np.float32)
+        """How times are best distributed by now: times.cdf of all draws, float32 [BINS + 1]."""
+        return np.asarray(times.cdf(self._moments), np.float32)
 
     def summary(self, gamma, prior, shape, vocab_size):
         """The profile as columns, each float64 [BINS], in order of t; or of length BINS + 1

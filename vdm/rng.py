@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 # What a draw is for: each use folds its own number into the key.
-TIME, NOISE, RECONSTRUCTION, DROPOUT, AUGMENT, LATENT, DECODE = range(7)
+TIME, NOISE, RECONSTRUCTION, DROPOUT, AUGMENT, LATENT, DECODE, CONTEXT = range(8)
 
 
 class Rng(NamedTuple):

@@ -13,8 +13,8 @@ def ancestral(predict_x, gammas, z_1, keys):
     (VDM eq. 9; lecture (20)).
 
     Args:
-      predict_x: (z_t, gamma, a scalar) → x̂, [batch, height, width, channels].
-      gammas: [T + 1], γ at times 0, 1/T, …, 1.
+      predict_x: (z_t, gamma, one of `gammas`) → x̂, [batch, height, width, channels].
+      gammas: [T + 1, ...], γ at times 0, 1/T, …, 1, of all values or of each.
       z_1: [batch, height, width, channels], drawn from N(0, I).
       keys: [batch], one key for each example.
 
@@ -60,6 +60,6 @@ def solve(predict_x, gammas, z_1, order):
         drift = -encoder.alpha(gamma_s) * jnp.expm1(-h)
         return (ratio * z_t + drift * (x + slope * (x - last)), x, h), None
 
-    start = (z_1, jnp.zeros_like(z_1), jnp.ones(()))
+    start = (z_1, jnp.zeros_like(z_1), jnp.ones(gammas.shape[1:]))
     (z_0, _, _), _ = jax.lax.scan(step, start, jnp.arange(steps), reverse=True)
     return z_0

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vdm import augment, rng as rng_lib
+from vdm import augment, rng as rng_lib, times
 from vdm.errors import one_of, require
 from vdm.parallel import AXIS
 
@@ -18,6 +18,7 @@ class State(NamedTuple):
     params: Any
     ema: Any  # like params: their exponential moving average
     opt_state: Any
+    moments: Any = None  # times.moments of the last steps, where times are drawn by importance
 
 
 def init(model, optimizer, seed, batch):
@@ -28,9 +29,14 @@ def init(model, optimizer, seed, batch):
         params = model.init(jax.random.fold_in(jax.random.key(seed), 0), batch)
         # A copy, as the step is given both to overwrite.
         ema = jax.tree.map(jnp.copy, params)
-        return State(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
+        moments = jnp.zeros((3, times.PARTS)) if _by_importance(model) else None
+        return State(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params), moments)
 
     return fresh()
+
+
+def _by_importance(model):
+    return getattr(model, "times", None) == "importance"
 
 
 DECAYS = ("constant", "cosine")
@@ -117,24 +123,32 @@ def make_step(model, optimizer, config, data_shape):
     `data` is {"image": [n, height, width, channels], "label": [n]} and then `batch` is
     {"index": [steps, batch per device]}; or {} and then `batch` holds those arrays itself,
     with [steps, batch per device] in front. `metrics` are [steps]: each term, and their sum
-    "loss", in nats per example averaged over the global batch, and the gradient's norm.
+    "loss", in nats per example averaged over the global batch; "draw_sd", the standard deviation over
+    the batch of one example's loss; and the gradient's norm.
     """
     kinds = tuple(filter(None, config.data.augment.split(",")))
     augment.check(kinds, data_shape)
     root = jax.random.key(config.seed)
     micro = config.train.accumulate
 
-    def loss(params, rng, batch):
-        terms = model.loss(params, rng, batch, train=True)
+    def loss(params, rng, batch, moments):
+        if moments is None:
+            terms, seen = model.loss(params, rng, batch, train=True), None
+        else:
+            draw = model.draw(params, rng, batch, train=True, cdf=times.cdf(moments))
+            terms = draw.terms
+            seen = times.moments(draw.t, terms["diffusion"] / draw.weight)
+        square = jnp.mean(jnp.square(sum(terms.values())))
         terms = {name: jnp.mean(nats) for name, nats in terms.items()}
-        return sum(terms.values()), terms
+        return sum(terms.values()), (terms, square, seen)
 
-    def gradient(params, key, index, size, batch):
+    def gradient(state, key, index, size, batch):
         rng = rng_lib.Rng(key, index, size)
         image, augmented = augment.augment(rng.keys(rng_lib.AUGMENT), batch["image"], kinds)
         batch = {"image": image, "label": batch["label"], "augmented": augmented}
-        (_, terms), grads = jax.value_and_grad(loss, has_aux=True)(params, rng, batch)
-        return grads, terms
+        args = (state.params, rng, batch, state.moments)
+        (_, seen), grads = jax.value_and_grad(loss, has_aux=True)(*args)
+        return grads, *seen
 
     def one_step(state, data, batch):
         if data:
@@ -145,37 +159,41 @@ def make_step(model, optimizer, config, data_shape):
         key = jax.random.fold_in(jax.random.fold_in(root, 1), state.step)
 
         if micro == 1:
-            grads, terms = gradient(state.params, key, index, size, batch)
+            found = gradient(state, key, index, size, batch)
         else:
             parts = jax.tree.map(lambda v: v.reshape(micro, -1, *v.shape[1:]), (index, batch))
             first = jax.tree.map(lambda v: v[0], parts)
             shapes = jax.eval_shape(
-                lambda index, batch: gradient(state.params, key, index, size, batch), *first
+                lambda index, batch: gradient(state, key, index, size, batch), *first
             )
 
             def add(total, part):
                 return jax.tree.map(
-                    jnp.add, total, gradient(state.params, key, part[0], size, part[1])
+                    jnp.add, total, gradient(state, key, part[0], size, part[1])
                 ), None
 
             zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
             total, _ = jax.lax.scan(add, zeros, parts)
-            grads, terms = jax.tree.map(lambda v: v / micro, total)
+            found = jax.tree.map(lambda v: v / micro, total)
 
         if jax.lax.axis_size(AXIS) > 1:  # XLA keeps a copy of the gradient even for one device
-            grads, terms = jax.lax.pmean((grads, terms), AXIS)
+            found = jax.lax.pmean(found, AXIS)
+        grads, terms, square, seen = found
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # The average forgets its start: of n steps it keeps at most about the last nine tenths.
         n = state.step.astype(jnp.float32)
         decay = jnp.minimum(config.train.ema, (1.0 + n) / (10.0 + n))
         ema = jax.tree.map(lambda old, new: new + decay * (old - new), state.ema, params)
+        total = sum(terms.values())
         metrics = {
             **terms,
-            "loss": sum(terms.values()),
+            "loss": total,
+            "draw_sd": jnp.sqrt(jnp.maximum(square - jnp.square(total), 0.0)),
             "grad_norm": optax.tree.norm(grads),
         }
-        return State(state.step + 1, params, ema, opt_state), metrics
+        moments = None if seen is None else times.remember(state.moments, seen)
+        return State(state.step + 1, params, ema, opt_state, moments), metrics
 
     def steps(state, data, batch):
         if jax.tree.leaves(batch)[0].shape[0] == 1:  # no loop around one step

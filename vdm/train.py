@@ -262,7 +262,7 @@ class Log:
             for name, value in means.items()
             if name != "grad_norm"
         }
-        bpd = bits.pop("loss")
+        bpd, draw_sd = bits.pop("loss"), bits.pop("draw_sd")
         now = time.monotonic()
         began, before = self._last
         if step == before:  # a first chunk as long as the interval: all there is to go by
@@ -271,7 +271,7 @@ class Log:
         self._last = (now, step)
         left = (self._train.steps - step) / rate
         timing = {"seconds": self.seconds(), "steps_per_second": rate}
-        numbers = {"bpd": bpd, **bits, "grad_norm": means["grad_norm"]}
+        numbers = {"bpd": bpd, **bits, "draw_sd": draw_sd, "grad_norm": means["grad_norm"]}
         numbers = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
         self._writer.write(step, "train", numbers | timing)
         self.progress(step)

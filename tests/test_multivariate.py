@@ -1,0 +1,124 @@
+"""Noise of its own for each value (MuLAN), against enumeration of tiny discrete data."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from vdm import context, diffusion, encoder, schedule
+from vdm.rng import Rng
+
+LEVELS, LOW, HIGH = 3, -9.0, 7.0
+SHAPE = (1, 2, 1)
+COUNT = 60_000
+
+
+class Enumerated:
+    """A network that gives the optimal x̂ of two values with the joint probabilities p [V, V],
+    under the γ that `gamma` has at each t: it finds t from the mean γ that it is told."""
+
+    def __init__(self, p, gamma):
+        self.p, self.gamma = p, gamma
+
+    def init(self, *args):
+        return {}
+
+    def apply(self, params, z, time, told=None, keys=None):
+        grid = jnp.linspace(0.0, 1.0, 4_001)
+        of_values = self.gamma(grid)  # [grid, *SHAPE]
+        t = jnp.interp(time * (HIGH - LOW) + LOW, of_values.mean(axis=(1, 2, 3)), grid)
+        gamma = self.gamma(t).reshape(-1, 1, 2)
+        x = encoder.scale(jnp.stack(jnp.indices((LEVELS, LEVELS)), -1).reshape(1, -1, 2), LEVELS)
+        far = jnp.square(z.reshape(-1, 1, 2) - encoder.alpha(gamma) * x) / jax.nn.sigmoid(gamma)
+        posterior = jax.nn.softmax(jnp.log(self.p.reshape(-1)) - 0.5 * far.sum(axis=-1))
+        return (posterior @ x[0]).reshape(-1, *SHAPE)
+
+
+def pair(of=None):
+    """Two dependent values, a schedule bent another way for each, and the optimal denoiser."""
+    p = np.random.default_rng(0).gamma(0.7, size=(LEVELS, LEVELS)) + 0.02
+    p /= p.sum()
+    made = schedule.Multivariate(LOW, HIGH, SHAPE)
+    params = {
+        name: jnp.asarray(values, jnp.float32).reshape(SHAPE)
+        for name, values in dict(a=[3.0, -1.0], b=[-2.0, 0.5], d=[-0.4, 0.6]).items()
+    }
+    params = {"params": params}
+    gamma = lambda t: made.apply(params, t)  # noqa: E731
+    model = diffusion.Diffusion(
+        schedule=made, net=Enumerated(p, gamma), parameterisation="x", shape=SHAPE,
+        vocab_size=LEVELS, classes=0, condition="none", timesteps=0, times="stratified",
+        gamma_range=(LOW, HIGH), sampler="ancestral", sample_steps=400, context=of,
+    )  # fmt: skip
+    return model, {"schedule": params, "net": {}}, p
+
+
+def test_the_two_values_have_noise_of_their_own():
+    model, params, _ = pair()
+    gamma = model.gamma(params, jnp.float32(0.3))
+    assert abs(float(gamma[0, 0, 0] - gamma[0, 1, 0])) > 2.0
+
+
+@pytest.mark.parametrize("timesteps", [0, 2_000])
+def test_elbo_of_the_optimal_denoiser_is_the_enumerated_likelihood(timesteps):
+    """For each of the nine pictures. It holds for any way between the end points, as the bound is
+    tight where the denoiser is optimal."""
+    model, params, p = pair()
+    model = dataclasses.replace(model, timesteps=timesteps)
+
+    @jax.jit
+    def nats(picture, number):
+        image = jnp.broadcast_to(picture, (COUNT, *SHAPE))
+        draws = Rng(jax.random.key(number), jnp.arange(COUNT), COUNT)
+        terms = model.loss(params, draws, {"image": image}, False)
+        return sum(terms.values())
+
+    for number, picture in enumerate(np.ndindex(LEVELS, LEVELS)):
+        values = np.asarray(nats(np.reshape(picture, SHAPE), number), np.float64)
+        want = -np.log(p[picture])
+        # Stratified times make the draws better than independent ones: the bar is too wide, not
+        # too narrow. A chain is above its limit by about 16 nats · ½ / T.
+        bar = 4 * values.std() / np.sqrt(COUNT) + (0.02 if timesteps else 0.002)
+        assert abs(values.mean() - want) < bar
+
+
+def test_the_likelihood_needs_the_noise_of_each_value():
+    """The test before can fail: with the γ of the first value for both, the number is another."""
+    model, params, p = pair()
+    wrong = jax.tree.map(lambda v: v[:, :1].repeat(2, axis=1), params["schedule"])
+    draws = Rng(jax.random.key(0), jnp.arange(COUNT), COUNT)
+    image = jnp.broadcast_to(jnp.array([0, 1]).reshape(SHAPE), (COUNT, *SHAPE))
+    terms = jax.jit(lambda: model.loss({"schedule": wrong, "net": {}}, draws, {"image": image}, False))()
+    assert abs(float(sum(t.mean() for t in terms.values())) + np.log(p[0, 1])) > 0.05
+
+
+def test_a_context_that_tells_nothing_costs_its_kl():
+    """Where schedule and denoiser do not look at c, the bound is looser by KL(q(c|x) ‖ p(c))."""
+    model, params, p = pair(context.Encoder(3))
+    params["context"] = model.context.init(jax.random.key(1), jnp.zeros((1, *SHAPE)))
+    params["schedule"] = {"params": params["schedule"]["params"] | {"shift": {"kernel": jnp.zeros((3, 6))}}}
+    image = jnp.broadcast_to(jnp.array([2, 0]).reshape(SHAPE), (COUNT, *SHAPE))
+    draws = Rng(jax.random.key(0), jnp.arange(COUNT), COUNT)
+    terms = jax.jit(lambda: model.loss(params, draws, {"image": image}, False))()
+    total = np.asarray(sum(terms.values()), np.float64)
+    mean, log_variance = model.context.apply(params["context"], encoder.scale(image[:1], LEVELS))
+    c = np.random.default_rng(0).normal(size=(400_000, 3)) * np.exp(0.5 * log_variance) + mean
+    ratio = stats.norm.logpdf(c, mean, np.exp(0.5 * log_variance)) - stats.norm.logpdf(c)
+    cost, bar = ratio.sum(axis=1).mean(), ratio.sum(axis=1).std() / np.sqrt(len(c))
+    assert cost > 0.02
+    assert float(terms["context"][0]) == pytest.approx(cost, abs=4 * bar)
+    assert total.mean() == pytest.approx(-np.log(p[2, 0]) + cost, abs=4 * total.std() / np.sqrt(COUNT) + 4 * bar + 0.002)
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "dpm2m"])
+def test_samples_have_the_enumerated_probabilities(sampler):
+    model, params, p = pair()
+    model = dataclasses.replace(model, sampler=sampler)
+    count = 20_000
+    draws = Rng(jax.random.key(0), jnp.arange(count), count)
+    drawn = np.asarray(jax.jit(lambda: model.sample(params, draws, {}))()).reshape(count, 2)
+    share = np.histogramdd(drawn, bins=[np.arange(LEVELS + 1) - 0.5] * 2)[0] / count
+    assert np.abs(share - p).max() < 4 * np.sqrt(p.max() / count) + 0.01

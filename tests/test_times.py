@@ -1,0 +1,93 @@
+"""Times: each density leaves every average as it is."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import default
+from test_diffusion import rng, small
+from vdm import parallel, step, times
+from vdm.profile import UNIFORM
+from vdm.rng import Rng
+
+
+def test_stratified_times_cover_each_stratum_once():
+    strata = jnp.arange(16) / 16
+    t = times.uniform(jnp.float32(0.37), strata, True)
+    assert sorted(np.floor(np.asarray(t) * 16).astype(int)) == list(range(16))
+    u = jax.random.uniform(jax.random.key(0), (16,))
+    np.testing.assert_array_equal(times.uniform(u, strata, False), u)
+
+
+def test_warped_times_leave_every_average(rng=np.random.default_rng(0)):
+    """E_u[f(t)/q(t)] = ∫ f for any distribution; the ends stay where they are."""
+    share = rng.gamma(0.3, size=10) + 0.02
+    cdf = jnp.asarray(np.concatenate([[0.0], np.cumsum(share) / share.sum()]), jnp.float32)
+    u = (jnp.arange(200_000) + 0.5) / 200_000
+    t, weight = times.warp(u, cdf)
+    assert np.all(np.diff(np.asarray(t)) >= 0) and 0 <= t[0] < 1e-4 and 1 - 1e-4 < t[-1] <= 1
+    np.testing.assert_allclose(np.mean(np.cos(3.0 * t) * weight), np.sin(3.0) / 3.0, atol=1e-4)
+    identity, ones = times.warp(u, jnp.asarray(UNIFORM))
+    np.testing.assert_allclose(identity, u, atol=1e-6)
+    np.testing.assert_allclose(ones, 1.0, rtol=1e-5)
+
+
+def watched(made, params, batch, steps=50):
+    """What is remembered after some steps of training that change nothing."""
+
+    @jax.jit
+    def once(seen, number):
+        draw = made.draw(params, rng(number), batch, False, times.cdf(seen))
+        return times.remember(seen, times.moments(draw.t, draw.terms["diffusion"] / draw.weight))
+
+    seen = jnp.zeros((3, times.PARTS))
+    for number in range(steps):
+        seen = once(seen, number)
+    return seen
+
+
+def test_importance_keeps_the_mean_and_lowers_the_noise():
+    """Of the diffusion term, over many draws of the times and noise of a batch."""
+    made, params, batch = small(**{"model.times": "importance", "model.schedule.name": "linear_beta"})
+    cdf = times.cdf(watched(made, params, batch))
+    assert np.diff(cdf).max() > 3.0 / times.PARTS
+    found = {}
+    for name, given in dict(importance=cdf, stratified=None).items():
+        one = jax.jit(lambda n, given=given: made.draw(params, rng(n), batch, False, given).terms["diffusion"].mean())
+        values = np.array([one(n) for n in range(1_000, 1_300)], np.float64)
+        found[name] = values.mean(), values.std(ddof=1) / np.sqrt(len(values))
+    (mean, noise), (want, wide) = found["importance"], found["stratified"]
+    assert abs(mean - want) < 4 * np.hypot(noise, wide)
+    assert noise < 0.7 * wide
+
+
+def test_moments_are_sums_by_part():
+    draw = np.random.default_rng(0)
+    t, loss = draw.uniform(size=500).astype(np.float32), draw.gamma(2.0, size=500).astype(np.float32)
+    edges = np.linspace(0, 1, times.PARTS + 1)
+    want = [np.histogram(t, edges, weights=loss**power)[0] for power in range(3)]
+    np.testing.assert_allclose(times.moments(t, loss), want, rtol=1e-4)
+
+
+def test_before_anything_is_seen_times_are_uniform():
+    np.testing.assert_allclose(times.cdf(jnp.zeros((3, times.PARTS))), UNIFORM, atol=1e-6)
+
+
+def test_a_step_remembers_what_it_saw():
+    """The step of training gives on, beside the parameters, the moments of its own draws."""
+    changes = {"model.times": "importance", "model.net.dropout": 0.0}
+    made, params, batch = small(**changes)
+    config = default.get_config()
+    config.update_from_flattened_dict({"model.times": "importance"})
+    optimizer = step.make_optimizer(config.optimizer, 10)
+    state = step.init(made, optimizer, 0, batch)
+    mapped = jax.pmap(
+        step.make_step(made, optimizer, config, (4, 4, 1)), axis_name=parallel.AXIS,
+        in_axes=(None, None, 0), out_axes=None, devices=jax.devices()[:1],
+    )  # fmt: skip
+    after, _ = mapped(state, {}, {name: values[None, None] for name, values in batch.items()})
+    assert float(after.moments[0].sum()) == 64.0
+    root = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), 0)
+    draws = Rng(root, jnp.arange(64), 64)
+    seen = made.draw(state.params, draws, batch, True, jnp.asarray(UNIFORM))
+    np.testing.assert_allclose(after.moments, times.moments(seen.t, seen.terms["diffusion"]), rtol=1e-3)

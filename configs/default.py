@@ -42,7 +42,8 @@ def get_config():
     c.model.net.depth = 4  # unet: blocks down; transformer, mlp: layers
     c.model.net.width = 64  # channels
     c.model.net.dropout = 0.1
-    c.model.net.fourier = 2  # frequencies of the Fourier features: V/2, V/4, … cycles per unit
+    c.model.net.fourier = 2  # frequencies of the Fourier features, each half of the one before
+    c.model.net.highest = 0.0  # the first of them, cycles per unit; 0: V/2, the lattice of the levels
     c.model.net.attention = "middle"  # unet: middle, everywhere
     c.model.net.heads = 1  # of the attention
     c.model.net.patch = 1  # transformer: side of a token's square of pixels

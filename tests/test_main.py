@@ -1,10 +1,12 @@
 """Bad input: one line that names the value, what is accepted and the fix; exit code 2."""
 
+import json
+
 import jax
 import pytest
 
 from configs import digits
-from conftest import only, run
+from conftest import ROOT, only, run
 from vdm import estimators, main, train
 from vdm.errors import UserError, one_line
 
@@ -119,3 +121,13 @@ def test_help_shows_the_commands():
     assert done.returncode == 0, done.stderr
     for text in ("--config=configs/digits.py", "--mode", "--workdir", "configs/default.py"):
         assert text in done.stdout
+
+
+def test_the_schedule_of_the_readme_trains(tmp_path):
+    """The example as it stands there: a class, a line that registers it, and its config."""
+    code = (ROOT / "README.md").read_text().split("# my_schedule.py\n")[1].split("```")[0]
+    (tmp_path / "my_schedule.py").write_text(code)
+    done = run(tmp_path / "W", config=tmp_path / "my_schedule.py", **{"config.train.steps": 4})
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "W" / "config.json").read_text())["model"]["schedule"]["name"] == "power"
+    assert "test" in (tmp_path / "W" / "metrics.jsonl").read_text()

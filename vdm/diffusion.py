@@ -277,6 +277,7 @@ def _net(config, spec):
     one_of("config.model.net.remat", net.remat, REMAT)
     for name in ("depth", "width", "heads", "patch"):
         require(net[name] >= 1, f"config.model.net.{name} is {net[name]}; accepted: 1 or more.")
+    require(net.highest >= 0, f"config.model.net.highest is {net.highest}; accepted: 0 (V/2) or more.")
     require(net.fourier >= 0, f"config.model.net.fourier is {net.fourier}; accepted: 0 or more.")
     require(
         0 <= net.dropout < 1,
@@ -293,7 +294,7 @@ def _net(config, spec):
         depth=net.depth,
         width=net.width,
         dropout=net.dropout,
-        frequencies=tuple(spec.vocab_size / 2.0 / 2.0**n for n in range(net.fourier)),
+        frequencies=tuple((net.highest or spec.vocab_size / 2.0) / 2.0**n for n in range(net.fourier)),
         dtype=jnp.dtype(net.dtype),
         remat=net.remat,
         # XLA's CPU backend runs small products inside a loop at half the speed. The U-Net's are

@@ -1,0 +1,175 @@
+"""A run's command as a process of this machine, or as a job of a cluster by submitit."""
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from vdm.errors import UserError, one_line, require
+
+LIBC = ctypes.CDLL(None)  # loaded here, as little may be done between fork and exec
+POLL = 0.2  # seconds between looks at a process
+
+
+class Process:
+    """A command with its output appended to log.txt of a folder. Called, it is a job of submitit.
+
+    log.txt is locked for as long as the process lives, so that no run is done by two at once.
+    """
+
+    def __init__(self, command, folder):
+        self._command, self._folder = command, folder
+        self._process, self._begin, self._refused = None, 0, None
+
+    def start(self):
+        """Starts it; returns itself."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with (self._folder / "log.txt").open("ab") as log:
+                lock(log)
+                self._begin = log.tell()
+                self._process = subprocess.Popen(
+                    self._command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # Ctrl-C reaches it by `send` alone, once
+                    preexec_fn=before_exec,
+                )
+        except (UserError, OSError) as error:
+            self._refused = one_line(error)
+        return self
+
+    def poll(self):
+        """None while it runs; then why it failed, or ""."""
+        code = self._process.poll() if self._process else None
+        if not code:
+            return "" if code == 0 else self._refused
+        if code < 0:
+            return f"killed by {signal.Signals(-code).name}"
+        log = (self._folder / "log.txt").read_bytes()[self._begin :].decode(errors="replace")
+        lines = [line.strip() for line in log.splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("error: ")]
+        return (errors or lines or [f"exit code {code}"])[-1].removeprefix("error: ")
+
+    def send(self, number):
+        """Sends a signal, where it runs."""
+        if self._process:
+            self._process.send_signal(number)
+
+    def __call__(self):
+        """Runs it; returns why it failed, or ""."""
+        self.start()
+        while (why := self.poll()) is None:
+            time.sleep(POLL)
+        return why
+
+    def checkpoint(self):
+        """Stops it, saved, and hands it back to be queued again: submitit asks where time is up."""
+        from submitit.helpers import DelayedSubmission
+
+        self.send(signal.SIGINT)
+        with contextlib.suppress(ChildProcessError):  # no Popen.wait, which locks: poll may be below us
+            os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        return DelayedSubmission(Process(self._command, self._folder))
+
+
+def lock(file):
+    """Locks a file until all processes that have it from here on are gone.
+
+    Raises:
+      UserError: others have it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError("another process is at this run; wait for it, or end it") from error
+    except OSError:
+        pass  # a file system without locks
+
+
+def before_exec():
+    """Leaves to submitit the signal that time is up; and has Linux kill the process with its parent."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm sends it to all processes of a job
+    if sys.platform == "linux":
+        # PR_SET_PDEATHSIG. No SIGINT: one comes for each thread of the parent, and a second is "unsaved".
+        LIBC.prctl(1, signal.SIGKILL)
+
+
+def start(runs):
+    """Starts runs on this machine: [Process]."""
+    return [Process(run.command, run.folder).start() for run in runs]
+
+
+# ---- on a cluster -----------------------------------------------------------------------
+
+
+class Job:
+    """A Process that was submitted, seen from here."""
+
+    def __init__(self, job):
+        self._job = job
+
+    def poll(self):
+        """None while it waits or runs; then why it failed, or ""."""
+        if not self._job.done():
+            return None
+        if self._job.paths.result_pickle.exists() and not self._job.exception():
+            return self._job.result()
+        return f"job {self._job.job_id} left no result; see {self._job.paths.stderr}"
+
+    def send(self, number):
+        """Cancels it, by the cluster's own signals."""
+        self._job.cancel(check=False)
+        self._job.watcher.clear()  # or it would be minutes until the next look at the queue
+
+
+def make_executor(cluster, folder, options):
+    """submitit's executor of a cluster, with its files in a folder.
+
+    Args:
+      options: ["NAME=VALUE", …], parameters of submitit.
+
+    Raises:
+      UserError: submitit or Slurm is not there, or refuses an option.
+    """
+    try:
+        import submitit
+    except ImportError as error:
+        raise UserError("--cluster needs submitit; install it by pip install -e '.[slurm]'.") from error
+    parameters = {"name": folder.parent.name, "timeout_min": 24 * 60}  # submitit's own is 5 minutes
+    for option in options:
+        name, equals, value = option.partition("=")
+        require(equals, f"--cluster_options has {option!r}; accepted: NAME=VALUE, joined by commas.")
+        parameters[name] = int(value) if value.isdigit() else value
+    try:
+        executor = submitit.AutoExecutor(folder, cluster=cluster)
+        executor.update_parameters(**parameters)
+    except (RuntimeError, NameError, ValueError, TypeError, AssertionError) as error:
+        raise UserError(f"--cluster={cluster}: {one_line(error)}") from error
+    return executor
+
+
+def submit(executor, runs):
+    """Submits runs as one array: [Job].
+
+    Raises:
+      UserError: the cluster refuses it.
+    """
+    try:
+        jobs = executor.submit_array([Process(run.command, run.folder) for run in runs])
+    except (RuntimeError, OSError) as error:
+        raise UserError(f"the runs could not be submitted: {one_line(error)}") from error
+    return [Job(job) for job in jobs]
+
+
+def script(executor, count):
+    """What `submit` gives to sbatch for so many runs, as text."""
+    slurm = executor._executor  # submitit shows it only to Slurm
+    if count > 1:
+        slurm.parameters["map_count"] = count
+    return slurm._make_submission_file_text(slurm._submitit_command_str, "")

@@ -1,0 +1,64 @@
+"""Diffusion times drawn independently, stratified, or by importance; under a straight and a learned γ.
+
+  python -m experiments.time_samplers --workdir=runs/time_samplers --config=configs/digits.py
+
+All of them train on the same mean; what differs is its noise. The table has, after training, the
+variance of a batch's mean loss over other times and noise, the pictures held fixed.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import results, sweep
+from vdm import data as data_lib, elbo, run as run_lib, started, times
+from vdm.rng import Rng
+
+REPEATS = 500
+
+
+def grid(config):
+    """{variant: fields}."""
+    return {
+        f"{schedule}_{name}": {"model.schedule.name": schedule, "model.times": name}
+        for schedule in ("fixed_linear", "piecewise")
+        for name in times.TIMES
+    }
+
+
+def results_of(workdir, found):
+    """Writes the table and the curves of {variant: [workdirs]}; returns their paths."""
+    noise = {variant: mean_of([batch_variance(folder) for folder in folders]) for variant, folders in found.items()}
+    print(results.table(found, workdir, more={"variance of a batch": noise}))
+    return [workdir / "table.md", workdir / "table.csv", *results.curves(found, workdir)]
+
+
+def batch_variance(folder):
+    """The variance of the mean loss of a batch of test images over times and noise, (bits/dim)², and its
+    standard error, that of a normal sample's variance."""
+    config = started.get_config(folder / "config.json")
+    this = run_lib.restore(config, folder)
+    size = min(config.train.batch_size, this.data.test.size)
+    batch = next(data_lib.eval_batches(this.data.test, size))
+    moments = this.state.moments
+    cdf = None if moments is None else times.cdf(moments)
+
+    @jax.jit
+    def once(params, number):
+        rng = Rng(jax.random.fold_in(jax.random.key(1), number), jnp.arange(size), size)
+        return sum(this.model.draw(params, rng, batch, False, cdf).terms.values()).mean()
+
+    nats = np.array([once(this.state.ema, number) for number in range(REPEATS)], np.float64)
+    variance = elbo.bits_per_dim(nats, this.data.spec.shape).var(ddof=1)
+    return variance, variance * np.sqrt(2.0 / (REPEATS - 1))
+
+
+def mean_of(numbers):
+    """The mean of [(value, standard error)] that are independent, and its standard error."""
+    values, errors = np.array(numbers).T
+    return float(values.mean()), float(np.sqrt(np.sum(errors**2)) / len(errors))
+
+
+if __name__ == "__main__":
+    fields = {"train.steps": 800, "train.eval_every": 200, "train.checkpoint_every": 400}
+    sweep.main(__doc__, grid, results_of, config="configs/digits.py", seeds=2, fields=fields)

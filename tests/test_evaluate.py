@@ -12,8 +12,8 @@ from scipy import stats
 from tqdm import tqdm
 
 import exact
-from vdm import elbo, evaluate, schedule
-from vdm.profile import BINS, UNIFORM, Profile
+from vdm import evaluate, schedule
+from vdm.profile import BINS, Profile
 from vdm.rng import Rng, Spread
 
 PARAMS = {"schedule": {}, "net": {}}

@@ -8,11 +8,9 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from vdm import context as context_lib, decoder, denoiser, elbo, encoder, rng as rng_lib, sampler
-from vdm import schedule, times, variance
+from vdm import condition, context as context_lib, decoder, denoiser, elbo, encoder, nets
+from vdm import rng as rng_lib, sampler, schedule, times, variance
 from vdm.errors import one_of, require
-from vdm.nets import mlp, transformer, unet
-from vdm.nets.layers import REMAT
 
 
 class Draw(NamedTuple):
@@ -42,7 +40,7 @@ class Diffusion:
       shape: height, width and channels of a picture.
       vocab_size: integer levels of each value.
       classes: how many labels there are, where the model is conditioned on them.
-      condition: what the denoiser is told beside γ, of CONDITIONS.
+      condition: what the denoiser is told beside γ, of condition.CONDITIONS.
       timesteps: T, the depth of the chain; 0 for continuous time.
       times: how diffusion times are drawn, of times.TIMES; "importance" needs `draw`'s cdf.
       gamma_range: the γ that the network sees as 0 and as 1; constants, so that what it
@@ -91,11 +89,7 @@ class Diffusion:
 
     def told(self, batch):
         """What the denoiser is told beside γ and a context: [batch, k], or None."""
-        if self.condition == "label":
-            return jax.nn.one_hot(batch["label"], self.classes)
-        if self.condition == "augmented":
-            return batch["augmented"][:, None]
-        return None
+        return condition.told(self.condition, batch, self.classes)
 
     def draw_context(self, params, rng, x):
         """A draw of q(c|x) [batch, k] and its KL from the prior N(0, I), nats [batch]; or None, 0."""
@@ -210,9 +204,6 @@ class Diffusion:
         return draw(rng.keys(rng_lib.DECODE), z_0).astype(jnp.uint8)
 
 
-CONDITIONS = ("none", "label", "augmented")
-
-
 def build(config, spec):
     """The Diffusion that `config` (config.model of configs/default.py) describes.
 
@@ -221,7 +212,7 @@ def build(config, spec):
     """
     one_of("config.model.schedule.name", config.schedule.name, schedule.SCHEDULES)
     one_of("config.model.parameterisation", config.parameterisation, denoiser.PARAMETERISATIONS)
-    one_of("config.model.condition", config.condition, CONDITIONS)
+    condition.check(config.condition, spec)
     one_of("config.model.sampler", config.sampler, sampler.SAMPLERS)
     one_of("config.model.times", config.times, times.TIMES)
     low, high = config.schedule.gamma_min, config.schedule.gamma_max
@@ -229,11 +220,6 @@ def build(config, spec):
         low < high,
         f"config.model.schedule.gamma_min is {low} and gamma_max is {high}; "
         "gamma_min must be the smaller: γ = −log SNR grows from data to noise.",
-    )
-    require(
-        config.condition != "label" or spec.classes > 0,
-        "config.model.condition is 'label', but the data set has no labels; "
-        "accepted here: 'none', 'augmented'.",
     )
     for name in ("timesteps", "sample_steps"):
         least = 0 if name == "timesteps" else 1
@@ -249,9 +235,10 @@ def build(config, spec):
         f"config.model.schedule.context is {size}, but only the schedule 'multivariate' takes a "
         f"context, and config.model.schedule.name is {config.schedule.name!r}; set it to 0.",
     )
+    outputs = denoiser.outputs(config.parameterisation, spec.shape[2], spec.vocab_size)
     return Diffusion(
         schedule=made,
-        net=_net(config, spec),
+        net=nets.build(config.net, spec, outputs),
         parameterisation=config.parameterisation,
         shape=tuple(spec.shape),
         vocab_size=spec.vocab_size,
@@ -264,53 +251,6 @@ def build(config, spec):
         sample_steps=config.sample_steps,
         context=context_lib.Encoder(size) if size else None,
     )
-
-
-NETS = ("unet", "transformer", "mlp")
-
-
-def _net(config, spec):
-    net = config.net
-    one_of("config.model.net.name", net.name, NETS)
-    one_of("config.model.net.attention", net.attention, ("middle", "everywhere"))
-    one_of("config.model.net.dtype", net.dtype, ("float32", "bfloat16"))
-    one_of("config.model.net.remat", net.remat, REMAT)
-    for name in ("depth", "width", "heads", "patch"):
-        require(net[name] >= 1, f"config.model.net.{name} is {net[name]}; accepted: 1 or more.")
-    require(net.highest >= 0, f"config.model.net.highest is {net.highest}; accepted: 0 (V/2) or more.")
-    require(net.fourier >= 0, f"config.model.net.fourier is {net.fourier}; accepted: 0 or more.")
-    require(
-        0 <= net.dropout < 1,
-        f"config.model.net.dropout is {net.dropout}; accepted: 0 up to, but not, 1.",
-    )
-    require(
-        net.width % (2 * net.heads) == 0,
-        f"config.model.net.width is {net.width}; it must be a multiple of "
-        f"2 · config.model.net.heads = {2 * net.heads}.",
-    )
-    height, width, channels = spec.shape
-    common = dict(
-        out_channels=denoiser.outputs(config.parameterisation, channels, spec.vocab_size),
-        depth=net.depth,
-        width=net.width,
-        dropout=net.dropout,
-        frequencies=tuple((net.highest or spec.vocab_size / 2.0) / 2.0**n for n in range(net.fourier)),
-        dtype=jnp.dtype(net.dtype),
-        remat=net.remat,
-        # XLA's CPU backend runs small products inside a loop at half the speed. The U-Net's are
-        # large.
-        unroll=jax.default_backend() == "cpu" and net.name != "unet",
-    )
-    if net.name == "mlp":
-        return mlp.MLP(**common)
-    if net.name == "unet":
-        return unet.UNet(attention=net.attention, heads=net.heads, **common)
-    require(
-        height % net.patch == 0 and width % net.patch == 0,
-        f"config.model.net.patch is {net.patch}; it must divide the pictures' "
-        f"height {height} and width {width}.",
-    )
-    return transformer.Transformer(heads=net.heads, patch=net.patch, **common)
 
 
 def over_pixels(values):

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 import jax
 
 from vdm import diffusion
+from vdm.baselines import naive
 from vdm.errors import one_of
 from vdm.rng import Rng
 
@@ -33,7 +34,10 @@ class Model(Protocol):
         """Integer levels [batch, height, width, channels], under the labels of `batch`."""
 
 
-MODELS = {"diffusion": diffusion.build}
+MODELS = {
+    "diffusion": diffusion.build,
+    "naive": naive.build,
+}
 
 
 def build(config, spec) -> Model:

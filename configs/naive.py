@@ -1,0 +1,16 @@
+"""The naive predictor on the digits: blurred averages, and what they cost in bits.
+
+  python -m vdm.main --config=configs/naive.py --workdir=/tmp/naive
+
+A small transformer is asked for the lower half of a picture from the upper one, and for the upper half from
+nothing, each in one shot. Its samples are what it answers: the average of all answers.
+"""
+
+from configs import digits
+
+
+def get_config():
+    c = digits.get_config()
+    c.model.name = "naive"
+    c.train.steps = 500
+    return c

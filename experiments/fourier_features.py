@@ -2,8 +2,9 @@
 
   python -m experiments.fourier_features --workdir=runs/fourier_features --config=configs/digits.py
 
-The levels of a value are 2/V apart, so that a wave of V/2 cycles per unit has the same phase at each.
-Waves of other frequencies tell as finely where z is, but not where the levels are.
+The levels of a value are 2/V apart, so that a wave of V/2 cycles per unit, or a multiple of it, has the
+same phase at each: it tells where z is between two levels. Waves of other frequencies tell as finely
+where z is, but not how far from the next level.
 """
 
 from experiments import results, sweep
@@ -19,7 +20,7 @@ def grid(config):
         "lattice": on,
         "lattice_of_4": on | {"model.net.fourier": 4},
         "off_the_lattice": on | {"model.net.highest": 0.84 * lattice},
-        "twice_the_lattice": on | {"model.net.highest": 2.0 * lattice},
+        "above_the_lattice": on | {"model.net.highest": 2.68 * lattice},
     }
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 from vdm.errors import UserError, one_line, require
 
@@ -29,7 +30,9 @@ class Process:
         """Starts it; returns itself."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with (self._folder / "log.txt").open("ab") as log:
+            with (self._folder / "log.txt").open("ab") as log, warnings.catch_warnings():
+                # JAX warns of a fork beside its threads; `before_exec` takes no lock of theirs.
+                warnings.simplefilter("ignore", RuntimeWarning)
                 lock(log)
                 self._begin = log.tell()
                 self._process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Every noise schedule, trained alike, between the same end points.
+"""Every noise schedule, trained alike, between the same end points (learned_linear learns its own).
 
   python -m experiments.noise_schedules --workdir=runs/noise_schedules --config=configs/digits.py
 
@@ -6,7 +6,7 @@ In continuous time the schedule changes no mean of the ELBO, but the variance of
 the training; unless each value of a picture has noise of its own (multivariate). Each schedule is trained
 under the config's parameterisation, and two of them under the others too. Writes the table and the curves of the
 runs, and figures of γ(t) and SNR(t) before and after training, of where in t the loss is, and of
-the deviation of one draw of the loss over training.
+the variance of one draw of the loss over training.
 """
 
 import dataclasses
@@ -29,6 +29,8 @@ SCHEDULES = (
     "min_variance", "piecewise", "multivariate",
 )  # fmt: skip
 TWO = ("fixed_linear", "min_variance")  # with each parameterisation
+CAPTION = """"Variance of a draw" is that of one draw of a test image's bits/dim, with its own t and noise, in
+(bits/dim)²: its mean over images and seeds, ± the standard error over images."""
 DRAWS = 50  # independent draws of the ELBO of each test image, for their variance
 
 
@@ -48,7 +50,8 @@ def results_of(workdir, found):
     measured = {folder: measure(folder) for folder in tqdm(folders, "schedules", disable=None)}
     of = {variant: [measured[folder] for folder in folders] for variant, folders in found.items()}
     variance = {variant: mean_variance(seeds) for variant, seeds in of.items()}
-    print(results.table(found, workdir, more={"variance of a draw": variance}))
+    more = {"variance of a draw": variance}
+    print(results.table(found, workdir, more=more, caption=CAPTION))
     own = {name: seeds for name, seeds in of.items() if not name.endswith(("_eps", "_v"))}
     drawn = results.curves({name: found[name] for name in own} or found, workdir)
     drawn += draw_schedules(workdir, own or of) + draw_variance(workdir, found, variance)
@@ -86,7 +89,9 @@ def measure(folder):
     found = {"before": before, "after": after, "per_t": columns["per_t"], "per_t_se": columns["per_t_se"]}
     found["variance"] = elbo.bits_per_dim(drawn, shape).var(axis=0, ddof=1)
     found = {name: values.tolist() for name, values in found.items()} | {"step": step}
-    path.write_text(json.dumps(found) + "\n")
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(found) + "\n")
+    part.replace(path)
     return found
 
 
@@ -128,15 +133,15 @@ def draw_variance(workdir, found, variance):
     for place, (variant, folders) in enumerate(found.items()):
         runs = [workdirs.read(folder).train for folder in folders]
         steps = [row["step"] for row in runs[0]]
-        deviation = np.mean([[row["draw_sd"] for row in rows] for rows in runs], axis=0)
-        left.plot(steps, deviation**2, label=variant, marker=".", **results.style_of(place))
-    left.set(xlabel="step", ylabel="(bits/dim)²", yscale="log", title="variance of one draw of the training loss")
+        variances = np.mean([[row["draw_sd"] ** 2 for row in rows] for rows in runs], axis=0)
+        left.plot(steps, variances, label=variant, marker=".", **results.style_of(place))
+    left.set(xlabel="step", ylabel="variance, (bits/dim)²", yscale="log", title="of one example's loss in a training batch: images, t and noise")
     left.legend(fontsize=7, ncols=2)
     names = sorted(variance, key=lambda name: variance[name][0])
     means, errors = zip(*(variance[name] for name in names))
     right.errorbar(means, range(len(names)), xerr=errors, fmt="o", ms=4, capsize=3, color="black")
     right.set_yticks(range(len(names)), names)
-    right.set(xscale="log", xlabel="(bits/dim)² ± s.e. over images", title="of a test image, after training")
+    right.set(xscale="log", xlabel="variance, (bits/dim)² ± s.e. over images", title="of one draw for a test image")
     for axes, axis in ((left, left.yaxis), (right, right.xaxis)):
         figures.plain_ticks(axis)
         axes.grid(alpha=0.3)

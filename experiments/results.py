@@ -31,18 +31,18 @@ mean by how far the n seeds are apart; it is itself known to about 1 part in √
 one seed (–). It counts what a seed changes: the first parameters, the order of the data, the noise of
 training and of evaluation; but not which test images were drawn, as all seeds have the same. "± of one
 run" is the mean of the runs' own standard errors, which count the images and the Monte-Carlo noise of
-evaluation, but not what another seed would change. Where two rows have the same images, their difference
-on these images has the standard error √(a² + b²), a and b being their "± over seeds". Seconds are from a
-run's start on, compilation and evaluations included."""
+evaluation, but not what another seed would change. Seconds are from a run's start on, compilation and
+evaluations included."""
 
 
-def table(variants, out, name="table", more=None):
+def table(variants, out, name="table", more=None, caption=""):
     """Writes NAME.md, NAME.csv (a row for each variant) and NAME_runs.csv (a row for each run).
 
     Args:
       variants: {variant: [workdirs, one for each seed]}.
       out: folder.
       more: further columns, {column: {variant: (mean, standard error)}}.
+      caption: what they are.
 
     Returns:
       the Markdown.
@@ -64,7 +64,7 @@ def table(variants, out, name="table", more=None):
         for row in rows
     ]  # fmt: skip
     text = report.markdown_table(["variant", *columns, "seeds", "step", "seconds"], cells)
-    text += f"\n{CAPTION}\n"
+    text += f"\n{CAPTION}\n" + (f"{caption}\n" if caption else "")
     (out / f"{name}.md").write_text(text)
     _write_csv(out / f"{name}.csv", rows)
     _write_csv(out / f"{name}_runs.csv", runs)

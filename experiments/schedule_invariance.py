@@ -74,8 +74,10 @@ def run(workdir, passes):
     config = started.get_config(workdir / "config.json")
     this = run_lib.restore(config, workdir)
     require(
-        isinstance(this.model, diffusion.Diffusion) and this.model.timesteps == 0,
-        f"the model of {str(workdir)!r} is none of continuous time, so it is not invariant.",
+        isinstance(this.model, diffusion.Diffusion)
+        and this.model.timesteps == 0
+        and not isinstance(this.model.schedule, schedule.Multivariate),
+        f"the model of {str(workdir)!r} is none of continuous time with one γ for all values, so it is not invariant.",
     )
     rows = []
     for name, (made, made_params) in schedules(this.model, this.state.ema).items():

@@ -190,13 +190,9 @@ def command(file, folder, fields):
 
 
 def finished(run):
-    """Whether the last step was evaluated and, where checkpoints are kept, its own is whole."""
-    try:
-        step = json.loads((run.folder / "eval.json").read_text())["step"]
-    except (OSError, ValueError, KeyError):  # not there, or cut off while it was written
-        return False
+    """Whether the last step was saved, which is the last thing that a run does."""
     saved = [int(path.name) for path in run.folder.glob("checkpoints/*") if path.name.isdigit()]
-    return step == run.steps and max(saved, default=step) >= step
+    return (run.folder / "eval.json").exists() and max(saved, default=-1) >= run.steps
 
 
 def check_configs(done):
@@ -245,7 +241,7 @@ def run_all(runs, start, at_once):
                     progress.say(f"{run.folder.name}: {why}")
                     continue
                 if not finished(run):
-                    failed[run.folder] = why or f"it ended, but its eval.json is not of step {run.steps}"
+                    failed[run.folder] = why or f"it ended without a checkpoint of step {run.steps}"
                 progress.end(run, failed.get(run.folder))
             progress.look([run for run, _ in running])
             time.sleep(jobs.POLL)

@@ -12,9 +12,12 @@ import numpy as np
 
 from experiments import results, sweep
 from vdm import data as data_lib, elbo, run as run_lib, started, times
+from vdm.evaluate import standard_error
 from vdm.rng import Rng
 
 REPEATS = 500
+CAPTION = """"Variance of a batch" is that of the mean loss of one batch of test images, as long as in training,
+over times and noise, in (bits/dim)²; ± counts these draws alone."""
 
 
 def grid(config):
@@ -29,28 +32,30 @@ def grid(config):
 def results_of(workdir, found):
     """Writes the table and the curves of {variant: [workdirs]}; returns their paths."""
     noise = {variant: mean_of([batch_variance(folder) for folder in folders]) for variant, folders in found.items()}
-    print(results.table(found, workdir, more={"variance of a batch": noise}))
+    print(results.table(found, workdir, more={"variance of a batch": noise}, caption=CAPTION))
     return [workdir / "table.md", workdir / "table.csv", *results.curves(found, workdir)]
 
 
 def batch_variance(folder):
     """The variance of the mean loss of a batch of test images over times and noise, (bits/dim)², and its
-    standard error, that of a normal sample's variance."""
+    standard error, by the fourth moment."""
     config = started.get_config(folder / "config.json")
     this = run_lib.restore(config, folder)
     size = min(config.train.batch_size, this.data.test.size)
     batch = next(data_lib.eval_batches(this.data.test, size))
+    root = jax.random.fold_in(jax.random.key(config.seed), 3)  # of each seed its own draws
     moments = this.state.moments
     cdf = None if moments is None else times.cdf(moments)
 
     @jax.jit
     def once(params, number):
-        rng = Rng(jax.random.fold_in(jax.random.key(1), number), jnp.arange(size), size)
+        rng = Rng(jax.random.fold_in(root, number), jnp.arange(size), size)
         return sum(this.model.draw(params, rng, batch, False, cdf).terms.values()).mean()
 
     nats = np.array([once(this.state.ema, number) for number in range(REPEATS)], np.float64)
-    variance = elbo.bits_per_dim(nats, this.data.spec.shape).var(ddof=1)
-    return variance, variance * np.sqrt(2.0 / (REPEATS - 1))
+    bits = elbo.bits_per_dim(nats, this.data.spec.shape)
+    square = np.square(bits - bits.mean())
+    return bits.var(ddof=1), standard_error(square)
 
 
 def mean_of(numbers):

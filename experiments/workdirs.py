@@ -123,15 +123,14 @@ def images(run):
     with path.open(newline="") as file:
         _, *rows = csv.reader(file)
     values = np.array([float(row[1]) for row in rows])  # after the image's number: the ELBO
-    same = len(values) == run.final.get("images") and math.isclose(values.mean(), run.final["bpd"])
+    same = len(values) == run.final.get("images") and math.isclose(values.mean(), number(run.final, "bpd"))
     return values if same else None
 
 
 def image_source(run):
-    """The fields of the config that say which test images there are."""
+    """What says which test images there are: fields of the config, and how many were evaluated."""
     fields = run.config["data"]
-    where = fields["data_dir"] if fields["name"] in ("folder", "npz") else ""
-    return fields["name"], where, fields.get("image_size", 0), fields["vocab_size"]
+    return *(fields.get(name) for name in ("name", "data_dir", "image_size", "vocab_size")), run.final.get("images")
 
 
 def flat(config):

@@ -59,12 +59,16 @@ def test_pmap_and_shard_map_give_the_same_bits(monkeypatch):
         assert one[name].tobytes() == other[name].tobytes(), name
 
 
-@pytest.mark.parametrize("kind", parallel.KINDS)
-def test_eight_devices_see_what_one_sees(kind, monkeypatch):
+@pytest.mark.parametrize("kind, times", [("pmap", "stratified"), ("shard_map", "importance")])
+def test_eight_devices_see_what_one_sees(kind, times, monkeypatch):
     """Noise, times, dropout and augmentation belong to the example: the loss of each term
     agrees to float32 rounding, and so do the parameters after three steps."""
-    many = trained(kind, 8, monkeypatch)
-    one = trained(kind, 1, monkeypatch)
+    changes = {"model.times": times}
+    many = trained(kind, 8, monkeypatch, **changes)
+    one = trained(kind, 1, monkeypatch, **changes)
+    if times == "importance":
+        np.testing.assert_allclose(many[0].moments, one[0].moments, rtol=1e-3, atol=1e-3)
+        assert one[0].moments[0].sum() == pytest.approx(16 * (1 + 0.99 + 0.99**2), rel=1e-5)
     for name in ("diffusion", "reconstruction", "prior", "grad_norm"):
         np.testing.assert_allclose(many[1][name], one[1][name], rtol=2e-5, atol=1e-6)
     far = leaves(many[0].params)
@@ -73,8 +77,10 @@ def test_eight_devices_see_what_one_sees(kind, monkeypatch):
 
 
 def test_accumulation_is_the_same_batch(monkeypatch):
-    whole = trained("pmap", 2, monkeypatch)
-    parts = trained("pmap", 2, monkeypatch, accumulate=4)
+    changes = {"model.times": "importance"}
+    whole = trained("pmap", 2, monkeypatch, **changes)
+    parts = trained("pmap", 2, monkeypatch, accumulate=4, **changes)
+    np.testing.assert_allclose(parts[0].moments, whole[0].moments, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(parts[1]["loss"], whole[1]["loss"], rtol=2e-5)
     np.testing.assert_allclose(parts[1]["grad_norm"], whole[1]["grad_norm"], rtol=1e-4)
 

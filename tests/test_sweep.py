@@ -44,6 +44,7 @@ if kind == "slow" and starts == 1:
     sys.exit(130)
 (folder / "metrics.jsonl").write_text(json.dumps({"step": 3, "seconds": 7.0}))
 (folder / "eval.json").write_text(json.dumps({"step": 3, "bpd": 1.5, "bpd_se": 0.25}))
+(folder / "checkpoints" / "3").mkdir(parents=True, exist_ok=True)
 """
 
 STUDY = """'''The help of a study.'''
@@ -203,13 +204,15 @@ def test_why_it_failed_is_of_this_start_alone(tmp_path):
 def test_finished_is_the_last_step_evaluated_and_saved(tmp_path):
     run = run_of(tmp_path, "good-0")
     run.folder.mkdir()
-    cases = [("", False), ('{"step": 3', False), ('{"step": 2}', False), ('{"step": 3}', True)]
-    for text, finished in cases:
-        (run.folder / "eval.json").write_text(text)
-        assert sweep.finished(run) == finished
+    assert not sweep.finished(run)
+    (run.folder / "eval.json").write_text('{"step": 3}')
+    assert not sweep.finished(run)  # killed before the last checkpoint
     (run.folder / "checkpoints" / "2").mkdir(parents=True)
-    assert not sweep.finished(run)  # killed while the last checkpoint was written
+    assert not sweep.finished(run)
     (run.folder / "checkpoints" / "3").mkdir()
+    assert sweep.finished(run)
+    # Evaluated again at its best checkpoint, it stays finished.
+    (run.folder / "eval.json").write_text('{"step": 2}')
     assert sweep.finished(run)
 
 
@@ -336,7 +339,7 @@ def test_stopped_it_cancels_what_is_queued(slurm, study, tmp_path):
     (tmp_path / "queue_only").touch()
     process = study("good", *OPTIONS)
     wait_for((tmp_path / "script").exists)
-    assert "4 to run" not in process.stdout.readline()
+    assert "0 of 2 runs have finished; 2 to run" in process.stdout.readline()
     assert "started" in process.stdout.readline()
     process.send_signal(signal.SIGTERM)
     code, out, err = ended(process)

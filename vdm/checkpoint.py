@@ -12,6 +12,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
+from configs import default
 from vdm.errors import UserError
 
 
@@ -180,13 +181,20 @@ def check_config(workdir, config):
         started = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise UserError(f"{str(path)!r} is damaged ({error}); give another --workdir.") from error
-    found = differences(started, config.to_dict())
+    # What the schema did not have then was as its default is.
+    found = differences(_filled(started, default.get_config().to_dict()), config.to_dict())
     if found:
         fields = "; ".join(f"{name} was {old!r}, is {new!r}" for name, old, new in found)
         raise UserError(
             f"{str(workdir)!r} was started with another config: {fields}. "
             "Set these fields back, or give another --workdir."
         )
+
+
+def _filled(config, defaults):
+    """A nested dictionary with what it lacks from another."""
+    both = {name: _filled(config[name], value) for name, value in defaults.items() if isinstance(config.get(name), dict)}
+    return defaults | config | both
 
 
 def write_config(workdir, config):

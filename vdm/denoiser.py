@@ -29,7 +29,7 @@ def eps_hat(output, z_t, gamma, parameterisation, vocab_size):
     Args:
       output: [batch, height, width, channels], or channels · vocab_size for `levels`.
       z_t: [batch, height, width, channels].
-      gamma: [batch, 1, 1, 1].
+      gamma: [batch, 1, 1, 1], or one for each value.
     """
     if parameterisation == "eps":
         return z_t + output

@@ -28,16 +28,13 @@ def run(config, workdir):
     chosen = check(config)
     this = run_lib.restore(config, workdir)
     is_diffusion = isinstance(this.model, diffusion.Diffusion)
+    has = of_model(this.model)
+    if "all" in config.eval.estimators.split(","):
+        chosen = [name for name in chosen if name in has]
     require(
-        is_diffusion or chosen == ["elbo"],
-        f"config.eval.estimators is {config.eval.estimators!r}; accepted for "
-        f"config.model.name = {config.model.name!r}: 'elbo'.",
-    )
-    one_gamma = is_diffusion and not isinstance(this.model.schedule, schedule.Multivariate)
-    require(
-        one_gamma or not {"chain", "ode"} & set(chosen),
-        f"config.eval.estimators is {config.eval.estimators!r}; accepted for the schedule "
-        "'multivariate': 'elbo', 'depth'; the others take one γ for all values.",
+        set(chosen) <= set(has),
+        f"config.eval.estimators is {config.eval.estimators!r}; accepted for this model, "
+        f"{config.model.name!r}: {', '.join(map(repr, has))}, 'all'.",
     )
     heading = f"{config.data.name}, test split, step {int(this.state.step)}, EMA"
     lead = jax.process_index() == 0
@@ -62,6 +59,15 @@ def run(config, workdir):
     if is_diffusion:
         written += draw(workdir, config, this, rows, profile, strip, series)
     print(f"{workdir}: {', '.join(written)}")
+
+
+def of_model(model):
+    """Those of ESTIMATORS that a model has."""
+    if not isinstance(model, diffusion.Diffusion):
+        return ("elbo", "chain") if hasattr(model, "log_weight") else ("elbo",)
+    if isinstance(model.schedule, schedule.Multivariate):
+        return ("elbo", "depth")  # the others take one γ for all values
+    return ESTIMATORS
 
 
 def measure(config, this, chosen, rows):
@@ -162,13 +168,17 @@ def depth_list(config):
 def elbo_row(config, this, model):
     """(Row, Profile) of the ELBO of a model."""
     start = time.monotonic()
-    steps = getattr(model, "timesteps", 0)
-    name = elbo_name(steps)
+    name, of = "ELBO", OWN
+    if isinstance(model, diffusion.Diffusion):
+        name, of = elbo_name(model.timesteps), whose(model.timesteps)
     estimate, profile = evaluate.make_evaluator(model, config, this.data)(
         this.state.ema, config.eval.passes, True, config.eval.target_se, name
     )
     seconds = time.monotonic() - start
-    return table.Row(name, whose(steps), estimate, estimate.passes, seconds), profile
+    return table.Row(name, of, estimate, estimate.passes, seconds), profile
+
+
+OWN = "the model"  # whose likelihood a model has that is no chain of any depth one likes
 
 
 def elbo_name(timesteps):
@@ -229,7 +239,10 @@ def pictures(config, this):
 
 def chain_rows(config, this, done=()):
     """[Row]: the ELBO of the chain of config.eval.chain.timesteps, and its K-sample bounds,
-    K = 1, 2, 4, … up to config.eval.chain.samples. `done`: rows that are there already."""
+    K = 1, 2, 4, … up to config.eval.chain.samples; of a model that is no diffusion, of its own chain.
+    `done`: rows that are there already, the model's own ELBO first."""
+    if not isinstance(this.model, diffusion.Diffusion):
+        return [done[0], *own_chain_rows(config, this)]
     steps, samples = config.eval.chain.timesteps, config.eval.chain.samples
     model = dataclasses.replace(this.model, timesteps=steps)
     of_chain = depth(config, this, steps, done)
@@ -252,6 +265,19 @@ def chain_rows(config, this, done=()):
     log_w = passes(log_weight, config, this, samples, name)["log_w"]
     seconds = time.monotonic() - start
     return [of_chain, *bounds(name, whose(steps), log_w, samples * steps, seconds, this)]
+
+
+def own_chain_rows(config, this):
+    """[Row]: the K-sample bounds of a model that has latents of its own, and with them a method
+    log_weight(params, rng, batch): log p(x, z)/q(z|x) of one draw of q, nats [batch]."""
+    start, samples = time.monotonic(), config.eval.chain.samples
+
+    def log_weight(params, rng, batch, _):
+        return {"log_w": this.model.log_weight(params, rng, batch)}
+
+    name = "importance-weighted"
+    log_w = passes(log_weight, config, this, samples, name)["log_w"]
+    return bounds(name, OWN, log_w, samples, time.monotonic() - start, this)
 
 
 def bounds(name, whose, log_w, evaluations, seconds, this):
@@ -360,8 +386,8 @@ def draw(workdir, config, this, rows, profile, strip, series):
     (continuous,) = (row for row in rows if row.name == elbo_name(0))
     gamma = this.model.gamma(this.state.ema, jnp.asarray(EDGES, jnp.float32))
     columns = profile.summary(
-        gamma.reshape(len(EDGES), -1).mean(axis=1),  # of a multivariate schedule the mean
-        continuous.estimate.mean["prior"],
+        gamma.reshape(len(EDGES), -1).mean(axis=1),  # the mean of a multivariate one, where the context is 0
+        continuous.estimate.mean["prior"] + continuous.estimate.mean.get("context", 0.0),
         spec.shape,
         spec.vocab_size,
     )

@@ -10,7 +10,7 @@ BINS = times.PARTS
 class Profile:
     """Gathers, over equal parts of [0, 1) in t and per image, the draws of the diffusion term.
 
-    With x̂ the optimal denoiser the density over γ is half the error of x̂ divided by the noise
+    With x̂ the optimal denoiser, and one γ for all values, the density over γ is half the error of x̂ divided by the noise
     (Guo et al. 2005: the derivative of mutual information in SNR is half the error). The curve
     of progressive coding follows from the same draws: rate(t) = prior + the integral of the
     density from t to 1, against the error of x̂(z_t) (VDM sec. 5.1; Ho et al. 2020, sec. 4.3).

@@ -1,10 +1,11 @@
 """The noise schedule γ(t) = −log SNR(t), increasing from γ(0) to γ(1) (VDM sec. 3.2).
 
-A schedule is a Flax module: `schedule.apply(params, t)` maps times [...] to γ [...].
+A schedule is a Flax module: `schedule.apply(params, t)` maps times [...] to γ [...], one for all values
+of a picture; but for `Multivariate`, whose values have a γ each.
 t = 0 is data, t = 1 is noise. A new schedule is one class and one line in SCHEDULES.
 
-In continuous time only the end points change the ELBO, and what lies between them the variance of its
-estimate. So a schedule whose `min_variance` is true has its interior trained for that variance,
+In continuous time only the end points of one γ change the ELBO, and what lies between them the variance
+of its estimate. So a schedule whose `min_variance` is true has its interior trained for that variance,
 and its parameters named "ends" for the ELBO (VDM app. I.2; see variance.py).
 """
 

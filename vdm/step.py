@@ -91,8 +91,12 @@ def make_optimizer(config, steps):
             muon_weight_dimension_numbers=_matrices,
             consistent_rms=0.2,
         )
-    clip = [optax.clip_by_global_norm(config.clip)] if config.clip > 0 else []
-    return optax.chain(*clip, optimizer)
+    if config.clip > 0:
+        # The interior of a schedule apart: the gradient of a variance is in other units.
+        clip = optax.clip_by_global_norm(config.clip)
+        parts = (optax.masked(clip, lambda params: _interior(params, chosen)) for chosen in (False, True))
+        optimizer = optax.chain(*parts, optimizer)
+    return optimizer
 
 
 def _decayed(params):
@@ -101,6 +105,17 @@ def _decayed(params):
     return jax.tree_util.tree_map_with_path(
         lambda path, _: path[0] != jax.tree_util.DictKey("schedule"), params
     )
+
+
+def _interior(params, chosen):
+    """Which parameters are a schedule's between its end points (`chosen`), or which are not."""
+
+    def one(path, _):
+        names = [getattr(key, "key", None) for key in path]
+        inside = names[0] == "schedule" and "ends" not in names and names[-1] not in ("start", "width")
+        return inside == chosen
+
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
 def _matrices(params):
@@ -179,6 +194,8 @@ def make_step(model, optimizer, config, data_shape):
         if jax.lax.axis_size(AXIS) > 1:  # XLA keeps a copy of the gradient even for one device
             found = jax.lax.pmean(found, AXIS)
         grads, terms, square, seen = found
+        # Of the moments the sum, as they count draws, so that devices and parts make no difference.
+        seen = jax.tree.map(lambda v: v * (micro * jax.lax.axis_size(AXIS)), seen)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # The average forgets its start: of n steps it keeps at most about the last nine tenths.

@@ -1,6 +1,7 @@
 """Diffusion times: independent, stratified, or drawn more often where the loss varies more.
 
-Whatever they are distributed as, Σ L(t)/q(t) has the same mean; its variance is what differs.
+Whatever density q they have, the mean of L(t)/q(t) over a batch estimates ∫ L(t) dt; what differs is the
+noise.
 """
 
 import jax.numpy as jnp

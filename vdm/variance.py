@@ -45,7 +45,7 @@ def _enter_backward(_, gradients):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def leave(loss, slot, dims):
     """`loss` [batch], nats per example, as it is. For what went through `enter` the gradient
-    becomes that of (loss/dims)², (nats per dimension)²: no larger than the ELBO's own."""
+    becomes 2 loss ∇loss / dims²: that of (loss/dims)², (nats per dimension)²."""
     return loss
 
 

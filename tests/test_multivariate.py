@@ -17,8 +17,8 @@ COUNT = 60_000
 
 
 class Enumerated:
-    """A network that gives the optimal x̂ of two values with the joint probabilities p [V, V],
-    under the γ that `gamma` has at each t: it finds t from the mean γ that it is told."""
+    """A network that gives the optimal x̂ of two values with the joint probabilities p [V, V], under the
+    γ that `gamma` has at each t and the context it is told: it finds t from the mean γ that it is told."""
 
     def __init__(self, p, gamma):
         self.p, self.gamma = p, gamma
@@ -27,10 +27,15 @@ class Enumerated:
         return {}
 
     def apply(self, params, z, time, told=None, keys=None):
-        grid = jnp.linspace(0.0, 1.0, 4_001)
-        of_values = self.gamma(grid)  # [grid, *SHAPE]
-        t = jnp.interp(time * (HIGH - LOW) + LOW, of_values.mean(axis=(1, 2, 3)), grid)
-        gamma = self.gamma(t).reshape(-1, 1, 2)
+        mean = time * (HIGH - LOW) + LOW
+        if told is None:
+            grid = jnp.linspace(0.0, 1.0, 4_001)
+            gamma = self.gamma(jnp.interp(mean, self.gamma(grid, None).mean(axis=(1, 2, 3)), grid), None)
+        else:  # of each picture its own
+            grid = jnp.linspace(0.0, 1.0, 401)[:, None].repeat(len(z), axis=1)
+            means = self.gamma(grid, told).mean(axis=(2, 3, 4))
+            gamma = self.gamma(jax.vmap(jnp.interp, (0, 1, 1))(mean, means, grid), told)
+        gamma = gamma.reshape(-1, 1, 2)
         x = encoder.scale(jnp.stack(jnp.indices((LEVELS, LEVELS)), -1).reshape(1, -1, 2), LEVELS)
         far = jnp.square(z.reshape(-1, 1, 2) - encoder.alpha(gamma) * x) / jax.nn.sigmoid(gamma)
         posterior = jax.nn.softmax(jnp.log(self.p.reshape(-1)) - 0.5 * far.sum(axis=-1))
@@ -46,12 +51,15 @@ def pair(of=None):
         name: jnp.asarray(values, jnp.float32).reshape(SHAPE)
         for name, values in dict(a=[3.0, -1.0], b=[-2.0, 0.5], d=[-0.4, 0.6]).items()
     }
+    if of is not None:
+        shift = 0.4 * np.random.default_rng(3).normal(size=(of.size, 3 * 2)).astype(np.float32)
+        params["shift"] = {"kernel": jnp.asarray(shift)}
     params = {"params": params}
-    gamma = lambda t: made.apply(params, t)  # noqa: E731
+    gamma = lambda t, c: made.apply(params, t, c)  # noqa: E731
     model = diffusion.Diffusion(
         schedule=made, net=Enumerated(p, gamma), parameterisation="x", shape=SHAPE,
         vocab_size=LEVELS, classes=0, condition="none", timesteps=0, times="stratified",
-        gamma_range=(LOW, HIGH), sampler="ancestral", sample_steps=400, context=of,
+        gamma_range=(LOW, HIGH), sampler="ancestral", sample_steps=200, context=of,
     )  # fmt: skip
     return model, {"schedule": params, "net": {}}, p
 
@@ -95,29 +103,39 @@ def test_the_likelihood_needs_the_noise_of_each_value():
     assert abs(float(sum(t.mean() for t in terms.values())) + np.log(p[0, 1])) > 0.05
 
 
-def test_a_context_that_tells_nothing_costs_its_kl():
-    """Where schedule and denoiser do not look at c, the bound is looser by KL(q(c|x) ‖ p(c))."""
+def with_context():
+    """`pair` under a context that bends the noise of each picture in another way, and q(c|x)."""
     model, params, p = pair(context.Encoder(3))
     params["context"] = model.context.init(jax.random.key(1), jnp.zeros((1, *SHAPE)))
-    params["schedule"] = {"params": params["schedule"]["params"] | {"shift": {"kernel": jnp.zeros((3, 6))}}}
-    image = jnp.broadcast_to(jnp.array([2, 0]).reshape(SHAPE), (COUNT, *SHAPE))
-    draws = Rng(jax.random.key(0), jnp.arange(COUNT), COUNT)
-    terms = jax.jit(lambda: model.loss(params, draws, {"image": image}, False))()
+    return model, params, p
+
+
+def test_a_context_costs_its_kl():
+    """Under each c the denoiser is optimal, so the bound is looser by KL(q(c|x) ‖ p(c)) and no more."""
+    model, params, p = with_context()
+    count = 20_000
+    picture = jnp.array([2, 0]).reshape(SHAPE)
+    draws = Rng(jax.random.key(0), jnp.arange(count), count)
+    terms = jax.jit(lambda: model.loss(params, draws, {"image": jnp.broadcast_to(picture, (count, *SHAPE))}, False))()
     total = np.asarray(sum(terms.values()), np.float64)
-    mean, log_variance = model.context.apply(params["context"], encoder.scale(image[:1], LEVELS))
+    mean, log_variance = model.context.apply(params["context"], encoder.scale(picture[None], LEVELS))
     c = np.random.default_rng(0).normal(size=(400_000, 3)) * np.exp(0.5 * log_variance) + mean
     ratio = stats.norm.logpdf(c, mean, np.exp(0.5 * log_variance)) - stats.norm.logpdf(c)
     cost, bar = ratio.sum(axis=1).mean(), ratio.sum(axis=1).std() / np.sqrt(len(c))
     assert cost > 0.02
     assert float(terms["context"][0]) == pytest.approx(cost, abs=4 * bar)
-    assert total.mean() == pytest.approx(-np.log(p[2, 0]) + cost, abs=4 * total.std() / np.sqrt(COUNT) + 4 * bar + 0.002)
+    noise = total.std() / np.sqrt(count)
+    assert total.mean() == pytest.approx(-np.log(p[2, 0]) + cost, abs=4 * noise + 4 * bar + 0.005)
+    assert noise < 0.06
+    two = model.gamma(params, jnp.full(2, 0.5), jnp.array([[1.0, 0, 0], [-1.0, 0, 0]]))
+    assert np.abs(two[0] - two[1]).max() > 0.3
 
 
-@pytest.mark.parametrize("sampler", ["ancestral", "dpm2m"])
-def test_samples_have_the_enumerated_probabilities(sampler):
-    model, params, p = pair()
-    model = dataclasses.replace(model, sampler=sampler)
-    count = 20_000
+@pytest.mark.parametrize("sampler, made", [("ancestral", pair), ("dpm2m", pair), ("dpm2m", with_context)])
+def test_samples_have_the_enumerated_probabilities(sampler, made):
+    model, params, p = made()
+    count, steps = (20_000, 200) if made is pair else (4_000, 40)
+    model = dataclasses.replace(model, sampler=sampler, sample_steps=steps)
     draws = Rng(jax.random.key(0), jnp.arange(count), count)
     drawn = np.asarray(jax.jit(lambda: model.sample(params, draws, {}))()).reshape(count, 2)
     share = np.histogramdd(drawn, bins=[np.arange(LEVELS + 1) - 0.5] * 2)[0] / count

@@ -24,6 +24,8 @@ def get_config():
     c.model.parameterisation = "eps"  # what the network predicts: eps, x, v, levels
     c.model.condition = "none"  # what it is told beside γ: none, label, augmented
     c.model.timesteps = 0  # T, the depth of the chain; 0: continuous time
+    c.model.latent = 16  # vae, mhvae: how many numbers a latent has
+    c.model.restrictions = ""  # mhvae: any of I, II, III of the lecture, by commas; all make it a VDM
     c.model.times = "stratified"  # over the global batch; or iid; or importance: stratified, and more
     # of them where the loss varies more, as seen over the last hundred steps
     c.model.sampler = "ancestral"  # or dpm2m, which needs about 20 steps, or ddim
@@ -85,7 +87,7 @@ def get_config():
     c.eval.depths = "1,2,5,10,20,50,100,200,500,1000"  # depth: the T of the chains
 
     c.eval.chain = ConfigDict()  # chain: importance weights on a chain
-    c.eval.chain.timesteps = 50  # T
+    c.eval.chain.timesteps = 50  # T, of a diffusion; other models have a chain of their own
     c.eval.chain.samples = 16  # K, paths for each image
 
     c.eval.ode = ConfigDict()  # ode: the likelihood of the probability-flow ODE

@@ -32,6 +32,5 @@ def results_of(workdir, found):
 
 if __name__ == "__main__":
     # ε must find the levels by itself: it goes down to where z tells them (VDM sec. 5.1).
-    fields = {"train.steps": 800, "train.eval_every": 200, "train.checkpoint_every": 400}
-    fields |= {"model.schedule.gamma_min": -13.3}
+    fields = sweep.SHORT | {"model.schedule.gamma_min": -13.3}
     sweep.main(__doc__, grid, results_of, config="configs/digits.py", seeds=2, fields=fields)

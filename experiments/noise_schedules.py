@@ -123,7 +123,7 @@ def draw_schedules(workdir, of):
     for axes in (left, middle, right):
         axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper")
-    return save_both(figure, workdir / "schedules")
+    return results.save(figure, workdir, "schedules")
 
 
 def draw_variance(workdir, found, variance):
@@ -145,18 +145,8 @@ def draw_variance(workdir, found, variance):
     for axes, axis in ((left, left.yaxis), (right, right.xaxis)):
         figures.plain_ticks(axis)
         axes.grid(alpha=0.3)
-    return save_both(figure, workdir / "variance")
-
-
-def save_both(figure, path):
-    """Writes PATH.png and PATH.pdf; returns both."""
-    files = [path.with_suffix(suffix) for suffix in (".png", ".pdf")]
-    for file in files:
-        figures.save(figure, file)
-    return files
+    return results.save(figure, workdir, "variance")
 
 
 if __name__ == "__main__":
-    # Half the digits' steps, so that all is done in an hour on two cores.
-    fields = {"train.steps": 800, "train.eval_every": 200, "train.checkpoint_every": 400}
-    sweep.main(__doc__, grid, results_of, config="configs/digits.py", seeds=2, fields=fields)
+    sweep.main(__doc__, grid, results_of, config="configs/digits.py", seeds=2, fields=sweep.SHORT)

@@ -171,7 +171,12 @@ def curves(variants, out, name="curves"):
     figure.legend(handles=lines, loc="outside right upper")
     told = "; ".join(text for note, text in NOTES.items() if note in notes)
     figure.supxlabel(textwrap.fill(told, 150), fontsize=9)
-    files = [make(out) / f"{name}.png", make(out) / f"{name}.pdf"]
+    return save(figure, out, name)
+
+
+def save(figure, out, name):
+    """Writes NAME.png and NAME.pdf; returns both paths."""
+    files = [make(out) / f"{name}{suffix}" for suffix in (".png", ".pdf")]
     for file in files:
         figures.save(figure, file)
     return files

@@ -65,5 +65,4 @@ def mean_of(numbers):
 
 
 if __name__ == "__main__":
-    fields = {"train.steps": 800, "train.eval_every": 200, "train.checkpoint_every": 400}
-    sweep.main(__doc__, grid, results_of, config="configs/digits.py", seeds=2, fields=fields)
+    sweep.main(__doc__, grid, results_of, config="configs/digits.py", seeds=2, fields=sweep.SHORT)

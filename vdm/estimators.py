@@ -168,7 +168,7 @@ def depth_list(config):
 def elbo_row(config, this, model):
     """(Row, Profile) of the ELBO of a model."""
     start = time.monotonic()
-    name, of = "ELBO", OWN
+    name, of = "exact" if getattr(model, "exact", False) else "ELBO", OWN
     if isinstance(model, diffusion.Diffusion):
         name, of = elbo_name(model.timesteps), whose(model.timesteps)
     estimate, profile = evaluate.make_evaluator(model, config, this.data)(

@@ -15,6 +15,7 @@ TERMS = {
     "reconstruction": ("reconstruction", "tab:orange"),
     "prior": ("prior (matching)", "tab:green"),
     "context": ("context (matching)", "tab:purple"),
+    "likelihood": ("−log p, exact", "tab:red"),
 }
 
 

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 import jax
 
 from vdm import diffusion
-from vdm.baselines import naive
+from vdm.baselines import autoregressor, mhvae, naive, vae
 from vdm.errors import one_of
 from vdm.rng import Rng
 
@@ -26,8 +26,9 @@ class Model(Protocol):
 
     def loss(self, params: Params, rng: Rng, batch: Batch, train: bool) -> Terms:
         """Name of each term to nats per example, [batch]; their sum is the negative ELBO,
-        or the exact negative log-likelihood where the model has one. In evaluation `rng` is
-        an rng.Spread, which draws by the same methods. A model whose loss is a draw of a time
+        or the exact negative log-likelihood where the model has one, which then tells so by
+        `exact = True`. In evaluation `rng` is an rng.Spread, which draws by the same methods.
+        A model whose loss is a draw of a time
         tells it by a method `draw` beside, as diffusion.Diffusion does."""
 
     def sample(self, params: Params, rng: Rng, batch: Batch) -> jax.Array:
@@ -37,6 +38,9 @@ class Model(Protocol):
 MODELS = {
     "diffusion": diffusion.build,
     "naive": naive.build,
+    "autoregressor": autoregressor.build,
+    "vae": vae.build,
+    "mhvae": mhvae.build,
 }
 
 

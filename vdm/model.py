@@ -28,8 +28,8 @@ class Model(Protocol):
         """Name of each term to nats per example, [batch]; their sum is the negative ELBO,
         or the exact negative log-likelihood where the model has one, which then tells so by
         `exact = True`. In evaluation `rng` is an rng.Spread, which draws by the same methods.
-        A model whose loss is a draw of a time
-        tells it by a method `draw` beside, as diffusion.Diffusion does."""
+        A model whose loss is a draw of a time tells it by a method `draw` beside, as
+        diffusion.Diffusion does."""
 
     def sample(self, params: Params, rng: Rng, batch: Batch) -> jax.Array:
         """Integer levels [batch, height, width, channels], under the labels of `batch`."""

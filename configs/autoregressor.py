@@ -1,0 +1,34 @@
+"""The autoregressor on the digits: a causal transformer over their 64 values, with an exact likelihood.
+
+  python -m vdm.main --config=configs/autoregressor.py --workdir=/tmp/autoregressor
+
+A few minutes on a laptop. On MNIST, 784 values of 256 levels, for a GPU:
+
+  python -m vdm.main --config=configs/autoregressor.py --workdir=/tmp/autoregressor_mnist \\
+      --config.data.name=mnist --config.data.vocab_size=256 \\
+      --config.data.data_dir=$HOME/tensorflow_datasets --config.train.steps=20000
+"""
+
+from configs import digits
+
+
+def get_config():
+    c = digits.get_config()
+    c.model.name = "autoregressor"
+    c.model.net.patch = 1  # a token is one value
+    c.model.net.heads = 4
+    # 1,437 pictures are soon known by heart, the sooner as nothing is noisy.
+    c.model.net.dropout = 0.3
+
+    c.optimizer.learning_rate = 1e-2
+
+    c.train.steps = 500
+    c.train.batch_size = 64
+    c.train.log_every = 50
+    c.train.eval_every = 100
+    c.train.checkpoint_every = 100
+
+    # The likelihood is exact: a second pass shows that it has no noise.
+    c.eval.passes = 2
+    c.eval.passes_in_training = 1
+    return c

@@ -1,0 +1,18 @@
+"""A Markovian hierarchical VAE on the digits, and its way to the VDM by the lecture's three restrictions.
+
+  python -m vdm.main --config=configs/mhvae.py --workdir=/tmp/mhvae
+  python -m vdm.main --config=configs/mhvae.py --workdir=/tmp/mhvae_I --config.model.restrictions=I
+  python -m vdm.main --config=configs/mhvae.py --workdir=/tmp/mhvae_I_II --config.model.restrictions=I,II
+  python -m vdm.main --config=configs/mhvae.py --workdir=/tmp/mhvae_vdm --config.model.restrictions=I,II,III
+
+Each has 10 latents; the last is a VDM of 9 steps. On MNIST, as in configs/vae.py.
+"""
+
+from configs import vae
+
+
+def get_config():
+    c = vae.get_config()
+    c.model.name = "mhvae"
+    c.model.timesteps = 10
+    return c

@@ -1,0 +1,48 @@
+"""Diagonal Gaussians N(mean, e^log_variance I): of what the latents of the VAEs are drawn."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Gaussian(NamedTuple):
+    """N(mean, e^log_variance) of each value; both [batch, …], or what broadcasts against that."""
+
+    mean: jax.Array
+    log_variance: jax.Array
+
+
+STANDARD = Gaussian(jnp.zeros(()), jnp.zeros(()))  # N(0, I), of any shape
+
+
+def noise(keys, shape):
+    """ε ~ N(0, I), [batch, *shape], from a key for each example: independent of all other draws, as
+    those of rng.Spread.normal in different passes are not."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+
+
+def draw(q, eps):
+    """z = μ + σ ε (lecture, at (16)): ε [batch, …] to z [batch, …]."""
+    return q.mean + jnp.exp(0.5 * q.log_variance) * eps
+
+
+def log_prob(p, z):
+    """log p(z): z [batch, …] to nats [batch]."""
+    square = jnp.square(z - p.mean) * jnp.exp(-p.log_variance)
+    return -0.5 * _sum(square + p.log_variance + math.log(2.0 * math.pi))
+
+
+def kl(q, p):
+    """KL(q ‖ p) in closed form: q.mean [batch, …] to nats [batch].
+
+    ½ Σ ((μ_q − μ_p)²/σ_p² + r − 1 − log r), with r = σ_q²/σ_p².
+    """
+    log_ratio = q.log_variance - p.log_variance
+    square = jnp.square(q.mean - p.mean) * jnp.exp(-p.log_variance)
+    return 0.5 * _sum(square + jnp.expm1(log_ratio) - log_ratio)
+
+
+def _sum(values):
+    return jnp.sum(values, axis=tuple(range(1, values.ndim)))

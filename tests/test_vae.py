@@ -102,13 +102,14 @@ def test_elbo_and_importance_weights_against_quadrature(latent):
 
 def test_samples_have_the_integrated_probabilities():
     built, params = made()
+    params["decoder"]["params"]["out"]["kernel"] *= 4.0  # or one z would do for all
     _, cell, log_prior, log_p_x = integrated(built, params)
     p = np.sum(np.exp(log_prior[:, None] + log_p_x), axis=0) * cell
     drawn = np.asarray(jax.jit(lambda: built.sample(params, rng(), {}))())
     assert drawn.shape == (COUNT, *SHAPE) and drawn.dtype == np.uint8
     share = (drawn[:, None] == PICTURES).all(axis=(2, 3, 4)).mean(axis=0)
     assert np.abs(share - p).max() < 4 * math.sqrt(p.max() / COUNT)
-    assert np.abs(p - 1 / len(p)).max() > 0.02
+    assert log_p_x.std(axis=0).min() > 0.5
 
 
 @pytest.mark.parametrize("standard", [True, False])

@@ -5,9 +5,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from configs import default
 from test_diffusion import rng, small
+from vdm import step
 
 DIMS = 16
 
@@ -95,3 +98,29 @@ def test_at_finite_depth_the_interior_is_trained_for_the_elbo():
     h = 0.01
     numeric = (float(loss(h)) - float(loss(-h))) / (2 * h)
     assert float(jax.grad(loss)(0.0)) == pytest.approx(numeric, rel=0.03)
+
+
+def test_the_interior_is_clipped_apart():
+    """However large its gradient is, the network's steps are the same; and so for end points."""
+    config = default.get_config()
+    config.optimizer.clip = 1.0
+    optimizer = step.make_optimizer(config.optimizer, 100)
+    params = {
+        "net": {"kernel": jnp.ones(4)},
+        "schedule": {"params": {"share": jnp.ones(3), "ends": {"start": jnp.ones(())}}},
+    }
+
+    def after(scale):
+        state, now = optimizer.init(params), params
+        for large in (scale, 0.0):
+            grads = jax.tree.map(lambda v: 2.0 * v, params)
+            grads["schedule"]["params"]["share"] = jnp.full(3, large)
+            updates, state = optimizer.update(grads, state, now)
+            now = optax.apply_updates(now, updates)
+        return now
+
+    small, large = after(0.0), after(1e6)
+    np.testing.assert_array_equal(small["net"]["kernel"], large["net"]["kernel"])
+    inner, outer = (one["schedule"]["params"] for one in (small, large))
+    assert inner["ends"]["start"] == outer["ends"]["start"] != 1.0
+    assert np.all(np.isfinite(outer["share"])) and not np.array_equal(inner["share"], outer["share"])

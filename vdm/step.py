@@ -70,6 +70,14 @@ def make_optimizer(config, steps):
     """
     one_of("config.optimizer.name", config.name, OPTIMIZERS)
     rate = learning_rate(config, steps)
+
+    def clip(updates, _):
+        # The interior of a schedule apart: the gradient of a variance is in other units.
+        for chosen in (False, True):
+            part = optax.masked(optax.clip_by_global_norm(config.clip), _interior(updates, chosen))
+            updates, _ = part.update(updates, part.init(updates))
+        return updates
+
     if config.name == "adamw":
         optimizer = optax.adamw(
             rate,
@@ -91,12 +99,7 @@ def make_optimizer(config, steps):
             muon_weight_dimension_numbers=_matrices,
             consistent_rms=0.2,
         )
-    if config.clip > 0:
-        # The interior of a schedule apart: the gradient of a variance is in other units.
-        clip = optax.clip_by_global_norm(config.clip)
-        parts = (optax.masked(clip, lambda params: _interior(params, chosen)) for chosen in (False, True))
-        optimizer = optax.chain(*parts, optimizer)
-    return optimizer
+    return optax.chain(*([optax.stateless(clip)] if config.clip > 0 else []), optimizer)
 
 
 def _decayed(params):

@@ -76,9 +76,9 @@ def integrated(built, params):
 
 @pytest.mark.parametrize("restrictions, steps", [("", 3), ("III", 2), ("I,II", 3)])
 def test_elbo_weights_and_samples_against_quadrature(restrictions, steps):
-    """The mean of the ELBO is log p(x) − KL(q(z|x) ‖ p(z|x)) (lecture (9)), by the terms of (18) or of (21), and
-    by the one draw of all that importance weights are; these have the mean p(x); the bound of K of them rises
-    with K; samples are of p(x), which sums to 1."""
+    """The mean of the ELBO is log p(x) − KL(q(z|x) ‖ p(z|x)) (lecture (9)), by the terms of (18) or of (21),
+    and by the one draw of all that importance weights are; these have the mean p(x); the bound of K of them
+    rises with K; samples are of p(x), which sums to 1."""
     built, params = made(restrictions=restrictions, timesteps=steps)
     log_q, log_joint = integrated(built, params)
     axes = tuple(range(1, steps + 1))
@@ -133,10 +133,12 @@ class Given:
 @pytest.mark.parametrize("schedule, steps", [("learned_net", 5), ("multivariate", 2)])
 def test_all_three_restrictions_make_it_a_vdm(schedule, steps):
     """Its terms are those of vdm.Diffusion, a chain of one step less, on the same noise: reconstruction and
-    prior; each level a step that the VDM draws; their sum what the VDM has over all steps. So are its samples."""
-    made_so = functools.partial(made, SHAPE, V, **{
-        "parameterisation": "eps", "schedule.name": schedule, "schedule.gamma_min": -6.0, "schedule.gamma_max": 4.0,
-    })  # fmt: skip
+    prior; each level a step that the VDM draws; their sum what the VDM has over all steps. So are its
+    samples."""
+    ends = {"schedule.gamma_min": -6.0, "schedule.gamma_max": 4.0}
+    made_so = functools.partial(
+        made, SHAPE, V, **{"parameterisation": "eps", "schedule.name": schedule, **ends}
+    )
     built, params = made_so(timesteps=steps, restrictions="I,II,III")
     vdm, of_vdm = made_so(name="diffusion", timesteps=steps - 1)
     assert jax.tree.structure(params) == jax.tree.structure(of_vdm)
@@ -165,7 +167,8 @@ def test_all_three_restrictions_make_it_a_vdm(schedule, steps):
     for name in ("reconstruction", "prior"):
         np.testing.assert_allclose(terms[name], of_vdm[name][0], rtol=1e-5, atol=1e-4)
     levels = np.stack([terms[f"level_{t}"] for t in range(1, steps)])
-    np.testing.assert_allclose(np.take_along_axis(levels, at, 0), of_vdm["diffusion"] / (steps - 1), rtol=1e-4)
+    drawn = np.take_along_axis(levels, at, 0)
+    np.testing.assert_allclose(drawn, of_vdm["diffusion"] / (steps - 1), rtol=1e-4)
     np.testing.assert_allclose(sum(terms.values()), sum(of_vdm.values()).mean(axis=0), rtol=1e-5)
     assert np.mean(samples[0] == samples[1]) > 0.99
 
@@ -185,7 +188,8 @@ def test_one_latent_makes_it_a_vae():
 
 def test_each_restriction_restricts():
     """I: the size of a latent. II: nothing of q is learned but γ. III: nor p(z_T)."""
-    of = {r: made(SHAPE, V, timesteps=3, latent=5, restrictions=r) for r in ("", "III", "I", "I,II", "I,II,III")}
+    sets = ("", "III", "I", "I,II", "I,II,III")
+    of = {r: made(SHAPE, V, timesteps=3, latent=5, restrictions=r) for r in sets}
     shapes = {r: built.chain.shape for r, (built, _) in of.items()}
     assert shapes == {"": (5,), "III": (5,), "I": (16,), "I,II": SHAPE, "I,II,III": SHAPE}
     names = {r: set(params) for r, (_, params) in of.items()}

@@ -134,7 +134,8 @@ def test_kl_is_the_integral(standard):
 def test_dropout_acts_in_training_alone():
     built, params = made(**{"model.net.dropout": 0.5})
     batch = {"image": PICTURES}
-    both = jax.jit(lambda number: [built.loss(params, rng(9, number), batch, of)["prior"] for of in (True, False)])
+    loss = lambda *args: built.loss(params, rng(9, args[0]), batch, args[1])["prior"]  # noqa: E731
+    both = jax.jit(lambda number: (loss(number, True), loss(number, False)))
     (train, test), (other_train, other_test) = both(0), both(1)
     assert np.abs(train - test).max() > 1e-2 and np.abs(train - other_train).max() > 1e-2
     np.testing.assert_array_equal(test, other_test)

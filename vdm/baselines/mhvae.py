@@ -3,25 +3,27 @@
   p(x, z_1 … z_T) = p(z_T) p(z_{T−1}|z_T) … p(z_1|z_2) p(x|z_1)        (17)
   q(z_1 … z_T|x)  = q(z_1|x) q(z_2|z_1) … q(z_T|z_{T−1})               (18)
 
-A path z_1 … z_T is drawn from q. Beside reconstruction, −log p(x|z_1), the ELBO then has a term for each
-latent. Taken in the order of (18), with z_0 for x,
+A path z_1 … z_T is drawn from q. The ELBO has reconstruction, −log p(x|z_1), and a term for each latent.
+In the order of (18), with x for z_0, these are
 
   level_t = log q(z_t|z_{t−1}) − log p(z_t|z_{t+1}), t < T;    prior = KL(q(z_T|z_{T−1}) ‖ p(z_T)).
 
-Only the last is a KL in closed form: z_{t+1} comes of z_t, so that, given both its neighbours, z_t is no longer
-a draw of q(z_t|z_{t−1}). Where q(z_t|z_{t+1}, x) is known, Bayes' rule turns q around, and all are (lecture (21)):
+Only the last is a KL in closed form: z_{t+1} comes of z_t, so that, given both its neighbours, z_t is no
+draw of q(z_t|z_{t−1}). Where q(z_t|z_{t+1}, x) is known, Bayes' rule turns q around, and all of them are
+(lecture (21)):
 
   level_t = KL(q(z_t|z_{t+1}, x) ‖ p(z_t|z_{t+1})), t < T;     prior = KL(q(z_T|x) ‖ p(z_T)).
 
 The restrictions, each on its own but that II needs I:
 
   I    A latent has as many numbers as a picture, not config.model.latent.
-  II   q is not learned but linear Gaussian, that of encoder.py; and what p(z_{t−1}|z_t) has to learn of
-       q(z_{t−1}|z_t, x) is x alone, x̂(z_t) (lecture (20)).
-  III  p(z_T) is N(0, I), not a Gaussian that is learned. How near q(z_T|x) comes to it, `prior` says; under
-       II that is a matter of γ_max.
+  II   q is not learned but linear Gaussian, that of encoder.py; and of q(z_{t−1}|z_t, x), which is known
+       then, p(z_{t−1}|z_t) has to learn x alone: x̂(z_t) (lecture (20)).
+  III  p(z_T) is N(0, I), not a Gaussian that is learned. The term `prior` says how near q(z_T|x) comes to
+       it; under II that is a matter of γ_max.
 
-The T latents are those of a VDM's chain of T − 1 steps, whose times begin at 0: z_1 is its z_0, and z_T its z_1.
+The T latents are those of a VDM's chain of T − 1 steps: the lecture counts z_1 … z_T, the VDM its times
+from 0 to 1.
 """
 
 import dataclasses
@@ -85,7 +87,8 @@ class MHVAE:
         z, q = self.path(params, batch["image"], eps)
         p_x = self.chain.decode(params, z[0])
         log_prob = jax.vmap(gaussian.log_prob)
-        log_q, log_p = jnp.sum(log_prob(q, z), axis=0), jnp.sum(log_prob(self.reverse(params, z), z[:-1]), axis=0)
+        log_q = jnp.sum(log_prob(q, z), axis=0)
+        log_p = jnp.sum(log_prob(self.reverse(params, z), z[:-1]), axis=0)
         log_p += gaussian.log_prob(self.prior(params), z[-1])
         return vae_lib.log_likelihood(batch["image"], p_x, self.vocab_size) + log_p - log_q
 

@@ -128,7 +128,7 @@ def draw_schedules(workdir, of):
 
 def draw_variance(workdir, found, variance):
     """Draws the deviation of one draw of the training loss over training, and the final variances."""
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure = Figure(figsize=(13, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for place, (variant, folders) in enumerate(found.items()):
         runs = [workdirs.read(folder).train for folder in folders]
@@ -136,7 +136,7 @@ def draw_variance(workdir, found, variance):
         variances = np.mean([[row["draw_sd"] ** 2 for row in rows] for rows in runs], axis=0)
         left.plot(steps, variances, label=variant, marker=".", **results.style_of(place))
     left.set(xlabel="step", ylabel="variance, (bits/dim)²", yscale="log", title="of one example's loss in a training batch: images, t and noise")
-    left.legend(fontsize=7, ncols=2)
+    figure.legend(loc="outside right upper")
     names = sorted(variance, key=lambda name: variance[name][0])
     means, errors = zip(*(variance[name] for name in names))
     right.errorbar(means, range(len(names)), xerr=errors, fmt="o", ms=4, capsize=3, color="black")

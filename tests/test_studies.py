@@ -25,6 +25,11 @@ def workdir(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def few_depths(monkeypatch):
+    monkeypatch.setattr(depth, "EVALUATED", (10, 0))
+
+
 @pytest.fixture(scope="module")
 def variances(workdir):
     """The variance of one draw of each test image's bits/dim, [images], by 200 draws in another way."""
@@ -65,7 +70,7 @@ def test_depth_without_a_chain_is_the_runs_own_number(workdir):
     numbers = depth.at_each_depth(workdir)
     own = json.loads((workdir / "eval.json").read_text())
     assert numbers[0] == pytest.approx((own["bpd"], own["bpd_se"]), rel=1e-4)
-    assert numbers[10][0] > numbers[100][0] > numbers[0][0]
+    assert numbers[10][0] > numbers[0][0]
 
 
 def test_studies_write_tables_and_figures(workdir, tmp_path):

@@ -23,8 +23,10 @@ def get_config():
     c.model.name = "diffusion"
     c.model.parameterisation = "eps"  # what the network predicts: eps, x, v, levels
     c.model.condition = "none"  # what it is told beside γ: none, label, augmented
+    c.model.drop_label = 0.0  # share of the training images whose label is not told
+    c.model.guidance = 0.0  # in sampling, how far it goes beyond what the label changes; needs drop_label
     c.model.timesteps = 0  # T, the depth of the chain; 0: continuous time
-    c.model.latent = 16  # vae, mhvae: how many numbers a latent has
+    c.model.latent = 16  # vae, mhvae, latent: how many numbers a latent has
     c.model.restrictions = ""  # mhvae: any of I, II, III of the lecture, by commas; all make it a VDM
     c.model.times = "stratified"  # over the global batch; or iid; or importance: stratified, and more
     # of them where the loss varies more, as seen over the last hundred steps

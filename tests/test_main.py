@@ -105,17 +105,6 @@ def test_workdir_of_no_run():
         main.check_workdir(main.pathlib.Path("/nowhere"), "eval")
 
 
-def test_checkpoint_of_another_model(tmp_path):
-    """The config of the workdir is gone, and the arrays are not those of the config."""
-    workdir = tmp_path / "run"
-    assert run(workdir).returncode == 0
-    (workdir / "config.json").unlink()
-    done = run(workdir, **{"config.model.net.width": 24})
-    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    for text in ("step 12", "another model", "is (", "--workdir"):
-        assert text in done.stderr
-
-
 def test_help_shows_the_commands():
     done = run("unused", help="true", **only())
     assert done.returncode == 0, done.stderr

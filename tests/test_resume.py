@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -171,3 +172,14 @@ def test_eval_and_sample_take_the_config_of_the_workdir(whole):
     assert sampled.returncode == 0, sampled.stderr
     with np.load(whole / "samples.npz") as samples, Image.open(whole / "samples.png") as grid:
         assert samples["image"].shape == (5, 8, 8, 1) and grid.size[0] > 300
+
+
+def test_checkpoint_of_another_model(tmp_path, whole):
+    """The config of the workdir is gone, and the arrays are not those of the config."""
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    (workdir / "config.json").unlink()
+    done = run(workdir, **{"config.model.net.width": 24})
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    for text in ("step 12", "another model", "is (", "--workdir"):
+        assert text in done.stderr

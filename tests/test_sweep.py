@@ -79,7 +79,9 @@ def study(tmp_path):
         env |= {"PYTHONPATH": f"{path}:{ROOT}", "PATH": f"{path}:{env['PATH']}"}
         return subprocess.Popen(
             [sys.executable, str(tmp_path / "study.py"), *args], env=env, cwd=ROOT,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **kwargs,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            # The tests themselves may run where Ctrl-C is ignored, as behind nohup … &.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler), **kwargs,
         )  # fmt: skip
 
     return start

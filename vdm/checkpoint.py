@@ -145,6 +145,7 @@ HARMLESS = (
     "sample",
     "model.sampler",
     "model.sample_steps",
+    "model.guidance",
     "model.net.dtype",
     "model.net.remat",
     "data.data_dir",

@@ -47,6 +47,9 @@ class Diffusion:
         computes depends on t only through γ.
       sampler: how samples are drawn, of sampler.SAMPLERS.
       sample_steps: its steps where T is 0.
+      drop_label: share of the training pictures whose label is not told, so that the denoiser can do
+        without (Ho & Salimans 2022).
+      guidance: w ≥ 0; samples go by (1 + w) ε̂(z, label) − w ε̂(z) (their eq. 6).
       context: q(c|x) of what schedule and denoiser are told of the picture; None for nothing.
     """
 
@@ -62,6 +65,8 @@ class Diffusion:
     gamma_range: tuple[float, float]
     sampler: str
     sample_steps: int
+    drop_label: float = 0.0
+    guidance: float = 0.0
     context: context_lib.Encoder | None = None
 
     def init(self, key, batch):
@@ -123,7 +128,15 @@ class Diffusion:
             the variance of the diffusion term and not its mean.
         """
         x = encoder.scale(batch["image"], self.vocab_size)
-        ends = self.gamma(params, jnp.array([0.0, 1.0]))
+        draw = self.draw_matching(params, rng, x, batch, train, cdf)
+        eps_0 = rng.normal(rng_lib.RECONSTRUCTION, self.shape)
+        levels, gamma_0 = batch["image"].astype(jnp.int32), self.gamma(params, jnp.zeros(()))
+        reconstruction = elbo.reconstruction(levels, x, eps_0, gamma_0, self.vocab_size)
+        return draw._replace(terms={"reconstruction": reconstruction, **draw.terms})
+
+    def draw_matching(self, params, rng, x, batch, train, cdf):
+        """The Draw of all terms but the reconstruction, of x [batch, height, width, channels]; of
+        `batch`, only what the denoiser is told of it. Arguments are otherwise those of `draw`."""
         context, context_nats = self.draw_context(params, rng, x)
         t, weight = self._times(rng), jnp.ones(())
         if cdf is not None:
@@ -143,18 +156,14 @@ class Diffusion:
         eps = rng.normal(rng_lib.NOISE, self.shape)
         z_t = encoder.diffuse(x, over_pixels(gamma_t), eps)
         keys = rng.keys(rng_lib.DROPOUT) if train else None
-        eps_hat = self.eps_hat(params, z_t, gamma_t, self.told(batch), keys, context)
+        told = self.told(batch)
+        if train and self.drop_label:
+            told *= jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - self.drop_label, (1,)))(rng.keys(rng_lib.LABEL))
+        eps_hat = self.eps_hat(params, z_t, gamma_t, told, keys, context)
         of_time = elbo.diffusion(eps, eps_hat, over_pixels(slope)) * weight
         if least:
             of_time = variance.leave(of_time, slot, math.prod(self.shape))
-        eps_0 = rng.normal(rng_lib.RECONSTRUCTION, self.shape)
-        terms = {
-            "reconstruction": elbo.reconstruction(
-                batch["image"].astype(jnp.int32), x, eps_0, ends[0], self.vocab_size
-            ),
-            "prior": elbo.prior(x, ends[1]),
-            "diffusion": of_time,
-        }
+        terms = {"prior": elbo.prior(x, self.gamma(params, jnp.ones(()))), "diffusion": of_time}
         if self.context is not None:
             terms["context"] = context_nats
         # x − x̂ = (ε̂ − ε) σ/α, and elbo.diffusion with weight 2 is a sum of squares.
@@ -181,6 +190,12 @@ class Diffusion:
 
     def sample(self, params, rng, batch):
         """Samples, uint8 [batch, height, width, channels]."""
+        z_0, gamma_0 = self.sample_z_0(params, rng, batch), self.gamma(params, jnp.zeros(()))
+        draw = jax.vmap(lambda key, z: decoder.sample(key, z, gamma_0, self.vocab_size))
+        return draw(rng.keys(rng_lib.DECODE), z_0).astype(jnp.uint8)
+
+    def sample_z_0(self, params, rng, batch):
+        """z_0 of the chain from noise down, [batch, height, width, channels]."""
         told = self.told(batch)
         steps = self.timesteps or self.sample_steps
         grid, context = jnp.linspace(0.0, 1.0, steps + 1), None
@@ -191,17 +206,16 @@ class Diffusion:
 
         def predict_x(z_t, gamma):
             each = z_t.shape[:1] if gamma.ndim == 0 else z_t.shape
-            eps = self.eps_hat(params, z_t, jnp.broadcast_to(gamma, each), told, context=context)
+            eps_hat = lambda told: self.eps_hat(params, z_t, jnp.broadcast_to(gamma, each), told, context=context)  # noqa: E731
+            eps = eps_hat(told)
+            if self.guidance:
+                eps += self.guidance * (eps - eps_hat(jnp.zeros_like(told)))
             return denoiser.x_from_eps(eps, z_t, gamma)
 
         z_1 = rng.normal(rng_lib.LATENT, self.shape)
         if self.sampler == "ancestral":
-            z_0 = sampler.ancestral(predict_x, gammas, z_1, rng.keys(rng_lib.NOISE))
-        else:
-            z_0 = sampler.solve(predict_x, gammas, z_1, order=2 if self.sampler == "dpm2m" else 1)
-        gamma_0 = self.gamma(params, jnp.zeros(()))
-        draw = jax.vmap(lambda key, z: decoder.sample(key, z, gamma_0, self.vocab_size))
-        return draw(rng.keys(rng_lib.DECODE), z_0).astype(jnp.uint8)
+            return sampler.ancestral(predict_x, gammas, z_1, rng.keys(rng_lib.NOISE))
+        return sampler.solve(predict_x, gammas, z_1, order=2 if self.sampler == "dpm2m" else 1)
 
 
 def build(config, spec):
@@ -227,6 +241,13 @@ def build(config, spec):
             config[name] >= least,
             f"config.model.{name} is {config[name]}; accepted: {least} or more.",
         )
+    require(0 <= config.drop_label < 1, f"config.model.drop_label is {config.drop_label}; accepted: 0 up to, but not, 1.")
+    require(config.guidance >= 0, f"config.model.guidance is {config.guidance}; accepted: 0 (none) or more.")
+    for name, needs, there in (
+        ("drop_label", "config.model.condition = 'label'", config.condition == "label"),
+        ("guidance", "config.model.drop_label > 0 in training", config.drop_label > 0),
+    ):
+        require(there or not config[name], f"config.model.{name} is {config[name]}, which needs {needs}; set it to 0.")
     made = schedule.SCHEDULES[config.schedule.name](config.schedule, tuple(spec.shape))
     size = config.schedule.context
     require(size >= 0, f"config.model.schedule.context is {size}; accepted: 0 (none) or more.")
@@ -249,6 +270,8 @@ def build(config, spec):
         gamma_range=(low, high),
         sampler=config.sampler,
         sample_steps=config.sample_steps,
+        drop_label=config.drop_label,
+        guidance=config.guidance,
         context=context_lib.Encoder(size) if size else None,
     )
 

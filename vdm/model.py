@@ -5,7 +5,7 @@ from typing import Any, Protocol
 import jax
 
 from vdm import diffusion
-from vdm.baselines import autoregressor, mhvae, naive, vae
+from vdm.baselines import autoregressor, latent, mhvae, naive, vae
 from vdm.errors import one_of
 from vdm.rng import Rng
 
@@ -41,6 +41,7 @@ MODELS = {
     "autoregressor": autoregressor.build,
     "vae": vae.build,
     "mhvae": mhvae.build,
+    "latent": latent.build,
 }
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 # What a draw is for: each use folds its own number into the key.
-TIME, NOISE, RECONSTRUCTION, DROPOUT, AUGMENT, LATENT, DECODE, CONTEXT = range(8)
+TIME, NOISE, RECONSTRUCTION, DROPOUT, AUGMENT, LATENT, DECODE, CONTEXT, LABEL = range(9)
 
 
 class Rng(NamedTuple):

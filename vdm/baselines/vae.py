@@ -49,9 +49,7 @@ class VAE:
     def decode(self, params, z, keys=None):
         """p(x|z) as the (z_0, γ_0) that decoder.py takes, each [batch, height, width, channels]: each value
         is one of its levels, by a Gaussian around z_0/α_0 of variance e^γ_0."""
-        output = self.decoder.apply(params["decoder"], z, layer_keys(keys, 1))
-        mean, gamma_0 = jnp.moveaxis(output.reshape(-1, *self.shape, 2), -1, 0)
-        return mean * encoder_lib.alpha(gamma_0), gamma_0
+        return levels_of(self.decoder.apply(params["decoder"], z, layer_keys(keys, 1)), self.shape)
 
     def loss(self, params, rng, batch, train):
         """reconstruction, by one draw of z, and prior matching, exact (lecture (12), (15)), nats [batch]."""
@@ -75,6 +73,12 @@ class VAE:
         """Samples, uint8 [batch, height, width, channels]: z of the prior, and x of p(x|z)."""
         z = rng.normal(rng_lib.LATENT, (self.latent,))
         return draw_x(rng.keys(rng_lib.DECODE), self.decode(params, z), self.vocab_size)
+
+
+def levels_of(output, shape):
+    """p(x|z) as `VAE.decode` gives it, of a decoder's output [batch, values · 2], values those of `shape`."""
+    mean, gamma_0 = jnp.moveaxis(output.reshape(-1, *shape, 2), -1, 0)
+    return mean * encoder_lib.alpha(gamma_0), gamma_0
 
 
 def log_likelihood(levels, p_x, vocab_size):

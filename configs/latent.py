@@ -1,0 +1,23 @@
+"""A latent VDM on the digits: a VAE whose prior is a VDM, told the class, trained jointly.
+
+  python -m vdm.main --config=configs/latent.py --workdir=/tmp/latent
+  python -m vdm.main --workdir=/tmp/latent --mode=sample --config.model.guidance=2.0
+
+The second command draws samples with classifier-free guidance, the classes 0, 1, … in turn. The bound is
+one on −log p(x), as what the label costs is a term of it. On MNIST, as in configs/vae.py.
+"""
+
+from configs import vae
+
+
+def get_config():
+    c = vae.get_config()
+    c.model.name = "latent"
+    c.model.parameterisation = "v"
+    c.model.condition = "label"
+    c.model.drop_label = 0.1
+    # Both ends are learned: how noisy z_0 is, and how little of μ(x) is left in z_1.
+    c.model.schedule.gamma_min = -3.0
+    c.model.schedule.gamma_max = 5.0
+    c.model.net.depth = 3
+    return c

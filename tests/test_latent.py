@@ -1,0 +1,160 @@
+"""The latent VDM against quadrature over its chain, and its labels and guidance."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special, stats
+
+from configs import default, latent as latent_config
+from test_vae import parameters
+from vdm import data, model
+from vdm.errors import UserError
+from vdm.rng import Rng
+
+LEVELS, CLASSES, COUNT = 3, 2, 20_000
+AXIS = np.linspace(-8.0, 8.0, 101)
+CELL = AXIS[1] - AXIS[0]
+
+
+def made(classes=CLASSES, **changes):
+    """A small model of one latent number, on pictures of one value, as a chain of two steps; its parameters."""
+    config = default.get_config()
+    config.model.update_from_flattened_dict({
+        "name": "latent", "latent": 1, "timesteps": 2, "parameterisation": "v",
+        "schedule.name": "fixed_linear", "schedule.gamma_min": -1.5, "schedule.gamma_max": 1.0, "net.name": "mlp",
+        "net.depth": 1, "net.width": 16, "net.fourier": 0, "net.dropout": 0.0, **changes,
+    })  # fmt: skip
+    built = model.build(config, data.Spec((1, 1, 1), LEVELS, classes))
+    batch = {"image": np.zeros((1, 1, 1, 1), np.uint8), "label": np.zeros(1, np.int32)}
+    params = parameters(built, batch)
+    embedding = params["net"]["params"]["Embedding_0"]["Dense_0"]
+    embedding["kernel"] = embedding["kernel"].at[-CLASSES:].multiply(20.0)  # of the label
+    layers = params["net"]["params"]["layers"]["embed"]
+    layers["kernel"] *= 3.0
+    return built, params
+
+
+def rng(count=COUNT, number=0):
+    return Rng(jax.random.key(number), jnp.arange(count), count)
+
+
+def integrated(built, params, label):
+    """log q(z_0, z_½, z_1|x) and log p(x, z_0, z_½, z_1|label) of each x, on a grid [x, z_0, z_½, z_1], in
+    float64 by the formulas of the paper, from what the networks alone give; −1: no label."""
+    gammas = np.array([-1.5, -0.25, 1.0])
+    alpha, sigma = np.sqrt(special.expit(-gammas)), np.sqrt(special.expit(gammas))
+    points = jnp.asarray(AXIS, jnp.float32)[:, None]
+    told = jax.nn.one_hot(jnp.full(len(AXIS), label), CLASSES) if built.vdm.condition == "label" else None
+
+    def v_hat(gamma):
+        time = jnp.full(len(AXIS), (gamma + 1.5) / 2.5)
+        return np.asarray(built.vdm.net.apply(params["net"], points[:, None, None], time, told), np.float64).ravel()
+
+    x = (2.0 * np.arange(LEVELS) + 1.0) / LEVELS - 1.0
+    mu = np.asarray(built.encoder.apply(params["encoder"], jnp.asarray(x, jnp.float32)[:, None]), np.float64)
+    output = np.asarray(built.decoder.apply(params["decoder"], points), np.float64)
+    logits = -0.5 * np.exp(-output[:, 1:]) * (output[:, :1] - x) ** 2
+    log_p = (logits - special.logsumexp(logits, axis=1, keepdims=True)).T[:, :, None, None]
+    log_p = log_p + stats.norm.logpdf(AXIS)
+    log_q = stats.norm.logpdf(AXIS, alpha[2] * mu, sigma[2])[:, None, None]
+
+    for s, t in ((0, 1), (1, 2)):
+        fresh = -np.expm1(gammas[s] - gammas[t])
+        kept = (alpha[t] / alpha[s]) * sigma[s] ** 2 / sigma[t] ** 2
+        to_x = alpha[s] * fresh
+        x_hat = alpha[t] * AXIS - sigma[t] * v_hat(gammas[t])
+        p, q = (
+            stats.norm.logpdf(AXIS[:, None], kept * AXIS + to_x * target, sigma[s] * math.sqrt(fresh))
+            for target in (x_hat, mu[:, :, None])
+        )
+        log_p = log_p + (p[None, :, :, None] if s == 0 else p[None, None])
+        log_q = log_q + (q[:, :, :, None] if s == 0 else q[:, None])
+    return log_q, log_p
+
+
+@pytest.mark.parametrize("condition", ["none", "label"])
+def test_elbo_and_samples_against_quadrature(condition):
+    """The mean of the bound is −log p(x) + KL(q(z|x) ‖ p(z|x)) (lecture (9)), or that of p(x, label), which is
+    above −log p(x); samples are of p(x|label)."""
+    built, params = made(condition=condition)
+    labels = range(CLASSES) if condition == "label" else (0,)
+    log_p_given = []
+    for label in labels:
+        log_q, log_joint = integrated(built, params, label)
+        np.testing.assert_allclose(np.exp(log_q).sum(axis=(1, 2, 3)) * CELL**3, 1.0, atol=1e-4)
+        log_p = np.log(np.exp(log_joint).sum(axis=(1, 2, 3)) * CELL**3)
+        assert np.exp(log_p).sum() == pytest.approx(1.0, abs=1e-4)
+        posterior = log_joint - log_p[:, None, None, None]
+        gaps = np.sum(np.exp(log_q) * (log_q - posterior), axis=(1, 2, 3)) * CELL**3
+        assert gaps.min() > 0.01
+        log_p_given.append(log_p)
+
+        @jax.jit
+        def draws(x):
+            batch = {"image": jnp.full((COUNT, 1, 1, 1), x), "label": jnp.full(COUNT, label)}
+            return built.loss(params, rng(), batch, False)
+
+        for x in range(LEVELS):
+            terms = draws(jnp.int32(x))
+            assert set(terms) == {"reconstruction", "prior", "diffusion"} | ({"label"} if len(labels) > 1 else set())
+            nats = np.asarray(sum(terms.values()), np.float64)
+            want = gaps[x] - log_p[x] + math.log(len(labels))
+            assert nats.mean() == pytest.approx(want, abs=4 * nats.std() / math.sqrt(COUNT))
+
+        batch = {"label": jnp.full(COUNT, label)}
+        drawn = np.asarray(jax.jit(lambda: built.sample(params, rng(), batch))()).ravel()
+        share = np.bincount(drawn, minlength=LEVELS) / COUNT
+        assert np.abs(share - np.exp(log_p)).max() < 4 * 0.5 / math.sqrt(COUNT)
+    if condition == "label":
+        assert np.abs(log_p_given[0] - log_p_given[1]).max() > 0.05  # the label says something
+
+
+def test_guidance_goes_on_from_no_label_beyond_the_label():
+    """One step of DDIM is linear in ε̂: z_0 by (1 + w) ε̂(z, label) − w ε̂(z) is that of both z_0."""
+    built, params = made(condition="label", drop_label=0.1, timesteps=1, sampler="ddim")
+    label = jnp.arange(8) % CLASSES
+
+    def z_0(guidance, label):
+        vdm = dataclasses.replace(built.vdm, guidance=guidance)
+        return jax.jit(lambda: vdm.sample_z_0(params, rng(8), {"label": label}))()
+
+    told, untold = z_0(0.0, label), z_0(0.0, jnp.full(8, -1))
+    assert np.abs(told - untold).max() > 0.1
+    np.testing.assert_allclose(z_0(1.5, label), 2.5 * told - 1.5 * untold, atol=1e-5)
+
+
+def test_labels_are_dropped_in_training_alone():
+    built, params = made(condition="label", drop_label=0.3)
+    some, count = jnp.arange(1000) % CLASSES, 1000
+
+    def nats(label, train):
+        batch = {"image": jnp.ones((count, 1, 1, 1), jnp.int32), "label": label}
+        return built.loss(params, rng(count), batch, train)["diffusion"]
+
+    nats = jax.jit(nats, static_argnums=1)
+    told, untold, train = nats(some, False), nats(jnp.full(count, -1), False), nats(some, True)
+    dropped = np.isclose(train, untold, rtol=1e-5)
+    np.testing.assert_allclose(train[~dropped], told[~dropped], rtol=1e-5)
+    assert abs(dropped.mean() - 0.3) < 4 * math.sqrt(0.21 / count)
+
+
+@pytest.mark.parametrize(
+    "changes, text",
+    [
+        ({"latent": 0}, "latent is 0; accepted: 1 or more"),
+        ({"parameterisation": "levels"}, "'levels', but latents have no levels; accepted: 'eps', 'x', 'v'"),
+        ({"drop_label": 1.0}, "drop_label is 1.0; accepted: 0 up to, but not, 1"),
+        ({"drop_label": 0.1, "condition": "none"}, "drop_label is 0.1, which needs config.model.condition = 'label'"),
+        ({"guidance": -1.0}, "guidance is -1.0; accepted: 0"),
+        ({"guidance": 1.0, "drop_label": 0.0}, "guidance is 1.0, which needs config.model.drop_label > 0"),
+    ],
+)
+def test_bad_values_are_refused(changes, text):
+    config = latent_config.get_config()
+    config.model.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=text):
+        model.build(config, data.Spec((8, 8, 1), 17, 10))

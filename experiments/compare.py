@@ -9,16 +9,12 @@ python -m vdm.main --workdir=W --mode=eval writes.
 
 import json
 import math
-import sys
-
-from absl import app, flags, logging
 
 from experiments import results, workdirs
 from vdm import report
-from vdm.errors import UserError, require
+from vdm.errors import require
 from vdm.evaluate import standard_error
-
-FLAGS = flags.FLAGS
+from vdm.fields import flat
 
 # How a difference was taken, and what its error bar is.
 HOW = {
@@ -38,7 +34,7 @@ def config_table(runs):
     Args:
       runs: {label: Run}.
     """
-    configs = [workdirs.flat(run.config) for run in runs.values()]
+    configs = [flat(run.config) for run in runs.values()]
     rows = []
     for name in sorted({name for config in configs for name in config}):
         values = [json.dumps(c[name], ensure_ascii=False) if name in c else "absent" for c in configs]
@@ -103,15 +99,5 @@ def run(folders, out):
     print(f"{out}: compare.md, {', '.join(file.name for file in files)}")
 
 
-def main(argv):
-    """Runs it on the folders of the command line."""
-    logging.set_verbosity(logging.ERROR)  # the libraries' own reports are not the study's
-    try:
-        run(argv[1:], FLAGS.out)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-
-
 if __name__ == "__main__":
-    flags.DEFINE_string("out", "runs/compare", "Folder for what is written.")
-    app.run(main)
+    workdirs.main(run, "runs/compare")

@@ -9,15 +9,10 @@ and each term, into elbo_curves.png and elbo_curves.pdf. Prints how far each run
 with the standard error, which counts the test images and the Monte-Carlo noise.
 """
 
-import sys
-
-from absl import app, flags, logging
 
 from experiments import results, workdirs
 from vdm import report
-from vdm.errors import UserError, require
-
-FLAGS = flags.FLAGS
+from vdm.errors import require
 
 
 def table(variants):
@@ -51,15 +46,5 @@ def run(folders, out):
     print(f"{out}: {', '.join(file.name for file in files)}")
 
 
-def main(argv):
-    """Runs it on the folders of the command line."""
-    logging.set_verbosity(logging.ERROR)  # the libraries' own reports are not the study's
-    try:
-        run(argv[1:], FLAGS.out)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-
-
 if __name__ == "__main__":
-    flags.DEFINE_string("out", "runs/curves", "Folder for the figure.")
-    app.run(main)
+    workdirs.main(run, "runs/curves")

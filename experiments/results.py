@@ -163,7 +163,7 @@ def curves(variants, out, name="curves"):
         lines.append(Line2D([], [], label=variant + seeds, marker=".", **style))
     for panel, axes in panels.items():
         figures.show_end(axes, drawn[panel])
-        title = figures.TERMS.get(panel, (panel,))[0] if panel in terms else "ELBO, test split"
+        title = figures.TERMS.get(panel, (panel,))[0] if panel in terms else "test split"
         axes.set(title=title, xlabel="seconds" if panel == "seconds" else "step")
         axes.ticklabel_format(axis="y", scilimits=(-2, 4))
         axes.grid(alpha=0.3)

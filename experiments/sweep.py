@@ -22,7 +22,7 @@ import signal
 import sys
 import time
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
@@ -43,7 +43,7 @@ def main(doc, grid, results, config, seeds=2, fields=None):
     Args:
       doc: the study's docstring, for --help.
       grid: ConfigDict → {variant: {dotted field: value}}; the config is the base config with
-        what the user set by --config.FIELD=VALUE.
+        what the user set by --config.FIELD=VALUE. The field "config" is another config's file.
       results: (workdir, {variant: [workdirs of its finished runs]}) → [paths that it wrote].
       config: file of the base config, where no --config is given.
       seeds: how many, where no --seeds is given.
@@ -60,6 +60,7 @@ def main(doc, grid, results, config, seeds=2, fields=None):
     try:
         rest = vdm_main.parse(sys.argv)[1:]
         require(not rest, f"{' '.join(rest)!r} is no flag; see --help.")
+        logging.set_verbosity(logging.ERROR)  # the libraries' own reports are not the study's
         sys.exit(study(grid, results))
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
@@ -165,18 +166,26 @@ def plan(grid, flag, workdir, seeds):
       flag: --config, which knows its file and the fields that the user set.
 
     Raises:
-      UserError: the file is none, or the grid sets what is no field, or the user the seed.
+      UserError: the file is none, or the grid sets what is no field, or what the user set too.
     """
-    file, given = config_flags.get_config_filename(flag), config_flags.get_override_values(flag)
+    base, given = config_flags.get_config_filename(flag), config_flags.get_override_values(flag)
     require(
-        pathlib.Path(file.partition(":")[0]).is_file(),
-        f"--config is {file!r}, which does not exist. {vdm_main.nearest_file(file)}",
+        pathlib.Path(base.partition(":")[0]).is_file(),
+        f"--config is {base!r}, which does not exist. {vdm_main.nearest_file(base)}",
     )
     require("seed" not in given, "--config.seed is the study's to set; give --seeds, how many there are.")
     runs = []
     for seed, (variant, fields) in itertools.product(range(seeds), grid(flag.value).items()):
+        fields = dict(fields)
+        file = fields.pop("config", base)
+        twice = sorted(set(given) & set(fields))
+        require(
+            not twice,
+            f"--config.{' and --config.'.join(twice)} cannot be set: the study itself sets it, in {variant!r}.",
+        )
         fields = {**given, **fields, "seed": seed}
-        config, folder = flag.value.copy_and_resolve_references(), workdir / f"{variant}-{seed}"
+        config = flag.value.copy_and_resolve_references() if file == base else vdm_main.load_config(file)
+        folder = workdir / f"{variant}-{seed}"
         line = command(file, folder, fields)
         try:
             config.update_from_flattened_dict(fields)

@@ -11,12 +11,13 @@ import math
 import os
 import pathlib
 import re
+import sys
 
-import jax
+from absl import app, flags, logging
 import numpy as np
 
 from vdm import report
-from vdm.errors import UserError, require
+from vdm.errors import UserError, one_line, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +134,16 @@ def image_source(run):
     return *(fields.get(name) for name in ("name", "data_dir", "image_size", "vocab_size")), run.final.get("images")
 
 
-def flat(config):
-    """{dotted name: value} of nested dictionaries."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(config)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): value for path, value in leaves}
+def main(run, out):
+    """Calls run(folders, --out) of the command line, and exits: with 2 on bad input."""
+    flags.DEFINE_string("out", out, "Folder for what is written.")
+
+    def checked(argv):
+        logging.set_verbosity(logging.ERROR)  # the libraries' own reports are not the study's
+        try:
+            run(argv[1:], flags.FLAGS.out)
+        except UserError as error:
+            print(f"error: {one_line(error)}", file=sys.stderr)
+            sys.exit(2)
+
+    app.run(checked)

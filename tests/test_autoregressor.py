@@ -13,7 +13,7 @@ from configs import autoregressor as config_lib
 from exact import split
 from vdm import data, estimators, model
 from vdm.errors import UserError
-from vdm.nets import causal
+from vdm.nets import causal, layers
 from vdm.rng import Rng, Spread
 
 LEVELS = 3
@@ -98,7 +98,8 @@ def test_attention_on_a_cpu_is_that_of_jax(tokens):
         out, pull = jax.vjp(attend, q, k, v)
         return out, *pull(jnp.cos(out))
 
-    for got, want in zip(*map(out_and_gradients, (causal.attend_on_cpu, causal.attend_before))):
+    in_blocks = lambda *qkv: layers.attend_on_cpu(*qkv, causal.attend_in_blocks)  # noqa: E731
+    for got, want in zip(*map(out_and_gradients, (in_blocks, causal.attend_before))):
         np.testing.assert_allclose(got, want, atol=1e-5)
 
 

@@ -11,8 +11,8 @@ from scipy import stats
 
 from configs import default, mhvae as mhvae_config
 from test_vae import parameters
-from vdm import data, encoder, model, rng as rng_lib
-from vdm.baselines import gaussian, vae
+from vdm import data, encoder, gaussian, model, rng as rng_lib
+from vdm.baselines import vae
 from vdm.errors import UserError
 from vdm.rng import Rng
 

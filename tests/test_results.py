@@ -325,8 +325,8 @@ def test_elbo_curves_of_runs_that_go_on(tmp_path, capsys):
 @pytest.mark.parametrize(
     "module, args, code, words",
     [
-        ("elbo_curves", ["--help"], 1, "Folder for the figure"),
-        ("compare", ["nowhere", "b", "--out=c"], 1, "error: 'nowhere' does not exist"),
+        ("elbo_curves", ["--help"], 1, "Folder for what is written"),
+        ("compare", ["nowhere", "b", "--out=c"], 2, "error: 'nowhere' does not exist"),
     ],
 )
 def test_command_line(module, args, code, words):

@@ -221,7 +221,7 @@ def test_finished_is_the_last_step_evaluated_and_saved(tmp_path):
 def test_dry_run_prints_what_a_shell_reads_as_the_arguments_run(study, tmp_path):
     """A shell runs the lines with a `python` that writes its arguments down."""
     odd = "a b'c\"$HOME"
-    grid = {"plain": {}, "cosine": {"model.schedule.name": "cosine", "train.ema": 1e-05, "train.keep": 7}}
+    grid = {"plain": {}, "cosine": {"model.schedule.name": "cosine", "train.ema": 1e-05, "train.log_every": 7}}
     flags = [f"--config.data.data_dir={odd}", "--config.train.keep=5", "--seeds=1"]
     code, out, err = ended(study(grid, *flags, "--dry_run", real=True))
     assert code == 0 and not (tmp_path / "W").exists(), err
@@ -233,8 +233,8 @@ def test_dry_run_prints_what_a_shell_reads_as_the_arguments_run(study, tmp_path)
     data = f"--config.data.data_dir={odd}"
     plain = [*start, f"--workdir={tmp_path}/W/plain-0", data, "--config.train.keep=5", "--config.seed=0"]
     cosine = [
-        *start, f"--workdir={tmp_path}/W/cosine-0", data, "--config.train.keep=7",
-        "--config.model.schedule.name=cosine", "--config.train.ema=1e-05", "--config.seed=0",
+        *start, f"--workdir={tmp_path}/W/cosine-0", data, "--config.train.keep=5", "--config.model.schedule.name=cosine",
+        "--config.train.ema=1e-05", "--config.train.log_every=7", "--config.seed=0",
     ]  # fmt: skip
     read = [(tmp_path / f"args{number}").read_text().splitlines() for number in range(2)]
     assert read == [plain, cosine]
@@ -267,6 +267,17 @@ def test_bad_input_is_one_line_and_starts_nothing(case, study, tmp_path):
 def test_a_field_of_the_grid_that_is_none(study):
     code, _, err = ended(study({"good": {"model.schedule.nam": "cosine"}}, real=True))
     assert code == 2 and "variant 'good'" in err and "Did you mean 'model.schedule.name'?" in err
+
+
+def test_a_variant_of_another_config(study, tmp_path):
+    """What the user sets goes for it too; but not what the study sets itself."""
+    grid = {"good": {"config": "configs/vae.py", "model.latent": 3}}
+    code, out, err = ended(study(grid, "--config.train.keep=5", "--seeds=1", "--dry_run", real=True))
+    assert code == 0, err
+    want = "--config=configs/vae.py --workdir={}/W/good-0 --config.train.keep=5 --config.model.latent=3 --config.seed=0"
+    assert want.format(tmp_path) in out
+    code, out, err = ended(study(grid, "--config.model.latent=5", "--dry_run", real=True))
+    assert code == 2 and "--config.model.latent cannot be set: the study itself sets it, in 'good'" in err
 
 
 def test_submitit_is_named_where_it_is_absent(study, tmp_path):

@@ -11,8 +11,8 @@ from scipy import stats
 
 import exact
 from configs import default, vae as vae_config
-from vdm import data, estimators, model, run, step
-from vdm.baselines import gaussian, vae
+from vdm import data, estimators, gaussian, model, run, step
+from vdm.baselines import vae
 from vdm.errors import UserError
 from vdm.rng import Rng
 

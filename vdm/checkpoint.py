@@ -14,6 +14,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from configs import default
 from vdm.errors import UserError
+from vdm.fields import flat
 
 
 def begun(workdir):
@@ -66,6 +67,10 @@ class Checkpoints:
     def latest(self):
         """The newest step, or None where there is no checkpoint."""
         return self._manager.latest_step()
+
+    def steps(self):
+        """All steps that are kept, in order."""
+        return sorted(self._manager.all_steps())
 
     def best(self):
         """The step with the lowest test bits/dim, or None where none was evaluated."""
@@ -156,15 +161,7 @@ HARMLESS = (
 
 def differences(old, new):
     """[(field, old value, new value)] of two nested dictionaries, without what is harmless."""
-
-    def flat(config, prefix=""):
-        for name, value in config.items():
-            if isinstance(value, dict):
-                yield from flat(value, f"{prefix}{name}.")
-            else:
-                yield prefix + name, value
-
-    old, new = dict(flat(old)), dict(flat(new))
+    old, new = flat(old), flat(new)
     return [
         (name, old.get(name), new.get(name))
         for name in sorted({*old, *new})

@@ -4,9 +4,11 @@
 from flax import linen as nn
 import jax.numpy as jnp
 
+from vdm.gaussian import Gaussian
+
 
 class Encoder(nn.Module):
-    """q(c|x): x [batch, height, width, channels] to mean and log variance, each [batch, size]."""
+    """q(c|x): x [batch, height, width, channels] to a Gaussian of [batch, size]."""
 
     size: int
     hidden: int = 128
@@ -14,9 +16,4 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x):
         h = nn.gelu(nn.Dense(self.hidden)(x.reshape(x.shape[0], -1)))
-        return jnp.split(nn.Dense(2 * self.size)(h), 2, axis=-1)
-
-
-def kl(mean, log_variance):
-    """KL(N(mean, e^log_variance) ‖ N(0, I)): [batch, size] to nats [batch]."""
-    return 0.5 * jnp.sum(jnp.square(mean) + jnp.expm1(log_variance) - log_variance, axis=-1)
+        return Gaussian(*jnp.split(nn.Dense(2 * self.size)(h), 2, axis=-1))

@@ -8,7 +8,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from vdm import condition, context as context_lib, decoder, denoiser, elbo, encoder, nets
+from vdm import condition, context as context_lib, decoder, denoiser, elbo, encoder, gaussian, nets
 from vdm import rng as rng_lib, sampler, schedule, times, variance
 from vdm.errors import one_of, require
 
@@ -100,9 +100,9 @@ class Diffusion:
         """A draw of q(c|x) [batch, k] and its KL from the prior N(0, I), nats [batch]; or None, 0."""
         if self.context is None:
             return None, 0.0
-        mean, log_variance = self.context.apply(params["context"], x)
-        noise = rng.normal(rng_lib.CONTEXT, mean.shape[1:])
-        return mean + jnp.exp(0.5 * log_variance) * noise, context_lib.kl(mean, log_variance)
+        q = self.context.apply(params["context"], x)
+        noise = rng.normal(rng_lib.CONTEXT, (self.context.size,))
+        return gaussian.draw(q, noise), gaussian.kl(q, gaussian.STANDARD)
 
     def eps_hat(self, params, z_t, gamma, told, dropout_keys=None, context=None):
         """ε̂(z_t, γ): z_t [batch, height, width, channels], γ [batch] or like z_t, to the shape of

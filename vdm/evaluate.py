@@ -29,11 +29,13 @@ class Estimate:
         Monte-Carlo noise. NaN where there was but one set of draws, and more than there is
         where sets differ in size.
       passes: how often each image was evaluated.
+      exact: whether it is the negative log-likelihood itself, and not the negative ELBO.
     """
 
     values: dict[str, np.ndarray]
     noise: dict[str, float]
     passes: int
+    exact: bool = False
 
     @property
     def images(self):
@@ -196,7 +198,8 @@ def make_evaluator(model, config, data):
             if noise <= target_se and images * (len(sets) - 1) >= 30:
                 break
         bar.close()
-        return combine(sets, data.spec.shape), profile
+        exact = getattr(model, "exact", False)
+        return dataclasses.replace(combine(sets, data.spec.shape), exact=exact), profile
 
     return evaluate
 
@@ -230,7 +233,9 @@ def write(path, estimate, step, more=()):
     """Writes an Estimate as JSON: what it is, of which step, and every number."""
     text = json.dumps(
         {
-            "estimator": "ELBO: an upper bound on the negative log-likelihood",
+            "estimator": "exact negative log-likelihood"
+            if estimate.exact
+            else "ELBO: an upper bound on the negative log-likelihood",
             "unit": "bits/dim",
             "step": step,
             **estimate.json(),

@@ -58,8 +58,8 @@ def _save_points(path, points, vocab_size):
     figure.savefig(path, dpi=120)
 
 
-def save_curve(path, metrics, title=""):
-    """Draws the ELBO curve of a metrics.jsonl: bits/dim of each term against steps.
+def save_curve(path, metrics, total_name="ELBO"):
+    """Draws the curve of a metrics.jsonl: bits/dim of each term against steps.
 
     Left the total, training and test; right the three terms of the test split, or of the
     training split before there is any test, on a logarithmic axis.
@@ -80,13 +80,14 @@ def save_curve(path, metrics, title=""):
             label=f"test (EMA), last {values[-1]:.3f} ± {errors[-1]:.3f}",
         )  # fmt: skip
     show_end(total, [_series(split, "bpd")[1] for split in (train, test) if split])
-    total.set(xlabel="step", ylabel="bits/dim", title=title or "ELBO")
+    total.set(xlabel="step", ylabel="bits/dim", title=total_name)
     total.grid(alpha=0.3)
     total.legend()
 
     shown = test or train
     for name in ("bpd", *term_names(shown[-1:])):
         label, colour = TERMS.get(name, (name, None))
+        label = total_name if name == "bpd" else label
         terms.plot(*_series(shown, name), color=colour, marker=".", label=label)
     terms.set_yscale("symlog", linthresh=1e-3)
     terms.set_ylim(bottom=0)

@@ -16,10 +16,9 @@ import re
 import sys
 
 from absl import app, flags, logging
-import ml_collections
 from ml_collections import config_flags
 
-from vdm import cache
+from vdm import cache, fields as fields_lib
 from vdm.errors import UserError, one_line, one_of, require
 
 MODES = ("train", "eval", "sample")
@@ -133,7 +132,7 @@ def unknown_field(argv, error):
         config = load_config(value_of("config", argv))
     except Exception:
         return one_line(error)
-    fields = list(flat(config))
+    fields = fields_lib.flat(config)
     for arg in argv:
         match = re.match(r"--?config\.([^=]+)", arg)
         if match and match[1] not in fields:
@@ -150,15 +149,6 @@ def load_config(path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config(argument) if argument else module.get_config()
-
-
-def flat(config, prefix=""):
-    """Dotted names of all fields."""
-    for name, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict):
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name
 
 
 def nearest(name, names):

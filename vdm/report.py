@@ -83,7 +83,7 @@ def estimate_table(estimate):
     lines = [f"{'':<16}{'bits/dim':>10}{'s.e.':>10}{'= images':>10}{'& noise':>10}"]
     for name in names:
         numbers = (part[name] for part in (estimate.mean, estimate.se, estimate.images_se, estimate.noise))
-        label = "total (ELBO)" if name == "bpd" else name
+        label = f"total ({'exact' if estimate.exact else 'ELBO'})" if name == "bpd" else name
         lines.append(f"{label:<16}" + "".join(f"{fixed(number):>10}" for number in numbers))
     lines.insert(-1, "-" * len(lines[0]))
     lines.append(f"images: {estimate.images}, each evaluated {estimate.passes} times")

@@ -291,7 +291,8 @@ class Log:
         self.say(
             f"step {step}: test {estimate.mean['bpd']:.4f} ± {estimate.se['bpd']:.4f} bits/dim"
         )
-        figures.save_curve(self._workdir / "elbo.png", self._writer.path)
+        name = "−log p, exact" if estimate.exact else "ELBO"
+        figures.save_curve(self._workdir / "elbo.png", self._writer.path, name)
 
     def samples(self, step, samples):
         """Draws samples, and keeps the newest as samples.png and samples.npz."""

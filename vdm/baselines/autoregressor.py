@@ -78,16 +78,16 @@ def build(config, spec):
     """
     condition.check(config.condition, spec)
     one_of("config.model.net.name", config.net.name, ("transformer",))
-    like = nets.build(config.net, spec, spec.vocab_size)  # the fields are those of nets.transformer
+    nets.check(config.net)
     net = causal.Causal(
         tokens=math.prod(spec.shape),
         vocab_size=spec.vocab_size,
-        depth=like.depth,
-        width=like.width,
-        dropout=like.dropout,
-        heads=like.heads,
-        dtype=like.dtype,
-        remat=like.remat,
-        unroll=like.unroll,
+        depth=config.net.depth,
+        width=config.net.width,
+        dropout=config.net.dropout,
+        heads=config.net.heads,
+        dtype=jnp.dtype(config.net.dtype),
+        remat=config.net.remat,
+        unroll=jax.default_backend() == "cpu",  # as in nets.build
     )
     return Autoregressor(net, tuple(spec.shape), spec.classes, config.condition)

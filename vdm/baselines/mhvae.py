@@ -33,10 +33,10 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from vdm import denoiser, diffusion, encoder, rng as rng_lib
-from vdm.baselines import gaussian, vae as vae_lib
-from vdm.baselines.gaussian import Gaussian
+from vdm import denoiser, diffusion, encoder, gaussian, rng as rng_lib
+from vdm.baselines import vae as vae_lib
 from vdm.errors import one_of, require
+from vdm.gaussian import Gaussian
 from vdm.nets import residual
 from vdm.nets.layers import layer_keys
 

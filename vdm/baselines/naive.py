@@ -39,7 +39,7 @@ class Naive:
     def init(self, key, batch):
         """{"net": …, "log_variance": of each value, [*shape]}: fresh parameters."""
         one = {name: value[:1] for name, value in batch.items()}
-        net = self.net.init(key, jnp.zeros((1, *self.shape)), jnp.zeros(1), self._told(one))
+        net = self.net.init(key, jnp.zeros((1, *self.shape)), jnp.zeros(1), self.told(one))
         return {"net": net, "log_variance": jnp.full(self.shape, math.log(0.25))}
 
     def loss(self, params, rng, batch, train):
@@ -50,19 +50,19 @@ class Naive:
         x, half = encoder.scale(levels, self.vocab_size), self.shape[0] // 2
 
         def nats(given, time):
-            u, gamma = self.predict(params, x * given, time, self._told(batch), keys)
+            u, gamma = self.predict(params, x * given, time, self.told(batch), keys)
             return -decoder.log_prob(levels, u * encoder.alpha(gamma), gamma, self.vocab_size)
 
-        upper, lower = nats(0.0, 0.0)[:, :half], nats(self._is_upper(), 1.0)[:, half:]
+        upper, lower = nats(0.0, 0.0)[:, :half], nats(self.is_upper(), 1.0)[:, half:]
         return {"upper": jnp.sum(upper, axis=(1, 2, 3)), "lower": jnp.sum(lower, axis=(1, 2, 3))}
 
     def sample(self, params, rng, batch):
         """What it predicts, uint8 [batch, height, width, channels]: the average picture, its lower half
         from the average upper one. Nothing is drawn."""
-        told, blank = self._told(batch), jnp.zeros((rng.index.shape[0], *self.shape))
+        told, blank = self.told(batch), jnp.zeros((rng.index.shape[0], *self.shape))
         first = self.average(params, blank, 0.0, told)
-        second = self.average(params, first * self._is_upper(), 1.0, told)
-        whole = jnp.where(self._is_upper() > 0, first, second)
+        second = self.average(params, first * self.is_upper(), 1.0, told)
+        whole = jnp.where(self.is_upper() > 0, first, second)
         return encoder.unscale(whole, self.vocab_size).astype(jnp.uint8)
 
     def average(self, params, given, time, told):
@@ -81,10 +81,12 @@ class Naive:
         time = jnp.full(given.shape[:1], time)
         return self.net.apply(params["net"], given, time, told, keys), params["log_variance"]
 
-    def _is_upper(self):
+    def is_upper(self):
+        """1 for the values of the upper half, 0 for the others: [height, 1, 1]."""
         return (jnp.arange(self.shape[0]) < self.shape[0] // 2).astype(jnp.float32)[:, None, None]
 
-    def _told(self, batch):
+    def told(self, batch):
+        """What the network is told: [batch, k], or None."""
         return condition.told(self.condition, batch, self.classes)
 
 

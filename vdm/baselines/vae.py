@@ -7,8 +7,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from vdm import decoder as decoder_lib, encoder as encoder_lib, rng as rng_lib
-from vdm.baselines import gaussian
+from vdm import decoder as decoder_lib, encoder as encoder_lib, gaussian, rng as rng_lib
 from vdm.errors import one_of, require
 from vdm.nets import residual
 from vdm.nets.layers import layer_keys

@@ -21,22 +21,7 @@ def build(net, spec, out_channels):
       UserError: a field has a value that is not accepted.
     """
     one_of("config.model.net.name", net.name, NETS)
-    one_of("config.model.net.attention", net.attention, ("middle", "everywhere"))
-    one_of("config.model.net.dtype", net.dtype, ("float32", "bfloat16"))
-    one_of("config.model.net.remat", net.remat, REMAT)
-    for name in ("depth", "width", "heads", "patch"):
-        require(net[name] >= 1, f"config.model.net.{name} is {net[name]}; accepted: 1 or more.")
-    require(net.highest >= 0, f"config.model.net.highest is {net.highest}; accepted: 0 (V/2) or more.")
-    require(net.fourier >= 0, f"config.model.net.fourier is {net.fourier}; accepted: 0 or more.")
-    require(
-        0 <= net.dropout < 1,
-        f"config.model.net.dropout is {net.dropout}; accepted: 0 up to, but not, 1.",
-    )
-    require(
-        net.width % (2 * net.heads) == 0,
-        f"config.model.net.width is {net.width}; it must be a multiple of "
-        f"2 · config.model.net.heads = {2 * net.heads}.",
-    )
+    check(net)
     height, width, _ = spec.shape
     common = dict(
         out_channels=out_channels,
@@ -60,3 +45,23 @@ def build(net, spec, out_channels):
         f"height {height} and width {width}.",
     )
     return transformer.Transformer(heads=net.heads, patch=net.patch, **common)
+
+
+def check(net):
+    """Raises UserError where a number or a choice of config.model.net cannot be, for any network."""
+    one_of("config.model.net.attention", net.attention, ("middle", "everywhere"))
+    one_of("config.model.net.dtype", net.dtype, ("float32", "bfloat16"))
+    one_of("config.model.net.remat", net.remat, REMAT)
+    for name in ("depth", "width", "heads", "patch"):
+        require(net[name] >= 1, f"config.model.net.{name} is {net[name]}; accepted: 1 or more.")
+    require(net.highest >= 0, f"config.model.net.highest is {net.highest}; accepted: 0 (V/2) or more.")
+    require(net.fourier >= 0, f"config.model.net.fourier is {net.fourier}; accepted: 0 or more.")
+    require(
+        0 <= net.dropout < 1,
+        f"config.model.net.dropout is {net.dropout}; accepted: 0 up to, but not, 1.",
+    )
+    require(
+        net.width % (2 * net.heads) == 0,
+        f"config.model.net.width is {net.width}; it must be a multiple of "
+        f"2 · config.model.net.heads = {2 * net.heads}.",
+    )

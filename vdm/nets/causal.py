@@ -11,7 +11,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
-from vdm.nets.layers import PRODUCT, ZEROS, dropout, layer_keys, scan
+from vdm.nets.layers import PRODUCT, ZEROS, attend, attend_on_cpu, dropout, layer_keys, scan
 
 
 class Layer(nn.Module):
@@ -43,8 +43,8 @@ class Layer(nn.Module):
         qkv = [qkv[:, :, i] for i in range(3)]
         if kept is None:
             on_cpu = jax.default_backend() == "cpu"
-            attend = attend_on_cpu if on_cpu else jax.checkpoint(attend_before)
-            out, own = checkpoint_name(attend(*qkv), PRODUCT), None
+            out = attend_on_cpu(*qkv, attend_in_blocks) if on_cpu else jax.checkpoint(attend_before)(*qkv)
+            out, own = checkpoint_name(out, PRODUCT), None
         else:
             out, own = attend_kept(*qkv, kept, at)
         out = nn.Dense(width, dtype=self.dtype, kernel_init=ZEROS, name="out")(out.reshape(-1, width))
@@ -62,34 +62,17 @@ def attend_before(query, key, value):
 BLOCK = 128
 
 
-def attend_on_cpu(query, key, value):
-    """`attend_before` in an order that is three to five times as fast on a CPU: few pictures at a time, no
-    key that is after a whole block of queries, and divided by the softmax's sum at the end."""
-    tokens, heads = query.shape[1:3]
-
-    def block(q, k, v):  # the queries are those of the last keys
-        scores = jnp.matmul(q, jnp.swapaxes(k, -1, -2), preferred_element_type=jnp.float32)
-        scores /= math.sqrt(q.shape[-1])
-        rows, columns = scores.shape[-2:]
-        scores = jnp.where(jnp.tri(rows, columns, columns - rows, dtype=bool), scores, -jnp.inf)
-        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-        total = weights.sum(axis=-1, keepdims=True)
-        return (weights.astype(v.dtype) @ v / total).astype(v.dtype)
-
-    def one(qkv):
-        parts = []
-        for start in range(0, tokens, BLOCK):
-            q, k, v = (part[..., : start + BLOCK, :] for part in qkv)
-            parts.append(block(q[..., start:, :], k, v))
-        return jnp.concatenate(parts, axis=-2)
-
-    by_head = tuple(jnp.swapaxes(part, 1, 2) for part in (query, key, value))
-    pictures = max(1, 2**20 // (heads * tokens**2))
-    if pictures >= query.shape[0]:
-        out = one(by_head)
-    else:
-        out = jax.lax.map(jax.checkpoint(one), by_head, batch_size=pictures)
-    return jnp.swapaxes(out, 1, 2)
+def attend_in_blocks(q, k, v):
+    """`attend_before` of [..., tokens, width], without the keys that are after a whole block of queries:
+    three to five times as fast on a CPU."""
+    parts = []
+    for start in range(0, q.shape[-2], BLOCK):
+        end = start + BLOCK
+        queries, keys = q[..., start:end, :], k[..., :end, :]
+        rows, columns = queries.shape[-2], keys.shape[-2]
+        seen = jnp.tri(rows, columns, columns - rows, dtype=bool)  # the queries are those of the last keys
+        parts.append(attend(queries, keys, v[..., :end, :], seen))
+    return jnp.concatenate(parts, axis=-2)
 
 
 def attend_kept(query, key, value, kept, at):

@@ -139,24 +139,28 @@ class Attention(nn.Module):
         qkv = nn.Dense(3 * width, dtype=self.dtype, name="qkv")(flat)
         qkv = qkv.reshape(batch, tokens, 3, self.heads, -1)
         on_cpu = jax.default_backend() == "cpu"
-        attend = attend_on_cpu if on_cpu else jax.checkpoint(jax.nn.dot_product_attention)
-        out = attend(*(qkv[:, :, i] for i in range(3))).reshape(-1, width)
+        fast = attend_on_cpu if on_cpu else jax.checkpoint(jax.nn.dot_product_attention)
+        out = fast(*(qkv[:, :, i] for i in range(3))).reshape(-1, width)
         out = checkpoint_name(out, PRODUCT)
         out = nn.Dense(width, dtype=self.dtype, kernel_init=ZEROS, name="out")(out)
         return out.reshape(h.shape)
 
 
-def attend_on_cpu(query, key, value):
+def attend(q, k, v, seen=None):
+    """Softmax attention, divided by the softmax's sum at the end: all [..., tokens, width], and what
+    is `seen`, a mask [queries, keys], where not all is."""
+    scores = jnp.matmul(q, jnp.swapaxes(k, -1, -2), preferred_element_type=jnp.float32)
+    scores /= math.sqrt(q.shape[-1])
+    if seen is not None:
+        scores = jnp.where(seen, scores, -jnp.inf)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    total = weights.sum(axis=-1, keepdims=True)
+    return (weights.astype(v.dtype) @ v / total).astype(v.dtype)
+
+
+def attend_on_cpu(query, key, value, one=attend):
     """jax.nn.dot_product_attention, [batch, tokens, heads, width], in an order that is twice as
-    fast on a CPU: few pictures at a time, and divided by the softmax's sum at the end."""
-
-    def one(q, k, v):
-        scores = jnp.matmul(q, jnp.swapaxes(k, -1, -2), preferred_element_type=jnp.float32)
-        scores /= math.sqrt(q.shape[-1])
-        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-        total = weights.sum(axis=-1, keepdims=True)
-        return (weights.astype(v.dtype) @ v / total).astype(v.dtype)
-
+    fast on a CPU: few pictures at a time, each by `one`."""
     by_head = [jnp.swapaxes(part, 1, 2) for part in (query, key, value)]
     tokens, heads = query.shape[1:3]
     pictures = max(1, 2**20 // (heads * tokens**2))

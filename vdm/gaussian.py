@@ -1,10 +1,11 @@
-"""Diagonal Gaussians N(mean, e^log_variance I): of what the latents of the VAEs are drawn."""
+"""Diagonal Gaussians N(mean, e^log_variance I): what learned latents are drawn of."""
 
 import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class Gaussian(NamedTuple):
@@ -14,7 +15,7 @@ class Gaussian(NamedTuple):
     log_variance: jax.Array
 
 
-STANDARD = Gaussian(jnp.zeros(()), jnp.zeros(()))  # N(0, I), of any shape
+STANDARD = Gaussian(np.zeros((), np.float32), np.zeros((), np.float32))  # N(0, I), of any shape
 
 
 def noise(keys, shape):

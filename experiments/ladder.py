@@ -1,0 +1,200 @@
+"""Every system of the lecture on the same data, in the same unit: from a naive predictor up to the VDM.
+
+  python -m experiments.ladder --workdir=runs/ladder
+
+Each rung is a config of configs/; between the hierarchical VAE and the VDM come its three restrictions, one
+after the other. Writes ladder.md and ladder.csv, what each reaches, whether that is exact or a bound, and what it
+costs; and ladder.png and ladder.pdf, samples of each in a row and the curves. On other data:
+
+  python -m experiments.ladder --workdir=runs/ladder_mnist --config.data.name=mnist --config.data.vocab_size=256 \\
+      --config.data.data_dir=$HOME/tensorflow_datasets
+"""
+
+import csv
+import time
+
+import jax
+import jax.numpy as jnp
+from matplotlib.figure import Figure
+import numpy as np
+from tqdm import tqdm
+
+from experiments import results, sweep, workdirs
+from vdm import encoder, figures, report, run as run_lib, sample, started
+from vdm.evaluate import standard_error
+
+RUNGS = {
+    "naive": "configs/naive.py",
+    "autoregressor": "configs/autoregressor.py",
+    "VAE": "configs/vae.py",
+    "MHVAE": "configs/mhvae.py",
+    "MHVAE, I": "configs/mhvae.py",
+    "MHVAE, I+II": "configs/mhvae.py",
+    "MHVAE, I+II+III": "configs/mhvae.py",
+    "VDM": "configs/digits.py",
+    "latent VDM": "configs/latent.py",
+}
+SHOWN = 12  # samples of each rung in the figure
+TIMED = 64  # samples that are drawn to see how long one takes
+GUIDANCE = 2.0  # of the latent VDM's samples in a row of their own
+
+
+def grid(config):
+    """{variant: fields}: a rung's config, and its restrictions."""
+    found = {name.replace(", ", "_").replace(" ", "_"): {"config": file} for name, file in RUNGS.items()}
+    for name, fields in found.items():
+        if name.startswith("MHVAE_"):
+            fields["model.restrictions"] = name.removeprefix("MHVAE_").replace("+", ",")
+    return found
+
+
+def results_of(workdir, found):
+    """Writes the table and the figure of {variant: [workdirs]}; returns their paths."""
+    runs, drawn = workdirs.read_variants(found), {}
+    for variant, (folder, *_) in tqdm(found.items(), "samples", disable=None):
+        drawn[variant] = draw(folder)
+    rows = [row_of(variant, runs[variant], drawn[variant]) for variant in runs]
+    text = table(rows)
+    print(text)
+    (workdir / "ladder.md").write_text(text)
+    with (workdir / "ladder.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    return [workdir / "ladder.md", workdir / "ladder.csv", *draw_ladder(workdir, runs, drawn)]
+
+
+# ---- the table --------------------------------------------------------------------------
+
+
+def draw(folder):
+    """What the model of a run draws.
+
+    Returns:
+      {"rows": {name: uint8 [SHOWN, height, width, channels]}, "seconds": of one sample, "parameters": how
+      many, "vocab_size"}.
+    """
+    config = started.get_config(folder / "config.json")
+    config.sample.num = config.sample.batch_size = TIMED
+    this = run_lib.restore(config, folder)
+    sampler = sample.make_sampler(this.model, config, this.data)
+    sampler(this.state.ema)  # compiles it
+    begun = time.monotonic()
+    rows = {"": sampler(this.state.ema)[:SHOWN]}
+    seconds = (time.monotonic() - begun) / TIMED
+    if config.model.name == "naive":
+        rows["given the upper half"] = lower_halves(this)
+    if config.model.drop_label:
+        config.model.guidance = GUIDANCE
+        rows[f"guided, w = {GUIDANCE:g}"] = sample.make_sampler(run_lib.build(config).model, config, this.data)(this.state.ema)[:SHOWN]
+    count = sum(value.size for value in jax.tree.leaves(this.state.params))
+    return {"rows": rows, "seconds": seconds, "parameters": count, "vocab_size": this.data.spec.vocab_size}
+
+
+def lower_halves(this):
+    """Test images, whose lower half is what the naive model predicts from the upper: uint8 [SHOWN, …]."""
+    batch = this.data.test.read(np.arange(SHOWN)) | {"augmented": np.zeros(SHOWN, np.float32)}
+    model, params = this.model, this.state.ema
+    upper = model.is_upper()
+
+    @jax.jit
+    def predict(batch):
+        x = encoder.scale(batch["image"], model.vocab_size)
+        lower = model.average(params, x * upper, 1.0, model.told(batch))
+        return encoder.unscale(jnp.where(upper > 0, x, lower), model.vocab_size).astype(jnp.uint8)
+
+    return np.asarray(predict(batch))
+
+
+def row_of(variant, runs, drawn):
+    """A row of ladder.csv: bits/dim and its terms, means over seeds, and what the rung costs."""
+    values = np.array([workdirs.number(run.final, "bpd") for run in runs])
+    row = {
+        "model": variant.replace("_", " "),
+        "bpd": float(values.mean()),
+        "bpd_se_seeds": standard_error(values),
+        "bpd_se_run": float(np.mean([workdirs.number(run.final, "bpd_se") for run in runs])),
+        "is": "exact" if runs[0].final.get("estimator", "").startswith("exact") else "ELBO",
+        "parameters": drawn["parameters"],
+        "seeds": len(runs),
+        "steps": results.progress(runs),
+        "training_seconds": float(np.mean([workdirs.number(run.newest, "seconds") for run in runs])),
+        "seconds_per_sample": drawn["seconds"],
+    }
+    terms = figures.term_names(run.final for run in runs)
+    return row | {term: float(np.mean([workdirs.number(run.final, term) for run in runs])) for term in terms}
+
+
+def table(rows):
+    """The rows as Markdown, the terms of each in one cell."""
+    header = ("model", "bits/dim", "± over seeds", "± of one run", "which is", "parameters", "steps",
+              "training, s", "a sample, ms", "terms")  # fmt: skip
+    cells = []
+    for row in rows:
+        terms = list(row)[list(row).index("seconds_per_sample") + 1 :]
+        levels = [name for name in terms if name.startswith("level_")]
+        told = {name: row[name] for name in terms if name not in levels}
+        if levels:
+            told[f"{len(levels)} levels"] = sum(row[name] for name in levels)
+        cells.append([
+            row["model"], *(report.fixed(row[name]) for name in ("bpd", "bpd_se_seeds", "bpd_se_run")), row["is"],
+            f"{row['parameters']:,}", row["steps"], f"{row['training_seconds']:.0f}",
+            f"{1e3 * row['seconds_per_sample']:.3g}",
+            ", ".join(f"{name} {value:.3f}" for name, value in told.items()),
+        ])  # fmt: skip
+    text = report.markdown_table(header, cells)
+    return text + f"""
+
+Bits/dim of the test split. "± over seeds" is the standard error of the mean of {rows[0]['seeds']} runs by how far they are
+apart, "± of one run" counts the test images and the noise of evaluation. An ELBO bounds −log p(x) from above.
+Seconds are of a run from its start on, with compilation and evaluations; a sample's are of {TIMED} drawn at once.
+"""
+
+
+# ---- the figure -------------------------------------------------------------------------
+
+
+def draw_ladder(workdir, runs, drawn):
+    """Draws ladder.png and ladder.pdf: samples of each rung in a row, and the curves over training time."""
+    shown = [
+        (variant, name, pictures, drawn[variant]["vocab_size"])
+        for variant in drawn
+        for name, pictures in drawn[variant]["rows"].items()
+    ]
+    figure = Figure(figsize=(15, 0.62 * len(shown) + 0.6), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(9, 6))
+    for axes, (variant, name, pictures, vocab_size) in zip(left.subplots(len(shown), 1, squeeze=False)[:, 0], shown):
+        axes.imshow(strip(pictures), cmap="gray", vmin=0, vmax=vocab_size - 1, interpolation="nearest")
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        bpd = np.mean([workdirs.number(run.final, "bpd") for run in runs[variant]])
+        label = name or f"{variant.replace('_', ' ')}\n{bpd:.3f} bits/dim"
+        axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+    left.suptitle("samples, none chosen")
+    axes, ends = right.subplots(), []
+    for place, (variant, of_seeds) in enumerate(runs.items()):
+        curves = [
+            np.array([[workdirs.number(row, key) for row in run.test] for key in ("step", "seconds", "bpd")])
+            for run in of_seeds
+        ]
+        seconds, values = results.over_seeds(curves)
+        style = results.style_of(place)
+        axes.plot(seconds, values.mean(axis=0), label=variant.replace("_", " "), marker=".", **style)
+        ends.append(values.mean(axis=0)[-1])
+    axes.set(xscale="log", xlabel="seconds of training", ylabel="bits/dim, test split", title="mean over seeds")
+    axes.set_ylim(min(ends) - 0.05, min(max(ends), 2.0 * min(ends)) + 0.3)
+    figures.plain_ticks(axes.xaxis)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return results.save(figure, workdir, "ladder")
+
+
+def strip(pictures):
+    """Pictures side by side, a level below white between them: [height, n · (width + 1)(, 3)]."""
+    apart = np.pad(pictures, ((0, 0), (0, 0), (0, 1), (0, 0)), constant_values=pictures.max())
+    row = np.concatenate(list(apart), axis=1)
+    return row[..., :3] if row.shape[-1] >= 3 else row[..., 0]
+
+
+if __name__ == "__main__":
+    sweep.main(__doc__, grid, results_of, config="configs/digits.py", seeds=2, fields={"train.eval_every": 100})

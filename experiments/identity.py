@@ -23,7 +23,7 @@ from vdm.evaluate import standard_error
 
 LATENTS = (1, 2)
 PASSES = 1_000  # draws of the ELBO for each image
-HALF, POINTS = 6.0, {1: 8_001, 2: 601}  # the grid: from −HALF to HALF, so many points along each axis
+HALF, POINTS = 8.0, {1: 8_001, 2: 801}  # the grid: from −HALF to HALF, so many points along each axis
 CHUNK = 4_096  # points that are decoded at once
 SHOWN = 4  # images whose posterior is drawn
 

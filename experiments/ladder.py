@@ -163,13 +163,14 @@ def draw_ladder(workdir, runs, drawn):
     ]
     figure = Figure(figsize=(15, 0.62 * len(shown) + 0.6), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(9, 6))
-    for axes, (variant, name, pictures, vocab_size) in zip(left.subplots(len(shown), 1, squeeze=False)[:, 0], shown):
-        axes.imshow(strip(pictures), cmap="gray", vmin=0, vmax=vocab_size - 1, interpolation="nearest")
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_visible(False)
+    panels = left.subplots(len(shown), 2, squeeze=False, width_ratios=(1, 6))
+    for (told, axes), (variant, name, pictures, vocab_size) in zip(panels, shown):
+        axes.imshow(strip(pictures / (vocab_size - 1)), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         bpd = np.mean([workdirs.number(run.final, "bpd") for run in runs[variant]])
         label = name or f"{variant.replace('_', ' ')}\n{bpd:.3f} bits/dim"
-        axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+        told.text(1.0, 0.5, label, ha="right", va="center", fontsize=9, wrap=True)
+        told.set_axis_off()
+        axes.set_axis_off()
     left.suptitle("samples, none chosen")
     axes, ends = right.subplots(), []
     for place, (variant, of_seeds) in enumerate(runs.items()):
@@ -190,8 +191,9 @@ def draw_ladder(workdir, runs, drawn):
 
 
 def strip(pictures):
-    """Pictures side by side, a level below white between them: [height, n · (width + 1)(, 3)]."""
-    apart = np.pad(pictures, ((0, 0), (0, 0), (0, 1), (0, 0)), constant_values=pictures.max())
+    """Pictures [n, height, width, channels] of values up to 1 side by side, white between them: [height,
+    n · (width + 1)(, 3)]."""
+    apart = np.pad(pictures, ((0, 0), (0, 0), (0, 1), (0, 0)), constant_values=1.0)
     row = np.concatenate(list(apart), axis=1)
     return row[..., :3] if row.shape[-1] >= 3 else row[..., 0]
 

@@ -49,10 +49,10 @@ def pair(of=None):
     made = schedule.Multivariate(LOW, HIGH, SHAPE)
     params = {
         name: jnp.asarray(values, jnp.float32).reshape(SHAPE)
-        for name, values in dict(a=[3.0, -1.0], b=[-2.0, 0.5], d=[-0.4, 0.6]).items()
+        for name, values in dict(a=[30.0, -10.0], b=[-20.0, 5.0], d=[-4.0, 6.0]).items()
     }
     if of is not None:
-        shift = 0.4 * np.random.default_rng(3).normal(size=(of.size, 3 * 2)).astype(np.float32)
+        shift = 4.0 * np.random.default_rng(3).normal(size=(of.size, 3 * 2)).astype(np.float32)
         params["shift"] = {"kernel": jnp.asarray(shift)}
     params = {"params": params}
     gamma = lambda t, c: made.apply(params, t, c)  # noqa: E731

@@ -184,12 +184,13 @@ class Multivariate(nn.Module):
     @nn.compact
     def __call__(self, t, context=None):
         start = jnp.array([0.0, 0.0, 1.0])  # a straight line
-        a, b, d = (start[k] + self.param(name, nn.initializers.zeros, self.shape) for k, name in enumerate("abd"))
+        bends = [self.param(name, nn.initializers.zeros, self.shape) for name in "abd"]
         if context is not None:
             size = math.prod(self.shape)
             shift = nn.Dense(3 * size, use_bias=False, kernel_init=nn.initializers.zeros, name="shift")
             shift = jnp.moveaxis(shift(context).reshape(-1, 3, *self.shape), 1, 0)
-            a, b, d = a + shift[0], b + shift[1], d + shift[2]
+            bends = [bend + more for bend, more in zip(bends, shift)]
+        a, b, d = (start[k] + _SLOW * bend for k, bend in enumerate(bends))
         t = t.reshape(*t.shape, *(1,) * len(self.shape))
 
         def f(t):
@@ -200,6 +201,7 @@ class Multivariate(nn.Module):
 
 
 _FLOOR = 1e-3  # δ: γ_i increases also where the square is zero
+_SLOW = 0.1  # Adam moves all parameters alike, and one value's gradient is mostly noise: γ_i would wander
 
 
 class Positive(nn.Module):

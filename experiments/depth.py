@@ -11,7 +11,7 @@ import dataclasses
 
 import numpy as np
 
-from experiments import results, sweep
+from experiments import results, sweep, workdirs
 from vdm import evaluate, report, run as run_lib, started
 from vdm.evaluate import standard_error
 
@@ -31,7 +31,7 @@ def grid(config):
 
 def results_of(workdir, found):
     """Writes depth.md and depth.csv, and the table and curves of the runs; returns their paths."""
-    numbers = {variant: [at_each_depth(folder) for folder in folders] for variant, folders in found.items()}
+    numbers = {variant: [by_depth(folder) for folder in folders] for variant, folders in found.items()}
     cells = []
     for variant, seeds in numbers.items():
         own = [np.mean([seed[t][1] for seed in seeds]) for t in EVALUATED]  # one set of images for all seeds
@@ -53,8 +53,14 @@ def results_of(workdir, found):
     return [workdir / "depth.md", workdir / "depth.csv", workdir / "table.md", *results.curves(found, workdir)]
 
 
+def by_depth(folder):
+    """{T: (bits/dim, standard error)} of a run, as it was kept, or else as `at_each_depth` finds it."""
+    found = workdirs.kept(folder, "depth", at_each_depth)
+    return {timesteps: found[name_of(timesteps)] for timesteps in EVALUATED}
+
+
 def at_each_depth(folder):
-    """{T: (bits/dim, standard error)} of a run as a chain of each depth."""
+    """{name of T: (bits/dim, standard error)} of a run as a chain of each depth."""
     config = started.get_config(folder / "config.json")
     this = run_lib.restore(config, folder)
     numbers = {}
@@ -64,7 +70,7 @@ def at_each_depth(folder):
         estimate, _ = evaluate.make_evaluator(model, config, this.data)(
             this.state.ema, config.eval.passes, progress=True, what=name
         )
-        numbers[timesteps] = estimate.mean["bpd"], estimate.se["bpd"]
+        numbers[name_of(timesteps)] = estimate.mean["bpd"], estimate.se["bpd"]
     return numbers
 
 

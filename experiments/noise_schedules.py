@@ -10,7 +10,6 @@ the variance of one draw of the loss over training.
 """
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +46,7 @@ def grid(config):
 def results_of(workdir, found):
     """Writes the table and the figures of {variant: [workdirs]}; returns their paths."""
     folders = [folder for folders in found.values() for folder in folders]
-    measured = {folder: measure(folder) for folder in tqdm(folders, "schedules", disable=None)}
+    measured = {folder: workdirs.kept(folder, "schedule", measure) for folder in tqdm(folders, "schedules", disable=None)}
     of = {variant: [measured[folder] for folder in folders] for variant, folders in found.items()}
     variance = {variant: mean_variance(seeds) for variant, seeds in of.items()}
     more = {"variance of a draw": variance}
@@ -59,17 +58,13 @@ def results_of(workdir, found):
 
 
 def measure(folder):
-    """What the schedule of a run is and does, on the EMA of its newest checkpoint; kept in schedule.json.
+    """What the schedule of a run is and does, on the EMA of its newest checkpoint.
 
     Returns:
       {"before", "after": γ at EDGES [parts + 1, values], one value or each of a picture's;
       "per_t", "per_t_se": bits/dim per unit of t, [parts]; "variance": of an independent draw of
-      bits/dim, [images]; "step"}.
+      bits/dim, [images]}.
     """
-    path = folder / "schedule.json"
-    step = workdirs.read(folder).final["step"]
-    if path.exists() and (found := json.loads(path.read_text()))["step"] == step:
-        return found
     config = started.get_config(folder / "config.json")
     fresh = run_lib.build(config)
     this = run_lib.restore(config, folder)
@@ -88,11 +83,7 @@ def measure(folder):
     columns = profile.summary(after.mean(axis=1), 0.0, shape, this.data.spec.vocab_size)
     found = {"before": before, "after": after, "per_t": columns["per_t"], "per_t_se": columns["per_t_se"]}
     found["variance"] = elbo.bits_per_dim(drawn, shape).var(axis=0, ddof=1)
-    found = {name: values.tolist() for name, values in found.items()} | {"step": step}
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(found) + "\n")
-    part.replace(path)
-    return found
+    return {name: values.tolist() for name, values in found.items()}
 
 
 def mean_variance(seeds):

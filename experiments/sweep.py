@@ -29,6 +29,7 @@ from tqdm import tqdm
 from experiments import jobs
 from vdm import main as vdm_main, report
 from vdm.errors import UserError, one_line, one_of, require
+from vdm.fields import flat
 
 FLAGS = flags.FLAGS
 # About half the digits' steps: a study of them ends within an hour on two cores.
@@ -208,11 +209,21 @@ def finished(run):
 
 
 def check_configs(done):
-    """Raises UserError where a finished run is one of another config, and so no result of this study."""
+    """Raises UserError where a finished run is one of another config, or was evaluated in another way, and so
+    is no result of this study."""
     for run in done:
         from vdm import checkpoint  # only now, as it takes a second
 
         checkpoint.check_config(run.folder, run.config)
+        path, asked = run.folder / "config.json", flat(run.config)
+        was = flat(json.loads(path.read_text())) if path.exists() else {}
+        other = [name for name in asked if name.startswith("eval.") and was.get(name, asked[name]) != asked[name]]
+        require(
+            not other,
+            f"{str(run.folder)!r} was evaluated with another {' and '.join(other)}; set "
+            + ", ".join(f"--config.{name}={was[name]}" for name in other)
+            + ", or give another --workdir.",
+        )
 
 
 # ---- all runs ---------------------------------------------------------------------------

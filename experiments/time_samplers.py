@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import results, sweep
+from experiments import results, sweep, workdirs
 from vdm import data as data_lib, elbo, run as run_lib, started, times
 from vdm.evaluate import standard_error
 from vdm.rng import Rng
@@ -31,9 +31,14 @@ def grid(config):
 
 def results_of(workdir, found):
     """Writes the table and the curves of {variant: [workdirs]}; returns their paths."""
-    noise = {variant: mean_of([batch_variance(folder) for folder in folders]) for variant, folders in found.items()}
+    noise = {variant: mean_of([kept_variance(folder) for folder in folders]) for variant, folders in found.items()}
     print(results.table(found, workdir, more={"variance of a batch": noise}, caption=CAPTION))
     return [workdir / "table.md", workdir / "table.csv", *results.curves(found, workdir)]
+
+
+def kept_variance(folder):
+    """`batch_variance`, as it was kept."""
+    return workdirs.kept(folder, "variance", lambda folder: {"variance": batch_variance(folder)})["variance"]
 
 
 def batch_variance(folder):

@@ -128,6 +128,18 @@ def images(run):
     return values if same else None
 
 
+def kept(folder, name, measure):
+    """measure(folder), a JSON dictionary, kept in NAME.json of the workdir for the step of its last evaluation."""
+    path, step = folder / f"{name}.json", read(folder).final["step"]
+    if path.exists() and (found := _json(path)).get("step") == step:
+        return found
+    found = measure(folder) | {"step": step}
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(found) + "\n")
+    part.replace(path)
+    return json.loads(path.read_text())
+
+
 def image_source(run):
     """What says which test images there are: fields of the config, and how many were evaluated."""
     fields = run.config["data"]

@@ -10,7 +10,7 @@ import pytest
 
 from configs import digits
 from conftest import run
-from experiments import depth, fourier_features, noise_schedules, time_samplers
+from experiments import depth, fourier_features, noise_schedules, time_samplers, workdirs
 from vdm import data as data_lib, elbo, run as run_lib, started
 from vdm.rng import Rng
 
@@ -56,7 +56,8 @@ def test_variance_of_a_draw(workdir, variances):
         assert np.all(np.diff(gamma[:, 0]) > 0)
     assert not np.allclose(found["before"], found["after"], atol=1e-4)
     # Kept: a second look takes it from the file.
-    assert noise_schedules.measure(workdir) == json.loads((workdir / "schedule.json").read_text())
+    found = workdirs.kept(workdir, "schedule", lambda _: found)
+    assert workdirs.kept(workdir, "schedule", None) == found == json.loads((workdir / "schedule.json").read_text())
 
 
 def test_variance_of_a_batch_of_independent_times(workdir, variances):
@@ -69,8 +70,8 @@ def test_variance_of_a_batch_of_independent_times(workdir, variances):
 def test_depth_without_a_chain_is_the_runs_own_number(workdir):
     numbers = depth.at_each_depth(workdir)
     own = json.loads((workdir / "eval.json").read_text())
-    assert numbers[0] == pytest.approx((own["bpd"], own["bpd_se"]), rel=1e-4)
-    assert numbers[10][0] > numbers[0][0]
+    assert numbers["T=inf"] == pytest.approx((own["bpd"], own["bpd_se"]), rel=1e-4)
+    assert numbers["T=10"][0] > numbers["T=inf"][0]
 
 
 def test_studies_write_tables_and_figures(workdir, tmp_path):

@@ -365,15 +365,17 @@ def test_stopped_it_cancels_what_is_queued(slurm, study, tmp_path):
 
 def test_a_study_of_real_runs(study, tmp_path):
     """One tiny run to its end; then there is nothing to do, and another config is refused."""
-    grid = {"narrow": {"model.net.width": 16}}
+    grid = {"narrow": {"model.net.fourier": 1}}
     tiny = [f"--{name}={value}" for name, value in TINY.items() if name != "config"] + ["--seeds=1"]
     code, out, err = ended(study(grid, *tiny, real=True))
     assert code == 0 and "1/1 narrow-0: " in out and " bits/dim, " in out, out + err
     assert json.loads((tmp_path / "W" / "found.json").read_text()) == {"narrow": ["narrow-0"]}
     config = json.loads((tmp_path / "W" / "narrow-0" / "config.json").read_text())
-    assert config["model"]["net"]["width"] == 16 and config["train"]["steps"] == TINY["config.train.steps"]
+    assert config["model"]["net"]["fourier"] == 1 and config["train"]["steps"] == TINY["config.train.steps"]
 
     code, out, err = ended(study(grid, *tiny, real=True))
     assert code == 0 and "1 of 1 runs have finished; 0 to run" in out
-    code, out, err = ended(study({"narrow": {"model.net.width": 24}}, *tiny, real=True))
-    assert code == 2 and "model.net.width was 16, is 24" in err
+    code, out, err = ended(study({"narrow": {"model.net.fourier": 2}}, *tiny, real=True))
+    assert code == 2 and "model.net.fourier was 1, is 2" in err
+    code, out, err = ended(study(grid, *tiny, "--config.eval.passes=3", real=True))
+    assert code == 2 and "was evaluated with another eval.passes; set --config.eval.passes=2" in err

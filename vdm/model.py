@@ -29,7 +29,8 @@ class Model(Protocol):
         or the exact negative log-likelihood where the model has one, which then tells so by
         `exact = True`. In evaluation `rng` is an rng.Spread, which draws by the same methods.
         A model whose loss is a draw of a time tells it by a method `draw` beside, as
-        diffusion.Diffusion does."""
+        diffusion.Diffusion does. One with latents may have log_weight(params, rng, batch): log p(x, z)/q(z|x)
+        of one z drawn from q(z|x), nats [batch], for importance-weighted bounds."""
 
     def sample(self, params: Params, rng: Rng, batch: Batch) -> jax.Array:
         """Integer levels [batch, height, width, channels], under the labels of `batch`."""

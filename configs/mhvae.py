@@ -5,7 +5,8 @@
   python -m vdm.main --config=configs/mhvae.py --workdir=/tmp/mhvae_I_II --config.model.restrictions=I,II
   python -m vdm.main --config=configs/mhvae.py --workdir=/tmp/mhvae_vdm --config.model.restrictions=I,II,III
 
-Each has 10 latents; the last is a VDM of 9 steps. On MNIST, as in configs/vae.py.
+Each has 10 latents; the last is a VDM of 9 steps. On MNIST, as in configs/vae.py, and under II also
+--config.model.parameterisation=v --config.model.schedule.gamma_min=-13.3, for 256 levels.
 """
 
 from configs import vae

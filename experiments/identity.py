@@ -8,7 +8,6 @@ apart. Every checkpoint of its training is measured on the test images. Writes i
 identity.png and identity.pdf: both sides over training, and, of a latent of two numbers, q(z|x) on p(z|x).
 """
 
-import csv
 import math
 
 import jax
@@ -24,26 +23,27 @@ from vdm.evaluate import standard_error
 LATENTS = (1, 2)
 PASSES = 1_000  # draws of the ELBO for each image
 HALF, POINTS = 8.0, {1: 8_001, 2: 801}  # the grid: from −HALF to HALF, so many points along each axis
-CHUNK = 4_096  # points that are decoded at once
+CHUNK = 2**25  # log-probabilities of levels that are computed at once
 SHOWN = 4  # images whose posterior is drawn
 
 
 def grid(config):
     """{variant: fields}."""
-    return {f"latent={size}": {"config": "configs/vae.py", "model.latent": size} for size in LATENTS}
+    return {f"latent={size}": {"model.latent": size} for size in LATENTS}
 
 
 def results_of(workdir, found):
     """Writes the table and the figure of {variant: [workdirs]}; returns their paths."""
-    of = {variant: measure(folders[0]) for variant, folders in found.items()}
+    of = {
+        folder.name if len(folders) > 1 else variant: measure(folder)
+        for variant, folders in found.items()
+        for folder in folders
+    }
     text = table(of)
     print(text)
     (workdir / "identity.md").write_text(text)
     rows = [{"variant": variant, **row} for variant, measured in of.items() for row in measured["rows"]]
-    with (workdir / "identity.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    results.write_csv(workdir / "identity.csv", rows)
     return [workdir / "identity.md", workdir / "identity.csv", *draw(workdir, of)]
 
 
@@ -60,7 +60,7 @@ def measure(folder):
     this = run_lib.build(config)
     checkpoints = checkpoint.Checkpoints(folder, config.train.keep, read_only=True)
     evaluator = evaluate.make_evaluator(this.model, config, this.data)
-    images = this.data.test.read(np.arange(this.data.test.size))["image"]
+    images = this.data.test.read(np.arange(config.eval.images or this.data.test.size))["image"]
     found = {"rows": []}
     for step in tqdm(checkpoints.steps(), folder.name, disable=None):
         state, _ = checkpoints.restore(this.state, step)
@@ -98,24 +98,35 @@ def integrate(model, params, images):
         log_p = jax.nn.log_softmax(logits).reshape(len(z), values * model.vocab_size)
         return jnp.matmul(log_p, chosen.T, precision=jax.lax.Precision.HIGHEST)
 
-    starts = range(0, len(z), CHUNK)
-    padded = np.concatenate([z, np.zeros((-len(z) % CHUNK, size))]).astype(np.float32)
-    parts = [np.asarray(log_likelihood(padded[start : start + CHUNK]), np.float64) for start in starts]
-    log_joint = np.concatenate(parts)[: len(z)].T - 0.5 * (z**2).sum(axis=1) - 0.5 * size * math.log(2.0 * math.pi)
-    top = log_joint.max(axis=1, keepdims=True)
-    log_p = np.log(np.exp(log_joint - top).sum(axis=1)) + top[:, 0] + log_cell
+    at_once = min(len(z), max(1, CHUNK // chosen.shape[1]))
+    padded = np.concatenate([z, np.zeros((-len(z) % at_once, size))]).astype(np.float32)
+    log_p_x = np.empty((len(images), len(padded)), np.float32)
+    for start in range(0, len(padded), at_once):
+        log_p_x[:, start : start + at_once] = log_likelihood(padded[start : start + at_once]).T
 
     q = jax.tree.map(lambda v: np.asarray(v, np.float64), model.encode(params, images))
-    kl, mass = np.zeros(len(images)), np.zeros(len(images))
+    log_prior = _log_normal(z, np.zeros(size), np.zeros(size))
+    log_p, kl, mass = np.zeros((3, len(images)))
+    shown = []
     for i, (mean, log_variance) in enumerate(zip(*q)):
-        log_q = -0.5 * ((z - mean) ** 2 * np.exp(-log_variance) + log_variance + math.log(2.0 * math.pi)).sum(axis=1)
+        log_joint = log_prior + log_p_x[i, : len(z)]
+        top = log_joint.max()
+        log_p[i] = np.log(np.exp(log_joint - top).sum()) + top + log_cell
+        log_q = _log_normal(z, mean, log_variance)
         weight = np.exp(log_q + log_cell)
         mass[i] = weight.sum()
-        kl[i] = np.sum(weight * (log_q - log_joint[i] + log_p[i]))
-    if size != 2:
+        kl[i] = np.sum(weight * (log_q - log_joint + log_p[i]))
+        if size == 2 and i < SHOWN:
+            shown.append(np.exp(log_joint - log_p[i]).reshape(len(axis), len(axis)))
+    if not shown:
         return log_p, kl, mass, None
-    shown = np.exp(log_joint[:SHOWN] - log_p[:SHOWN, None]).reshape(-1, len(axis), len(axis))
-    return log_p, kl, mass, (shown, q.mean[:SHOWN], np.exp(0.5 * q.log_variance[:SHOWN]))
+    return log_p, kl, mass, (np.stack(shown), q.mean[:SHOWN], np.exp(0.5 * q.log_variance[:SHOWN]))
+
+
+def _log_normal(z, mean, log_variance):
+    """log N(z; mean, e^log_variance) of points [n, size]: [n]."""
+    each = np.square(z - mean) * np.exp(-log_variance) + log_variance + math.log(2.0 * math.pi)
+    return -0.5 * each.sum(axis=1)
 
 
 def table(of):

@@ -66,8 +66,8 @@ def table(variants, out, name="table", more=None, caption=""):
     text = report.markdown_table(["variant", *columns, "seeds", "step", "seconds"], cells)
     text += f"\n{CAPTION}\n" + (f"{caption}\n" if caption else "")
     (out / f"{name}.md").write_text(text)
-    _write_csv(out / f"{name}.csv", rows)
-    _write_csv(out / f"{name}_runs.csv", runs)
+    write_csv(out / f"{name}.csv", rows)
+    write_csv(out / f"{name}_runs.csv", runs)
     return text
 
 
@@ -102,9 +102,10 @@ def progress(runs):
     return spans[0] if now == end else " of ".join(spans)
 
 
-def _write_csv(path, rows):
+def write_csv(path, rows):
+    """Writes dictionaries as the rows of a CSV file; what a row lacks, and NaN, is empty."""
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), restval="")
         writer.writeheader()
         for row in rows:
             writer.writerow({k: "" if v != v else v for k, v in row.items()})  # NaN is empty

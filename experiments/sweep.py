@@ -175,8 +175,14 @@ def plan(grid, flag, workdir, seeds):
         f"--config is {base!r}, which does not exist. {vdm_main.nearest_file(base)}",
     )
     require("seed" not in given, "--config.seed is the study's to set; give --seeds, how many there are.")
-    runs = []
-    for seed, (variant, fields) in itertools.product(range(seeds), grid(flag.value).items()):
+    runs, variants = [], grid(flag.value)
+    own = {fields.get("config", base) for fields in variants.values()}
+    require(
+        base in own,
+        f"--config is {base!r}, but this study has configs of its own: {', '.join(sorted(own))}; leave it out, "
+        "and set fields by --config.FIELD=VALUE.",
+    )
+    for seed, (variant, fields) in itertools.product(range(seeds), variants.items()):
         fields = dict(fields)
         file = fields.pop("config", base)
         twice = sorted(set(given) & set(fields))
@@ -185,7 +191,7 @@ def plan(grid, flag, workdir, seeds):
             f"--config.{' and --config.'.join(twice)} cannot be set: the study itself sets it, in {variant!r}.",
         )
         fields = {**given, **fields, "seed": seed}
-        config = flag.value.copy_and_resolve_references() if file == base else vdm_main.load_config(file)
+        config = flag.value.copy_and_resolve_references() if file == base else vdm_main.load_config(file).lock()
         folder = workdir / f"{variant}-{seed}"
         line = command(file, folder, fields)
         try:

@@ -148,7 +148,8 @@ def image_source(run):
 
 def main(run, out):
     """Calls run(folders, --out) of the command line, and exits: with 2 on bad input."""
-    flags.DEFINE_string("out", out, "Folder for what is written.")
+    # As a flag of the program, so that --help shows it.
+    flags.DEFINE_string("out", out, "Folder for what is written.", module_name=sys.argv[0])
 
     def checked(argv):
         logging.set_verbosity(logging.ERROR)  # the libraries' own reports are not the study's

@@ -42,7 +42,7 @@ def test_both_sides_of_a_trained_model_agree(tmp_path, monkeypatch):
     monkeypatch.setattr(identity, "POINTS", {2: 161})
     folder = tmp_path / "latent=2-0"
     folder.mkdir()
-    train.run(tiny("vae", **{"model.latent": 2, "train.steps": 4, "train.checkpoint_every": 4}), folder)
+    train.run(tiny("vae", **{"model.latent": 2, "train.steps": 4, "train.checkpoint_every": 4, "eval.images": 50}), folder)
     identity.results_of(tmp_path, {"latent=2": [folder]})
     with (tmp_path / "identity.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -117,9 +117,9 @@ def test_every_rung_is_a_model():
     built = {}
     for variant, fields in ladder.grid(None).items():
         fields = dict(fields)
-        config = main.load_config(fields.pop("config"))
+        config = main.load_config(fields.pop("config")).lock()
         config.update_from_flattened_dict(fields)
         built[variant] = model.build(config, data.spec)
-    assert len(built) == 9 and len({str(one) for one in built.values()}) == 9
+    assert len(built) == 10 and len({str(one) for one in built.values()}) == 10
     assert [type(one).__name__ for one in built.values()].count("MHVAE") == 4
     assert not built["MHVAE_I+II+III"].learned_prior and built["MHVAE_I+II"].learned_prior

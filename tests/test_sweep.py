@@ -272,10 +272,15 @@ def test_a_field_of_the_grid_that_is_none(study):
 def test_a_variant_of_another_config(study, tmp_path):
     """What the user sets goes for it too; but not what the study sets itself."""
     grid = {"good": {"config": "configs/vae.py", "model.latent": 3}}
-    code, out, err = ended(study(grid, "--config.train.keep=5", "--seeds=1", "--dry_run", real=True))
+    code, out, err = ended(study(grid | {"plain": {}}, "--config.train.keep=5", "--seeds=1", "--dry_run", real=True))
     assert code == 0, err
     want = "--config=configs/vae.py --workdir={}/W/good-0 --config.train.keep=5 --config.model.latent=3 --config.seed=0"
     assert want.format(tmp_path) in out
+    code, out, err = ended(study(grid, "--dry_run", real=True))
+    assert code == 2 and "this study has configs of its own: configs/vae.py; leave it out" in err
+    grid["plain"] = {}
+    code, out, err = ended(study(grid | {"bad": {"config": "configs/vae.py", "model.latnt": 3}}, "--dry_run", real=True))
+    assert code == 2 and "variant 'bad'" in err and "model.latnt" in err
     code, out, err = ended(study(grid, "--config.model.latent=5", "--dry_run", real=True))
     assert code == 2 and "--config.model.latent cannot be set: the study itself sets it, in 'good'" in err
 

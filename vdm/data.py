@@ -329,7 +329,7 @@ def _npz(config):
             _joined([_npz_arrays(p) for p, test in zip(files, is_test) if test == wanted])
             for wanted in (False, True)
         )
-        splits = in_memory(*train), in_memory(*test)
+        splits, held = (in_memory(*train), in_memory(*test)), test
     else:
         images, labels = train = _joined([_npz_arrays(path) for path in files])
         held = _npz_arrays(files[0], "test_") if len(files) == 1 else None
@@ -337,8 +337,16 @@ def _npz(config):
             splits = in_memory(*train), in_memory(*held)
         else:
             splits = held_out(images, labels, max(1, len(images) // 10))
-    labels = train[1]
-    return *splits, 0 if labels is None else int(labels.max()) + 1
+    labels = [train[1]] if held is None else [train[1], held[1]]
+    if any(one is None for one in labels):  # of one split alone, they are of no use
+        return *splits, 0
+    classes = np.concatenate(labels)
+    require(
+        classes.ndim == 1 and classes.dtype.kind in "iu" and classes.min() >= 0,
+        f"the labels of {str(root)!r} are {classes.dtype} of {classes.ndim} axes, from {classes.min()}; accepted: "
+        "one integer of 0 or more for each image.",
+    )
+    return *splits, int(classes.max()) + 1
 
 
 def _npz_arrays(path, prefix=""):

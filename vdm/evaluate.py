@@ -30,12 +30,14 @@ class Estimate:
         where sets differ in size.
       passes: how often each image was evaluated.
       exact: whether it is the negative log-likelihood itself, and not the negative ELBO.
+      given_label: whether it is that of images given their labels.
     """
 
     values: dict[str, np.ndarray]
     noise: dict[str, float]
     passes: int
     exact: bool = False
+    given_label: bool = False
 
     @property
     def images(self):
@@ -199,7 +201,8 @@ def make_evaluator(model, config, data):
                 break
         bar.close()
         exact = getattr(model, "exact", False)
-        return dataclasses.replace(combine(sets, data.spec.shape), exact=exact), profile
+        given = getattr(model, "condition", None) == "label"
+        return dataclasses.replace(combine(sets, data.spec.shape), exact=exact, given_label=given), profile
 
     return evaluate
 
@@ -233,9 +236,12 @@ def write(path, estimate, step, more=()):
     """Writes an Estimate as JSON: what it is, of which step, and every number."""
     text = json.dumps(
         {
-            "estimator": "exact negative log-likelihood"
-            if estimate.exact
-            else "ELBO: an upper bound on the negative log-likelihood",
+            "estimator": (
+                "exact negative log-likelihood"
+                if estimate.exact
+                else "ELBO: an upper bound on the negative log-likelihood"
+            )
+            + (" given the label" if estimate.given_label else ""),
             "unit": "bits/dim",
             "step": step,
             **estimate.json(),

@@ -15,7 +15,8 @@ TERMS = {
     "reconstruction": ("reconstruction", "tab:orange"),
     "prior": ("prior (matching)", "tab:green"),
     "context": ("context (matching)", "tab:purple"),
-    "likelihood": ("−log p, exact", "tab:red"),
+    "label": ("label", "tab:brown"),
+    "likelihood": ("likelihood", "tab:red"),
 }
 
 
@@ -61,7 +62,7 @@ def _save_points(path, points, vocab_size):
 def save_curve(path, metrics, total_name="ELBO"):
     """Draws the curve of a metrics.jsonl: bits/dim of each term against steps.
 
-    Left the total, training and test; right the three terms of the test split, or of the
+    Left the total, training and test; right its terms on the test split, or of the
     training split before there is any test, on a logarithmic axis.
     """
     rows = read_metrics(metrics)
@@ -85,10 +86,11 @@ def save_curve(path, metrics, total_name="ELBO"):
     total.legend()
 
     shown = test or train
-    for name in ("bpd", *term_names(shown[-1:])):
+    names = term_names(shown[-1:])
+    for place, name in enumerate((*["bpd"] * (len(names) > 1), *names)):
         label, colour = TERMS.get(name, (name, None))
-        label = total_name if name == "bpd" else label
-        terms.plot(*_series(shown, name), color=colour, marker=".", label=label)
+        label, style = total_name if name == "bpd" else label, "-" if colour else "--"
+        terms.plot(*_series(shown, name), color=colour or f"C{place}", ls=style, marker=".", label=label)
     terms.set_yscale("symlog", linthresh=1e-3)
     terms.set_ylim(bottom=0)
     terms.set(xlabel="step", title="its terms, " + ("test" if test else "training"))

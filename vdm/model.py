@@ -6,7 +6,7 @@ import jax
 
 from vdm import diffusion
 from vdm.baselines import autoregressor, latent, mhvae, naive, vae
-from vdm.errors import one_of
+from vdm.errors import one_of, require
 from vdm.rng import Rng
 
 Params = Any
@@ -44,6 +44,7 @@ MODELS = {
     "mhvae": mhvae.build,
     "latent": latent.build,
 }
+GUIDED = ("diffusion", "latent")  # what can sample with classifier-free guidance
 
 
 def build(config, spec) -> Model:
@@ -53,4 +54,10 @@ def build(config, spec) -> Model:
       UserError: a field of config.model has a value that is not accepted.
     """
     one_of("config.model.name", config.model.name, MODELS)
+    for field in ("drop_label", "guidance"):
+        value = config.model[field]
+        require(
+            not value or config.model.name in GUIDED,
+            f"config.model.{field} is {value}, but config.model.name is {config.model.name!r}; accepted for it: 0.",
+        )
     return MODELS[config.model.name](config.model, spec)

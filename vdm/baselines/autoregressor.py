@@ -41,7 +41,7 @@ class Autoregressor:
         return {"net": self.net.init(key, levels, told)}
 
     def loss(self, params, rng, batch, train):
-        """"likelihood": the exact −log p(x), nats [batch]. Nothing but dropout is drawn."""
+        """"likelihood": the exact −log p(x), or p(x|label) where it is told, nats [batch]. Nothing but dropout is drawn."""
         keys = rng.keys(rng_lib.DROPOUT) if train else None
         levels = batch["image"].astype(jnp.int32).reshape(-1, math.prod(self.shape))
         logits = self.net.apply(params["net"], levels, self._told(batch), keys)

@@ -5,8 +5,8 @@ An encoder takes a picture to a point μ(x) in a space of few numbers, and the c
 
   q(z_t|x) = N(α_t μ(x), σ_t² I),    p(x, z_0 … z_1) = p(z_1) … p(z_s|z_t) … p(x|z_0).
 
-z_0 is the latent of the VAE: its q(z_0|x) has the mean α_0 μ(x) and, as μ(x) is scaled at will, the one
-variance σ_0² for all numbers is no restriction. The bound is the VDM's (VDM eq. 11; lecture (21)), term by
+z_0 is the latent of the VAE. Its q(z_0|x) has one variance, σ_0², for all numbers, which is no restriction, as each
+number of μ(x) is scaled at will; and for all pictures, which is one. The bound is the VDM's (VDM eq. 11; lecture (21)), term by
 term, but for p(x|z_0); nothing is stopped, so q(z|x), p(z) and p(x|z) are trained jointly on it.
 
 Told the label c, the chain is p(z|c). With p(c) uniform over the classes, p(x) ≥ p(x, c) = p(c) p(x|c), so that
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from vdm import diffusion, encoder as encoder_lib, rng as rng_lib
 from vdm.baselines import vae as vae_lib
-from vdm.errors import require
+from vdm.errors import one_of, require
 from vdm.nets import residual
 from vdm.nets.layers import layer_keys
 
@@ -100,6 +100,7 @@ def build(config, spec):
       UserError: a field has a value that is not accepted.
     """
     require(config.latent >= 1, f"config.model.latent is {config.latent}; accepted: 1 or more.")
+    one_of("config.model.net.name", config.net.name, ("mlp",))  # latents are vectors
     require(
         config.parameterisation != "levels",
         "config.model.parameterisation is 'levels', but latents have no levels; accepted: 'eps', 'x', 'v'.",

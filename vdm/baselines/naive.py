@@ -43,7 +43,7 @@ class Naive:
         return {"net": net, "log_variance": jnp.full(self.shape, math.log(0.25))}
 
     def loss(self, params, rng, batch, train):
-        """The exact −log p(x), nats [batch]: "upper" of the upper half from nothing, "lower" of the lower
+        """The exact −log p(x), or p(x|label) where it is told, nats [batch]: "upper" of the upper half from nothing, "lower" of the lower
         half from the upper."""
         levels = batch["image"].astype(jnp.int32)
         keys = rng.keys(rng_lib.DROPOUT) if train else None

@@ -98,12 +98,12 @@ def build(config, spec):
     Raises:
       UserError: a field has a value that is not accepted.
     """
-    require(config.latent >= 1, f"config.model.latent is {config.latent}; accepted: 1 or more.")
     return of_size(config, spec, config.latent)
 
 
 def of_size(config, spec, latent):
     """The VAE that `config` describes, but with so many latent numbers."""
+    require(latent >= 1, f"config.model.latent is {latent}; accepted: 1 or more.")
     one_of("config.model.condition", config.condition, ("none",))
     values = math.prod(spec.shape)
     return VAE(

@@ -48,7 +48,11 @@ if kind == "slow" and starts == 1:
 """
 
 STUDY = """'''The help of a study.'''
-import json, sys
+import json, signal, sys
+
+# The tests themselves may run where these are ignored, as behind nohup … &.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from experiments import sweep
 
 def grid(config):
@@ -79,9 +83,7 @@ def study(tmp_path):
         env |= {"PYTHONPATH": f"{path}:{ROOT}", "PATH": f"{path}:{env['PATH']}"}
         return subprocess.Popen(
             [sys.executable, str(tmp_path / "study.py"), *args], env=env, cwd=ROOT,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-            # The tests themselves may run where Ctrl-C is ignored, as behind nohup … &.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler), **kwargs,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **kwargs,
         )  # fmt: skip
 
     return start

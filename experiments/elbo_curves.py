@@ -9,7 +9,6 @@ and each term, into elbo_curves.png and elbo_curves.pdf. Prints how far each run
 with the standard error, which counts the test images and the Monte-Carlo noise.
 """
 
-
 from experiments import results, workdirs
 from vdm import report
 from vdm.errors import require

@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from experiments import results, sweep
 from vdm import checkpoint, decoder, elbo, evaluate, report, run as run_lib, started
-from vdm.evaluate import standard_error
 
 LATENTS = (1, 2)
 PASSES = 1_000  # draws of the ELBO for each image
@@ -51,7 +50,8 @@ def measure(folder):
     """Both sides of the identity at each checkpoint of a run.
 
     Returns:
-      {"rows": [{"step", "log_p", "elbo", "kl", means over images, bits/dim; "apart", "apart_se": log_p − elbo − kl;
+      {"rows": [{"step", "log_p", "elbo", "kl", means over images, bits/dim; "apart": log_p − elbo − kl, and
+      "apart_se" its noise over these images, which is all the ELBO's;
       "mass": the least ∫ q(z|x) dz on the grid}], "posterior": of the first images, at the last step, p(z|x)
       on the grid [SHOWN, points, points], and mean and standard deviation of q [SHOWN, 2] each; where z has two
       numbers}.
@@ -70,16 +70,10 @@ def measure(folder):
         bound = -estimate.values["bpd"]
         apart = log_p - bound - kl
         row = {"step": step, "log_p": log_p.mean(), "elbo": bound.mean(), "kl": kl.mean(), "apart": apart.mean()}
-        found["rows"].append(row | {"apart_se": noise_of(apart, estimate), "mass": mass.min()})
+        found["rows"].append(row | {"apart_se": estimate.noise["bpd"], "mass": mass.min()})
         found["posterior"] = posterior
     checkpoints.close()
     return found
-
-
-def noise_of(apart, estimate):
-    """The standard error of the mean of `apart`, over these very images: all its noise is the ELBO's."""
-    noise = estimate.noise["bpd"]
-    return noise if math.isfinite(noise) else standard_error(apart)
 
 
 def integrate(model, params, images):

@@ -128,7 +128,8 @@ def test_what_is_kept_changes_no_gradient(name):
         )(params)
 
     want = gradient(net)
-    for got in (gradient(net.clone(remat=remat)) for remat in ("none", "block")):
+    for other in ({"remat": "none"}, {"remat": "block"}, {"unroll": True}, {"unroll": True, "remat": "block"}):
+        got = gradient(net.clone(**other))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-3), got, want)
 
 

@@ -143,16 +143,17 @@ def together(workdir, **flags):
     return outputs
 
 
-def test_two_processes_train_save_and_resume_together(tmp_path):
-    """Stopped at step 8 under pmap and started again under shard_map, they end where one process of four
+@pytest.mark.parametrize("first, then", [parallel.KINDS, parallel.KINDS[::-1]])
+def test_two_processes_train_save_and_resume_together(first, then, tmp_path):
+    """Stopped at step 8 under one kind and started again under the other, they end where one process of four
     devices does."""
     flags = {
         "config.train.log_every": 4,
         "config.train.sample_every": 4,
         "config.eval.passes_in_training": 2,
     }
-    together(tmp_path / "two", **flags, **{"config.train.steps": 8, "config.parallel": "pmap"})
-    outputs = together(tmp_path / "two", **flags, **{"config.parallel": "shard_map"})
+    together(tmp_path / "two", **flags, **{"config.train.steps": 8, "config.parallel": first})
+    outputs = together(tmp_path / "two", **flags, **{"config.parallel": then})
     assert "resuming at step 8 of 12" in outputs[0]
     assert "step" not in outputs[1], "only the first process reports"
 

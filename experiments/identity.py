@@ -63,7 +63,7 @@ def measure(folder):
     images = this.data.test.read(np.arange(config.eval.images or this.data.test.size))["image"]
     found = {"rows": []}
     for step in tqdm(checkpoints.steps(), folder.name, disable=None):
-        state, _ = checkpoints.restore(this.state, step)
+        state, _ = checkpoints.restore(this.like, step)
         estimate, _ = evaluator(state.ema, PASSES)
         log_p, kl, mass, posterior = integrate(this.model, state.ema, images)
         log_p, kl = (elbo.bits_per_dim(nats, images.shape[1:]) for nats in (log_p, kl))

@@ -66,12 +66,12 @@ def measure(folder):
       bits/dim, [images]}.
     """
     config = started.get_config(folder / "config.json")
-    fresh = run_lib.build(config)
+    fresh = run_lib.build(config).init().params
     this = run_lib.restore(config, folder)
     model, shape = dataclasses.replace(this.model, times="iid"), this.data.spec.shape
     before, after = (
         np.asarray(model.gamma(params, jnp.asarray(EDGES, jnp.float32)), np.float64).reshape(len(EDGES), -1)
-        for params in (fresh.state.params, this.state.ema)
+        for params in (fresh, this.state.ema)
     )
 
     def one_draw(params, rng, batch, _):

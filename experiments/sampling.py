@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 import numpy as np
 from tqdm import tqdm
 
-from vdm import cache, checkpoint, diffusion, encoder, report, run as run_lib, sample, started
+from vdm import cache, diffusion, encoder, report, run as run_lib, sample, started
 from vdm.errors import UserError, require
 from vdm.sampler import SAMPLERS
 
@@ -66,7 +66,7 @@ def run(workdir, num, evaluations):
       the same names, and the levels of a value.
     """
     require(
-        checkpoint.begun(workdir), f"--workdir is {str(workdir)!r}, which has no checkpoint."
+        started.newest(workdir) is not None, f"--workdir is {str(workdir)!r}, which has no checkpoint."
     )
     config = started.get_config(workdir / "config.json")
     config.sample.num = num

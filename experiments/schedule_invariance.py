@@ -18,7 +18,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from vdm import checkpoint, diffusion, estimators, evaluate, report
+from vdm import diffusion, estimators, evaluate, report
 from vdm import run as run_lib, schedule, started
 from vdm.errors import UserError, require
 from vdm.rng import Rng
@@ -69,7 +69,7 @@ def run(workdir, passes):
     """The rows: name, bits/dim, s.e. from noise, the same by independent draws, their ratio."""
     require(passes >= 2, f"--passes is {passes}; accepted: 2 or more.")
     require(
-        checkpoint.begun(workdir), f"--workdir is {str(workdir)!r}, which has no checkpoint."
+        started.newest(workdir) is not None, f"--workdir is {str(workdir)!r}, which has no checkpoint."
     )
     config = started.get_config(workdir / "config.json")
     this = run_lib.restore(config, workdir)

@@ -167,7 +167,7 @@ def measure(case, steps):
     images = draw.integers(0, 256, (4 * case.batch, *SPEC.shape)).astype(np.uint8)
     split = data_lib.in_memory(images)
     data = data_lib.Data(split, split, SPEC)
-    state = step_lib.init(model, optimizer, 0, next(data_lib.eval_batches(split, 1)))
+    state = step_lib.make_init(model, optimizer, 0, next(data_lib.eval_batches(split, 1)))()
     state = parallel.replicate(state)
     resident = parallel.replicate(data_lib.resident(split, config))
     substeps = 1 if jax.default_backend() == "cpu" else 10

@@ -41,7 +41,7 @@ TINY = {
 
 def command(workdir, devices=1, **flags):
     """The command line of a tiny run, and its environment of that many virtual devices."""
-    flags = TINY | {"workdir": workdir} | flags
+    flags = TINY | {"workdir": workdir, "cache": ROOT / ".pytest_cache" / "vdm"} | flags
     line = [sys.executable, "-m", "vdm.main"]
     line += [f"--{name}={value}" for name, value in flags.items() if value is not None]
     xla = f"--xla_force_host_platform_device_count={devices}"

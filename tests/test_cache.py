@@ -1,6 +1,9 @@
-"""Where compiled programs are kept."""
+"""Where compiled programs are kept, and images."""
+
+import os
 
 import jax
+import numpy as np
 import pytest
 
 from vdm import cache
@@ -29,3 +32,59 @@ def test_none_is_kept_where_none_is_wanted(told, monkeypatch, tmp_path):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
     cache.enable(str(tmp_path))
     assert not told
+
+
+@pytest.fixture
+def source(told, tmp_path):
+    """A file that is "read" to how long it is, and how often that happened."""
+    cache.enable(str(tmp_path / "cache"))
+    file, reads = tmp_path / "file", []
+    file.write_text("four")
+
+    def read():
+        reads.append(1)
+        return {"image": np.full((2, 3), file.stat().st_size, np.uint8), "label": np.arange(2)}
+
+    yield file, lambda name="one": cache.arrays(name, [str(file)], read), reads
+    cache.enable("")
+
+
+def test_images_are_read_once(source):
+    _, get, reads = source
+    first, again = get(), get()
+    assert len(reads) == 1
+    assert {name: (v.dtype, v.tolist()) for name, v in again.items()} == {
+        name: (v.dtype, v.tolist()) for name, v in first.items()
+    }
+    get("two")
+    assert len(reads) == 2
+
+
+def test_images_are_read_again_where_a_file_has_changed(source):
+    file, get, reads = source
+    get()
+    file.write_text("of another size")
+    assert get()["image"].max() == len("of another size") and len(reads) == 2
+    os.utime(file, ns=(0, 0))
+    get()
+    assert len(reads) == 3
+    get()
+    assert len(reads) == 3
+
+
+def test_what_was_kept_and_is_damaged_is_read_again(source, tmp_path):
+    _, get, reads = source
+    want = get()["image"]
+    (kept,) = (tmp_path / "cache" / "images").iterdir()
+    whole = kept.read_bytes()
+    for damaged in (b"", b"no zip", whole[: len(whole) // 2]):
+        kept.write_bytes(damaged)
+        np.testing.assert_array_equal(get()["image"], want)
+    assert len(reads) == 4
+
+
+def test_images_are_not_kept_where_nothing_is(source, tmp_path):
+    _, get, reads = source
+    cache.enable("")
+    get(), get()
+    assert len(reads) == 2 and not (tmp_path / "cache").exists()

@@ -4,6 +4,7 @@ import socket
 import subprocess
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -45,7 +46,7 @@ def train(kind, devices, monkeypatch, accumulate, changes):
     made = model.build(config, SPEC)
     optimizer = step.make_optimizer(config.optimizer, 100)
     batch = {"image": images, "label": labels, "augmented": np.zeros(48, np.float32)}
-    start = parallel.replicate(step.init(made, optimizer, 0, batch))
+    start = parallel.replicate(step.make_init(made, optimizer, 0, batch)())
     mapped = parallel.over_devices(
         step.make_step(made, optimizer, config, SPEC.shape),
         kind,
@@ -61,6 +62,32 @@ def train(kind, devices, monkeypatch, accumulate, changes):
 
 def leaves(tree):
     return {jax.tree_util.keystr(p): v for p, v in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+@pytest.mark.parametrize("kind", parallel.KINDS)
+def test_what_is_compiled_ahead_is_what_is_called(kind):
+    """It is traced and compiled once, from the shapes alone of what is shared."""
+    traced = []
+
+    def step(state, data, batch):
+        traced.append(1)
+        return {"sum": state["sum"] + jnp.sum(data["image"][batch])}, batch
+
+    mapped = parallel.over_devices(step, kind, (False, False, True), (False, True), donate=(0,))
+    state, data = {"sum": np.zeros(3, np.float32)}, {"image": np.arange(5, dtype=np.uint8)}
+    batch = np.arange(8, dtype=np.int32).reshape(8, 1) % 5
+    like = [parallel.replicated_like(shared) for shared in (state, data)]
+    wait = parallel.compile_ahead(mapped, *like, batch)
+    wait()
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append(event))
+    try:
+        (after, _) = mapped(parallel.replicate(state), parallel.replicate(data), batch)
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert len(traced) == 1
+    assert not [event for event in compiled if "compile" in event or "trace" in event]
+    assert after["sum"].shape == (3,)
 
 
 def test_pmap_and_shard_map_give_the_same_bits(monkeypatch):

@@ -179,7 +179,8 @@ def test_checkpoint_of_another_model(tmp_path, whole):
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
     (workdir / "config.json").unlink()
-    done = run(workdir, **{"config.model.net.width": 24})
+    done = run(workdir, **{"config.model.net.width": 24, "config.train.steps": 14})
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     for text in ("step 12", "another model", "is (", "--workdir"):
         assert text in done.stderr
+    assert not (workdir / "config.json").exists()

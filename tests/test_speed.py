@@ -44,7 +44,7 @@ def test_a_step_sends_the_gradient_once(kind):
         "label": np.zeros(1, np.int32),
         "augmented": np.zeros(1, np.float32),
     }
-    state = parallel.replicate(step.init(made, optimizer, 0, example))
+    state = parallel.replicate(step.make_init(made, optimizer, 0, example)())
     mapped = parallel.over_devices(
         step.make_step(made, optimizer, config, spec.shape),
         kind,

@@ -80,7 +80,7 @@ def test_a_step_remembers_what_it_saw():
     config = default.get_config()
     config.update_from_flattened_dict({"model.times": "importance"})
     optimizer = step.make_optimizer(config.optimizer, 10)
-    state = step.init(made, optimizer, 0, batch)
+    state = step.make_init(made, optimizer, 0, batch)()
     mapped = jax.pmap(
         step.make_step(made, optimizer, config, (4, 4, 1)), axis_name=parallel.AXIS,
         in_axes=(None, None, 0), out_axes=None, devices=jax.devices()[:1],

@@ -1,26 +1,60 @@
-"""Compiled programs, kept between runs: a second start need not compile."""
+"""What is kept between runs: compiled programs, and images read from files of their own formats."""
 
+import contextlib
 import hashlib
 import os
 import pathlib
 import platform
 
+import numpy as np
+
 FOLDER = "~/.cache/vdm"  # the default
+
+_folder = None  # as `enable` was told
 
 
 def enable(folder):
-    """Keeps compiled programs under `folder`; an empty one keeps none. JAX's own variable
-    JAX_COMPILATION_CACHE_DIR goes first.
+    """Keeps compiled programs and images under `folder`; an empty one keeps none. Of programs, JAX's own
+    variable JAX_COMPILATION_CACHE_DIR goes first.
 
     What a CPU compiles is for its kind alone, and a home may be shared by many kinds: each has
     its own folder in there.
     """
+    global _folder
+    _folder = pathlib.Path(folder).expanduser() if folder else None
     if folder and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         import jax  # only now, as main.py asks for FOLDER before it needs JAX
 
         kind = hashlib.sha256(_cpu().encode()).hexdigest()[:8]
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(folder).expanduser() / kind))
+        jax.config.update("jax_compilation_cache_dir", str(_folder / kind))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def arrays(name, files, read):
+    """{name: array} that `read` gives, read once: it is kept until one of `files` changes.
+
+    Args:
+      name: tells apart what is kept; a newer one of the same name takes its place.
+      files: paths of all that it depends on. They have changed where their list, a size or a time has.
+    """
+    if _folder is None:
+        return read()
+    seen = hashlib.sha256()
+    for file in files:
+        about = os.stat(file)
+        seen.update(f"{file} {about.st_size} {about.st_mtime_ns}\n".encode())
+    path = _folder / "images" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.npz"
+    with contextlib.suppress(Exception), path.open("rb") as file, np.load(file) as kept:  # absent, or damaged in one of many ways
+        if kept["of"] == seen.hexdigest():
+            return {name: kept[name] for name in kept.files if name != "of"}
+    found = read()
+    part = path.with_suffix(f".{os.getpid()}.part")
+    with contextlib.suppress(OSError):  # a full disk stops no run
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            np.savez(file, of=seen.hexdigest(), **found)
+        part.replace(path)
+    return found
 
 
 def _cpu():

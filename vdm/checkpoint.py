@@ -5,21 +5,13 @@ in the data and the sums of the metrics since they were last written out. A chec
 was cut off while it was written is never seen: orbax renames it when it is whole.
 """
 
-import json
 import pathlib
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
-from configs import default
 from vdm.errors import UserError
-from vdm.fields import flat
-
-
-def begun(workdir):
-    """Whether a run has saved a checkpoint in the workdir."""
-    return any(path.name.isdigit() for path in pathlib.Path(workdir).glob("checkpoints/*"))
 
 
 class Checkpoints:
@@ -133,71 +125,3 @@ class Checkpoints:
 def _parts(state):
     """The parts of a State that it has."""
     return {name: part for name, part in state._asdict().items() if part is not None}
-
-
-# ---- the config that a workdir was started with ---------------------------------------
-
-# Fields that may differ when a run goes on: how long, what is told and drawn meanwhile, and in what
-# precision and memory the same function is computed.
-HARMLESS = (
-    "train.steps",
-    "train.keep",
-    "train.log_every",
-    "train.eval_every",
-    "train.checkpoint_every",
-    "train.sample_every",
-    "eval",
-    "sample",
-    "model.sampler",
-    "model.sample_steps",
-    "model.guidance",
-    "model.net.dtype",
-    "model.net.remat",
-    "data.data_dir",
-    "data.on_device_gib",
-    "parallel",
-)
-
-
-def differences(old, new):
-    """[(field, old value, new value)] of two nested dictionaries, without what is harmless."""
-    old, new = flat(old), flat(new)
-    return [
-        (name, old.get(name), new.get(name))
-        for name in sorted({*old, *new})
-        if old.get(name) != new.get(name)
-        and not any(f"{name}.".startswith(f"{field}.") for field in HARMLESS)
-    ]
-
-
-def check_config(workdir, config):
-    """Raises UserError where the workdir was started with a config that differs."""
-    path = pathlib.Path(workdir) / "config.json"
-    if not path.exists():
-        return
-    try:
-        started = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{str(path)!r} is damaged ({error}); give another --workdir.") from error
-    # What the schema did not have then was as its default is.
-    found = differences(_filled(started, default.get_config().to_dict()), config.to_dict())
-    if found:
-        fields = "; ".join(f"{name} was {old!r}, is {new!r}" for name, old, new in found)
-        raise UserError(
-            f"{str(workdir)!r} was started with another config: {fields}. "
-            "Set these fields back, or give another --workdir."
-        )
-
-
-def _filled(config, defaults):
-    """A nested dictionary with what it lacks from another."""
-    both = {name: _filled(config[name], value) for name, value in defaults.items() if isinstance(config.get(name), dict)}
-    return defaults | config | both
-
-
-def write_config(workdir, config):
-    """Writes config.json, whole or not at all."""
-    path = pathlib.Path(workdir) / "config.json"
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    part.replace(path)

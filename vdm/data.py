@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from vdm import cache
 from vdm.errors import UserError, require
 
 
@@ -36,11 +37,13 @@ class Split:
       size: how many there are.
       read: indices, int [n] → {"image": uint8 [n, height, width, channels], "label": int32 [n]}.
       nbytes: how much memory all its images take.
+      files: what it is read from, each time; () where it is in memory.
     """
 
     size: int
     read: Any
     nbytes: int
+    files: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,11 +177,37 @@ def on_device(split, config):
 
 def resident(split, config):
     """All of the split as arrays to put on the devices; {} where it is to be streamed."""
+    return everything(split, config, "train") if on_device(split, config) else {}
+
+
+def everything(split, config, name):
+    """All of a split as arrays; `name` is "train" or "test". Read from files once, and kept (cache.py)."""
+
+    def read():
+        parts = np.array_split(np.arange(split.size), max(1, split.size // 1024))
+        bar = tqdm(parts, "reading images", disable=len(parts) < 10 or None, leave=False)
+        return jax.tree.map(lambda *values: np.concatenate(values), *map(split.read, bar))
+
+    if not split.files:
+        return read()
+    source = config.data
+    return cache.arrays(repr((name, source.name, source.image_size, split.files[0])), split.files, read)
+
+
+def in_memory_where_it_fits(split, config, name):
+    """The Split itself, or where it is read from files and would fit on the devices, one over arrays."""
+    if not split.files or not on_device(split, config):
+        return split
+    found = everything(split, config, name)
+    return in_memory(found["image"], found["label"])
+
+
+def resident_like(split, config):
+    """The shapes and types of what `resident` reads, which it takes to read one example."""
     if not on_device(split, config):
         return {}
-    parts = np.array_split(np.arange(split.size), max(1, split.size // 1024))
-    bar = tqdm(parts, "reading images", disable=len(parts) < 10 or None, leave=False)
-    return jax.tree.map(lambda *values: np.concatenate(values), *map(split.read, bar))
+    one = split.read(np.zeros(1, int))
+    return jax.tree.map(lambda v: jax.ShapeDtypeStruct((split.size, *v.shape[1:]), v.dtype), one)
 
 
 def eval_batches(split, batch_size, limit=0):
@@ -271,8 +300,9 @@ def _folder(config):
             labels = [number[files[i][1]] for i in indices]
             return {"image": np.stack(images), "label": np.array(labels, np.int32)}
 
-        return Split(len(files), read, len(files) * size[0] * size[1] * len(mode))
+        return Split(len(files), read, len(files) * size[0] * size[1] * len(mode), every)
 
+    every = tuple(str(path) for part in parts for path, _ in part)  # labels depend on both splits
     return *map(split, parts), len(names) if len(names) > 1 else 0
 
 
@@ -444,7 +474,8 @@ def _tfds(config):
                 "label": np.array(labels, np.int32),
             }
 
-        return Split(len(source), read, len(source) * int(np.prod([n or 1 for n in shape])))
+        files = tuple(map(str, splits[key].filepaths))
+        return Split(len(source), read, len(source) * int(np.prod([n or 1 for n in shape])), files)
 
     return split("train"), split(held), label.num_classes if label else 0
 

@@ -1,6 +1,7 @@
 """Bits per dimension of the test split by the ELBO, with standard errors."""
 
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -9,8 +10,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from vdm import elbo, parallel
-from vdm.data import eval_batches
+from vdm import data as data_lib, elbo, parallel
 from vdm.errors import require
 from vdm.profile import UNIFORM, Profile
 from vdm.rng import Spread
@@ -102,10 +102,9 @@ def over_split(function, config, data):
         0 <= config.eval.images <= data.test.size,
         f"config.eval.images is {config.eval.images}; accepted: 0 (all) to {data.test.size}.",
     )
-    root = jax.random.fold_in(jax.random.key(config.seed), _EVAL)
 
     def on_device(params, place, extra, batch):
-        key = jax.random.fold_in(root, place[0])
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), _EVAL), place[0])
         rng = Spread(key, batch["index"], place[1], place[3], place[2])
         return (function(params, rng, batch, extra),)
 
@@ -113,12 +112,14 @@ def over_split(function, config, data):
         on_device, config.parallel, split_in=(False, False, False, True), split_out=(True,)
     )
 
+    test = functools.cache(lambda: data_lib.in_memory_where_it_fits(data.test, config, "test"))
+
     def one_pass(params, place, extra, images, bar):
         parts = []
         place = np.array([*place, images], np.int32)
         # Of few images no more than these, and a multiple of the devices.
         size = min(batch_size, -(-images // jax.device_count()) * jax.device_count())
-        for batch in eval_batches(data.test, size // jax.process_count(), images):
+        for batch in data_lib.eval_batches(test(), size // jax.process_count(), images):
             real = batch.pop("real")
             (values,) = mapped(params, place, extra, parallel.per_device(batch))
             values = parallel.gather(parallel.local(values) | {"real": real})

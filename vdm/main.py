@@ -10,6 +10,8 @@ Without --config, the config is the one that the workdir was started with.
 """
 
 import difflib
+import gc
+import importlib
 import os
 import pathlib
 import re
@@ -21,7 +23,7 @@ from ml_collections import config_flags
 from vdm import cache, fields as fields_lib
 from vdm.errors import UserError, one_line, one_of, require
 
-MODES = ("train", "eval", "sample")
+MODES = {"train": "vdm.train", "eval": "vdm.estimators", "sample": "vdm.sample"}
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "A config file, such as configs/digits.py.")
@@ -55,11 +57,8 @@ def main(argv):
 
     if FLAGS.distributed:
         jax.distributed.initialize(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
-    from vdm import estimators, sample, train
-
     cache.enable(FLAGS.cache)
-    modes = {"train": train.run, "eval": estimators.run, "sample": sample.run}
-    modes[FLAGS.mode](FLAGS.config, workdir)
+    importlib.import_module(MODES[FLAGS.mode]).run(FLAGS.config, workdir)
 
 
 def check_workdir(workdir, mode):
@@ -93,7 +92,10 @@ def parse(argv):
     """
     argv = with_config_of_workdir(argv)
     try:
-        return FLAGS(argv)
+        rest = FLAGS(argv)
+        # A config file that cannot be read is told of only where something of it is asked for.
+        getattr(FLAGS.config, "seed", None)
+        return rest
     except flags.UnrecognizedFlagError as error:
         if str(error.flagname).startswith("config."):
             raise UserError(
@@ -166,6 +168,9 @@ def nearest_file(path):
 
 def cli():
     """Runs main; bad input ends in one line and exit code 2, Ctrl-C in exit code 130."""
+    # JAX makes millions of objects as it traces and next to no garbage among them: to look for it
+    # as often as Python does by itself takes a quarter of a start.
+    gc.set_threshold(100_000)
     app.define_help_flags()
     logging.set_verbosity(logging.ERROR)  # the libraries' own reports are not the run's
     if any(re.fullmatch("--?h(elp(=true)?)?", arg) for arg in sys.argv[1:]):

@@ -5,6 +5,8 @@ what is shared (the state, the data set) is one replicated array without a devic
 what is split (batches, results per example) has a leading axis of devices.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
@@ -86,6 +88,32 @@ def replicate(tree):
     if jax.process_count() == 1:
         return jax.device_put(tree, _sharding())
     return as_global(jax.tree.map(jnp.asarray, tree))
+
+
+def replicated_like(tree):
+    """The shapes and types of `tree` as those of what `replicate` gives."""
+    return jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=_sharding()), tree)
+
+
+def compile_ahead(function, *args):
+    """Traces what `over_devices` mapped, and compiles it in another thread meanwhile.
+
+    Args:
+      *args: of its first call; what is shared, as `replicated_like` has it or as it is.
+
+    Returns:
+      () → None, which waits until the call finds it compiled.
+
+    Raises:
+      Exception: as the call itself would, here or where it is waited for.
+    """
+    if jax.process_count() > 1:  # pmap has no shapes without values there
+        return lambda: None
+    lowered = function.lower(*args)
+    pool = ThreadPoolExecutor(1)
+    compiled = pool.submit(lowered.compile)
+    pool.shutdown(wait=False)
+    return lambda: compiled.result() and None
 
 
 def as_global(tree):

@@ -1,22 +1,38 @@
 """A run: what training, evaluation and sampling build from a config, or restore."""
 
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
-from vdm import checkpoint, data as data_lib, model as model_lib, parallel, step as step_lib
+import jax
+
+from vdm import data as data_lib, model as model_lib, parallel, started, step as step_lib
 from vdm.errors import one_of, require
 
 
-class Run(NamedTuple):
-    """The parts of a run. `state` is replicated over the devices."""
+class Parts(NamedTuple):
+    """What a config describes.
+
+    Attributes:
+      init: () → the State before the first step, replicated over the devices.
+      like: its shapes, types and devices, known before it is computed.
+    """
 
     data: data_lib.Data
     model: model_lib.Model
     optimizer: Any
+    init: Callable[[], step_lib.State]
+    like: step_lib.State
+
+
+class Run(NamedTuple):
+    """A run at one of its checkpoints. `state` is replicated over the devices."""
+
+    data: data_lib.Data
+    model: model_lib.Model
     state: step_lib.State
 
 
 def build(config):
-    """The Run that a config describes, before its first step.
+    """The Parts of a run.
 
     Raises:
       UserError: the config is not possible.
@@ -25,8 +41,9 @@ def build(config):
     model = model_lib.build(config, data.spec)
     optimizer = step_lib.make_optimizer(config.optimizer, config.train.steps)
     example = next(data_lib.eval_batches(data.train, 1))
-    state = step_lib.init(model, optimizer, config.seed, example)
-    return Run(data, model, optimizer, parallel.replicate(state))
+    init = step_lib.make_init(model, optimizer, config.seed, example)
+    like = parallel.replicated_like(jax.eval_shape(init))
+    return Parts(data, model, optimizer, lambda: parallel.replicate(init()), like)
 
 
 def restore(config, workdir):
@@ -37,13 +54,15 @@ def restore(config, workdir):
     """
     one_of("config.eval.checkpoint", config.eval.checkpoint, ("newest", "best"))
     require(
-        checkpoint.begun(workdir),
+        started.newest(workdir) is not None,
         f"--workdir is {str(workdir)!r}, which has no checkpoint; run --mode=train first.",
     )
-    checkpoint.check_config(workdir, config)
-    run = build(config)
+    started.check_config(workdir, config)
+    from vdm import checkpoint  # only now, as in train.run
+
+    parts = build(config)
     checkpoints = checkpoint.Checkpoints(workdir, config.train.keep, read_only=True)
     step = checkpoints.latest() if config.eval.checkpoint == "newest" else checkpoints.best()
-    state, _ = checkpoints.restore(run.state, step)
+    state, _ = checkpoints.restore(parts.like, step)
     checkpoints.close()
-    return run._replace(state=state)
+    return Run(parts.data, parts.model, state)

@@ -31,9 +31,9 @@ def make_sampler(model, config, data):
         f"config.sample.batch_size is {batch_size}; accepted: a multiple of the "
         f"{jax.device_count()} devices.",
     )
-    key = jax.random.fold_in(jax.random.key(config.seed), _SAMPLE)
 
     def on_device(params, index):
+        key = jax.random.fold_in(jax.random.key(config.seed), _SAMPLE)
         label = index % max(1, data.spec.classes)
         batch = {"label": label, "augmented": np.zeros(index.shape, np.float32)}
         return (model.sample(params, Rng(key, index, num), batch),)

@@ -21,18 +21,18 @@ class State(NamedTuple):
     moments: Any = None  # times.moments of the last steps, where times are drawn by importance
 
 
-def init(model, optimizer, seed, batch):
-    """The State before the first step, from a batch of any size and the seed."""
+def make_init(model, optimizer, seed, batch):
+    """Returns () → the State before the first step, from the seed and a batch of any size."""
 
     @jax.jit
-    def fresh():
+    def init():
         params = model.init(jax.random.fold_in(jax.random.key(seed), 0), batch)
         # A copy, as the step is given both to overwrite.
         ema = jax.tree.map(jnp.copy, params)
         moments = jnp.zeros((3, times.PARTS)) if _by_importance(model) else None
         return State(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params), moments)
 
-    return fresh()
+    return init
 
 
 def _by_importance(model):
@@ -146,7 +146,6 @@ def make_step(model, optimizer, config, data_shape):
     """
     kinds = tuple(filter(None, config.data.augment.split(",")))
     augment.check(kinds, data_shape)
-    root = jax.random.key(config.seed)
     micro = config.train.accumulate
 
     def loss(params, rng, batch, moments):
@@ -174,7 +173,7 @@ def make_step(model, optimizer, config, data_shape):
         per_device = batch["label"].shape[0]
         index = jax.lax.axis_index(AXIS) * per_device + jnp.arange(per_device)
         size = per_device * jax.lax.axis_size(AXIS)
-        key = jax.random.fold_in(jax.random.fold_in(root, 1), state.step)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), state.step)
 
         if micro == 1:
             found = gradient(state, key, index, size, batch)
@@ -210,7 +209,7 @@ def make_step(model, optimizer, config, data_shape):
             **terms,
             "loss": total,
             "draw_sd": jnp.sqrt(jnp.maximum(square - jnp.square(total), 0.0)),
-            "grad_norm": optax.tree.norm(grads),
+            "grad_norm": jnp.sqrt(sum(jnp.sum(g * g) for g in jax.tree.leaves(grads))),
         }
         moments = None if seen is None else times.remember(state.moments, seen)
         return State(state.step + 1, params, ema, opt_state, moments), metrics

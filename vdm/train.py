@@ -1,15 +1,17 @@
 """The loop: batches in, steps on the devices, numbers and pictures out; resumes anywhere."""
 
+import itertools
 import math
 import shutil
 import signal
+import sys
 import time
 
 import jax
 from tqdm import tqdm
 
-from vdm import checkpoint, data as data_lib, elbo, evaluate, figures, parallel, report
-from vdm import run as run_lib, sample as sample_lib, step as step_lib
+from vdm import data as data_lib, elbo, evaluate, figures, parallel, report
+from vdm import run as run_lib, sample as sample_lib, started, step as step_lib
 from vdm.errors import require
 
 
@@ -66,9 +68,14 @@ def run(config, workdir):
     lead = jax.process_index() == 0
     train = config.train
     check(config)
-    begun = checkpoint.begun(workdir)
-    if begun:
-        checkpoint.check_config(workdir, config)
+    newest = started.newest(workdir)
+    if newest is not None:
+        started.check_config(workdir, config)
+    first = newest or 0
+    if first >= train.steps:
+        if lead:
+            print(f"{workdir}: finished, {first} of {train.steps} steps were taken before.")
+        return
     this = run_lib.build(config)
     spec = this.data.spec
     step_fn = parallel.over_devices(
@@ -81,28 +88,32 @@ def run(config, workdir):
     evaluator = evaluate.make_evaluator(this.model, config, this.data)
     sampler = sample_lib.make_sampler(this.model, config, this.data)
 
-    checkpoints = checkpoint.Checkpoints(workdir, train.keep)
-    state, rest = this.state, {"running": None, "seconds": 0.0}
-    if begun:
-        state, rest = checkpoints.restore(state, checkpoints.latest())
-    first = int(state.step)
-    if first >= train.steps:
-        if lead:
-            print(f"{workdir}: finished, {first} of {train.steps} steps were taken before.")
-        checkpoints.close()
-        return
     if lead:
-        checkpoint.write_config(workdir, config)
-        print(report.parameter_table(state.params))
-        print(describe(config, this))
-        print(f"{'resuming' if begun else 'starting'} at step {first} of {train.steps}", flush=True)
-    log = Log(config, workdir, first, rest["seconds"], spec) if lead else Silent()
+        print(report.parameter_table(this.like.params))
+        print(describe(config, this), flush=True)
+    batches = data_lib.train_chunks(this.data.train, config, first, chunks(first, config))
+    batch = next(batches)
+    # To trace the step needs Python and to compile it does not: so the rest is done beside that.
+    shared = parallel.replicated_like(data_lib.resident_like(this.data.train, config))
+    wait = parallel.compile_ahead(step_fn, this.like, shared, batch)
+    from vdm import checkpoint  # only now, as Orbax takes a while to import
+
+    checkpoints = checkpoint.Checkpoints(workdir, train.keep)
+    if newest is None:
+        state, rest = this.init(), {"running": None, "seconds": 0.0}
+    else:
+        state, rest = checkpoints.restore(this.like, first)
+    log = Silent()
+    if lead:
+        started.write_config(workdir, config)
+        log = Log(config, workdir, first, rest["seconds"], spec)
     running = Running(rest["running"])
     resident = parallel.replicate(data_lib.resident(this.data.train, config))
     stop = Stop()
+    wait()
+    log.say(f"{'starting' if newest is None else 'resuming'} at step {first} of {train.steps}")
 
-    batches = data_lib.train_chunks(this.data.train, config, first, chunks(first, config))
-    for (begin, count), batch in zip(chunks(first, config), batches):
+    for (begin, count), batch in zip(chunks(first, config), itertools.chain([batch], batches)):
         state, metrics = step_fn(state, resident, batch)
         step, bpd = begin + count, None
         last = step == train.steps
@@ -250,6 +261,7 @@ class Log:
     def say(self, text):
         """Prints a line without breaking the bar."""
         tqdm.write(text)
+        sys.stdout.flush()
 
     def progress(self, step):
         """Moves the bar."""

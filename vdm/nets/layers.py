@@ -223,5 +223,6 @@ def scan(layer, length, kept, unroll, in_axes, **options):
         in_axes=in_axes,
         length=length,
         unroll=length if unroll else 1,
+        check_constancy_invariants=False,  # which would trace each layer once more
         **options,
     )

@@ -45,7 +45,12 @@ def grid(config):
     for name, fields in found.items():
         if name.startswith("MHVAE_"):
             fields["model.restrictions"] = name.removeprefix("MHVAE_").replace("+", ",")
-    found["VDM_T=9"] |= {"model.timesteps": 9, "model.schedule.name": "learned_net", "model.schedule.learn_ends": True}
+    found["VDM_T=9"] |= {
+        "model.timesteps": 9,
+        "model.schedule.name": "learned_net",
+        "model.schedule.learn_ends": True,
+        "model.schedule.gamma_min": -5.0,
+    }
     return found
 
 

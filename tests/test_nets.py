@@ -158,16 +158,19 @@ def test_bfloat16_is_the_same_function_to_its_rounding(name):
 
 
 def test_less_is_kept_where_layers_are_a_loop():
-    net = NETS["unet"].clone(depth=8, attention="middle")
-    z = jnp.zeros((4, 16, 16, 1))
-    params = jax.eval_shape(net.init, jax.random.key(0), z, z[:, 0, 0, 0])
+    z = jnp.zeros((16, 16, 16, 1))
 
-    def temporary(remat):
-        loss = lambda params: net.clone(remat=remat).apply(params, z, z[:, 0, 0, 0]).sum()
+    def temporary(remat, depth):
+        net = NETS["unet"].clone(depth=depth, attention="middle", remat=remat)
+        params = jax.eval_shape(net.init, jax.random.key(0), z, z[:, 0, 0, 0])
+        loss = lambda params: net.apply(params, z, z[:, 0, 0, 0]).sum()
         return jax.jit(jax.grad(loss)).lower(params).compile().memory_analysis().temp_size_in_bytes
 
-    none, dots, block = (temporary(remat) for remat in layers.REMAT)
+    none, dots, block = (temporary(remat, 8) for remat in layers.REMAT)
     assert block < dots < 0.8 * none
+    # A block down and one up: what each is given, once, and the gradient of what goes across.
+    picture = 4 * z.size * NETS["unet"].width
+    assert temporary("block", 24) - block < 16 * 3.5 * picture
 
 
 @pytest.mark.parametrize("shape, features", [((3, 5, 4, 6), 7), ((2, 40, 33, 2), 3)])

@@ -7,6 +7,7 @@ with depth.
 """
 
 from flax import linen as nn
+import jax
 import jax.numpy as jnp
 
 from vdm.nets.conv import Conv
@@ -72,7 +73,8 @@ class AttentionBlock(nn.Module):
 class Layer(nn.Module):
     """One turn of the scan: a block, with attention after it where that is everywhere.
 
-    On the way down it puts out its input, which a block on the way up will take in.
+    On the way down it puts out its input, which a block on the way up will take in. Where that input
+    is `known` already, only the gradient comes of h.
     """
 
     width: int
@@ -82,13 +84,25 @@ class Layer(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, h, skip, layer, embedding, keys):
-        given = h
+    def __call__(self, h, skip, known, layer, embedding, keys):
+        h = given = h if known is None else with_gradient_of(known, h)
         parts = (h,) if skip is None else (h, skip)
         h = Block(self.width, self.dropout, self.dtype)(parts, embedding, layer_keys(keys, layer))
         if self.attention:
             h = AttentionBlock(self.heads, self.dtype)(h)
         return h, given if skip is None else None
+
+
+@jax.custom_jvp
+def with_gradient_of(value, h):
+    """`value`, whose gradient goes to h."""
+    del h
+    return value
+
+
+@with_gradient_of.defjvp
+def _(primals, tangents):
+    return primals[0], tangents[1]
 
 
 class UNet(nn.Module):
@@ -123,7 +137,7 @@ class UNet(nn.Module):
 
         everywhere = self.attention == "everywhere"
         layer_args = (self.width, self.dropout, self.heads, everywhere, self.dtype)
-        in_axes = (0, 0, nn.broadcast, nn.broadcast)
+        in_axes = (0, 0, 0, nn.broadcast, nn.broadcast)
         numbers = jnp.arange(self.depth)
 
         def layers(name, **options):
@@ -135,14 +149,22 @@ class UNet(nn.Module):
             return made((h,), embedding, layer_keys(keys, layer))
 
         middle = self.depth
-        h, skips = layers("down")(h, None, numbers, embedding, keys)
-        last = h
+        down = layers("down")
+        last, skips = down(h, None, None, numbers, embedding, keys)
+        if self.remat == "block" and not self.unroll and not self.is_initializing():
+            # The loop would keep each block's input twice, as a skip and for the backward pass. So it
+            # is gone through again, with the skips for inputs; whose values being known, only the
+            # backward pass of that is ever computed, and only the forward pass of the first.
+            known = jax.lax.stop_gradient((last, skips))
+            again = down(h, None, known[1], numbers, embedding, keys)
+            last, skips = map(with_gradient_of, known, again)
+        h = last
         h = block("middle_0", h, middle)
         h = AttentionBlock(self.heads, self.dtype, name="middle_attention")(h)
         h = block("middle_1", h, middle + 1)
         first = remat(Layer, self.remat, in_loop=False)(*layer_args, name="up_first")
-        h, _ = first(h, last, middle + 2, embedding, keys)
-        h, _ = layers("up", reverse=True)(h, skips, middle + 3 + numbers, embedding, keys)
+        h, _ = first(h, last, None, middle + 2, embedding, keys)
+        h, _ = layers("up", reverse=True)(h, skips, None, middle + 3 + numbers, embedding, keys)
 
         (h,) = GroupNorm(nn.silu)(h.astype(jnp.float32))
         return Conv(self.out_channels, kernel_init=ZEROS, name="conv_out")(h)

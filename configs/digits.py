@@ -31,7 +31,7 @@ def get_config():
     c.optimizer.decay = "cosine"
     c.optimizer.clip = 1.0
 
-    c.train.steps = 1_500
+    c.train.steps = 2_000
     c.train.log_every = 100
     c.train.eval_every = 500
     c.train.checkpoint_every = 500

@@ -24,4 +24,6 @@ def get_config():
 
     c.optimizer.name = "adamw"
     c.optimizer.learning_rate = 1e-3
+
+    c.train.steps = 1_500
     return c

@@ -13,6 +13,7 @@ from vdm import cache
 def told(monkeypatch):
     """What JAX is told, by name, where the environment tells it nothing."""
     seen = {}
+    monkeypatch.setattr(cache, "_folder", None)
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setattr(jax.config, "update", seen.__setitem__)
     return seen
@@ -45,8 +46,7 @@ def source(told, tmp_path):
         reads.append(1)
         return {"image": np.full((2, 3), file.stat().st_size, np.uint8), "label": np.arange(2)}
 
-    yield file, lambda name="one": cache.arrays(name, [str(file)], read), reads
-    cache.enable("")
+    return file, lambda name="one": cache.arrays(name, [str(file)], read), reads
 
 
 def test_images_are_read_once(source):

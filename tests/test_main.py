@@ -17,7 +17,7 @@ BAD_FLAGS = {
     "wrong type": ({"config.train.steps": "many"}, "config.train.steps=many", "int"),
     "misspelt flag": ({"workdri": "x"}, "--workdri", "Did you mean 'workdir'"),
     "unknown mode": ({"mode": "fly"}, "--mode is 'fly'", "'train', 'eval', 'sample'"),
-    "no config at all": (only(config="configs/digit.py"), "configs/digit.py", "configs/digits.py"),
+    "no such config, alone": (only(config="configs/digit.py"), "configs/digit.py", "configs/digits.py"),
     "no such config": ({"config": "configs/digit.py"}, "configs/digit.py", "configs/digits.py"),
     "no config": (only(), "--config is missing", "configs/digits.py"),
     "field without config": (only(config_seed=1), "--config.seed", "--config=FILE"),

@@ -40,20 +40,27 @@ def arrays(name, files, read):
     if _folder is None:
         return read()
     seen = hashlib.sha256()
-    for file in files:
-        about = os.stat(file)
-        seen.update(f"{file} {about.st_size} {about.st_mtime_ns}\n".encode())
+    try:
+        for file in files:
+            about = os.stat(file)
+            seen.update(f"{file} {about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}\n".encode())
+    except OSError:  # not a path of this machine, or gone: `read` knows more of that
+        return read()
     path = _folder / "images" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.npz"
-    with contextlib.suppress(Exception), path.open("rb") as file, np.load(file) as kept:  # absent, or damaged in one of many ways
+    # Absent, or damaged in one of many ways: then it is read again.
+    with contextlib.suppress(Exception), path.open("rb") as file, np.load(file) as kept:
         if kept["of"] == seen.hexdigest():
-            return {name: kept[name] for name in kept.files if name != "of"}
+            return {key: kept[key] for key in kept.files if key != "of"}
     found = read()
     part = path.with_suffix(f".{os.getpid()}.part")
     with contextlib.suppress(OSError):  # a full disk stops no run
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            np.savez(file, of=seen.hexdigest(), **found)
-        part.replace(path)
+        try:
+            with part.open("wb") as file:
+                np.savez(file, of=seen.hexdigest(), **found)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
     return found
 
 

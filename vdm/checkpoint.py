@@ -56,10 +56,6 @@ class Checkpoints:
             metrics=None if bpd is None else {"bpd": float(bpd)},
         )
 
-    def latest(self):
-        """The newest step, or None where there is no checkpoint."""
-        return self._manager.latest_step()
-
     def steps(self):
         """All steps that are kept, in order."""
         return sorted(self._manager.all_steps())
@@ -73,7 +69,7 @@ class Checkpoints:
 
         Args:
           like: a State whose arrays have the shapes, types and devices to restore to.
-          step: as `latest` or `best` gives it.
+          step: one of `steps`; or as `best` gives it.
 
         Raises:
           UserError: there is no checkpoint, or it is one of another model.

@@ -191,7 +191,9 @@ def everything(split, config, name):
     if not split.files:
         return read()
     source = config.data
-    return cache.arrays(repr((name, source.name, source.image_size, split.files[0])), split.files, read)
+    where = os.path.commonpath(split.files)
+    # Also this file, which says how they are read.
+    return cache.arrays(repr((name, source.name, source.image_size, where)), (*split.files, __file__), read)
 
 
 def in_memory_where_it_fits(split, config, name):

@@ -112,7 +112,8 @@ def over_split(function, config, data):
         on_device, config.parallel, split_in=(False, False, False, True), split_out=(True,)
     )
 
-    test = functools.cache(lambda: data_lib.in_memory_where_it_fits(data.test, config, "test"))
+    whole = functools.cache(lambda: data_lib.in_memory_where_it_fits(data.test, config, "test"))
+    test = (lambda: data.test) if config.eval.images else whole  # of some images, these alone are read
 
     def one_pass(params, place, extra, images, bar):
         parts = []

@@ -30,7 +30,7 @@ config_flags.DEFINE_config_file("config", None, "A config file, such as configs/
 flags.DEFINE_string("workdir", None, "Folder of the run: its checkpoints, metrics, pictures.")
 flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
 flags.DEFINE_string(
-    "cache", cache.FOLDER, "Folder where compiled programs are kept for the next run; '' for none."
+    "cache", cache.FOLDER, "Folder where compiled programs and decoded images are kept; '' for none."
 )
 flags.DEFINE_bool(
     "distributed", False, "Join other hosts. On a cluster that JAX knows, this is enough."

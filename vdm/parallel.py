@@ -96,13 +96,14 @@ def replicated_like(tree):
 
 
 def compile_ahead(function, *args):
-    """Traces what `over_devices` mapped, and compiles it in another thread meanwhile.
+    """Traces what `over_devices` mapped, and starts to compile it in another thread, which the process
+    waits for also where it ends before.
 
     Args:
       *args: of its first call; what is shared, as `replicated_like` has it or as it is.
 
     Returns:
-      () → None, which waits until the call finds it compiled.
+      A function of nothing, which waits until the call finds it compiled.
 
     Raises:
       Exception: as the call itself would, here or where it is waited for.
@@ -113,7 +114,7 @@ def compile_ahead(function, *args):
     pool = ThreadPoolExecutor(1)
     compiled = pool.submit(lowered.compile)
     pool.shutdown(wait=False)
-    return lambda: compiled.result() and None
+    return compiled.result
 
 
 def as_global(tree):

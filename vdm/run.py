@@ -53,8 +53,9 @@ def restore(config, workdir):
       UserError: the workdir has no checkpoint, or was started with another config.
     """
     one_of("config.eval.checkpoint", config.eval.checkpoint, ("newest", "best"))
+    newest = started.newest(workdir)
     require(
-        started.newest(workdir) is not None,
+        newest is not None,
         f"--workdir is {str(workdir)!r}, which has no checkpoint; run --mode=train first.",
     )
     started.check_config(workdir, config)
@@ -62,7 +63,7 @@ def restore(config, workdir):
 
     parts = build(config)
     checkpoints = checkpoint.Checkpoints(workdir, config.train.keep, read_only=True)
-    step = checkpoints.latest() if config.eval.checkpoint == "newest" else checkpoints.best()
+    step = newest if config.eval.checkpoint == "newest" else checkpoints.best()
     state, _ = checkpoints.restore(parts.like, step)
     checkpoints.close()
     return Run(parts.data, parts.model, state)

@@ -1,21 +1,20 @@
 """What a workdir was started with, and how far it came; as a config file: started.py:W/config.json.
 
-It knows no JAX, so that a config that does not fit is told at once.
+Files alone, without JAX and Orbax, which take their time to import.
 """
 
 import json
 import pathlib
 
 from configs import default
-from vdm.errors import UserError
+from vdm.errors import UserError, require
 from vdm.fields import flat
 
 
 def get_config(path):
     """Fields of default.py that the workdir, made by an older version, has not are added."""
-    with open(path) as file:
-        config = default.get_config()
-        config.update(json.load(file))
+    config = default.get_config()
+    config.update(_read(path))
     return config
 
 
@@ -63,10 +62,7 @@ def check_config(workdir, config):
     path = pathlib.Path(workdir) / "config.json"
     if not path.exists():
         return
-    try:
-        started = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{str(path)!r} is damaged ({error}); give another --workdir.") from error
+    started = _read(path)
     # What the schema did not have then was as its default is.
     found = differences(_filled(started, default.get_config().to_dict()), config.to_dict())
     if found:
@@ -75,6 +71,15 @@ def check_config(workdir, config):
             f"{str(workdir)!r} was started with another config: {fields}. "
             "Set these fields back, or give another --workdir."
         )
+
+
+def _read(path):
+    try:
+        found = json.loads(pathlib.Path(path).read_text())
+        require(isinstance(found, dict), f"{str(path)!r} is damaged (no object); give another --workdir.")
+    except ValueError as error:
+        raise UserError(f"{str(path)!r} is damaged ({error}); give another --workdir.") from error
+    return found
 
 
 def _filled(config, defaults):

@@ -40,7 +40,7 @@ class Naive:
         """{"net": …, "log_variance": of each value, [*shape]}: fresh parameters."""
         one = {name: value[:1] for name, value in batch.items()}
         net = self.net.init(key, jnp.zeros((1, *self.shape)), jnp.zeros(1), self.told(one))
-        return {"net": net, "log_variance": jnp.full(self.shape, math.log(0.25))}
+        return {"net": net, "log_variance": jnp.full(self.shape, math.log(0.25), jnp.float32)}
 
     def loss(self, params, rng, batch, train):
         """The exact −log p(x), or p(x|label) where it is told, nats [batch]: "upper" of the upper half from nothing, "lower" of the lower

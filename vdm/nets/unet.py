@@ -10,6 +10,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from vdm.errors import UserError
 from vdm.nets.conv import Conv
 from vdm.nets.layers import (
     ZEROS,
@@ -93,16 +94,29 @@ class Layer(nn.Module):
         return h, given if skip is None else None
 
 
-@jax.custom_jvp
+@jax.custom_vjp
 def with_gradient_of(value, h):
-    """`value`, whose gradient goes to h."""
+    """`value`, whose gradient goes to h, once: a second derivative would lack what comes through `value`."""
     del h
     return value
 
 
-@with_gradient_of.defjvp
+@jax.custom_jvp
+def once(gradient):
+    """`gradient`, which cannot be differentiated.
+
+    Raises:
+      UserError: it is.
+    """
+    return gradient
+
+
+@once.defjvp
 def _(primals, tangents):
-    return primals[0], tangents[1]
+    raise UserError("config.model.net.remat is 'block', which has first derivatives only; accepted for more: 'none', 'dots'.")
+
+
+with_gradient_of.defvjp(lambda value, h: (value, None), lambda _, gradient: (None, once(gradient)))
 
 
 class UNet(nn.Module):

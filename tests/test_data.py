@@ -7,7 +7,7 @@ from PIL import Image
 import pytest
 
 from configs import default
-from vdm import augment, data
+from vdm import augment, cache, data
 from vdm.errors import UserError
 
 
@@ -85,6 +85,33 @@ def test_folder_of_different_sizes_is_refused_or_resized(tmp_path):
         folder(tmp_path).train.read(np.arange(4))
     made = folder(tmp_path, **{"data.image_size": 5})
     assert made.train.read(np.arange(4))["image"].shape == (4, 5, 5, 3)
+
+
+def test_images_that_are_kept_are_those_of_the_files(tmp_path, monkeypatch):
+    """Each split and size, the first time and again; and after a label's folder has another name."""
+    monkeypatch.setattr(cache, "_folder", tmp_path / "cache")
+    root = tmp_path / "images"
+    for number, label in enumerate("bc"):
+        write_images(root / "train" / label, 3, seed=number)
+    write_images(root / "test" / "b", 6, seed=9)
+
+    def check(size):
+        changes = {"data.name": "folder", "data.data_dir": str(root), "data.image_size": size}
+        made = data.load(config(**changes | {"data.vocab_size": 256}))
+        for name in ("train", "test"):
+            split = getattr(made, name)
+            found, want = data.everything(split, config(**changes), name), split.read(np.arange(split.size))
+            assert found.keys() == want.keys()
+            for key, value in want.items():
+                np.testing.assert_array_equal(found[key], value)
+        return data.everything(made.train, config(**changes), "train")["label"].tolist()
+
+    for size in (0, 5, 0, 5):
+        assert check(size) == [0, 0, 0, 1, 1, 1]
+    (root / "train" / "c").rename(root / "train" / "a")
+    assert check(0) == [0, 0, 0, 1, 1, 1]
+    (root / "test" / "b").rename(root / "test" / "0")
+    assert check(0) == [1, 1, 1, 2, 2, 2]
 
 
 def npz(path, **changes):

@@ -69,6 +69,14 @@ def test_bad_flags_are_one_line_and_exit_code_2(case, tmp_path):
         assert text in done.stderr
 
 
+@pytest.mark.parametrize("text", ['{"seed": ', "[1]"])
+def test_a_damaged_config_of_a_workdir_is_told_of(text, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    done = run(tmp_path, **only())
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "config.json' is damaged" in done.stderr and "another --workdir" in done.stderr
+
+
 @pytest.mark.parametrize("case", BAD_VALUES)
 def test_bad_values_are_refused_before_training(case, tmp_path):
     changes, *texts = BAD_VALUES[case]

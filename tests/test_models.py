@@ -11,7 +11,7 @@ import pytest
 from conftest import TINY
 from experiments import ladder
 from test_resume import metrics, state
-from vdm import encoder, estimators, main, model, run as run_lib, sample, train
+from vdm import data as data_lib, encoder, estimators, main, model, run as run_lib, sample, train
 
 MODELS = ("naive", "autoregressor", "vae", "mhvae", "latent")
 
@@ -53,6 +53,21 @@ def trained(request, tmp_path_factory):
     for number, handler in handlers.items():
         signal.signal(number, handler)
     return config, folder / "run"
+
+
+@pytest.mark.parametrize("name", (*MODELS, "digits"))
+def test_what_is_known_ahead_is_what_comes(name):
+    """Shapes and types, also whether these are weak, or the step would be compiled twice."""
+    config = tiny(name)
+    parts = run_lib.build(config)
+    resident = data_lib.resident(parts.data.train, config)
+    for like, found in (
+        (parts.like, parts.init()),
+        (data_lib.resident_like(parts.data.train, config), resident),
+    ):
+        types = (jax.tree.map(jax.typeof, tree) for tree in (like, found))
+        seen = [jax.tree.map(lambda t: (t.shape, t.dtype, t.weak_type), tree) for tree in types]
+        assert seen[0] == seen[1]
 
 
 def test_resumed_it_is_the_run_that_was_never_stopped(trained):

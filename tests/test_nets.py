@@ -8,6 +8,7 @@ import pytest
 
 from configs import cifar10
 from vdm import data, model, rng
+from vdm.errors import UserError
 from vdm.nets import conv, layers, mlp, transformer, unet
 
 COMMON = dict(
@@ -155,6 +156,21 @@ def test_bfloat16_is_the_same_function_to_its_rounding(name):
 
     want, got = (gradient(n) for n in (net, half))
     assert np.linalg.norm(got - want) < 0.05 * np.linalg.norm(want)
+
+
+def test_a_second_derivative_is_refused_where_blocks_are_rematerialised():
+    """It would be wrong; the first is not, and by the others there is one."""
+    z = given()[0][:1]
+    net = NETS["unet"].clone(depth=1)
+    params = pushed(jax.jit(net.init)(jax.random.key(0), z, z[:, 0, 0, 0]))
+
+    def second(remat):
+        first = jax.grad(lambda z: jnp.sum(jnp.square(net.clone(remat=remat).apply(params, z, z[:, 0, 0, 0]))))
+        return jax.jit(jax.grad(lambda z: jnp.sum(jnp.square(first(z)))))(z)
+
+    assert np.abs(second("dots")).max() > 0
+    with pytest.raises(UserError, match="'block'.*accepted for more: 'none', 'dots'"):
+        second("block")
 
 
 def test_less_is_kept_where_layers_are_a_loop():

@@ -36,7 +36,7 @@ def known():
         ode__images=256, ode__nodes=64,
     )  # fmt: skip
     made = exact.model(log_p, -9.0, 8.0)
-    this = run.Run(exact.split(images, 4), made, None, STATE)
+    this = run.Run(exact.split(images, 4), made, STATE)
     continuous, profile = estimators.elbo_row(config, this, made)
     chain, *weighted = estimators.chain_rows(config, this)
     flows = [estimators.flow_row(config, this, kind) for kind in ("uniform", "normal")]
@@ -111,7 +111,7 @@ def test_table_of_a_finite_model_on_one_image():
         ode__images=3, ode__nodes=8, ode__tolerance=1e-2,
     )  # fmt: skip
     made = exact.model(log_p, -5.0, 3.0, timesteps=3)
-    this = run.Run(exact.split(images, 4), made, None, STATE)
+    this = run.Run(exact.split(images, 4), made, STATE)
     first, _ = estimators.elbo_row(config, this, made)
     rows, series, checks = estimators.measure(config, this, list(estimators.ESTIMATORS), [first])
     names = [row.name for row in series["depth"]]

@@ -169,7 +169,7 @@ def test_the_table_of_estimators():
     log_p = np.log(np.sum(np.exp(log_prior[:, None] + log_p_x), axis=0) * cell)
     images = np.tile(PICTURES, (16, 1, 1, 1))
     state = step.State(None, params, params, None)
-    this = run.Run(exact.split(images, LEVELS), built, None, state)
+    this = run.Run(exact.split(images, LEVELS), built, state)
     config = exact.config(passes=40, chain__samples=64)
     first, profile = estimators.elbo_row(config, this, built)
     assert (first.name, first.bounds, profile) == ("ELBO", "the model", None)

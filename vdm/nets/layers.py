@@ -193,7 +193,7 @@ def remat(layer, kept, in_loop=True):
 
     none: all that autodiff keeps, save in norms and attention, which never keep what they can
     compute again. dots: the products, the sums over pixels and the random bits, and the rest is
-    computed again. block: nothing but its input.
+    computed again. block: nothing but its input (a U-Net then has first derivatives only).
     """
     if kept == "none":
         return layer

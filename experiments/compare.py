@@ -11,10 +11,10 @@ import json
 import math
 
 from experiments import results, workdirs
-from vdm import report
+from vdm.reporting import report
 from vdm.errors import require
-from vdm.evaluate import standard_error
-from vdm.fields import flat
+from vdm.evaluation.evaluate import standard_error
+from vdm.config import flat
 
 # How a difference was taken, and what its error bar is.
 HOW = {

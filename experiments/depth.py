@@ -12,8 +12,11 @@ import dataclasses
 import numpy as np
 
 from experiments import results, sweep, workdirs
-from vdm import evaluate, report, run as run_lib, started
-from vdm.evaluate import standard_error
+from vdm import run as run_lib
+from vdm.evaluation import evaluate
+from vdm.reporting import report
+from vdm.runtime import workdir as workdir_lib
+from vdm.evaluation.evaluate import standard_error
 
 TRAINED, EVALUATED = (10, 100, 1_000, 0), (10, 30, 100, 300, 1_000, 0)
 
@@ -61,7 +64,7 @@ def by_depth(folder):
 
 def at_each_depth(folder):
     """{name of T: (bits/dim, standard error)} of a run as a chain of each depth."""
-    config = started.get_config(folder / "config.json")
+    config = workdir_lib.get_config(folder / "config.json")
     this = run_lib.restore(config, folder)
     numbers = {}
     for timesteps in EVALUATED:

@@ -10,7 +10,7 @@ with the standard error, which counts the test images and the Monte-Carlo noise.
 """
 
 from experiments import results, workdirs
-from vdm import report
+from vdm.reporting import report
 from vdm.errors import require
 
 

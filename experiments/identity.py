@@ -17,7 +17,11 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import results, sweep
-from vdm import checkpoint, decoder, elbo, evaluate, report, run as run_lib, started
+from vdm import run as run_lib
+from vdm.diffusion import decoder, elbo
+from vdm.evaluation import evaluate
+from vdm.reporting import report
+from vdm.runtime import checkpoint, workdir as workdir_lib
 
 LATENTS = (1, 2)
 PASSES = 1_000  # draws of the ELBO for each image
@@ -56,7 +60,7 @@ def measure(folder):
       on the grid [SHOWN, points, points], and mean and standard deviation of q [SHOWN, 2] each; where z has two
       numbers}.
     """
-    config = started.get_config(folder / "config.json")
+    config = workdir_lib.get_config(folder / "config.json")
     this = run_lib.build(config)
     checkpoints = checkpoint.Checkpoints(folder, config.train.keep, read_only=True)
     evaluator = evaluate.make_evaluator(this.model, config, this.data)

@@ -19,8 +19,11 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import results, sweep, workdirs
-from vdm import encoder, figures, model as model_lib, report, run as run_lib, sample, started
-from vdm.evaluate import standard_error
+from vdm import model as model_lib, run as run_lib, sample
+from vdm.diffusion import encoder
+from vdm.reporting import figures, report
+from vdm.runtime import workdir as workdir_lib
+from vdm.evaluation.evaluate import standard_error
 
 RUNGS = {
     "naive": "configs/naive.py",
@@ -77,7 +80,7 @@ def draw(folder):
       {"rows": {name: uint8 [SHOWN, height, width, channels]}, "seconds": of one sample, "parameters": how
       many, "vocab_size"}.
     """
-    config = started.get_config(folder / "config.json")
+    config = workdir_lib.get_config(folder / "config.json")
     config.sample.num = config.sample.batch_size = TIMED
     this = run_lib.restore(config, folder)
     sampler = sample.make_sampler(this.model, config, this.data)

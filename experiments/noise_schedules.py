@@ -18,10 +18,14 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import results, sweep, workdirs
-from vdm import elbo, estimators, evaluate, figures, run as run_lib, started
-from vdm.evaluate import standard_error
-from vdm.profile import EDGES
-from vdm.rng import Rng
+from vdm import run as run_lib
+from vdm.diffusion import elbo
+from vdm.evaluation import estimators, evaluate
+from vdm.reporting import figures
+from vdm.runtime import workdir as workdir_lib
+from vdm.evaluation.evaluate import standard_error
+from vdm.evaluation.profile import EDGES
+from vdm.runtime.randomness import Rng
 
 SCHEDULES = (
     "fixed_linear", "cosine", "linear_beta", "sigmoid", "polynomial", "learned_linear", "learned_net",
@@ -65,7 +69,7 @@ def measure(folder):
       "per_t", "per_t_se": bits/dim per unit of t, [parts]; "variance": of an independent draw of
       bits/dim, [images]}.
     """
-    config = started.get_config(folder / "config.json")
+    config = workdir_lib.get_config(folder / "config.json")
     fresh = run_lib.build(config).init().params
     this = run_lib.restore(config, folder)
     model, shape = dataclasses.replace(this.model, times="iid"), this.data.spec.shape

@@ -10,9 +10,9 @@ from matplotlib.lines import Line2D
 import numpy as np
 
 from experiments.workdirs import number, read_variants
-from vdm import figures, report
+from vdm.reporting import figures, report
 from vdm.errors import UserError, require
-from vdm.evaluate import standard_error
+from vdm.evaluation.evaluate import standard_error
 
 
 def make(out):

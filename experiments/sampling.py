@@ -19,9 +19,12 @@ from matplotlib.figure import Figure
 import numpy as np
 from tqdm import tqdm
 
-from vdm import cache, diffusion, encoder, report, run as run_lib, sample, started
+from vdm import run as run_lib, sample
+from vdm.diffusion import encoder, model as diffusion_lib
+from vdm.reporting import report
+from vdm.runtime import cache, workdir as workdir_lib
 from vdm.errors import UserError, require
-from vdm.sampler import SAMPLERS
+from vdm.diffusion.sampler import SAMPLERS
 
 FLAGS = flags.FLAGS
 
@@ -66,14 +69,14 @@ def run(workdir, num, evaluations):
       the same names, and the levels of a value.
     """
     require(
-        started.newest(workdir) is not None, f"--workdir is {str(workdir)!r}, which has no checkpoint."
+        workdir_lib.newest(workdir) is not None, f"--workdir is {str(workdir)!r}, which has no checkpoint."
     )
-    config = started.get_config(workdir / "config.json")
+    config = workdir_lib.get_config(workdir / "config.json")
     config.sample.num = num
     config.sample.batch_size = -(-min(num, 500) // jax.device_count()) * jax.device_count()
     this = run_lib.restore(config, workdir)
     require(
-        isinstance(this.model, diffusion.Diffusion),
+        isinstance(this.model, diffusion_lib.Diffusion),
         f"the model of {str(workdir)!r} is no diffusion model, so it has no steps to choose.",
     )
     vocab_size = this.data.spec.vocab_size

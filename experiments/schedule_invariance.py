@@ -18,10 +18,14 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from vdm import diffusion, estimators, evaluate, report
-from vdm import run as run_lib, schedule, started
+from vdm.diffusion import model as diffusion_lib
+from vdm.evaluation import estimators, evaluate
+from vdm.reporting import report
+from vdm import run as run_lib
+from vdm.diffusion import schedule
+from vdm.runtime import workdir as workdir_lib
 from vdm.errors import UserError, require
-from vdm.rng import Rng
+from vdm.runtime.randomness import Rng
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "A trained workdir of a diffusion model.", required=True)
@@ -69,12 +73,12 @@ def run(workdir, passes):
     """The rows: name, bits/dim, s.e. from noise, the same by independent draws, their ratio."""
     require(passes >= 2, f"--passes is {passes}; accepted: 2 or more.")
     require(
-        started.newest(workdir) is not None, f"--workdir is {str(workdir)!r}, which has no checkpoint."
+        workdir_lib.newest(workdir) is not None, f"--workdir is {str(workdir)!r}, which has no checkpoint."
     )
-    config = started.get_config(workdir / "config.json")
+    config = workdir_lib.get_config(workdir / "config.json")
     this = run_lib.restore(config, workdir)
     require(
-        isinstance(this.model, diffusion.Diffusion)
+        isinstance(this.model, diffusion_lib.Diffusion)
         and this.model.timesteps == 0
         and not isinstance(this.model.schedule, schedule.Multivariate),
         f"the model of {str(workdir)!r} is none of continuous time with one γ for all values, so it is not invariant.",

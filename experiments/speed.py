@@ -29,7 +29,11 @@ import numpy as np
 from tqdm import tqdm
 
 from configs import cifar10
-from vdm import data as data_lib, evaluate, model as model_lib, parallel, report, sample
+from vdm import model as model_lib, sample
+from vdm.data import dataset as data_lib
+from vdm.evaluation import evaluate
+from vdm.reporting import report
+from vdm.runtime import devices
 from vdm import step as step_lib
 from vdm.errors import UserError, require
 
@@ -168,13 +172,13 @@ def measure(case, steps):
     split = data_lib.in_memory(images)
     data = data_lib.Data(split, split, SPEC)
     state = step_lib.make_init(model, optimizer, 0, next(data_lib.eval_batches(split, 1)))()
-    state = parallel.replicate(state)
-    resident = parallel.replicate(data_lib.resident(split, config))
+    state = devices.replicate(state)
+    resident = devices.replicate(data_lib.resident(split, config))
     substeps = 1 if jax.default_backend() == "cpu" else 10
     index = draw.integers(0, len(images), (substeps, case.batch)).astype(np.int32)
     batch = {"index": np.stack(np.split(index, jax.device_count(), axis=1))}
 
-    mapped = parallel.over_devices(
+    mapped = devices.over_devices(
         step_lib.make_step(model, optimizer, config, SPEC.shape),
         "pmap",
         split_in=(False, False, True),

@@ -20,7 +20,7 @@ import time
 import numpy as np
 from tqdm import tqdm
 
-from vdm import report
+from vdm.reporting import report
 
 AGAIN = 5  # starts after the first
 

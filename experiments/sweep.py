@@ -27,9 +27,11 @@ from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from experiments import jobs
-from vdm import main as vdm_main, report, started
+from vdm import main as vdm_main
+from vdm.reporting import report
+from vdm.runtime import workdir as workdir_lib
 from vdm.errors import UserError, one_line, one_of, require
-from vdm.fields import flat
+from vdm.config import flat
 
 FLAGS = flags.FLAGS
 # About half the digits' steps: a study of them ends within an hour on two cores.
@@ -210,14 +212,14 @@ def command(file, folder, fields):
 
 def finished(run):
     """Whether the last step was saved, which is the last thing that a run does."""
-    return (run.folder / "eval.json").exists() and (started.newest(run.folder) or 0) >= run.steps
+    return (run.folder / "eval.json").exists() and (workdir_lib.newest(run.folder) or 0) >= run.steps
 
 
 def check_configs(done):
     """Raises UserError where a finished run is one of another config, or was evaluated in another way, and so
     is no result of this study."""
     for run in done:
-        started.check_config(run.folder, run.config)
+        workdir_lib.check_config(run.folder, run.config)
         path, asked = run.folder / "config.json", flat(run.config)
         was = flat(json.loads(path.read_text())) if path.exists() else {}
         other = [name for name in asked if name.startswith("eval.") and was.get(name, asked[name]) != asked[name]]

@@ -11,9 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import results, sweep, workdirs
-from vdm import data as data_lib, elbo, run as run_lib, started, times
-from vdm.evaluate import standard_error
-from vdm.rng import Rng
+from vdm import run as run_lib
+from vdm.data import dataset as data_lib
+from vdm.diffusion import elbo, times
+from vdm.runtime import workdir as workdir_lib
+from vdm.evaluation.evaluate import standard_error
+from vdm.runtime.randomness import Rng
 
 REPEATS = 500
 CAPTION = """"Variance of a batch" is that of the mean loss of one batch of test images, as long as in training,
@@ -44,7 +47,7 @@ def kept_variance(folder):
 def batch_variance(folder):
     """The variance of the mean loss of a batch of test images over times and noise, (bits/dim)², and its
     standard error, by the fourth moment."""
-    config = started.get_config(folder / "config.json")
+    config = workdir_lib.get_config(folder / "config.json")
     this = run_lib.restore(config, folder)
     size = min(config.train.batch_size, this.data.test.size)
     batch = next(data_lib.eval_batches(this.data.test, size))

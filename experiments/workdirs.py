@@ -16,7 +16,7 @@ import sys
 from absl import app, flags, logging
 import numpy as np
 
-from vdm import report
+from vdm.reporting import report
 from vdm.errors import UserError, one_line, require
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 
 from configs import default
-from vdm import data, diffusion, schedule
+from vdm.data import dataset as data
+from vdm.diffusion import model as diffusion_lib, schedule
 
 
 class Constant:
@@ -41,7 +42,7 @@ def pictures(log_p, count, seed=1):
 def model(log_p, gamma_min, gamma_max, timesteps=0, made=schedule.FixedLinear):
     """A Diffusion with the denoiser `Constant` and a schedule between these end points."""
     *shape, vocab_size = log_p.shape
-    return diffusion.Diffusion(
+    return diffusion_lib.Diffusion(
         schedule=made(gamma_min, gamma_max),
         net=Constant(log_p),
         parameterisation="levels",

@@ -11,10 +11,12 @@ import pytest
 
 from configs import autoregressor as config_lib
 from exact import split
-from vdm import data, estimators, model
+from vdm import model
+from vdm.data import dataset as data
+from vdm.evaluation import estimators
 from vdm.errors import UserError
 from vdm.nets import causal, layers
-from vdm.rng import Rng, Spread
+from vdm.runtime.randomness import Rng, Spread
 
 LEVELS = 3
 SHAPES = [(2, 2, 1), (2, 1, 2)]

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from vdm import cache
+from vdm.runtime import cache
 
 
 @pytest.fixture

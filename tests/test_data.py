@@ -7,7 +7,8 @@ from PIL import Image
 import pytest
 
 from configs import default
-from vdm import augment, cache, data
+from vdm.data import augment, dataset as data
+from vdm.runtime import cache
 from vdm.errors import UserError
 
 

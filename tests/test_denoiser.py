@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm import denoiser, encoder
+from vdm.diffusion import denoiser, encoder
 
 
 @pytest.mark.parametrize("gamma", [-8.0, 0.0, 4.0])

@@ -10,8 +10,10 @@ import pytest
 
 from configs import default
 import exact
-from vdm import data, encoder, model, sampler
-from vdm.rng import Rng
+from vdm import model
+from vdm.data import dataset as data
+from vdm.diffusion import encoder, sampler
+from vdm.runtime.randomness import Rng
 
 SPEC = data.Spec((4, 4, 1), 17, 10)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm import decoder, elbo, encoder
+from vdm.diffusion import decoder, elbo, encoder
 
 
 def gaussian_kl(mean_q, var_q, mean_p, var_p):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm import encoder
+from vdm.diffusion import encoder
 
 GAMMAS = np.linspace(-20.0, 20.0, 41)
 

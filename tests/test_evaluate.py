@@ -12,9 +12,10 @@ from scipy import stats
 from tqdm import tqdm
 
 import exact
-from vdm import evaluate, schedule
-from vdm.profile import BINS, Profile
-from vdm.rng import Rng, Spread
+from vdm.diffusion import schedule
+from vdm.evaluation import evaluate
+from vdm.evaluation.profile import BINS, Profile
+from vdm.runtime.randomness import Rng, Spread
 
 PARAMS = {"schedule": {}, "net": {}}
 

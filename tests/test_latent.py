@@ -11,9 +11,10 @@ from scipy import special, stats
 
 from configs import default, latent as latent_config
 from test_vae import parameters
-from vdm import data, model
+from vdm import model
+from vdm.data import dataset as data
 from vdm.errors import UserError
-from vdm.rng import Rng
+from vdm.runtime.randomness import Rng
 
 LEVELS, CLASSES, COUNT = 3, 2, 20_000
 AXIS = np.linspace(-8.0, 8.0, 101)

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 import exact
-from vdm import encoder, estimators, likelihood, run, step, table
+from vdm import run, step
+from vdm.diffusion import encoder
+from vdm.evaluation import estimators, likelihood, table
 from vdm.errors import UserError
-from vdm.rng import Rng
+from vdm.runtime.randomness import Rng
 
 
 # ---- all estimators against a known likelihood ------------------------------------------

@@ -7,7 +7,8 @@ import pytest
 
 from configs import digits
 from conftest import ROOT, only, run
-from vdm import estimators, main, train
+from vdm import main, train
+from vdm.evaluation import estimators
 from vdm.errors import UserError, one_line
 
 # What the command line is given, and what its one line must hold.

@@ -11,10 +11,13 @@ from scipy import stats
 
 from configs import default, mhvae as mhvae_config
 from test_vae import parameters
-from vdm import data, encoder, gaussian, model, rng as rng_lib
+from vdm import model
+from vdm.data import dataset as data
+from vdm.diffusion import encoder, gaussian
+from vdm.runtime import randomness
 from vdm.baselines import vae
 from vdm.errors import UserError
-from vdm.rng import Rng
+from vdm.runtime.randomness import Rng
 
 LEVELS, COUNT = 3, 20_000
 AXIS = np.linspace(-9.0, 9.0, 101)
@@ -121,7 +124,7 @@ class Given:
     """An Rng that draws times as `rng`, and noise as it is told."""
 
     def __init__(self, rng, **noise):
-        self._rng, self._noise = rng, {getattr(rng_lib, name): eps for name, eps in noise.items()}
+        self._rng, self._noise = rng, {getattr(randomness, name): eps for name, eps in noise.items()}
 
     def normal(self, use, shape):
         return self._noise[use]
@@ -146,7 +149,7 @@ def test_all_three_restrictions_make_it_a_vdm(schedule, steps):
 
     @jax.jit
     def both(params):
-        eps = rng(count).normal(rng_lib.LATENT, (steps, *SHAPE))
+        eps = rng(count).normal(randomness.LATENT, (steps, *SHAPE))
         z, _ = built.path(params, PICTURES, eps)
         x = encoder.scale(PICTURES, V)
         gammas = vdm.gamma(params, jnp.linspace(0.0, 1.0, steps))

@@ -11,7 +11,10 @@ import pytest
 from conftest import TINY
 from experiments import ladder
 from test_resume import metrics, state
-from vdm import data as data_lib, encoder, estimators, main, model, run as run_lib, sample, train
+from vdm import main, model, run as run_lib, sample, train
+from vdm.data import dataset as data_lib
+from vdm.diffusion import encoder
+from vdm.evaluation import estimators
 
 MODELS = ("naive", "autoregressor", "vae", "mhvae", "latent")
 

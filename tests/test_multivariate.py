@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vdm import context, diffusion, encoder, schedule
-from vdm.rng import Rng
+from vdm.diffusion import context, encoder, model as diffusion_lib, schedule
+from vdm.runtime.randomness import Rng
 
 LEVELS, LOW, HIGH = 3, -9.0, 7.0
 SHAPE = (1, 2, 1)
@@ -56,7 +56,7 @@ def pair(of=None):
         params["shift"] = {"kernel": jnp.asarray(shift)}
     params = {"params": params}
     gamma = lambda t, c: made.apply(params, t, c)  # noqa: E731
-    model = diffusion.Diffusion(
+    model = diffusion_lib.Diffusion(
         schedule=made, net=Enumerated(p, gamma), parameterisation="x", shape=SHAPE,
         vocab_size=LEVELS, classes=0, condition="none", timesteps=0, times="stratified",
         gamma_range=(LOW, HIGH), sampler="ancestral", sample_steps=200, context=of,

@@ -9,8 +9,10 @@ import optax
 import pytest
 
 from configs import default
-from vdm import data, encoder, model
-from vdm.rng import Rng
+from vdm import model
+from vdm.data import dataset as data
+from vdm.diffusion import encoder
+from vdm.runtime.randomness import Rng
 
 LEVELS = 3
 

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from configs import cifar10
-from vdm import data, model, rng
+from vdm import model
+from vdm.data import dataset as data
+from vdm.runtime import randomness
 from vdm.errors import UserError
 from vdm.nets import conv, layers, mlp, transformer, unet
 
@@ -96,7 +98,7 @@ def test_dropout_belongs_to_the_example(name):
     """Half of a batch, with its keys, drops what it drops in the whole batch."""
     net, (z, time, condition) = NETS[name], given(4)
     params = pushed(jax.jit(net.init)(jax.random.key(0), z, time, condition))
-    keys = rng.Rng(jax.random.key(3), jnp.arange(4), 4).keys(rng.DROPOUT)
+    keys = randomness.Rng(jax.random.key(3), jnp.arange(4), 4).keys(randomness.DROPOUT)
     apply = jax.jit(net.apply)
     whole = apply(params, z, time, condition, keys)
     half = apply(params, z[2:], time[2:], condition[2:], keys[2:])
@@ -109,7 +111,7 @@ def test_dropout_belongs_to_the_example(name):
 def test_unrolled_is_the_same_function(name):
     net, (z, time, condition) = NETS[name], given()
     params = pushed(jax.jit(net.init)(jax.random.key(0), z, time, condition))
-    keys = rng.Rng(jax.random.key(3), jnp.arange(3), 3).keys(rng.DROPOUT)
+    keys = randomness.Rng(jax.random.key(3), jnp.arange(3), 3).keys(randomness.DROPOUT)
     np.testing.assert_allclose(
         jax.jit(net.apply)(params, z, time, condition, keys),
         jax.jit(net.clone(unroll=True).apply)(params, z, time, condition, keys),
@@ -121,7 +123,7 @@ def test_unrolled_is_the_same_function(name):
 def test_what_is_kept_changes_no_gradient(name):
     net, (z, time, condition) = NETS[name], given()
     params = pushed(jax.jit(net.init)(jax.random.key(0), z, time, condition))
-    keys = rng.Rng(jax.random.key(3), jnp.arange(3), 3).keys(rng.DROPOUT)
+    keys = randomness.Rng(jax.random.key(3), jnp.arange(3), 3).keys(randomness.DROPOUT)
 
     def gradient(net):
         return jax.jit(
@@ -147,7 +149,7 @@ def test_bfloat16_is_the_same_function_to_its_rounding(name):
     error = float(jnp.abs(got - want).max() / jnp.abs(want).max())
     assert 1e-4 < error < 0.05
 
-    keys = rng.Rng(jax.random.key(3), jnp.arange(3), 3).keys(rng.DROPOUT)
+    keys = randomness.Rng(jax.random.key(3), jnp.arange(3), 3).keys(randomness.DROPOUT)
 
     def gradient(net):
         loss = lambda params: jnp.square(net.apply(params, z, time, condition, keys)).mean()

@@ -11,7 +11,9 @@ import pytest
 from configs import default
 from conftest import ROOT, command, run
 from test_resume import metrics, state
-from vdm import data, model, parallel, step
+from vdm import model, step
+from vdm.data import dataset as data
+from vdm.runtime import devices
 
 SPEC = data.Spec((4, 4, 1), 17, 10)
 
@@ -46,8 +48,8 @@ def train(kind, devices, monkeypatch, accumulate, changes):
     made = model.build(config, SPEC)
     optimizer = step.make_optimizer(config.optimizer, 100)
     batch = {"image": images, "label": labels, "augmented": np.zeros(48, np.float32)}
-    start = parallel.replicate(step.make_init(made, optimizer, 0, batch)())
-    mapped = parallel.over_devices(
+    start = devices.replicate(step.make_init(made, optimizer, 0, batch)())
+    mapped = devices.over_devices(
         step.make_step(made, optimizer, config, SPEC.shape),
         kind,
         split_in=(False, False, True),
@@ -55,7 +57,7 @@ def train(kind, devices, monkeypatch, accumulate, changes):
         donate=(0,),
     )
     index = np.arange(48, dtype=np.int32).reshape(3, devices, -1).swapaxes(0, 1)
-    resident = parallel.replicate({"image": images, "label": labels})
+    resident = devices.replicate({"image": images, "label": labels})
     after, values = mapped(start, resident, {"index": index})
     return jax.device_get((after, values))
 
@@ -64,7 +66,7 @@ def leaves(tree):
     return {jax.tree_util.keystr(p): v for p, v in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
-@pytest.mark.parametrize("kind", parallel.KINDS)
+@pytest.mark.parametrize("kind", devices.KINDS)
 def test_what_is_compiled_ahead_is_what_is_called(kind):
     """It is traced and compiled once, from the shapes alone of what is shared."""
     traced = []
@@ -73,16 +75,16 @@ def test_what_is_compiled_ahead_is_what_is_called(kind):
         traced.append(1)
         return {"sum": state["sum"] + jnp.sum(data["image"][batch])}, batch
 
-    mapped = parallel.over_devices(step, kind, (False, False, True), (False, True), donate=(0,))
+    mapped = devices.over_devices(step, kind, (False, False, True), (False, True), donate=(0,))
     state, data = {"sum": np.zeros(3, np.float32)}, {"image": np.arange(5, dtype=np.uint8)}
     batch = np.arange(8, dtype=np.int32).reshape(8, 1) % 5
-    like = [parallel.replicated_like(shared) for shared in (state, data)]
-    wait = parallel.compile_ahead(mapped, *like, batch)
+    like = [devices.replicated_like(shared) for shared in (state, data)]
+    wait = devices.compile_ahead(mapped, *like, batch)
     wait()
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append(event))
     try:
-        (after, _) = mapped(parallel.replicate(state), parallel.replicate(data), batch)
+        (after, _) = mapped(devices.replicate(state), devices.replicate(data), batch)
     finally:
         jax.monitoring.clear_event_listeners()
     assert len(traced) == 1
@@ -91,7 +93,7 @@ def test_what_is_compiled_ahead_is_what_is_called(kind):
 
 
 def test_pmap_and_shard_map_give_the_same_bits(monkeypatch):
-    one, other = (leaves(trained(kind, 8, monkeypatch)) for kind in parallel.KINDS)
+    one, other = (leaves(trained(kind, 8, monkeypatch)) for kind in devices.KINDS)
     for name in one:
         assert one[name].tobytes() == other[name].tobytes(), name
 
@@ -170,7 +172,7 @@ def together(workdir, **flags):
     return outputs
 
 
-@pytest.mark.parametrize("first, then", [parallel.KINDS, parallel.KINDS[::-1]])
+@pytest.mark.parametrize("first, then", [devices.KINDS, devices.KINDS[::-1]])
 def test_two_processes_train_save_and_resume_together(first, then, tmp_path):
     """Stopped at step 8 under one kind and started again under the other, they end where one process of four
     devices does."""

@@ -3,7 +3,8 @@
 import numpy as np
 from PIL import Image
 
-from vdm import encoder, figures, report
+from vdm.diffusion import encoder
+from vdm.reporting import figures, report
 
 
 def test_grid_shows_every_sample(tmp_path):

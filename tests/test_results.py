@@ -12,7 +12,7 @@ from PIL import Image
 
 from conftest import ROOT
 from experiments import compare, elbo_curves, results, workdirs
-from vdm import figures
+from vdm.reporting import figures
 from vdm.errors import UserError
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 import pytest
 
 from conftest import ROOT, command, only, run
-from vdm import report
+from vdm.reporting import report
 
 TIMING = ("seconds", "steps_per_second")
 

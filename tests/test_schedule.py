@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from vdm import schedule
+from vdm.diffusion import schedule
 
 LOW, HIGH = -13.3, 5.0
 CASES = [("fixed_linear", False), ("learned_linear", False)]

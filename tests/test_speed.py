@@ -9,7 +9,9 @@ import pytest
 
 from configs import digits
 from experiments import speed
-from vdm import data, model, parallel, step
+from vdm import model, step
+from vdm.data import dataset as data
+from vdm.runtime import devices
 
 
 @pytest.mark.parametrize("attention", ["middle", "everywhere"])
@@ -27,7 +29,7 @@ def test_counted_operations_are_those_of_the_compiler(attention):
     assert counted == pytest.approx(speed.unet_flops(config.model.net, speed.SPEC, 3, 1), rel=0.05)
 
 
-@pytest.mark.parametrize("kind", parallel.KINDS)
+@pytest.mark.parametrize("kind", devices.KINDS)
 def test_a_step_sends_the_gradient_once(kind):
     """In the compiled program of 8 devices every all-reduce together has the gradient's size, and
     the three terms of the loss, and no other communication is there."""
@@ -44,8 +46,8 @@ def test_a_step_sends_the_gradient_once(kind):
         "label": np.zeros(1, np.int32),
         "augmented": np.zeros(1, np.float32),
     }
-    state = parallel.replicate(step.make_init(made, optimizer, 0, example)())
-    mapped = parallel.over_devices(
+    state = devices.replicate(step.make_init(made, optimizer, 0, example)())
+    mapped = devices.over_devices(
         step.make_step(made, optimizer, config, spec.shape),
         kind,
         split_in=(False, False, True),

@@ -11,8 +11,11 @@ import pytest
 from configs import digits
 from conftest import run
 from experiments import depth, fourier_features, noise_schedules, time_samplers, workdirs
-from vdm import data as data_lib, elbo, run as run_lib, started
-from vdm.rng import Rng
+from vdm import run as run_lib
+from vdm.data import dataset as data_lib
+from vdm.diffusion import elbo
+from vdm.runtime import workdir as workdir_lib
+from vdm.runtime.randomness import Rng
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,7 @@ def few_depths(monkeypatch):
 @pytest.fixture(scope="module")
 def variances(workdir):
     """The variance of one draw of each test image's bits/dim, [images], by 200 draws in another way."""
-    this = run_lib.restore(started.get_config(workdir / "config.json"), workdir)
+    this = run_lib.restore(workdir_lib.get_config(workdir / "config.json"), workdir)
     images = this.data.test.size
     batch = next(data_lib.eval_batches(this.data.test, images))
 

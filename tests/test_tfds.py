@@ -9,7 +9,7 @@ from PIL import Image
 import pytest
 
 from configs import default
-from vdm import data
+from vdm.data import dataset as data
 from vdm.errors import UserError
 
 

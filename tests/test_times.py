@@ -6,9 +6,11 @@ import numpy as np
 
 from configs import default
 from test_diffusion import rng, small
-from vdm import parallel, step, times
-from vdm.profile import UNIFORM
-from vdm.rng import Rng
+from vdm import step
+from vdm.diffusion import times
+from vdm.runtime import devices
+from vdm.evaluation.profile import UNIFORM
+from vdm.runtime.randomness import Rng
 
 
 def test_stratified_times_cover_each_stratum_once():
@@ -82,7 +84,7 @@ def test_a_step_remembers_what_it_saw():
     optimizer = step.make_optimizer(config.optimizer, 10)
     state = step.make_init(made, optimizer, 0, batch)()
     mapped = jax.pmap(
-        step.make_step(made, optimizer, config, (4, 4, 1)), axis_name=parallel.AXIS,
+        step.make_step(made, optimizer, config, (4, 4, 1)), axis_name=devices.AXIS,
         in_axes=(None, None, 0), out_axes=None, devices=jax.devices()[:1],
     )  # fmt: skip
     after, _ = mapped(state, {}, {name: values[None, None] for name, values in batch.items()})

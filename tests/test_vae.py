@@ -11,10 +11,13 @@ from scipy import stats
 
 import exact
 from configs import default, vae as vae_config
-from vdm import data, estimators, gaussian, model, run, step
+from vdm import model, run, step
+from vdm.data import dataset as data
+from vdm.diffusion import gaussian
+from vdm.evaluation import estimators
 from vdm.baselines import vae
 from vdm.errors import UserError
-from vdm.rng import Rng
+from vdm.runtime.randomness import Rng
 
 LEVELS, SHAPE = 3, (1, 2, 1)
 PICTURES = np.array(list(itertools.product(range(LEVELS), repeat=2)), np.uint8).reshape(-1, *SHAPE)

@@ -20,7 +20,8 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from vdm import cache, fields as fields_lib
+from vdm import config as fields_lib
+from vdm.runtime import cache
 from vdm.errors import UserError, one_line, one_of, require
 
 MODES = {"train": "vdm.train", "eval": "vdm.estimators", "sample": "vdm.sample"}

@@ -4,10 +4,10 @@ from typing import Any, Protocol
 
 import jax
 
-from vdm import diffusion
+from vdm.diffusion import model as diffusion_lib
 from vdm.baselines import autoregressor, latent, mhvae, naive, vae
 from vdm.errors import one_of, require
-from vdm.rng import Rng
+from vdm.runtime.randomness import Rng
 
 Params = Any
 Batch = dict[str, jax.Array]
@@ -29,7 +29,7 @@ class Model(Protocol):
         or the exact negative log-likelihood where the model has one, which then tells so by
         `exact = True`. In evaluation `rng` is an rng.Spread, which draws by the same methods.
         A model whose loss is a draw of a time tells it by a method `draw` beside, as
-        diffusion.Diffusion does. One with latents may have log_weight(params, rng, batch): log p(x, z)/q(z|x)
+        diffusion_lib.Diffusion does. One with latents may have log_weight(params, rng, batch): log p(x, z)/q(z|x)
         of one z drawn from q(z|x), nats [batch], for importance-weighted bounds."""
 
     def sample(self, params: Params, rng: Rng, batch: Batch) -> jax.Array:
@@ -37,7 +37,7 @@ class Model(Protocol):
 
 
 MODELS = {
-    "diffusion": diffusion.build,
+    "diffusion": diffusion_lib.build,
     "naive": naive.build,
     "autoregressor": autoregressor.build,
     "vae": vae.build,

@@ -4,7 +4,9 @@ from typing import Any, Callable, NamedTuple
 
 import jax
 
-from vdm import data as data_lib, model as model_lib, parallel, started, step as step_lib
+from vdm import model as model_lib, step as step_lib
+from vdm.data import dataset as data_lib
+from vdm.runtime import devices, workdir as workdir_lib
 from vdm.errors import one_of, require
 
 
@@ -42,8 +44,8 @@ def build(config):
     optimizer = step_lib.make_optimizer(config.optimizer, config.train.steps)
     example = next(data_lib.eval_batches(data.train, 1))
     init = step_lib.make_init(model, optimizer, config.seed, example)
-    like = parallel.replicated_like(jax.eval_shape(init))
-    return Parts(data, model, optimizer, lambda: parallel.replicate(init()), like)
+    like = devices.replicated_like(jax.eval_shape(init))
+    return Parts(data, model, optimizer, lambda: devices.replicate(init()), like)
 
 
 def restore(config, workdir):
@@ -53,13 +55,13 @@ def restore(config, workdir):
       UserError: the workdir has no checkpoint, or was started with another config.
     """
     one_of("config.eval.checkpoint", config.eval.checkpoint, ("newest", "best"))
-    newest = started.newest(workdir)
+    newest = workdir_lib.newest(workdir)
     require(
         newest is not None,
         f"--workdir is {str(workdir)!r}, which has no checkpoint; run --mode=train first.",
     )
-    started.check_config(workdir, config)
-    from vdm import checkpoint  # only now, as in train.run
+    workdir_lib.check_config(workdir, config)
+    from vdm.runtime import checkpoint  # only now, as in train.run
 
     parts = build(config)
     checkpoints = checkpoint.Checkpoints(workdir, config.train.keep, read_only=True)

@@ -6,9 +6,11 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from vdm import figures, parallel, run as run_lib
+from vdm import run as run_lib
+from vdm.reporting import figures
+from vdm.runtime import devices
 from vdm.errors import require
-from vdm.rng import Rng
+from vdm.runtime.randomness import Rng
 
 # Folded into the seed: sampling's noise is its own, the same for every checkpoint.
 _SAMPLE = 3
@@ -38,7 +40,7 @@ def make_sampler(model, config, data):
         batch = {"label": label, "augmented": np.zeros(index.shape, np.float32)}
         return (model.sample(params, Rng(key, index, num), batch),)
 
-    mapped = parallel.over_devices(
+    mapped = devices.over_devices(
         on_device, config.parallel, split_in=(False, True), split_out=(True,)
     )
     share = batch_size // jax.process_count()
@@ -48,8 +50,8 @@ def make_sampler(model, config, data):
         firsts = range(0, num, batch_size)
         for first in tqdm(firsts, "sample", disable=not progress or len(firsts) == 1 or None):
             index = first + jax.process_index() * share + np.arange(share, dtype=np.int32)
-            (part,) = mapped(params, parallel.per_device(index))
-            parts.append(parallel.gather(parallel.local(part)))
+            (part,) = mapped(params, devices.per_device(index))
+            parts.append(devices.gather(devices.local(part)))
         return np.concatenate(parts)[:num]
 
     return sample

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vdm import augment, rng as rng_lib, times
+from vdm.data import augment
+from vdm.diffusion import times
+from vdm.runtime import randomness
 from vdm.errors import one_of, require
-from vdm.parallel import AXIS
+from vdm.runtime.devices import AXIS
 
 
 class State(NamedTuple):
@@ -160,8 +162,8 @@ def make_step(model, optimizer, config, data_shape):
         return sum(terms.values()), (terms, square, seen)
 
     def gradient(state, key, index, size, batch):
-        rng = rng_lib.Rng(key, index, size)
-        image, augmented = augment.augment(rng.keys(rng_lib.AUGMENT), batch["image"], kinds)
+        rng = randomness.Rng(key, index, size)
+        image, augmented = augment.augment(rng.keys(randomness.AUGMENT), batch["image"], kinds)
         batch = {"image": image, "label": batch["label"], "augmented": augmented}
         args = (state.params, rng, batch, state.moments)
         (_, seen), grads = jax.value_and_grad(loss, has_aux=True)(*args)

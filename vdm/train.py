@@ -10,8 +10,13 @@ import time
 import jax
 from tqdm import tqdm
 
-from vdm import data as data_lib, elbo, evaluate, figures, parallel, report
-from vdm import run as run_lib, sample as sample_lib, started, step as step_lib
+from vdm.data import dataset as data_lib
+from vdm.diffusion import elbo
+from vdm.evaluation import evaluate
+from vdm.reporting import figures, report
+from vdm.runtime import devices
+from vdm import run as run_lib, sample as sample_lib, step as step_lib
+from vdm.runtime import workdir as workdir_lib
 from vdm.errors import require
 
 
@@ -68,9 +73,9 @@ def run(config, workdir):
     lead = jax.process_index() == 0
     train = config.train
     check(config)
-    newest = started.newest(workdir)
+    newest = workdir_lib.newest(workdir)
     if newest is not None:
-        started.check_config(workdir, config)
+        workdir_lib.check_config(workdir, config)
     first = newest or 0
     if first >= train.steps:
         if lead:
@@ -78,7 +83,7 @@ def run(config, workdir):
         return
     this = run_lib.build(config)
     spec = this.data.spec
-    step_fn = parallel.over_devices(
+    step_fn = devices.over_devices(
         step_lib.make_step(this.model, this.optimizer, config, spec.shape),
         config.parallel,
         split_in=(False, False, True),
@@ -94,9 +99,9 @@ def run(config, workdir):
     batches = data_lib.train_chunks(this.data.train, config, first, chunks(first, config))
     batch = next(batches)
     # To trace the step needs Python and to compile it does not: so the rest is done beside that.
-    shared = parallel.replicated_like(data_lib.resident_like(this.data.train, config))
-    wait = parallel.compile_ahead(step_fn, this.like, shared, batch)
-    from vdm import checkpoint  # only now, as Orbax takes a while to import
+    shared = devices.replicated_like(data_lib.resident_like(this.data.train, config))
+    wait = devices.compile_ahead(step_fn, this.like, shared, batch)
+    from vdm.runtime import checkpoint  # only now, as Orbax takes a while to import
 
     checkpoints = checkpoint.Checkpoints(workdir, train.keep)
     if newest is None:
@@ -105,10 +110,10 @@ def run(config, workdir):
         state, rest = checkpoints.restore(this.like, first)
     log = Silent()
     if lead:
-        started.write_config(workdir, config)
+        workdir_lib.write_config(workdir, config)
         log = Log(config, workdir, first, rest["seconds"], spec)
     running = Running(rest["running"])
-    resident = parallel.replicate(data_lib.resident(this.data.train, config))
+    resident = devices.replicate(data_lib.resident(this.data.train, config))
     stop = Stop()
     wait()
     log.say(f"{'starting' if newest is None else 'resuming'} at step {first} of {train.steps}")
@@ -142,7 +147,7 @@ def run(config, workdir):
         stopping = not last and stop.asked(checkpoints, step)
         if due(train.checkpoint_every) or stopping:
             rest = {"running": running.sums, "seconds": log.seconds()}
-            checkpoints.save(step, parallel.as_global(state), rest, bpd)
+            checkpoints.save(step, devices.as_global(state), rest, bpd)
         if stopping:
             checkpoints.close()
             log.say(f"stopped at step {step}, saved; the same command goes on from there.")

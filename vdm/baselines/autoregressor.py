@@ -12,7 +12,9 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from vdm import condition, nets, rng as rng_lib
+from vdm import nets
+from vdm.diffusion import condition
+from vdm.runtime import randomness
 from vdm.errors import one_of
 from vdm.nets import causal
 
@@ -42,7 +44,7 @@ class Autoregressor:
 
     def loss(self, params, rng, batch, train):
         """"likelihood": the exact −log p(x), or p(x|label) where it is told, nats [batch]. Nothing but dropout is drawn."""
-        keys = rng.keys(rng_lib.DROPOUT) if train else None
+        keys = rng.keys(randomness.DROPOUT) if train else None
         levels = batch["image"].astype(jnp.int32).reshape(-1, math.prod(self.shape))
         logits = self.net.apply(params["net"], levels, self._told(batch), keys)
         log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), levels[..., None], axis=-1)
@@ -51,7 +53,7 @@ class Autoregressor:
     def sample(self, params, rng, batch):
         """Samples, uint8 [batch, height, width, channels], drawn value after value: one token goes through
         the network at a time, and keys and values of those before it are kept."""
-        told, keys = self._told(batch), rng.keys(rng_lib.DECODE)
+        told, keys = self._told(batch), rng.keys(randomness.DECODE)
         # Unrolled, XLA would copy what is kept of every layer in each step.
         net = self.net.clone(unroll=False)
 

@@ -20,7 +20,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from vdm import diffusion, encoder as encoder_lib, rng as rng_lib
+from vdm.diffusion import encoder as encoder_lib, model as diffusion_lib
+from vdm.runtime import randomness
 from vdm.baselines import vae as vae_lib
 from vdm.errors import one_of, require
 from vdm.nets import residual
@@ -41,7 +42,7 @@ class LatentDiffusion:
 
     encoder: nn.Module
     decoder: nn.Module
-    vdm: diffusion.Diffusion
+    vdm: diffusion_lib.Diffusion
     shape: tuple[int, int, int]
     vocab_size: int
 
@@ -73,12 +74,12 @@ class LatentDiffusion:
         return self.draw(params, rng, batch, train).terms
 
     def draw(self, params, rng, batch, train=False, cdf=None):
-        """The diffusion.Draw behind `loss`, as diffusion.Diffusion.draw gives it."""
-        keys = rng.keys(rng_lib.DROPOUT) if train else None
+        """The diffusion_lib.Draw behind `loss`, as diffusion_lib.Diffusion.draw gives it."""
+        keys = rng.keys(randomness.DROPOUT) if train else None
         mean = self.encode(params, batch["image"], keys)
         draw = self.vdm.draw_matching(params, rng, mean, batch, train, cdf)
         z_0 = encoder_lib.diffuse(
-            mean, self.vdm.gamma(params, jnp.zeros(())), rng.normal(rng_lib.RECONSTRUCTION, self.vdm.shape)
+            mean, self.vdm.gamma(params, jnp.zeros(())), rng.normal(randomness.RECONSTRUCTION, self.vdm.shape)
         )
         log_p = vae_lib.log_likelihood(batch["image"], self.decode(params, z_0, keys), self.vocab_size)
         terms = {"reconstruction": -log_p, **draw.terms}
@@ -90,7 +91,7 @@ class LatentDiffusion:
         """Samples, uint8 [batch, height, width, channels], under the labels of `batch` where they are told:
         z_0 of the chain, and x of p(x|z_0)."""
         z_0 = self.vdm.sample_z_0(params, rng, batch)
-        return vae_lib.draw_x(rng.keys(rng_lib.DECODE), self.decode(params, z_0), self.vocab_size)
+        return vae_lib.draw_x(rng.keys(randomness.DECODE), self.decode(params, z_0), self.vocab_size)
 
 
 def build(config, spec):
@@ -108,7 +109,7 @@ def build(config, spec):
     return LatentDiffusion(
         encoder=residual.build(config.net, config.latent),
         decoder=residual.build(config.net, 2 * math.prod(spec.shape)),
-        vdm=diffusion.build(config, dataclasses.replace(spec, shape=(1, 1, config.latent))),
+        vdm=diffusion_lib.build(config, dataclasses.replace(spec, shape=(1, 1, config.latent))),
         shape=tuple(spec.shape),
         vocab_size=spec.vocab_size,
     )

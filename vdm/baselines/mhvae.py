@@ -33,10 +33,11 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from vdm import denoiser, diffusion, encoder, gaussian, rng as rng_lib
+from vdm.diffusion import denoiser, encoder, gaussian, model as diffusion_lib
+from vdm.runtime import randomness
 from vdm.baselines import vae as vae_lib
 from vdm.errors import one_of, require
-from vdm.gaussian import Gaussian
+from vdm.diffusion.gaussian import Gaussian
 from vdm.nets import residual
 from vdm.nets.layers import layer_keys
 
@@ -69,8 +70,8 @@ class MHVAE:
 
     def loss(self, params, rng, batch, train):
         """reconstruction, level_1 … level_{T−1} and prior, nats [batch], by one path."""
-        keys = rng.keys(rng_lib.DROPOUT) if train else None
-        eps = rng.normal(rng_lib.LATENT, (self.timesteps, *self.chain.shape))
+        keys = rng.keys(randomness.DROPOUT) if train else None
+        eps = rng.normal(randomness.LATENT, (self.timesteps, *self.chain.shape))
         z, q = self.path(params, batch["image"], eps, keys)
         matching, last = self.chain.matching(params, batch["image"], z, q, self.reverse(params, z, keys))
         p_x = self.chain.decode(params, z[0], keys)
@@ -83,7 +84,7 @@ class MHVAE:
     def log_weight(self, params, rng, batch):
         """log p(x, z_1 … z_T)/q(z_1 … z_T|x) of one path drawn from q, nats [batch]. The mean of its
         exponential is p(x)."""
-        eps = gaussian.noise(rng.keys(rng_lib.LATENT), (self.timesteps, *self.chain.shape))
+        eps = gaussian.noise(rng.keys(randomness.LATENT), (self.timesteps, *self.chain.shape))
         z, q = self.path(params, batch["image"], eps)
         p_x = self.chain.decode(params, z[0])
         log_prob = jax.vmap(gaussian.log_prob)
@@ -114,15 +115,15 @@ class MHVAE:
 
     def sample(self, params, rng, batch):
         """Samples, uint8 [batch, height, width, channels]: z_T of the prior, down to x (lecture (17))."""
-        keys = rng.keys(rng_lib.NOISE)
+        keys = rng.keys(randomness.NOISE)
 
         def step(z, t):
-            eps = gaussian.noise(rng_lib.fold_in(keys, jnp.broadcast_to(t - 2, keys.shape)), self.chain.shape)
+            eps = gaussian.noise(randomness.fold_in(keys, jnp.broadcast_to(t - 2, keys.shape)), self.chain.shape)
             return gaussian.draw(self.chain.p(params, t, z), eps), None
 
-        z_last = gaussian.draw(self.prior(params), rng.normal(rng_lib.LATENT, self.chain.shape))
+        z_last = gaussian.draw(self.prior(params), rng.normal(randomness.LATENT, self.chain.shape))
         z_1, _ = jax.lax.scan(step, z_last, jnp.arange(2, self.timesteps + 1), reverse=True)
-        return vae_lib.draw_x(rng.keys(rng_lib.DECODE), self.chain.decode(params, z_1), self.vocab_size)
+        return vae_lib.draw_x(rng.keys(randomness.DECODE), self.chain.decode(params, z_1), self.vocab_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +191,7 @@ class Linear:
       timesteps: T, of z_1 at γ(0) to z_T at γ(1).
     """
 
-    vdm: diffusion.Diffusion
+    vdm: diffusion_lib.Diffusion
     timesteps: int
 
     @property
@@ -280,5 +281,5 @@ def _linear(config, spec):
     one_of("config.model.condition", config.condition, ("none",))
     context = config.schedule.context
     require(context == 0, f"config.model.schedule.context is {context}; accepted for 'mhvae': 0.")
-    vdm = dataclasses.replace(diffusion.build(config, spec), timesteps=config.timesteps - 1)
+    vdm = dataclasses.replace(diffusion_lib.build(config, spec), timesteps=config.timesteps - 1)
     return Linear(vdm, config.timesteps)

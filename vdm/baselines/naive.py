@@ -13,7 +13,9 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from vdm import condition, decoder, encoder, nets, rng as rng_lib
+from vdm import nets
+from vdm.diffusion import condition, decoder, encoder
+from vdm.runtime import randomness
 from vdm.errors import require
 
 
@@ -46,7 +48,7 @@ class Naive:
         """The exact −log p(x), or p(x|label) where it is told, nats [batch]: "upper" of the upper half from nothing, "lower" of the lower
         half from the upper."""
         levels = batch["image"].astype(jnp.int32)
-        keys = rng.keys(rng_lib.DROPOUT) if train else None
+        keys = rng.keys(randomness.DROPOUT) if train else None
         x, half = encoder.scale(levels, self.vocab_size), self.shape[0] // 2
 
         def nats(given, time):

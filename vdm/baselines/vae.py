@@ -7,7 +7,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from vdm import decoder as decoder_lib, encoder as encoder_lib, gaussian, rng as rng_lib
+from vdm.diffusion import decoder as decoder_lib, encoder as encoder_lib, gaussian
+from vdm.runtime import randomness
 from vdm.errors import one_of, require
 from vdm.nets import residual
 from vdm.nets.layers import layer_keys
@@ -52,9 +53,9 @@ class VAE:
 
     def loss(self, params, rng, batch, train):
         """reconstruction, by one draw of z, and prior matching, exact (lecture (12), (15)), nats [batch]."""
-        keys = rng.keys(rng_lib.DROPOUT) if train else None
+        keys = rng.keys(randomness.DROPOUT) if train else None
         q = self.encode(params, batch["image"], keys)
-        z = gaussian.draw(q, rng.normal(rng_lib.LATENT, (self.latent,)))
+        z = gaussian.draw(q, rng.normal(randomness.LATENT, (self.latent,)))
         p_x = self.decode(params, z, keys)
         return {
             "reconstruction": -log_likelihood(batch["image"], p_x, self.vocab_size),
@@ -64,14 +65,14 @@ class VAE:
     def log_weight(self, params, rng, batch):
         """log p(x, z)/q(z|x) of one z drawn from q(z|x), nats [batch]. The mean of its exponential is p(x)."""
         q = self.encode(params, batch["image"])
-        z = gaussian.draw(q, gaussian.noise(rng.keys(rng_lib.LATENT), (self.latent,)))
+        z = gaussian.draw(q, gaussian.noise(rng.keys(randomness.LATENT), (self.latent,)))
         log_p = log_likelihood(batch["image"], self.decode(params, z), self.vocab_size)
         return log_p + gaussian.log_prob(gaussian.STANDARD, z) - gaussian.log_prob(q, z)
 
     def sample(self, params, rng, batch):
         """Samples, uint8 [batch, height, width, channels]: z of the prior, and x of p(x|z)."""
-        z = rng.normal(rng_lib.LATENT, (self.latent,))
-        return draw_x(rng.keys(rng_lib.DECODE), self.decode(params, z), self.vocab_size)
+        z = rng.normal(randomness.LATENT, (self.latent,))
+        return draw_x(rng.keys(randomness.DECODE), self.decode(params, z), self.vocab_size)
 
 
 def levels_of(output, shape):

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from vdm import rng
+from vdm.runtime import randomness
 
 ZEROS = nn.initializers.zeros
 
@@ -79,7 +79,7 @@ def layer_keys(keys, layer):
     """Keys for the layer of that number; None stays None."""
     if keys is None:
         return None
-    return rng.fold_in(keys, jnp.broadcast_to(layer, keys.shape))
+    return randomness.fold_in(keys, jnp.broadcast_to(layer, keys.shape))
 
 
 class GroupNorm(nn.Module):

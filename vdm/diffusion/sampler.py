@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from vdm import encoder
+from vdm.diffusion import encoder
 
 SAMPLERS = ("ancestral", "ddim", "dpm2m")
 

@@ -4,7 +4,7 @@
 from flax import linen as nn
 import jax.numpy as jnp
 
-from vdm.gaussian import Gaussian
+from vdm.diffusion.gaussian import Gaussian
 
 
 class Encoder(nn.Module):

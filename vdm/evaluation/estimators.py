@@ -9,10 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm import denoiser, diffusion, elbo, encoder, evaluate, figures, likelihood, report
-from vdm import rng as rng_lib, run as run_lib, schedule, table
+from vdm.diffusion import denoiser, elbo, encoder, model as diffusion_lib
+from vdm.evaluation import evaluate, likelihood
+from vdm.reporting import figures, report
+from vdm import run as run_lib
+from vdm.diffusion import schedule
+from vdm.evaluation import table
+from vdm.runtime import randomness
 from vdm.errors import UserError, one_of, require
-from vdm.profile import EDGES
+from vdm.evaluation.profile import EDGES
 
 ESTIMATORS = ("elbo", "depth", "chain", "ode")
 
@@ -27,7 +32,7 @@ def run(config, workdir):
     """
     chosen = check(config)
     this = run_lib.restore(config, workdir)
-    is_diffusion = isinstance(this.model, diffusion.Diffusion)
+    is_diffusion = isinstance(this.model, diffusion_lib.Diffusion)
     has = of_model(this.model)
     if "all" in config.eval.estimators.split(","):
         chosen = [name for name in chosen if name in has]
@@ -63,7 +68,7 @@ def run(config, workdir):
 
 def of_model(model):
     """Those of ESTIMATORS that a model has."""
-    if not isinstance(model, diffusion.Diffusion):
+    if not isinstance(model, diffusion_lib.Diffusion):
         return ("elbo", "chain") if hasattr(model, "log_weight") else ("elbo",)
     if isinstance(model.schedule, schedule.Multivariate):
         return ("elbo", "depth")  # the others take one γ for all values
@@ -169,7 +174,7 @@ def elbo_row(config, this, model):
     """(Row, Profile) of the ELBO of a model."""
     start = time.monotonic()
     name, of = "exact" if getattr(model, "exact", False) else "ELBO", OWN
-    if isinstance(model, diffusion.Diffusion):
+    if isinstance(model, diffusion_lib.Diffusion):
         name, of = elbo_name(model.timesteps), whose(model.timesteps)
     estimate, profile = evaluate.make_evaluator(model, config, this.data)(
         this.state.ema, config.eval.passes, True, config.eval.target_se, name
@@ -219,10 +224,10 @@ def pictures(config, this):
         x = encoder.scale(batch["image"], model.vocab_size)
         context, _ = model.draw_context(params, rng, x)
         gamma = model.gamma(params, jnp.broadcast_to(t, x.shape[:1]), context)
-        eps = rng.normal(rng_lib.NOISE, model.shape)
-        z_t = encoder.diffuse(x, diffusion.over_pixels(gamma), eps)
+        eps = rng.normal(randomness.NOISE, model.shape)
+        z_t = encoder.diffuse(x, diffusion_lib.over_pixels(gamma), eps)
         eps_hat = model.eps_hat(params, z_t, gamma, model.told(batch), context=context)
-        return {"x": x, "x_hat": denoiser.x_from_eps(eps_hat, z_t, diffusion.over_pixels(gamma))}
+        return {"x": x, "x_hat": denoiser.x_from_eps(eps_hat, z_t, diffusion_lib.over_pixels(gamma))}
 
     images = min(STRIP, config.eval.images or this.data.test.size)
     one_pass = evaluate.over_split(predicted, config, this.data)
@@ -241,7 +246,7 @@ def chain_rows(config, this, done=()):
     """[Row]: the ELBO of the chain of config.eval.chain.timesteps, and its K-sample bounds,
     K = 1, 2, 4, … up to config.eval.chain.samples; of a model that is no diffusion, of its own chain.
     `done`: rows that are there already, the model's own ELBO first."""
-    if not isinstance(this.model, diffusion.Diffusion):
+    if not isinstance(this.model, diffusion_lib.Diffusion):
         return [done[0], *own_chain_rows(config, this)]
     steps, samples = config.eval.chain.timesteps, config.eval.chain.samples
     model = dataclasses.replace(this.model, timesteps=steps)
@@ -256,7 +261,7 @@ def chain_rows(config, this, done=()):
             batch["image"].astype(jnp.int32),
             model.told(batch),
             gammas,
-            rng.keys(rng_lib.NOISE),
+            rng.keys(randomness.NOISE),
             model.vocab_size,
         )
         return {"log_w": log_w}
@@ -343,14 +348,14 @@ def flow(config, this, kind, exact, samples, images, name):
     def log_weight(params, rng, batch, _):
         ends = model.gamma(params, jnp.array([0.0, 1.0]))
         z, gamma_0, nats = likelihood.dequantise(
-            kind, rng.keys(rng_lib.DECODE), batch["image"], ends[0], model.vocab_size
+            kind, rng.keys(randomness.DECODE), batch["image"], ends[0], model.vocab_size
         )
         result = likelihood.flow_log_density(
             lambda *args: model.eps_hat(params, *args),
             z,
             model.told(batch),
             (gamma_0, ends[1]),
-            rng.keys(rng_lib.NOISE),
+            rng.keys(randomness.NOISE),
             ode.nodes,
             ode.tolerance,
             exact,

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vdm import elbo, times
+from vdm.diffusion import elbo, times
 
 BINS = times.PARTS
 

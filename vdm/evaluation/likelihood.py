@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm import decoder, encoder
+from vdm.diffusion import decoder, encoder
 from vdm.errors import require
 
 # ---- a chain of T steps ---------------------------------------------------------------

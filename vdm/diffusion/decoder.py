@@ -7,7 +7,7 @@ Dividing by α_0 leaves the logits −½ e^{−γ_0} (z_0/α_0 − x_v)².
 import jax
 import jax.numpy as jnp
 
-from vdm import encoder
+from vdm.diffusion import encoder
 
 
 def logits(z_0, gamma_0, vocab_size):

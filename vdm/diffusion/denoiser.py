@@ -7,7 +7,7 @@ The ELBO uses ε̂; the sampler uses x̂.
 import jax
 import jax.numpy as jnp
 
-from vdm import decoder, encoder
+from vdm.diffusion import decoder, encoder
 
 PARAMETERISATIONS = ("eps", "x", "v", "levels")
 

@@ -10,10 +10,12 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from vdm import data as data_lib, elbo, parallel
+from vdm.data import dataset as data_lib
+from vdm.diffusion import elbo
+from vdm.runtime import devices
 from vdm.errors import require
-from vdm.profile import UNIFORM, Profile
-from vdm.rng import Spread
+from vdm.evaluation.profile import UNIFORM, Profile
+from vdm.runtime.randomness import Spread
 
 # Folded into the seed: evaluation's noise is its own, the same for every checkpoint.
 _EVAL = 2
@@ -108,7 +110,7 @@ def over_split(function, config, data):
         rng = Spread(key, batch["index"], place[1], place[3], place[2])
         return (function(params, rng, batch, extra),)
 
-    mapped = parallel.over_devices(
+    mapped = devices.over_devices(
         on_device, config.parallel, split_in=(False, False, False, True), split_out=(True,)
     )
 
@@ -122,8 +124,8 @@ def over_split(function, config, data):
         size = min(batch_size, -(-images // jax.device_count()) * jax.device_count())
         for batch in data_lib.eval_batches(test(), size // jax.process_count(), images):
             real = batch.pop("real")
-            (values,) = mapped(params, place, extra, parallel.per_device(batch))
-            values = parallel.gather(parallel.local(values) | {"real": real})
+            (values,) = mapped(params, place, extra, devices.per_device(batch))
+            values = devices.gather(devices.local(values) | {"real": real})
             real = values.pop("real")
             parts.append({name: value[real] for name, value in values.items()})
             bar.update()

@@ -9,7 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from vdm import decoder, encoder
+from vdm.diffusion import decoder, encoder
 
 
 def bits_per_dim(nats, shape):

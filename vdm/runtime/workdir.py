@@ -8,7 +8,7 @@ import pathlib
 
 from configs import default
 from vdm.errors import UserError, require
-from vdm.fields import flat
+from vdm.config import flat
 
 
 def get_config(path):

@@ -5,7 +5,8 @@ import math
 
 import numpy as np
 
-from vdm import evaluate, report
+from vdm.evaluation import evaluate
+from vdm.reporting import report
 
 
 @dataclasses.dataclass(frozen=True)

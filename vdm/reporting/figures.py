@@ -5,8 +5,8 @@ import pathlib
 
 import numpy as np
 
-from vdm import encoder
-from vdm.report import read_metrics
+from vdm.diffusion import encoder
+from vdm.reporting.report import read_metrics
 
 # What one term of the ELBO is called in a figure, and its colour, the same everywhere.
 TERMS = {

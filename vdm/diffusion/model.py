@@ -8,8 +8,10 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from vdm import condition, context as context_lib, decoder, denoiser, elbo, encoder, gaussian, nets
-from vdm import rng as rng_lib, sampler, schedule, times, variance
+from vdm import nets
+from vdm.diffusion import condition, context as context_lib, decoder, denoiser, elbo, encoder, gaussian
+from vdm.diffusion import sampler, schedule, times, variance
+from vdm.runtime import randomness
 from vdm.errors import one_of, require
 
 
@@ -101,7 +103,7 @@ class Diffusion:
         if self.context is None:
             return None, 0.0
         q = self.context.apply(params["context"], x)
-        noise = rng.normal(rng_lib.CONTEXT, (self.context.size,))
+        noise = rng.normal(randomness.CONTEXT, (self.context.size,))
         return gaussian.draw(q, noise), gaussian.kl(q, gaussian.STANDARD)
 
     def eps_hat(self, params, z_t, gamma, told, dropout_keys=None, context=None):
@@ -129,7 +131,7 @@ class Diffusion:
         """
         x = encoder.scale(batch["image"], self.vocab_size)
         draw = self.draw_matching(params, rng, x, batch, train, cdf)
-        eps_0 = rng.normal(rng_lib.RECONSTRUCTION, self.shape)
+        eps_0 = rng.normal(randomness.RECONSTRUCTION, self.shape)
         levels, gamma_0 = batch["image"].astype(jnp.int32), self.gamma(params, jnp.zeros(()))
         reconstruction = elbo.reconstruction(levels, x, eps_0, gamma_0, self.vocab_size)
         return draw._replace(terms={"reconstruction": reconstruction, **draw.terms})
@@ -153,12 +155,12 @@ class Diffusion:
             # The value of either, and the gradients of both.
             gamma_t, slope = (a + b - jax.lax.stop_gradient(b) for a, b in zip(of_ends, entered))
 
-        eps = rng.normal(rng_lib.NOISE, self.shape)
+        eps = rng.normal(randomness.NOISE, self.shape)
         z_t = encoder.diffuse(x, over_pixels(gamma_t), eps)
-        keys = rng.keys(rng_lib.DROPOUT) if train else None
+        keys = rng.keys(randomness.DROPOUT) if train else None
         told = self.told(batch)
         if train and self.drop_label:
-            told *= jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - self.drop_label, (1,)))(rng.keys(rng_lib.LABEL))
+            told *= jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - self.drop_label, (1,)))(rng.keys(randomness.LABEL))
         eps_hat = self.eps_hat(params, z_t, gamma_t, told, keys, context)
         of_time = elbo.diffusion(eps, eps_hat, over_pixels(slope)) * weight
         if least:
@@ -172,9 +174,9 @@ class Diffusion:
 
     def _times(self, rng):
         if self.times == "iid":
-            u = jax.vmap(jax.random.uniform)(rng.keys(rng_lib.TIME))
+            u = jax.vmap(jax.random.uniform)(rng.keys(randomness.TIME))
         else:
-            u = jax.random.uniform(rng.shared(rng_lib.TIME))
+            u = jax.random.uniform(rng.shared(randomness.TIME))
         return times.uniform(u, rng.strata(), self.times != "iid")
 
     def _at(self, params, t, context):
@@ -192,7 +194,7 @@ class Diffusion:
         """Samples, uint8 [batch, height, width, channels]."""
         z_0, gamma_0 = self.sample_z_0(params, rng, batch), self.gamma(params, jnp.zeros(()))
         draw = jax.vmap(lambda key, z: decoder.sample(key, z, gamma_0, self.vocab_size))
-        return draw(rng.keys(rng_lib.DECODE), z_0).astype(jnp.uint8)
+        return draw(rng.keys(randomness.DECODE), z_0).astype(jnp.uint8)
 
     def sample_z_0(self, params, rng, batch):
         """z_0 of the chain from noise down, [batch, height, width, channels]."""
@@ -200,7 +202,7 @@ class Diffusion:
         steps = self.timesteps or self.sample_steps
         grid, context = jnp.linspace(0.0, 1.0, steps + 1), None
         if self.context is not None:  # of each picture, so that gammas are [steps + 1, batch, …]
-            context = rng.normal(rng_lib.CONTEXT, (self.context.size,))
+            context = rng.normal(randomness.CONTEXT, (self.context.size,))
             grid = jnp.broadcast_to(grid[:, None], (steps + 1, context.shape[0]))
         gammas = self.gamma(params, grid, context)
 
@@ -212,9 +214,9 @@ class Diffusion:
                 eps += self.guidance * (eps - eps_hat(jnp.zeros_like(told)))
             return denoiser.x_from_eps(eps, z_t, gamma)
 
-        z_1 = rng.normal(rng_lib.LATENT, self.shape)
+        z_1 = rng.normal(randomness.LATENT, self.shape)
         if self.sampler == "ancestral":
-            return sampler.ancestral(predict_x, gammas, z_1, rng.keys(rng_lib.NOISE))
+            return sampler.ancestral(predict_x, gammas, z_1, rng.keys(randomness.NOISE))
         return sampler.solve(predict_x, gammas, z_1, order=2 if self.sampler == "dpm2m" else 1)
 
 

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from vdm import cache
+from vdm.runtime import cache
 from vdm.errors import UserError, require
 
 

@@ -5,17 +5,22 @@
 A few minutes on a laptop. On MNIST, 784 values of 256 levels, for a GPU:
 
   python -m vdm.main --config=configs/autoregressor.py --workdir=/tmp/autoregressor_mnist \\
-      --config.data.name=mnist --config.data.vocab_size=256 \\
+      --config.data.name=mnist \\
       --config.data.data_dir=$HOME/tensorflow_datasets --config.train.steps=20000
 """
+
+from ml_collections import ConfigDict
 
 from configs import digits
 
 
 def get_config():
     c = digits.get_config()
+    c.model = ConfigDict({"net": ConfigDict()})
     c.model.name = "autoregressor"
-    c.model.net.patch = 1  # a token is one value
+    c.model.net.name = "transformer"  # a token is one value
+    c.model.net.depth = 4
+    c.model.net.width = 64
     c.model.net.heads = 4
     # 1,437 pictures are soon known by heart, the sooner as nothing is noisy.
     c.model.net.dropout = 0.3

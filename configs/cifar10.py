@@ -8,16 +8,16 @@ Hardware: one accelerator of 16 GB or more, for 10 M steps.
 Published: 2.65 bits/dim on the test set (VDM, table 1). Not reproduced here.
 """
 
-from configs import default
+from vdm import config
 
 
 def get_config():
-    c = default.get_config()
+    c = config.default()
     c.seed = 1
 
     c.data.name = "cifar10"
-    c.data.vocab_size = 256
 
+    c.model.name = "diffusion"
     # The flag is always 0 here; it makes this the very model of cifar10_aug.py.
     c.model.condition = "augmented"
     c.model.sample_steps = 1_000
@@ -26,6 +26,7 @@ def get_config():
     c.model.net.width = 128
     c.model.net.dropout = 0.1
 
+    c.optimizer.name = "adamw"
     c.optimizer.learning_rate = 2e-4
     c.optimizer.warmup = 100
     c.optimizer.weight_decay = 0.01
@@ -40,4 +41,5 @@ def get_config():
     c.train.sample_every = 50_000
 
     c.eval.batch_size = 128
+    c.eval.passes_in_training = 2
     return c

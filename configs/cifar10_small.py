@@ -6,12 +6,17 @@
 Data: as in configs/cifar10.py.
 """
 
+from ml_collections import ConfigDict
+
 from configs import cifar10
 
 
 def get_config():
     c = cifar10.get_config()
 
+    c.model.sampler = "dpm2m"
+    c.model.sample_steps = 20
+    c.model.net = ConfigDict()
     c.model.net.name = "transformer"
     c.model.net.depth = 4
     c.model.net.width = 128
@@ -34,6 +39,4 @@ def get_config():
     c.train.sample_every = 0
 
     c.eval.passes = 10
-    c.model.sampler = "dpm2m"
-    c.model.sample_steps = 20
     return c

@@ -7,12 +7,15 @@ The network is a small transformer that reads the picture as 4 × 4 tokens and p
 each pixel, a distribution over its levels (the parameterisation "levels").
 """
 
-from configs import default
+from vdm import config
 
 
 def get_config():
-    c = default.get_config()
+    c = config.default()
 
+    c.data.name = "digits"
+
+    c.model.name = "diffusion"
     c.model.parameterisation = "levels"
     # A pixel's own noisy value enters through its exact likelihood, so nothing is left to
     # learn below γ = −9, and Fourier features would only add noise.

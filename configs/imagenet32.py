@@ -28,4 +28,5 @@ def get_config():
 
     c.eval.batch_size = 512
     c.eval.passes = 1
+    c.eval.passes_in_training = 1
     return c

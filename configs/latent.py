@@ -7,12 +7,15 @@ The second command draws samples with classifier-free guidance, the classes 0, 1
 one on −log p(x), as what the label costs is a term of it. On MNIST, as in configs/vae.py.
 """
 
+from ml_collections import ConfigDict
+
 from configs import vae
 
 
 def get_config():
     c = vae.get_config()
     c.model.name = "latent"
+    c.model.schedule = ConfigDict()
     c.model.parameterisation = "v"
     c.model.condition = "label"
     c.model.drop_label = 0.1
@@ -20,4 +23,5 @@ def get_config():
     c.model.schedule.gamma_min = -3.0
     c.model.schedule.gamma_max = 5.0
     c.model.net.depth = 3
+    c.model.net.fourier = 0
     return c

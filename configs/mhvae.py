@@ -9,6 +9,8 @@ Each has 10 latents; the last is a VDM of 9 steps. On MNIST, as in configs/vae.p
 --config.model.parameterisation=v --config.model.schedule.gamma_min=-13.3, for 256 levels.
 """
 
+from ml_collections import ConfigDict
+
 from configs import vae
 
 
@@ -16,9 +18,12 @@ def get_config():
     c = vae.get_config()
     c.model.name = "mhvae"
     c.model.timesteps = 10
+    c.model.schedule = ConfigDict()
     # Under II: with few steps it matters where they are. γ(0) moves little from where it starts, which
     # was chosen among −3, −4, −5, −6 and −9 on held-out training images.
     c.model.schedule.name = "learned_net"
     c.model.schedule.learn_ends = True
     c.model.schedule.gamma_min = -4.0
+    c.model.parameterisation = "levels"
+    c.model.net.fourier = 0
     return c

@@ -6,19 +6,20 @@
 Data: `tfds build mnist --file_format=array_record`, 60,000 and 10,000 images.
 """
 
-from configs import default
+from vdm import config
 
 
 def get_config():
-    c = default.get_config()
+    c = config.default()
 
     c.data.name = "mnist"
-    c.data.vocab_size = 256
 
+    c.model.name = "diffusion"
     c.model.net.name = "unet"
     c.model.net.depth = 4
     c.model.net.width = 64
 
+    c.optimizer.name = "adamw"
     c.optimizer.learning_rate = 1e-3
     c.optimizer.decay = "cosine"
     c.optimizer.clip = 1.0
@@ -31,4 +32,5 @@ def get_config():
 
     c.eval.batch_size = 128
     c.eval.passes = 4
+    c.eval.passes_in_training = 2
     return c

@@ -6,11 +6,13 @@ A small transformer is asked for the lower half of a picture from the upper one,
 nothing, each in one shot. Its samples are what it answers: the average of all answers.
 """
 
+from ml_collections import ConfigDict
+
 from configs import digits
 
 
 def get_config():
     c = digits.get_config()
-    c.model.name = "naive"
+    c.model = ConfigDict({"name": "naive", "net": c.model.net})
     c.train.steps = 500
     return c

@@ -6,15 +6,15 @@
 levels, so that bits/dim mean what they mean for images. samples.png is a scatter.
 """
 
-from configs import default
+from vdm import config
 
 
 def get_config():
-    c = default.get_config()
+    c = config.default()
 
     c.data.name = "swirl"
-    c.data.vocab_size = 256
 
+    c.model.name = "diffusion"
     c.model.parameterisation = "eps"
     c.model.net.name = "mlp"
     c.model.net.depth = 3
@@ -22,6 +22,7 @@ def get_config():
     c.model.net.dropout = 0.0
     c.model.net.fourier = 0
 
+    c.optimizer.name = "adamw"
     c.optimizer.learning_rate = 1e-3
     c.optimizer.decay = "cosine"
 

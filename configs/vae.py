@@ -6,8 +6,10 @@
 The second command adds importance-weighted bounds. On MNIST:
 
   python -m vdm.main --config=configs/vae.py --workdir=/tmp/vae_mnist --config.data.name=mnist \\
-      --config.data.vocab_size=256 --config.data.data_dir=$HOME/tensorflow_datasets
+      --config.data.data_dir=$HOME/tensorflow_datasets
 """
+
+from ml_collections import ConfigDict
 
 from configs import digits
 
@@ -15,6 +17,7 @@ from configs import digits
 def get_config():
     c = digits.get_config()
 
+    c.model = ConfigDict({"net": ConfigDict()})
     c.model.name = "vae"
     c.model.latent = 16
     c.model.net.name = "mlp"

@@ -1,9 +1,199 @@
-"""Fields of nested configs by their dotted names."""
+"""The config: what a run is made of, and how a config file and the command line become one.
+
+A config file's get_config() starts from `default()` and sets what differs. A section that describes a
+component has its `name` and fields of that component alone. `complete` then adds the fields that were not
+set, with the component's own defaults, and refuses a field that the component does not read.
+"""
+
+import difflib
+import importlib.util
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vdm.component import Registry, did_you_mean
+from vdm.data.sources import SOURCES
+from vdm.diffusion.objective import OBJECTIVES
+from vdm.errors import UserError, one_line, require
+from vdm.model import MODELS
+from vdm.optimizer import OPTIMIZERS
+
+# The sections that describe a component.
+COMPONENTS = {"data": SOURCES, "model": MODELS, "objective": OBJECTIVES, "optimizer": OPTIMIZERS}
 
 
-def flat(config, prefix=""):
+def default() -> ConfigDict:
+    """The fields that every run has, and an empty section for each component.
+
+    `python -m vdm.main --help` lists the components and their fields.
+    """
+    c = ConfigDict()
+    c.seed = 0  # of the parameters, the order of the data, and all noise
+    c.parallel = "pmap"  # how the step is mapped over devices: pmap, shard_map
+
+    c.data = ConfigDict()
+    c.model = ConfigDict({"schedule": ConfigDict(), "net": ConfigDict()})
+    c.objective = ConfigDict()
+    c.optimizer = ConfigDict()
+
+    c.train = ConfigDict()
+    c.train.steps = 2_000
+    c.train.batch_size = 128  # over all devices of all hosts
+    c.train.accumulate = 1  # parts that a device takes its share of the batch in
+    c.train.substeps = 20  # steps that are taken in one call of the device (1 for a unet on a CPU)
+    c.train.ema = 0.999  # decay of the average of the parameters, which is evaluated
+    c.train.log_every = 100  # steps; so are the three below. 0: never
+    c.train.eval_every = 500
+    c.train.checkpoint_every = 500
+    c.train.sample_every = 1_000
+    c.train.keep = 2  # newest checkpoints kept, beside the best
+
+    c.eval = ConfigDict()
+    c.eval.batch_size = 120  # over all devices of all hosts
+    c.eval.estimators = "elbo"  # of --mode=eval: elbo, depth, chain, ode, by commas; or all
+    c.eval.passes = 20  # times each image is evaluated with --mode=eval, and at the end of training
+    c.eval.passes_in_training = 10  # and as training goes, with the same noise each time
+    c.eval.checkpoint = "newest"  # which one --mode=eval and sample take: newest, best
+    c.eval.images = 0  # only so many of the test images; 0: all
+    c.eval.target_se = 0.0  # --mode=eval, in bits/dim: instead of `passes`, as many as bring the
+    c.eval.max_passes = 1_000  # Monte-Carlo noise of the ELBO below it, but no more than these
+    c.eval.depths = "1,2,5,10,20,50,100,200,500,1000"  # depth: the T of the chains
+
+    c.eval.chain = ConfigDict()  # chain: importance weights on a chain
+    c.eval.chain.timesteps = 50  # T, of a diffusion; other models have a chain of their own
+    c.eval.chain.samples = 16  # K, paths for each image
+
+    c.eval.ode = ConfigDict()  # ode: the likelihood of the probability-flow ODE
+    c.eval.ode.tolerance = 1e-5  # relative and absolute, of z, for each step's own size
+    c.eval.ode.nodes = 128  # intervals in γ of the divergence's integral
+    c.eval.ode.samples = 4  # K of the importance-weighted bound, with the exact divergence,
+    c.eval.ode.images = 48  # on only so many images, as it costs a Jacobian at each node
+
+    c.sample = ConfigDict()
+    c.sample.num = 64  # images
+    c.sample.batch_size = 64  # over all devices of all hosts
+    return c
+
+
+def complete(
+    given: Mapping[str, Any], names: Mapping[str, str] | None = None, drop_unread: bool = False
+) -> ConfigDict:
+    """A config with every field that its run reads, and no other.
+
+    Args:
+      given: what a config file sets; nested.
+      names: {field: component}, such as {"model.schedule.name": "cosine"}, in place of those in `given`. Of a
+        section that gets another component, the fields that this does not read are left out.
+      drop_unread: whether to leave out every field that is not read, as for a config of an older version.
+
+    Raises:
+      UserError: a component is unknown, or a field is not read by any, or has a value of another type.
+    """
+    config, names = default(), names or {}
+    for name, registry in COMPONENTS.items():
+        config[name] = _section(registry, given.get(name, {}), name, names, drop_unread)
+    plain = {name: value for name, value in given.items() if name not in COMPONENTS}
+    _update(config, plain, "", drop_unread)
+    return config
+
+
+def _section(
+    registry: Registry, given: Mapping[str, Any], path: str, names: Mapping[str, str], drop: bool
+) -> ConfigDict:
+    before = given.get("name", next(iter(registry.builtin)))
+    name = names.get(f"{path}.name", before)
+    drop = drop or name != before
+    cls = registry.find(name, f"config.{path}.name")
+    section = ConfigDict({"name": name, **cls.config_fields()})
+    for part, below in cls.sections.items():
+        section[part] = _section(below, given.get(part, {}), f"{path}.{part}", names, drop)
+    plain = {field: value for field, value in given.items() if field not in ("name", *cls.sections)}
+    # An empty section is what default() has for a component that has none.
+    _update(section, {k: v for k, v in plain.items() if not isinstance(v, Mapping | ConfigDict) or v}, path, drop)
+    return section
+
+
+def _update(config: ConfigDict, given: Mapping[str, Any], path: str, drop: bool) -> None:
+    for field, value in given.items():
+        where = f"{path}.{field}" if path else field
+        if field not in config:
+            if not drop:
+                raise unread(config, path, field)
+        elif isinstance(value, Mapping | ConfigDict):
+            _update(config[field], value, where, drop)
+        else:
+            try:
+                config[field] = value
+            except TypeError as error:
+                kind = type(config[field]).__name__
+                raise UserError(f"config.{where} is {value!r}; accepted: a value of type {kind}.") from error
+
+
+def unread(section: Any, path: str, field: str) -> UserError:
+    """That a section of a config, at `path`, has no such field."""
+    where = f"config.{path}.{field}" if path else f"config.{field}"
+    fields, hint = list(section), ""
+    if path in COMPONENTS and section["name"] not in (builtin := COMPONENTS[path].builtin):
+        # A data set of TFDS may be a misspelt source.
+        hint = did_you_mean(section["name"], builtin)
+    reader = f"is read by {section['name']!r}" if "name" in section else "there is"
+    hint = hint or did_you_mean(field, fields)
+    if not hint:
+        known = flat(default())
+        near = difflib.get_close_matches(where.removeprefix("config."), known, n=1, cutoff=0.7)
+        hint = f" Did you mean 'config.{near[0]}'?" if near else ""
+    return UserError(f"{where} is no field that {reader}; accepted: {', '.join(fields)}.{hint}")
+
+
+def load(file: str) -> ConfigDict:
+    """What get_config() of a config file gives; FILE:ARGUMENT calls get_config(ARGUMENT).
+
+    Raises:
+      UserError: the file is not there, or fails.
+    """
+    path, _, argument = file.partition(":")
+    require(pathlib.Path(path).is_file(), f"--config is {file!r}, which does not exist.{_nearest_file(path)}")
+    spec = importlib.util.spec_from_file_location("config_file", path)
+    accepted = "accepted: a Python file with get_config() → ConfigDict, such as configs/digits.py"
+    require(spec is not None and spec.loader is not None, f"--config is {file!r}; {accepted}.")
+    try:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.get_config(argument) if argument else module.get_config()
+    except UserError:
+        raise
+    except Exception as error:
+        why = f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(f"--config is {file!r}, which fails with {why}; {accepted}.") from error
+
+
+def _nearest_file(path: str) -> str:
+    return did_you_mean(path, [str(file) for file in sorted(pathlib.Path("configs").glob("*.py"))])
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     """{dotted name: value} of nested dictionaries or ConfigDicts."""
     found = {}
     for name, value in config.items():
-        found |= flat(value, f"{prefix}{name}.") if hasattr(value, "items") else {prefix + name: value}
+        nested = isinstance(value, Mapping | ConfigDict)
+        found |= flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
     return found
+
+
+def describe() -> str:
+    """The components of every kind and their fields with the defaults, as text."""
+    lines = []
+
+    def of(registry, path):
+        lines.append(f"\nconfig.{path}.name")
+        for name, cls in registry.builtin.items():
+            fields = ", ".join(f"{field} = {value!r}" for field, value in cls.config_fields().items())
+            lines.append(f"  {name}: {fields or '–'}")
+        return {part: below for cls in registry.builtin.values() for part, below in cls.sections.items()}
+
+    for path, registry in COMPONENTS.items():
+        for part, below in of(registry, path).items():
+            of(below, f"{path}.{part}")
+    return "\n".join(lines)

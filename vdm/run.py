@@ -1,13 +1,22 @@
-"""A run: what training, evaluation and sampling build from a config, or restore."""
+"""A run: what training, evaluation and sampling build from a config, or restore from a workdir."""
 
-from typing import Any, Callable, NamedTuple
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
+from ml_collections import ConfigDict
+import optax
 
-from vdm import model as model_lib, step as step_lib
-from vdm.data import dataset as data_lib
-from vdm.runtime import devices, workdir as workdir_lib
+from vdm import model as model_lib, optimizer as optimizer_lib, step as step_lib, workdir as workdir_lib
+from vdm.contract import Model
+from vdm.data import sources
+from vdm.data.batches import eval_batches
+from vdm.data.dataset import Data
+from vdm.diffusion import objective as objective_lib
+from vdm.diffusion.objective import Objective
 from vdm.errors import one_of, require
+from vdm.runtime import devices
 
 
 class Parts(NamedTuple):
@@ -18,9 +27,10 @@ class Parts(NamedTuple):
       like: its shapes, types and devices, known before it is computed.
     """
 
-    data: data_lib.Data
-    model: model_lib.Model
-    optimizer: Any
+    data: Data
+    model: Model
+    objective: Objective
+    optimizer: optax.GradientTransformation
     init: Callable[[], step_lib.State]
     like: step_lib.State
 
@@ -28,27 +38,29 @@ class Parts(NamedTuple):
 class Run(NamedTuple):
     """A run at one of its checkpoints. `state` is replicated over the devices."""
 
-    data: data_lib.Data
-    model: model_lib.Model
+    data: Data
+    model: Model
     state: step_lib.State
 
 
-def build(config):
-    """The Parts of a run.
+def build(config: ConfigDict) -> Parts:
+    """The Parts of a run; `config` is complete (config.complete).
 
     Raises:
       UserError: the config is not possible.
     """
-    data = data_lib.load(config)
+    data = sources.load(config.data)
     model = model_lib.build(config, data.spec)
-    optimizer = step_lib.make_optimizer(config.optimizer, config.train.steps)
-    example = next(data_lib.eval_batches(data.train, 1))
+    objective = objective_lib.build(config.objective, model)
+    example = next(eval_batches(data.train, 1))
+    params = jax.eval_shape(lambda: step_lib.init_params(model, config.seed, example))
+    optimizer = optimizer_lib.build(config.optimizer, config.train.steps, model, params)
     init = step_lib.make_init(model, optimizer, config.seed, example)
     like = devices.replicated_like(jax.eval_shape(init))
-    return Parts(data, model, optimizer, lambda: devices.replicate(init()), like)
+    return Parts(data, model, objective, optimizer, lambda: devices.replicate(init()), like)
 
 
-def restore(config, workdir):
+def restore(config: ConfigDict, workdir: pathlib.Path) -> Run:
     """The Run of a workdir at its newest checkpoint, or its best: config.eval.checkpoint.
 
     Raises:
@@ -61,7 +73,7 @@ def restore(config, workdir):
         f"--workdir is {str(workdir)!r}, which has no checkpoint; run --mode=train first.",
     )
     workdir_lib.check_config(workdir, config)
-    from vdm.runtime import checkpoint  # only now, as in train.run
+    from vdm.runtime import checkpoint  # only now, as Orbax takes a while to import
 
     parts = build(config)
     checkpoints = checkpoint.Checkpoints(workdir, config.train.keep, read_only=True)

@@ -1,23 +1,30 @@
 """Samples of a trained model, in batches over all devices."""
 
 import pathlib
+from collections.abc import Callable
 
 import jax
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
 import numpy as np
 from tqdm import tqdm
 
 from vdm import run as run_lib
-from vdm.reporting import figures
-from vdm.runtime import devices
+from vdm.contract import Model
+from vdm.data.dataset import Data
 from vdm.errors import require
+from vdm.reporting import pictures
+from vdm.runtime import devices
 from vdm.runtime.randomness import Rng
+
+Samples = UInt8[np.ndarray, "samples height width channels"]
 
 # Folded into the seed: sampling's noise is its own, the same for every checkpoint.
 _SAMPLE = 3
 
 
-def make_sampler(model, config, data):
-    """Returns (params, progress) → uint8 [config.sample.num, height, width, channels].
+def make_sampler(model: Model, config: ConfigDict, data: Data) -> Callable[..., Samples]:
+    """Returns sample(params, progress=False) → config.sample.num samples.
 
     `params` are replicated; every host calls it and gets all samples. Labels, where the
     model is conditioned on them, are 0, 1, … in turn. A sample depends on the seed and its
@@ -57,17 +64,10 @@ def make_sampler(model, config, data):
     return sample
 
 
-def write(workdir, samples, vocab_size):
-    """Writes samples.png, a grid, and samples.npz, whose "image" data.py reads back."""
-    workdir = pathlib.Path(workdir)
-    figures.save_samples(workdir / "samples.png", samples, vocab_size)
-    np.savez_compressed(workdir / "samples.npz", image=samples)
-
-
-def run(config, workdir):
+def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """--mode=sample: draws config.sample.num samples into samples.png and samples.npz."""
-    this = run_lib.restore(config, workdir)
-    samples = make_sampler(this.model, config, this.data)(this.state.ema, progress=True)
+    run = run_lib.restore(config, workdir)
+    samples = make_sampler(run.model, config, run.data)(run.state.ema, progress=True)
     if jax.process_index() == 0:
-        write(workdir, samples, this.data.spec.vocab_size)
+        pictures.write_samples(workdir, samples, run.data.spec.vocab_size)
         print(f"{len(samples)} samples: {workdir}/samples.png, {workdir}/samples.npz")

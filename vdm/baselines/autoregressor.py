@@ -7,59 +7,77 @@ is always a level (lecture, observation II).
 
 import dataclasses
 import math
+from typing import Any
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
-from vdm import nets
-from vdm.diffusion import condition
+from vdm import component
+from vdm.contract import Ability, Draw, Model, Params
+from vdm.data.dataset import Spec
+from vdm.diffusion import condition as condition_lib
+from vdm.nets.causal import CAUSAL_NETWORKS, Causal
+from vdm.parameters import Role
 from vdm.runtime import randomness
-from vdm.errors import one_of
-from vdm.nets import causal
 
 
 @dataclasses.dataclass(frozen=True)
-class Autoregressor:
-    """A causal network over the values of a picture; keeps the contract of model.Model.
+class Autoregressor(Model):
+    """A causal network over the values of a picture.
 
     Attributes:
-      net: a causal.Causal.
+      net: the causal network.
       shape: height, width and channels of a picture.
       classes: how many labels there are.
-      condition: what the network is told, of condition.CONDITIONS.
+      condition: what the network is conditioned on: none, label or augmented.
     """
 
-    net: nn.Module
+    net: Causal
     shape: tuple[int, int, int]
     classes: int
-    condition: str
-    exact = True  # see model.Model.loss
+    condition: str = "none"
+
+    sections = {"net": CAUSAL_NETWORKS}
+
+    def check(self) -> None:
+        condition_lib.check(self.condition, self.classes)
+
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        return frozenset({Ability.EXACT})
+
+    @property
+    def given_label(self) -> bool:
+        return self.condition == "label"
 
     def init(self, key, batch):
         """{"net": …}: fresh parameters, under which every picture is as likely as any other."""
         levels = jnp.zeros((1, math.prod(self.shape)), jnp.int32)
-        told = self._told({name: value[:1] for name, value in batch.items()})
-        return {"net": self.net.init(key, levels, told)}
+        condition = self._condition_of({name: value[:1] for name, value in batch.items()})
+        return {"net": self.net.init(key, levels, condition)}
 
-    def loss(self, params, rng, batch, train):
-        """"likelihood": the exact −log p(x), or p(x|label) where it is told, nats [batch]. Nothing but dropout is drawn."""
+    def roles(self, params: Params) -> PyTree[Role]:
+        return {"net": self.net.roles(params["net"])}
+
+    def draw(self, params, rng, batch, train=False, cdf=None, apart=False) -> Draw:
+        """"likelihood": the exact −log p(x). Nothing but dropout is drawn."""
         keys = rng.keys(randomness.DROPOUT) if train else None
         levels = batch["image"].astype(jnp.int32).reshape(-1, math.prod(self.shape))
-        logits = self.net.apply(params["net"], levels, self._told(batch), keys)
+        logits = self.net.apply(params["net"], levels, self._condition_of(batch), keys)
         log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), levels[..., None], axis=-1)
-        return {"likelihood": -jnp.sum(log_p, axis=(1, 2))}
+        return Draw({"likelihood": -jnp.sum(log_p, axis=(1, 2))})
 
     def sample(self, params, rng, batch):
-        """Samples, uint8 [batch, height, width, channels], drawn value after value: one token goes through
-        the network at a time, and keys and values of those before it are kept."""
-        told, keys = self._told(batch), rng.keys(randomness.DECODE)
+        """Samples, drawn value after value: one token goes through the network at a time, and keys and
+        values of those before it are kept."""
+        condition, keys = self._condition_of(batch), rng.keys(randomness.DECODE)
         # Unrolled, XLA would copy what is kept of every layer in each step.
         net = self.net.clone(unroll=False)
 
         def draw(carry, at):
             level, kept = carry
-            logits, kept = net.apply(params["net"], level, kept, at, told, method="step")
+            logits, kept = net.apply(params["net"], level, kept, at, condition, method="step")
             here = jax.vmap(jax.random.fold_in, (0, None))(keys, at)
             level = jax.vmap(jax.random.categorical)(here, logits)
             return (level, kept), level
@@ -68,28 +86,24 @@ class Autoregressor:
         _, levels = jax.lax.scan(draw, start, jnp.arange(math.prod(self.shape)))
         return levels.T.reshape(-1, *self.shape).astype(jnp.uint8)
 
-    def _told(self, batch):
-        return condition.told(self.condition, batch, self.classes)
+    def _condition_of(self, batch):
+        return condition_lib.of_batch(self.condition, batch, self.classes)
 
+    @classmethod
+    def build(cls, section: Any, spec: Spec) -> "Autoregressor":
+        """The Autoregressor that config.model describes.
 
-def build(config, spec):
-    """The Autoregressor that `config` (config.model of configs/default.py) describes.
-
-    Raises:
-      UserError: a field has a value that is not accepted.
-    """
-    condition.check(config.condition, spec)
-    one_of("config.model.net.name", config.net.name, ("transformer",))
-    nets.check(config.net)
-    net = causal.Causal(
-        tokens=math.prod(spec.shape),
-        vocab_size=spec.vocab_size,
-        depth=config.net.depth,
-        width=config.net.width,
-        dropout=config.net.dropout,
-        heads=config.net.heads,
-        dtype=jnp.dtype(config.net.dtype),
-        remat=config.net.remat,
-        unroll=jax.default_backend() == "cpu",  # as in nets.build
-    )
-    return Autoregressor(net, tuple(spec.shape), spec.classes, config.condition)
+        Raises:
+          UserError: a field has a value that is not accepted.
+        """
+        net = component.build(
+            CAUSAL_NETWORKS,
+            section.net,
+            "config.model.net",
+            tokens=math.prod(spec.shape),
+            vocab_size=spec.vocab_size,
+            unroll=jax.default_backend() == "cpu",  # as in nets.build
+        )
+        made = cls(net, spec.shape, spec.classes, section.condition)
+        component.check(made, section, "config.model")
+        return made

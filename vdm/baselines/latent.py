@@ -9,47 +9,68 @@ z_0 is the latent of the VAE. Its q(z_0|x) has one variance, σ_0², for all num
 number of μ(x) is scaled at will; and for all pictures, which is one. The bound is the VDM's (VDM eq. 11; lecture (21)), term by
 term, but for p(x|z_0); nothing is stopped, so q(z|x), p(z) and p(x|z) are trained jointly on it.
 
-Told the label c, the chain is p(z|c). With p(c) uniform over the classes, p(x) ≥ p(x, c) = p(c) p(x|c), so that
+Conditioned on the label c, the chain is p(z|c). With p(c) uniform over the classes, p(x) ≥ p(x, c) = p(c) p(x|c), so that
 what the label costs, log classes, is a term of its own, and the sum still bounds −log p(x).
 """
 
 import dataclasses
 import math
+from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
 
-from vdm.diffusion import encoder as encoder_lib, model as diffusion_lib
-from vdm.runtime import randomness
+from vdm import component
 from vdm.baselines import vae as vae_lib
-from vdm.errors import one_of, require
-from vdm.nets import residual
+from vdm.component import Registry, accept
+from vdm.contract import Ability, Draw, Model, Params
+from vdm.data.dataset import Spec
+from vdm.diffusion import encoder as encoder_lib
+from vdm.diffusion.model import Diffusion
+from vdm.diffusion.schedule import SCHEDULES
+from vdm.errors import one_of
+from vdm.nets import Network, residual
 from vdm.nets.layers import layer_keys
+from vdm.nets.mlp import MLP
+from vdm.parameters import Role, alike
+from vdm.runtime import randomness
 
 
 @dataclasses.dataclass(frozen=True)
-class LatentDiffusion:
-    """A VDM of what an encoder makes of pictures; keeps the contract of model.Model.
+class LatentDiffusion(Model):
+    """A VDM of what an encoder makes of pictures. Its config fields are those of Diffusion, and `latent`.
 
     Attributes:
       encoder: x as a vector to μ(x), [batch, latent].
       decoder: z_0 to two numbers for each value of x, as those of vae.VAE.
       vdm: the prior, of "pictures" [1, 1, latent].
       shape: height, width and channels of a picture.
-      vocab_size: integer levels of each value.
+      vocab_size: levels of a value.
+      latent: how many numbers μ(x) has.
     """
 
     encoder: nn.Module
     decoder: nn.Module
-    vdm: diffusion_lib.Diffusion
+    vdm: Diffusion
     shape: tuple[int, int, int]
     vocab_size: int
+    latent: int = 16
+
+    # Latents are vectors.
+    sections = {"schedule": SCHEDULES, "net": Registry(Network, {"mlp": MLP})}
+
+    @classmethod
+    def config_fields(cls) -> dict[str, Any]:
+        return component.fields(cls) | Diffusion.config_fields()
+
+    def check(self) -> None:
+        accept("latent", self.latent >= 1, "1 or more")
 
     @property
-    def times(self):
-        """How diffusion times are drawn."""
-        return self.vdm.times
+    def abilities(self) -> frozenset[Ability]:
+        return self.vdm.abilities - {Ability.DENOISER, Ability.LOG_WEIGHT}
 
     def init(self, key, batch):
         """{"schedule": …, "net": …, "encoder": …, "decoder": …}: fresh parameters."""
@@ -59,28 +80,32 @@ class LatentDiffusion:
             "decoder": self.decoder.init(decoder, jnp.zeros((1, math.prod(self.vdm.shape)))),
         }
 
-    def encode(self, params, levels, keys=None):
-        """μ(x): integer levels [batch, height, width, channels] to [batch, 1, 1, latent]."""
+    def roles(self, params: Params) -> PyTree[Role]:
+        coders = {name: alike(params[name], Role()) for name in ("encoder", "decoder")}
+        return self.vdm.roles(params) | coders
+
+    def encode(
+        self, params: Params, levels: Int[Array, "batch height width channels"], keys: Array | None = None
+    ) -> Float[Array, "batch 1 1 latent"]:
+        """μ(x)."""
         x = encoder_lib.scale(levels, self.vocab_size).reshape(levels.shape[0], -1)
         return self.encoder.apply(params["encoder"], x, layer_keys(keys, 0)).reshape(-1, *self.vdm.shape)
 
-    def decode(self, params, z_0, keys=None):
-        """p(x|z_0), for decoder.py, as `vae.VAE.decode` gives it."""
+    def decode(
+        self, params: Params, z_0: Float[Array, "batch 1 1 latent"], keys: Array | None = None
+    ) -> vae_lib.Levels:
+        """p(x|z_0)."""
         output = self.decoder.apply(params["decoder"], z_0.reshape(z_0.shape[0], -1), layer_keys(keys, 1))
         return vae_lib.levels_of(output, self.shape)
 
-    def loss(self, params, rng, batch, train):
-        """reconstruction, prior and diffusion by one draw each, and label where it is told, nats [batch]."""
-        return self.draw(params, rng, batch, train).terms
-
-    def draw(self, params, rng, batch, train=False, cdf=None):
-        """The diffusion_lib.Draw behind `loss`, as diffusion_lib.Diffusion.draw gives it."""
+    def draw(self, params, rng, batch, train=False, cdf=None, apart=False) -> Draw:
+        """reconstruction, prior and diffusion by one draw each; and the label, where the prior is conditioned
+        on it."""
         keys = rng.keys(randomness.DROPOUT) if train else None
         mean = self.encode(params, batch["image"], keys)
-        draw = self.vdm.draw_matching(params, rng, mean, batch, train, cdf)
-        z_0 = encoder_lib.diffuse(
-            mean, self.vdm.gamma(params, jnp.zeros(())), rng.normal(randomness.RECONSTRUCTION, self.vdm.shape)
-        )
+        draw = self.vdm.draw_matching(params, rng, mean, batch, train, cdf, apart)
+        eps_0 = rng.normal(randomness.RECONSTRUCTION, self.vdm.shape)
+        z_0 = encoder_lib.diffuse(mean, self.vdm.gamma(params, jnp.zeros(())), eps_0)
         log_p = vae_lib.log_likelihood(batch["image"], self.decode(params, z_0, keys), self.vocab_size)
         terms = {"reconstruction": -log_p, **draw.terms}
         if self.vdm.condition == "label":
@@ -88,28 +113,26 @@ class LatentDiffusion:
         return draw._replace(terms=terms)
 
     def sample(self, params, rng, batch):
-        """Samples, uint8 [batch, height, width, channels], under the labels of `batch` where they are told:
-        z_0 of the chain, and x of p(x|z_0)."""
+        """Samples: z_0 of the chain, and x of p(x|z_0)."""
         z_0 = self.vdm.sample_z_0(params, rng, batch)
-        return vae_lib.draw_x(rng.keys(randomness.DECODE), self.decode(params, z_0), self.vocab_size)
+        return vae_lib.sample_x(rng.keys(randomness.DECODE), self.decode(params, z_0), self.vocab_size)
 
+    @classmethod
+    def build(cls, section: Any, spec: Spec) -> "LatentDiffusion":
+        """The LatentDiffusion that config.model describes.
 
-def build(config, spec):
-    """The LatentDiffusion that `config` (config.model of configs/default.py) describes.
-
-    Raises:
-      UserError: a field has a value that is not accepted.
-    """
-    require(config.latent >= 1, f"config.model.latent is {config.latent}; accepted: 1 or more.")
-    one_of("config.model.net.name", config.net.name, ("mlp",))  # latents are vectors
-    require(
-        config.parameterisation != "levels",
-        "config.model.parameterisation is 'levels', but latents have no levels; accepted: 'eps', 'x', 'v'.",
-    )
-    return LatentDiffusion(
-        encoder=residual.build(config.net, config.latent),
-        decoder=residual.build(config.net, 2 * math.prod(spec.shape)),
-        vdm=diffusion_lib.build(config, dataclasses.replace(spec, shape=(1, 1, config.latent))),
-        shape=tuple(spec.shape),
-        vocab_size=spec.vocab_size,
-    )
+        Raises:
+          UserError: a field has a value that is not accepted.
+        """
+        # Latents have no levels.
+        one_of("config.model.parameterisation", section.parameterisation, ("eps", "x", "v"))
+        made = cls(
+            encoder=residual.build(section.net, section.latent),
+            decoder=residual.build(section.net, 2 * math.prod(spec.shape)),
+            vdm=Diffusion.build(section, dataclasses.replace(spec, shape=(1, 1, section.latent))),
+            shape=spec.shape,
+            vocab_size=spec.vocab_size,
+            latent=section.latent,
+        )
+        component.check(made, section, "config.model")
+        return made

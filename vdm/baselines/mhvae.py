@@ -28,35 +28,81 @@ from 0 to 1.
 
 import dataclasses
 import math
+from typing import Any
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
 
-from vdm.diffusion import denoiser, encoder, gaussian, model as diffusion_lib
-from vdm.runtime import randomness
-from vdm.baselines import vae as vae_lib
-from vdm.errors import one_of, require
+from vdm import component
+from vdm.baselines import chains, vae as vae_lib
+from vdm.component import accept, choose
+from vdm.contract import Ability, Draw, Model, Params
+from vdm.data.dataset import Spec
+from vdm.diffusion import denoiser, gaussian
 from vdm.diffusion.gaussian import Gaussian
-from vdm.nets import residual
-from vdm.nets.layers import layer_keys
+from vdm.diffusion.model import assemble
+from vdm.diffusion.schedule import SCHEDULES
+from vdm.errors import one_of, require
+from vdm.nets import NETWORKS, residual
+from vdm.parameters import Role, alike
+from vdm.runtime import randomness
+
+RESTRICTIONS = ("I", "II", "III")
 
 
 @dataclasses.dataclass(frozen=True)
-class MHVAE:
-    """A chain of latents; keeps the contract of model.Model.
+class MHVAE(Model):
+    """A chain of latents.
 
     Attributes:
-      chain: Networks, or under restriction II Linear: q, and p but for p(z_T).
+      chain: q, and p but for p(z_T).
+      vocab_size: levels of a value.
       timesteps: T, how many latents there are.
-      learned_prior: whether p(z_T) is learned: no restriction III.
-      vocab_size: integer levels of each value.
+      restrictions: any of I, II, III, by commas.
+      latent: without I, how many numbers a latent has.
+      parameterisation: under II, what the network predicts: eps, x, v or levels. The schedule, too, has a use
+        under II alone.
     """
 
-    chain: "Networks | Linear"
-    timesteps: int
-    learned_prior: bool
+    chain: chains.Networks | chains.Linear
     vocab_size: int
+    timesteps: int = 10
+    restrictions: str = ""
+    latent: int = 16
+    parameterisation: str = "eps"
+
+    sections = {"schedule": SCHEDULES, "net": NETWORKS}
+
+    def check(self) -> None:
+        names = _names(self.restrictions)
+        for name in names:
+            choose("restrictions", name, RESTRICTIONS)
+        accept(
+            "restrictions",
+            "I" in names or "II" not in names,
+            "'I,II' in place of II alone, as a linear encoder of each value has latents of the data's size",
+        )
+        accept(
+            "timesteps",
+            self.timesteps >= (2 if "II" in names else 1),
+            f"{2 if 'II' in names else 1} or more, the number of latents",
+        )
+        accept("latent", self.latent >= 1, "1 or more")
+        choose("parameterisation", self.parameterisation, denoiser.PARAMETERISATIONS)
+
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        return frozenset({Ability.LOG_WEIGHT})
+
+    @property
+    def learned_prior(self) -> bool:
+        """Whether p(z_T) is learned: no restriction III."""
+        return "III" not in _names(self.restrictions)
+
+    def roles(self, params: Params) -> PyTree[Role]:
+        of_prior = {"prior": alike(params["prior"], Role())} if self.learned_prior else {}
+        return self.chain.roles(params) | of_prior
 
     def init(self, key, batch):
         """Fresh parameters: those of the chain and, where it is learned, "prior"."""
@@ -64,26 +110,27 @@ class MHVAE:
         prior = {"prior": {"mean": zeros, "log_variance": zeros}} if self.learned_prior else {}
         return self.chain.init(key, batch) | prior
 
-    def prior(self, params):
+    def prior(self, params: Params) -> Gaussian:
         """p(z_T)."""
         return Gaussian(**params["prior"]) if self.learned_prior else gaussian.STANDARD
 
-    def loss(self, params, rng, batch, train):
-        """reconstruction, level_1 … level_{T−1} and prior, nats [batch], by one path."""
+    def draw(self, params, rng, batch, train=False, cdf=None, apart=False) -> Draw:
+        """reconstruction, level_1 … level_{T−1} and prior, by one path."""
         keys = rng.keys(randomness.DROPOUT) if train else None
         eps = rng.normal(randomness.LATENT, (self.timesteps, *self.chain.shape))
         z, q = self.path(params, batch["image"], eps, keys)
         matching, last = self.chain.matching(params, batch["image"], z, q, self.reverse(params, z, keys))
         p_x = self.chain.decode(params, z[0], keys)
-        return {
-            "reconstruction": -vae_lib.log_likelihood(batch["image"], p_x, self.vocab_size),
-            **{f"level_{t}": matching[t - 1] for t in range(1, self.timesteps)},
-            "prior": gaussian.kl(last, self.prior(params)),
-        }
+        return Draw(
+            {
+                "reconstruction": -vae_lib.log_likelihood(batch["image"], p_x, self.vocab_size),
+                **{f"level_{t}": matching[t - 1] for t in range(1, self.timesteps)},
+                "prior": gaussian.kl(last, self.prior(params)),
+            }
+        )
 
     def log_weight(self, params, rng, batch):
-        """log p(x, z_1 … z_T)/q(z_1 … z_T|x) of one path drawn from q, nats [batch]. The mean of its
-        exponential is p(x)."""
+        """Of one path z_1 … z_T."""
         eps = gaussian.noise(rng.keys(randomness.LATENT), (self.timesteps, *self.chain.shape))
         z, q = self.path(params, batch["image"], eps)
         p_x = self.chain.decode(params, z[0])
@@ -93,9 +140,15 @@ class MHVAE:
         log_p += gaussian.log_prob(self.prior(params), z[-1])
         return vae_lib.log_likelihood(batch["image"], p_x, self.vocab_size) + log_p - log_q
 
-    def path(self, params, levels, eps, keys=None):
-        """z_1 … z_T of q for pictures [batch, …] and noise [batch, T, …]: [T, batch, …]; and the
-        q(z_1|x), q(z_2|z_1), … that they are draws of, one Gaussian with T in front."""
+    def path(
+        self,
+        params: Params,
+        levels: Int[Array, "batch height width channels"],
+        eps: Float[Array, "batch T *latent"],
+        keys: Array | None = None,
+    ) -> tuple[Float[Array, "T batch *latent"], Gaussian]:
+        """z_1 … z_T of q; and the q(z_1|x), q(z_2|z_1), … that they are draws of, one Gaussian with T in
+        front."""
         eps = jnp.moveaxis(eps, 1, 0)
         q_1 = self.chain.q_1(params, levels, keys)
         z_1 = gaussian.draw(q_1, eps[0])
@@ -108,13 +161,15 @@ class MHVAE:
         _, above = jax.lax.scan(step, z_1, (jnp.arange(2, self.timesteps + 1), eps[1:]))
         return jax.tree.map(lambda one, more: jnp.concatenate([one[None], more]), (z_1, q_1), above)
 
-    def reverse(self, params, z, keys=None):
-        """p(z_1|z_2) … p(z_{T−1}|z_T) on a path [T, batch, …]: one Gaussian with T − 1 in front."""
+    def reverse(
+        self, params: Params, z: Float[Array, "T batch *latent"], keys: Array | None = None
+    ) -> Gaussian:
+        """p(z_1|z_2) … p(z_{T−1}|z_T) on a path: one Gaussian with T − 1 in front."""
         p = jax.vmap(lambda t, z: self.chain.p(params, t, z, keys))
         return p(jnp.arange(2, self.timesteps + 1), z[1:])
 
     def sample(self, params, rng, batch):
-        """Samples, uint8 [batch, height, width, channels]: z_T of the prior, down to x (lecture (17))."""
+        """Samples: z_T of the prior, down to x (lecture (17))."""
         keys = rng.keys(randomness.NOISE)
 
         def step(z, t):
@@ -123,163 +178,31 @@ class MHVAE:
 
         z_last = gaussian.draw(self.prior(params), rng.normal(randomness.LATENT, self.chain.shape))
         z_1, _ = jax.lax.scan(step, z_last, jnp.arange(2, self.timesteps + 1), reverse=True)
-        return vae_lib.draw_x(rng.keys(randomness.DECODE), self.chain.decode(params, z_1), self.vocab_size)
+        return vae_lib.sample_x(rng.keys(randomness.DECODE), self.chain.decode(params, z_1), self.vocab_size)
+
+    @classmethod
+    def build(cls, section: Any, spec: Spec) -> "MHVAE":
+        """The MHVAE that config.model describes.
+
+        Raises:
+          UserError: a field has a value that is not accepted.
+        """
+        names, steps = _names(section.restrictions), section.timesteps
+        if "II" in names:
+            vdm = assemble(section, spec, parameterisation=section.parameterisation, timesteps=steps - 1)
+            context = vdm.schedule.context_size
+            require(context == 0, f"config.model.schedule.context is {context}; accepted for 'mhvae': 0.")
+            chain = chains.Linear(vdm, steps)
+        else:
+            one_of("config.model.net.name", section.net.name, ("mlp",))
+            size = math.prod(spec.shape) if "I" in names else section.latent
+            nets = (residual.build(section.net, 2 * size) for _ in range(2))
+            chain = chains.Networks(vae_lib.of_size(section.net, spec, size), *nets, steps)
+        fields = {field: section[field] for field in component.fields(cls)}
+        made = cls(chain, spec.vocab_size, **fields)
+        component.check(made, section, "config.model")
+        return made
 
 
-@dataclasses.dataclass(frozen=True)
-class Networks:
-    """q and p are networks: z_1 is the latent of a VAE, and each z_t that of the z_{t−1} below it.
-
-    Attributes:
-      vae: q(z_1|x) and p(x|z_1).
-      up, down: of q(z_t|z_{t−1}) and p(z_{t−1}|z_t), one network for all t: [batch, latent + T], the latter
-        to tell t, to mean and log variance, [batch, 2 · latent].
-      timesteps: T.
-    """
-
-    vae: vae_lib.VAE
-    up: nn.Module
-    down: nn.Module
-    timesteps: int
-
-    @property
-    def shape(self):
-        """Of a latent."""
-        return (self.vae.latent,)
-
-    def init(self, key, batch):
-        """{"encoder": …, "decoder": …, "up": …, "down": …}: fresh parameters."""
-        up, down = jax.random.split(jax.random.fold_in(key, 0))
-        told = jnp.zeros((1, self.vae.latent + self.timesteps))
-        more = {"up": self.up.init(up, told), "down": self.down.init(down, told)}
-        return self.vae.init(key, batch) | more
-
-    def q_1(self, params, levels, keys=None):
-        """q(z_1|x)."""
-        return self.vae.encode(params, levels, keys)
-
-    def q(self, params, t, z, keys=None):
-        """q(z_t|z_{t−1}), t = 2 … T."""
-        return self._gaussian(self.up, params["up"], t, z, layer_keys(keys, 2 * t))
-
-    def p(self, params, t, z, keys=None):
-        """p(z_{t−1}|z_t), t = 2 … T."""
-        return self._gaussian(self.down, params["down"], t, z, layer_keys(keys, 2 * t + 1))
-
-    def decode(self, params, z, keys=None):
-        """p(x|z_1), for decoder.py."""
-        return self.vae.decode(params, z, keys)
-
-    def matching(self, params, levels, z, q, p):
-        """log q(z_t|z_{t−1}) − log p(z_t|z_{t+1}), [T − 1, batch], and q(z_T|z_{T−1})."""
-        below, last = jax.tree.map(lambda v: v[:-1], q), jax.tree.map(lambda v: v[-1], q)
-        log_prob = jax.vmap(gaussian.log_prob)
-        return log_prob(below, z[:-1]) - log_prob(p, z[:-1]), last
-
-    def _gaussian(self, net, params, t, z, keys):
-        told = jnp.broadcast_to(jax.nn.one_hot(t - 1, self.timesteps), (z.shape[0], self.timesteps))
-        output = net.apply(params, jnp.concatenate([z, told], axis=-1), keys)
-        return Gaussian(*jnp.split(output, 2, axis=-1))
-
-
-@dataclasses.dataclass(frozen=True)
-class Linear:
-    """Restriction II: q is linear Gaussian and not learned, and p is q with x̂(z_t) for x (lecture (20)).
-
-    Attributes:
-      vdm: has γ(t) and the denoiser.
-      timesteps: T, of z_1 at γ(0) to z_T at γ(1).
-    """
-
-    vdm: diffusion_lib.Diffusion
-    timesteps: int
-
-    @property
-    def shape(self):
-        """Of a latent: restriction I."""
-        return self.vdm.shape
-
-    def init(self, key, batch):
-        """{"schedule": …, "net": …}: fresh parameters."""
-        return self.vdm.init(key, batch)
-
-    def q_1(self, params, levels, keys=None):
-        """q(z_1|x)."""
-        return _with_log(encoder.marginal(self._x(levels), self._gamma(params, 1)))
-
-    def q(self, params, t, z, keys=None):
-        """q(z_t|z_{t−1}), t = 2 … T."""
-        return _with_log(encoder.transition(z, self._gamma(params, t - 1), self._gamma(params, t)))
-
-    def p(self, params, t, z, keys=None):
-        """p(z_{t−1}|z_t) = q(z_{t−1}|z_t, x = x̂(z_t)), t = 2 … T."""
-        gamma = self._gamma(params, t)
-        each = jnp.broadcast_to(gamma, z.shape if gamma.ndim else z.shape[:1])
-        eps_hat = self.vdm.eps_hat(params, z, each, None, layer_keys(keys, t))
-        return self._posterior(params, t, z, denoiser.x_from_eps(eps_hat, z, gamma))
-
-    def decode(self, params, z, keys=None):
-        """p(x|z_1), for decoder.py."""
-        return z, jnp.broadcast_to(self._gamma(params, 1), z.shape)
-
-    def matching(self, params, levels, z, q, p):
-        """KL(q(z_t|z_{t+1}, x) ‖ p(z_t|z_{t+1})), [T − 1, batch], and q(z_T|x)."""
-        x = self._x(levels)
-        posterior = jax.vmap(lambda t, z: self._posterior(params, t, z, x))
-        kl = jax.vmap(gaussian.kl)(posterior(jnp.arange(2, self.timesteps + 1), z[1:]), p)
-        return kl, _with_log(encoder.marginal(x, self._gamma(params, self.timesteps)))
-
-    def _posterior(self, params, t, z, x):
-        """q(z_{t−1}|z_t, x)."""
-        return _with_log(encoder.posterior(z, x, self._gamma(params, t - 1), self._gamma(params, t)))
-
-    def _gamma(self, params, t):
-        return self.vdm.gamma(params, jnp.asarray((t - 1) / (self.timesteps - 1)))
-
-    def _x(self, levels):
-        return encoder.scale(levels, self.vdm.vocab_size)
-
-
-def _with_log(moments):
-    mean, variance = moments
-    return Gaussian(mean, jnp.log(variance))
-
-
-RESTRICTIONS = ("I", "II", "III")
-
-
-def build(config, spec):
-    """The MHVAE that `config` (config.model of configs/default.py) describes.
-
-    Raises:
-      UserError: a field has a value that is not accepted.
-    """
-    names = tuple(filter(None, config.restrictions.split(",")))
-    for name in names:
-        one_of("config.model.restrictions", name, RESTRICTIONS)
-    require(
-        "I" in names or "II" not in names,
-        f"config.model.restrictions is {config.restrictions!r}, but II needs I, as a linear encoder of each "
-        "value has latents of the data's size; set 'I,II'.",
-    )
-    steps, least = config.timesteps, 2 if "II" in names else 1
-    require(
-        steps >= least,
-        f"config.model.timesteps is {steps}; accepted for 'mhvae' with config.model.restrictions = "
-        f"{config.restrictions!r}: {least} or more, the number of latents.",
-    )
-    if "II" in names:
-        chain = _linear(config, spec)
-    else:
-        size = math.prod(spec.shape) if "I" in names else config.latent
-        nets = (residual.build(config.net, 2 * size) for _ in range(2))
-        chain = Networks(vae_lib.of_size(config, spec, size), *nets, steps)
-    return MHVAE(chain, steps, "III" not in names, spec.vocab_size)
-
-
-def _linear(config, spec):
-    one_of("config.model.condition", config.condition, ("none",))
-    context = config.schedule.context
-    require(context == 0, f"config.model.schedule.context is {context}; accepted for 'mhvae': 0.")
-    vdm = dataclasses.replace(diffusion_lib.build(config, spec), timesteps=config.timesteps - 1)
-    return Linear(vdm, config.timesteps)
+def _names(restrictions):
+    return tuple(filter(None, restrictions.split(",")))

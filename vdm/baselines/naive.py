@@ -8,101 +8,131 @@ likely, its mean is the conditional mean of the data: the blurred average.
 
 import dataclasses
 import math
+from typing import Any
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
 
-from vdm import nets
-from vdm.diffusion import condition, decoder, encoder
-from vdm.runtime import randomness
+from vdm import component, nets
+from vdm.contract import Ability, Batch, Draw, Model, Params
+from vdm.data.dataset import Spec
+from vdm.diffusion import condition as condition_lib, decoder, encoder
 from vdm.errors import require
+from vdm.nets import NETWORKS, Network
+from vdm.parameters import Role
+from vdm.runtime import randomness
+
+Picture = Float[Array, "batch height width channels"]
+Condition = Float[Array, "batch size"] | None
 
 
 @dataclasses.dataclass(frozen=True)
-class Naive:
-    """A one-shot predictor; keeps the contract of model.Model.
+class Naive(Model):
+    """A one-shot predictor.
 
     Attributes:
-      net: of nets/: the upper half and zeros to a number for each value.
+      net: the upper half and zeros to a number for each value.
       shape: height, width and channels of a picture.
-      vocab_size: integer levels of each value.
+      vocab_size: levels of a value.
       classes: how many labels there are.
-      condition: what the network is told, of condition.CONDITIONS.
+      condition: what the network is conditioned on: none, label or augmented.
     """
 
-    net: nn.Module
+    net: Network
     shape: tuple[int, int, int]
     vocab_size: int
     classes: int
-    condition: str
-    exact = True  # see model.Model.loss
+    condition: str = "none"
+
+    sections = {"net": NETWORKS}
+
+    def check(self) -> None:
+        condition_lib.check(self.condition, self.classes)
+
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        return frozenset({Ability.EXACT})
+
+    @property
+    def given_label(self) -> bool:
+        return self.condition == "label"
+
+    @property
+    def heavy(self) -> bool:
+        return self.net.heavy
 
     def init(self, key, batch):
         """{"net": …, "log_variance": of each value, [*shape]}: fresh parameters."""
-        one = {name: value[:1] for name, value in batch.items()}
-        net = self.net.init(key, jnp.zeros((1, *self.shape)), jnp.zeros(1), self.told(one))
+        condition = self.condition_of({name: value[:1] for name, value in batch.items()})
+        net = self.net.init(key, jnp.zeros((1, *self.shape)), jnp.zeros(1), condition)
         return {"net": net, "log_variance": jnp.full(self.shape, math.log(0.25), jnp.float32)}
 
-    def loss(self, params, rng, batch, train):
-        """The exact −log p(x), or p(x|label) where it is told, nats [batch]: "upper" of the upper half from nothing, "lower" of the lower
-        half from the upper."""
+    def roles(self, params: Params) -> PyTree[Role]:
+        return {"net": self.net.roles(params["net"]), "log_variance": Role()}
+
+    def draw(self, params, rng, batch, train=False, cdf=None, apart=False) -> Draw:
+        """The exact −log p(x): "upper" of the upper half from nothing, "lower" of the lower half from the
+        upper."""
         levels = batch["image"].astype(jnp.int32)
         keys = rng.keys(randomness.DROPOUT) if train else None
         x, half = encoder.scale(levels, self.vocab_size), self.shape[0] // 2
 
         def nats(given, time):
-            u, gamma = self.predict(params, x * given, time, self.told(batch), keys)
+            u, gamma = self.predict(params, x * given, time, self.condition_of(batch), keys)
             return -decoder.log_prob(levels, u * encoder.alpha(gamma), gamma, self.vocab_size)
 
         upper, lower = nats(0.0, 0.0)[:, :half], nats(self.is_upper(), 1.0)[:, half:]
-        return {"upper": jnp.sum(upper, axis=(1, 2, 3)), "lower": jnp.sum(lower, axis=(1, 2, 3))}
+        return Draw({"upper": jnp.sum(upper, axis=(1, 2, 3)), "lower": jnp.sum(lower, axis=(1, 2, 3))})
 
     def sample(self, params, rng, batch):
-        """What it predicts, uint8 [batch, height, width, channels]: the average picture, its lower half
-        from the average upper one. Nothing is drawn."""
-        told, blank = self.told(batch), jnp.zeros((rng.index.shape[0], *self.shape))
-        first = self.average(params, blank, 0.0, told)
-        second = self.average(params, first * self.is_upper(), 1.0, told)
+        """What it predicts: the average picture, its lower half from the average upper one. Nothing is
+        drawn."""
+        condition, blank = self.condition_of(batch), jnp.zeros((rng.index.shape[0], *self.shape))
+        first = self.average(params, blank, 0.0, condition)
+        second = self.average(params, first * self.is_upper(), 1.0, condition)
         whole = jnp.where(self.is_upper() > 0, first, second)
         return encoder.unscale(whole, self.vocab_size).astype(jnp.uint8)
 
-    def average(self, params, given, time, told):
-        """The mean of p(x | given), in [−1, 1], like `given`."""
-        u, gamma = self.predict(params, given, time, told)
+    def average(self, params: Params, given: Picture, time: float, condition: Condition) -> Picture:
+        """The mean of p(x | given), in [−1, 1]."""
+        u, gamma = self.predict(params, given, time, condition)
         logits = decoder.logits(u * encoder.alpha(gamma), gamma, self.vocab_size)
         return jax.nn.softmax(logits) @ encoder.scale(jnp.arange(self.vocab_size), self.vocab_size)
 
-    def predict(self, params, given, time, told, keys=None):
-        """The middle of each value's Gaussian, like `given`, and the log of its variance, [*shape].
+    def predict(
+        self, params: Params, given: Picture, time: float, condition: Condition, keys: Array | None = None
+    ) -> tuple[Picture, Float[Array, "height width channels"]]:
+        """The middle of each value's Gaussian, and the log of its variance.
 
         Args:
-          given: [batch, height, width, channels], in [−1, 1]; 0 where nothing is given.
+          given: in [−1, 1]; 0 where nothing is given.
           time: 0.0 where nothing is given, 1.0 where the upper half is.
         """
-        time = jnp.full(given.shape[:1], time)
-        return self.net.apply(params["net"], given, time, told, keys), params["log_variance"]
+        times = jnp.full(given.shape[:1], time)
+        return self.net.apply(params["net"], given, times, condition, keys), params["log_variance"]
 
-    def is_upper(self):
-        """1 for the values of the upper half, 0 for the others: [height, 1, 1]."""
+    def is_upper(self) -> Float[Array, "height 1 1"]:
+        """1 for the values of the upper half, 0 for the others."""
         return (jnp.arange(self.shape[0]) < self.shape[0] // 2).astype(jnp.float32)[:, None, None]
 
-    def told(self, batch):
-        """What the network is told: [batch, k], or None."""
-        return condition.told(self.condition, batch, self.classes)
+    def condition_of(self, batch: Batch) -> Condition:
+        """What the network is conditioned on; None for nothing."""
+        return condition_lib.of_batch(self.condition, batch, self.classes)
 
+    @classmethod
+    def build(cls, section: Any, spec: Spec) -> "Naive":
+        """The Naive that config.model describes.
 
-def build(config, spec):
-    """The Naive that `config` (config.model of configs/default.py) describes.
-
-    Raises:
-      UserError: a field has a value that is not accepted, or the pictures have a single row.
-    """
-    condition.check(config.condition, spec)
-    require(
-        spec.shape[0] >= 2,
-        f"config.model.name is 'naive', which predicts the lower half of a picture from the upper, but the "
-        f"pictures have {spec.shape[0]} row; give other data.",
-    )
-    net = nets.build(config.net, spec, spec.shape[2])
-    return Naive(net, tuple(spec.shape), spec.vocab_size, spec.classes, config.condition)
+        Raises:
+          UserError: a field has a value that is not accepted, or the pictures have a single row.
+        """
+        require(
+            spec.shape[0] >= 2,
+            "config.model.name is 'naive', which predicts the lower half of a picture from the upper, but the "
+            f"pictures have {spec.shape[0]} row; give other data.",
+        )
+        net = nets.build(section.net, spec.shape, spec.vocab_size, spec.shape[2])
+        made = cls(net, spec.shape, spec.vocab_size, spec.classes, section.condition)
+        component.check(made, section, "config.model")
+        return made

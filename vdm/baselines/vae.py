@@ -2,35 +2,54 @@
 
 import dataclasses
 import math
+from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, UInt8
 
+from vdm import component
+from vdm.component import accept
+from vdm.contract import Ability, Draw, Model, Params
+from vdm.data.dataset import Spec
 from vdm.diffusion import decoder as decoder_lib, encoder as encoder_lib, gaussian
-from vdm.runtime import randomness
-from vdm.errors import one_of, require
 from vdm.nets import residual
 from vdm.nets.layers import layer_keys
+from vdm.runtime import randomness
+
+Picture = Float[Array, "batch height width channels"]
+# p(x|z) as the (z_0, γ_0) that decoder.py takes: each value is one of its levels, by a Gaussian around z_0/α_0
+# of variance e^γ_0.
+Levels = tuple[Picture, Picture]
 
 
 @dataclasses.dataclass(frozen=True)
-class VAE:
-    """p(x) = ∫ p(z) p(x|z) dz with p(z) = N(0, I) (lecture (2), (14)); keeps the contract of model.Model.
+class VAE(Model):
+    """p(x) = ∫ p(z) p(x|z) dz with p(z) = N(0, I) (lecture (2), (14)).
 
     Attributes:
       encoder: x as a vector to mean and log variance of q(z|x), [batch, 2 · latent] (lecture (13)).
       decoder: z to two numbers for each value of x, [batch, values · 2].
-      latent: how many numbers z has.
       shape: height, width and channels of a picture.
-      vocab_size: integer levels of each value.
+      vocab_size: levels of a value.
+      latent: how many numbers z has.
     """
 
     encoder: nn.Module
     decoder: nn.Module
-    latent: int
     shape: tuple[int, int, int]
     vocab_size: int
+    latent: int = 16
+
+    sections = {"net": residual.VECTOR_NETWORKS}
+
+    def check(self) -> None:
+        accept("latent", self.latent >= 1, "1 or more")
+
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        return frozenset({Ability.LOG_WEIGHT})
 
     def init(self, key, batch):
         """{"encoder": …, "decoder": …}: fresh parameters."""
@@ -40,77 +59,78 @@ class VAE:
             "decoder": self.decoder.init(keys[1], jnp.zeros((1, self.latent))),
         }
 
-    def encode(self, params, levels, keys=None):
-        """q(z|x): integer levels [batch, height, width, channels] to a Gaussian of [batch, latent]."""
+    def encode(
+        self, params: Params, levels: Int[Array, "batch height width channels"], keys: Array | None = None
+    ) -> gaussian.Gaussian:
+        """q(z|x), of [batch, latent]."""
         x = encoder_lib.scale(levels, self.vocab_size).reshape(levels.shape[0], -1)
         output = self.encoder.apply(params["encoder"], x, layer_keys(keys, 0))
         return gaussian.Gaussian(*jnp.split(output, 2, axis=-1))
 
-    def decode(self, params, z, keys=None):
-        """p(x|z) as the (z_0, γ_0) that decoder.py takes, each [batch, height, width, channels]: each value
-        is one of its levels, by a Gaussian around z_0/α_0 of variance e^γ_0."""
+    def decode(self, params: Params, z: Float[Array, "batch latent"], keys: Array | None = None) -> Levels:
+        """p(x|z)."""
         return levels_of(self.decoder.apply(params["decoder"], z, layer_keys(keys, 1)), self.shape)
 
-    def loss(self, params, rng, batch, train):
-        """reconstruction, by one draw of z, and prior matching, exact (lecture (12), (15)), nats [batch]."""
+    def draw(self, params, rng, batch, train=False, cdf=None, apart=False) -> Draw:
+        """reconstruction, by one draw of z, and prior matching, exact (lecture (12), (15))."""
         keys = rng.keys(randomness.DROPOUT) if train else None
         q = self.encode(params, batch["image"], keys)
         z = gaussian.draw(q, rng.normal(randomness.LATENT, (self.latent,)))
         p_x = self.decode(params, z, keys)
-        return {
-            "reconstruction": -log_likelihood(batch["image"], p_x, self.vocab_size),
-            "prior": gaussian.kl(q, gaussian.STANDARD),
-        }
+        return Draw(
+            {
+                "reconstruction": -log_likelihood(batch["image"], p_x, self.vocab_size),
+                "prior": gaussian.kl(q, gaussian.STANDARD),
+            }
+        )
 
     def log_weight(self, params, rng, batch):
-        """log p(x, z)/q(z|x) of one z drawn from q(z|x), nats [batch]. The mean of its exponential is p(x)."""
         q = self.encode(params, batch["image"])
         z = gaussian.draw(q, gaussian.noise(rng.keys(randomness.LATENT), (self.latent,)))
         log_p = log_likelihood(batch["image"], self.decode(params, z), self.vocab_size)
         return log_p + gaussian.log_prob(gaussian.STANDARD, z) - gaussian.log_prob(q, z)
 
     def sample(self, params, rng, batch):
-        """Samples, uint8 [batch, height, width, channels]: z of the prior, and x of p(x|z)."""
+        """Samples: z of the prior, and x of p(x|z)."""
         z = rng.normal(randomness.LATENT, (self.latent,))
-        return draw_x(rng.keys(randomness.DECODE), self.decode(params, z), self.vocab_size)
+        return sample_x(rng.keys(randomness.DECODE), self.decode(params, z), self.vocab_size)
+
+    @classmethod
+    def build(cls, section: Any, spec: Spec) -> "VAE":
+        """The VAE that config.model describes.
+
+        Raises:
+          UserError: a field has a value that is not accepted.
+        """
+        made = of_size(section.net, spec, section.latent)
+        component.check(made, section, "config.model")
+        return made
 
 
-def levels_of(output, shape):
-    """p(x|z) as `VAE.decode` gives it, of a decoder's output [batch, values · 2], values those of `shape`."""
+def of_size(net: Any, spec: Spec, latent: int) -> VAE:
+    """The VAE with so many latent numbers, and networks as the section config.model.net describes them."""
+    return VAE(
+        encoder=residual.build(net, 2 * latent),
+        decoder=residual.build(net, 2 * math.prod(spec.shape)),
+        shape=spec.shape,
+        vocab_size=spec.vocab_size,
+        latent=latent,
+    )
+
+
+def levels_of(output: Float[Array, "batch outputs"], shape: tuple[int, int, int]) -> Levels:
+    """p(x|z) of a decoder's output, two numbers for each value of `shape`."""
     mean, gamma_0 = jnp.moveaxis(output.reshape(-1, *shape, 2), -1, 0)
     return mean * encoder_lib.alpha(gamma_0), gamma_0
 
 
-def log_likelihood(levels, p_x, vocab_size):
-    """log p(x|z), nats [batch]: integer levels [batch, …], and p(x|z) as `VAE.decode` gives it."""
+def log_likelihood(levels: Int[Array, "batch *shape"], p_x: Levels, vocab_size: int) -> Float[Array, "batch"]:
+    """log p(x|z), nats."""
     each = decoder_lib.log_prob(levels.astype(jnp.int32), *p_x, vocab_size)
     return jnp.sum(each, axis=tuple(range(1, each.ndim)))
 
 
-def draw_x(keys, p_x, vocab_size):
-    """A draw of p(x|z), as `VAE.decode` gives it, by a key for each example: uint8 [batch, …]."""
+def sample_x(keys: Array, p_x: Levels, vocab_size: int) -> UInt8[Array, "batch *shape"]:
+    """A sample of p(x|z), by a key for each example."""
     draw = jax.vmap(lambda key, z_0, gamma_0: decoder_lib.sample(key, z_0, gamma_0, vocab_size))
     return draw(keys, *p_x).astype(jnp.uint8)
-
-
-def build(config, spec):
-    """The VAE that `config` (config.model of configs/default.py) describes.
-
-    Raises:
-      UserError: a field has a value that is not accepted.
-    """
-    return of_size(config, spec, config.latent)
-
-
-def of_size(config, spec, latent):
-    """The VAE that `config` describes, but with so many latent numbers."""
-    require(latent >= 1, f"config.model.latent is {latent}; accepted: 1 or more.")
-    one_of("config.model.condition", config.condition, ("none",))
-    values = math.prod(spec.shape)
-    return VAE(
-        encoder=residual.build(config.net, 2 * latent),
-        decoder=residual.build(config.net, 2 * values),
-        latent=latent,
-        shape=tuple(spec.shape),
-        vocab_size=spec.vocab_size,
-    )

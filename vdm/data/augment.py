@@ -1,55 +1,57 @@
 """Augmentation of the paper's CIFAR-10 run: flips, 90° rotations, channel permutations.
 
-Each kind is drawn for itself and applied to half of the images; the flag that the model is
-conditioned on says whether any was, so evaluation can ask for the images as they are.
+Each kind of change is applied to a random half of the images, each for itself. A flag says of each image
+whether any was: the model is conditioned on it, so that evaluation can ask for the images as they are.
 """
 
 import itertools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, UInt8
 
 from vdm.errors import require
 
 KINDS = ("flip", "rotate", "channels")
 
 
-def check(kinds, shape):
-    """Raises UserError where a name of `kinds` is unknown, or cannot be done to `shape`."""
+def kinds(text: str) -> tuple[str, ...]:
+    """The kinds that config.data.augment names."""
+    return tuple(filter(None, text.split(",")))
+
+
+def check_shape(names: tuple[str, ...], shape: tuple[int, int, int]) -> None:
+    """Raises UserError where a kind of change cannot be applied to pictures of this shape."""
     height, width, _ = shape
-    for kind in kinds:
-        require(
-            kind in KINDS,
-            f"config.data.augment names {kind!r}; accepted, joined by commas: {', '.join(KINDS)}.",
-        )
     require(
-        "rotate" not in kinds or height == width,
+        "rotate" not in names or height == width,
         f"config.data.augment has 'rotate', but the pictures are {height} × {width}; "
         "rotating by 90° needs square ones.",
     )
 
 
-def augment(keys, images, kinds):
-    """Augments each image with its own key.
+def augment(
+    keys: Key[Array, "batch"], images: UInt8[Array, "batch height width channels"], names: tuple[str, ...]
+) -> tuple[UInt8[Array, "batch height width channels"], Float[Array, "batch"]]:
+    """Changes each image by its own key.
 
     Args:
-      keys: [batch].
-      images: [batch, height, width, channels], height equal to width for "rotate".
-      kinds: which of KINDS.
+      images: height is equal to width for "rotate".
+      names: the kinds of change, each one of KINDS.
 
     Returns:
-      images like `images`, and float32 [batch], 1 where anything was done.
+      The images, and for each 1 where it was changed, else 0.
     """
 
     def one(key, image):
-        done = jnp.zeros((), bool)
-        for kind, change in (("flip", _flip), ("rotate", _rotate), ("channels", _permute)):
-            if kind in kinds:
-                key, choose, draw = jax.random.split(key, 3)
-                apply = jax.random.bernoulli(choose)
-                image = jnp.where(apply, change(draw, image), image)
-                done |= apply
-        return image, done.astype(jnp.float32)
+        changed = jnp.zeros((), bool)
+        for name, change in (("flip", _flip), ("rotate", _rotate), ("channels", _permute)):
+            if name in names:
+                key, whether, how = jax.random.split(key, 3)
+                apply = jax.random.bernoulli(whether)
+                image = jnp.where(apply, change(how, image), image)
+                changed |= apply
+        return image, changed.astype(jnp.float32)
 
     return jax.vmap(one)(keys, images)
 

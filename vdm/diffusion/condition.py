@@ -1,24 +1,26 @@
-"""What a model is told of a picture beside its own business: its label, or whether it was changed."""
+"""What a network is conditioned on beside time: the label of a picture, or whether it was augmented."""
 
 import jax
+from jaxtyping import Array, Float
 
-from vdm.errors import one_of, require
+from vdm.component import accept, choose
+from vdm.contract import Batch
 
 CONDITIONS = ("none", "label", "augmented")
 
 
-def check(condition, spec):
-    """Raises UserError where config.model.condition is none, or the data (data.Spec) has no labels."""
-    one_of("config.model.condition", condition, CONDITIONS)
-    require(
-        condition != "label" or spec.classes > 0,
-        "config.model.condition is 'label', but the data set has no labels; "
-        "accepted here: 'none', 'augmented'.",
+def check(condition: str, classes: int) -> None:
+    """Raises Refused where the field `condition` is none of CONDITIONS, or there are no labels."""
+    choose("condition", condition, CONDITIONS)
+    accept(
+        "condition",
+        condition != "label" or classes > 0,
+        "'none', 'augmented', as the data set has no labels",
     )
 
 
-def told(condition, batch, classes):
-    """[batch, k] of a batch: its label as one of `classes`, or the flag; None where nothing is told."""
+def of_batch(condition: str, batch: Batch, classes: int) -> Float[Array, "batch size"] | None:
+    """The label as one of `classes`, or the flag; None for nothing."""
     if condition == "label":
         return jax.nn.one_hot(batch["label"], classes)
     if condition == "augmented":

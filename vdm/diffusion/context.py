@@ -1,8 +1,9 @@
-"""A learned context c of a picture: a small Gaussian latent that the noise and the denoiser are told
+"""A learned context c of a picture: a small Gaussian latent that schedule and denoiser are conditioned on
 (MuLAN: Sahoo et al. 2024, sec. 3.3, with a Gaussian for its discrete c)."""
 
 from flax import linen as nn
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from vdm.diffusion.gaussian import Gaussian
 
@@ -14,6 +15,6 @@ class Encoder(nn.Module):
     hidden: int = 128
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Gaussian:
         h = nn.gelu(nn.Dense(self.hidden)(x.reshape(x.shape[0], -1)))
         return Gaussian(*jnp.split(nn.Dense(2 * self.size)(h), 2, axis=-1))

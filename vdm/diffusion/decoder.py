@@ -6,19 +6,24 @@ Dividing by α_0 leaves the logits −½ e^{−γ_0} (z_0/α_0 − x_v)².
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from vdm.diffusion import encoder
 
 
-def logits(z_0, gamma_0, vocab_size):
-    """Unnormalised log p(x_i = v | z_0): z_0 [...] to [..., vocab_size], in nats."""
+def logits(
+    z_0: Float[Array, "*any"], gamma_0: Float[Array, "*#any"], vocab_size: int
+) -> Float[Array, "*any vocab_size"]:
+    """Unnormalised log p(x_i = v | z_0), nats."""
     levels = encoder.scale(jnp.arange(vocab_size), vocab_size)
     distance = (z_0 / encoder.alpha(gamma_0))[..., None] - levels
     return -0.5 * jnp.exp(-jnp.asarray(gamma_0))[..., None] * jnp.square(distance)
 
 
-def log_prob(levels, z_0, gamma_0, vocab_size):
-    """log p(x|z_0) of each value, in nats: integer levels [...] and z_0 [...] to [...].
+def log_prob(
+    levels: Int[Array, "*any"], z_0: Float[Array, "*any"], gamma_0: Float[Array, "*#any"], vocab_size: int
+) -> Float[Array, "*any"]:
+    """log p(x|z_0) of each value, nats.
 
     The logits are taken relative to that of the true level, and the distance of two levels from
     their whole numbers: the true level's is exactly 0, nothing large cancels in float32, and no
@@ -44,6 +49,8 @@ def log_prob(levels, z_0, gamma_0, vocab_size):
     return -largest - jnp.log(total)
 
 
-def sample(key, z_0, gamma_0, vocab_size):
-    """A draw of p(x|z_0): z_0 [...] to integer levels [...]."""
+def sample(
+    key: Array, z_0: Float[Array, "*any"], gamma_0: Float[Array, "*#any"], vocab_size: int
+) -> Int[Array, "*any"]:
+    """A draw of p(x|z_0)."""
     return jax.random.categorical(key, logits(z_0, gamma_0, vocab_size))

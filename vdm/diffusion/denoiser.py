@@ -6,18 +6,28 @@ The ELBO uses ε̂; the sampler uses x̂.
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from vdm.diffusion import decoder, encoder
+
+Picture = Float[Array, "batch height width channels"]
+Gamma = Float[Array, "*#any"]  # broadcasts against a picture
 
 PARAMETERISATIONS = ("eps", "x", "v", "levels")
 
 
-def outputs(parameterisation, channels, vocab_size):
+def outputs(parameterisation: str, channels: int, vocab_size: int) -> int:
     """How many channels the network must give for a picture of `channels` channels."""
     return channels * vocab_size if parameterisation == "levels" else channels
 
 
-def eps_hat(output, z_t, gamma, parameterisation, vocab_size):
+def eps_hat(
+    output: Float[Array, "batch height width outputs"],
+    z_t: Picture,
+    gamma: Gamma,
+    parameterisation: str,
+    vocab_size: int,
+) -> Picture:
     """ε̂(z_t, γ) from the network's output.
 
     eps: ε̂ = z_t + output, so that an output of zero is right where all is noise.
@@ -27,9 +37,7 @@ def eps_hat(output, z_t, gamma, parameterisation, vocab_size):
       own z_t tells, this is its posterior, and x̂ the posterior's mean.
 
     Args:
-      output: [batch, height, width, channels], or channels · vocab_size for `levels`.
-      z_t: [batch, height, width, channels].
-      gamma: [batch, 1, 1, 1], or one for each value.
+      gamma: one for each picture, or one for each value.
     """
     if parameterisation == "eps":
         return z_t + output
@@ -42,22 +50,22 @@ def eps_hat(output, z_t, gamma, parameterisation, vocab_size):
     raise ValueError(f"parameterisation is {parameterisation!r}; accepted: {PARAMETERISATIONS}")
 
 
-def x_from_eps(eps, z_t, gamma):
+def x_from_eps(eps: Picture, z_t: Picture, gamma: Gamma) -> Picture:
     """x̂ = (z_t − σ ε̂) / α."""
     return (z_t - encoder.sigma(gamma) * eps) / encoder.alpha(gamma)
 
 
-def eps_from_x(x, z_t, gamma):
+def eps_from_x(x: Picture, z_t: Picture, gamma: Gamma) -> Picture:
     """ε̂ = (z_t − α x̂) / σ."""
     return (z_t - encoder.alpha(gamma) * x) / encoder.sigma(gamma)
 
 
-def v_from_eps(eps, z_t, gamma):
+def v_from_eps(eps: Picture, z_t: Picture, gamma: Gamma) -> Picture:
     """v̂ = (ε̂ − σ z_t) / α, from v = α ε − σ x."""
     return (eps - encoder.sigma(gamma) * z_t) / encoder.alpha(gamma)
 
 
-def eps_from_v(v, z_t, gamma):
+def eps_from_v(v: Picture, z_t: Picture, gamma: Gamma) -> Picture:
     """ε̂ = σ z_t + α v̂."""
     return encoder.sigma(gamma) * z_t + encoder.alpha(gamma) * v
 

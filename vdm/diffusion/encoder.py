@@ -7,40 +7,44 @@ Every coefficient is formed from γ by a function that keeps float32 accurate be
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Shaped
+
+Values = Float[Array, "batch *shape"]
+Gamma = Float[Array, "*#any"]  # broadcasts against Values
 
 
-def alpha(gamma):
+def alpha(gamma: Gamma) -> Gamma:
     """α = sqrt(sigmoid(−γ)): what is left of the signal."""
     return jnp.exp(0.5 * jax.nn.log_sigmoid(-gamma))
 
 
-def sigma(gamma):
+def sigma(gamma: Gamma) -> Gamma:
     """σ = sqrt(sigmoid(γ)): the noise that is in. α² + σ² = 1."""
     return jnp.exp(0.5 * jax.nn.log_sigmoid(gamma))
 
 
-def scale(levels, vocab_size):
+def scale(levels: Shaped[Array, "*any"], vocab_size: int) -> Float[Array, "*any"]:
     """Integer levels 0 … V−1 to the centres of V equal cells of [−1, 1]: (2i + 1)/V − 1."""
     return (2.0 * levels.astype(jnp.float32) + 1.0) / vocab_size - 1.0
 
 
-def unscale(x, vocab_size):
+def unscale(x: Float[Array, "*any"], vocab_size: int) -> Int[Array, "*any"]:
     """The integer level whose centre is nearest to x: the inverse of `scale`."""
     level = jnp.round((x + 1.0) * (vocab_size / 2.0) - 0.5)
     return jnp.clip(level, 0, vocab_size - 1).astype(jnp.int32)
 
 
-def marginal(x, gamma):
+def marginal(x: Values, gamma: Gamma) -> tuple[Values, Gamma]:
     """q(z_t|x) = N(α x, σ² I): its mean and its variance (VDM eq. 1)."""
     return alpha(gamma) * x, jax.nn.sigmoid(gamma)
 
 
-def diffuse(x, gamma, eps):
+def diffuse(x: Values, gamma: Gamma, eps: Values) -> Values:
     """A draw z_t = α x + σ ε of q(z_t|x), ε ~ N(0, I)."""
     return alpha(gamma) * x + sigma(gamma) * eps
 
 
-def transition(z_s, gamma_s, gamma_t):
+def transition(z_s: Values, gamma_s: Gamma, gamma_t: Gamma) -> tuple[Values, Gamma]:
     """q(z_t|z_s), s < t: mean α_{t|s} z_s and variance σ²_{t|s} (VDM app. A.1).
 
     σ²_{t|s} = σ_t² − α²_{t|s} σ_s² = σ_t² (1 − e^{γ_s − γ_t}), without the difference.
@@ -49,7 +53,7 @@ def transition(z_s, gamma_s, gamma_t):
     return ratio * z_s, -jnp.expm1(gamma_s - gamma_t) * jax.nn.sigmoid(gamma_t)
 
 
-def posterior(z_t, x, gamma_s, gamma_t):
+def posterior(z_t: Values, x: Values, gamma_s: Gamma, gamma_t: Gamma) -> tuple[Values, Gamma]:
     """q(z_s|z_t, x), s < t: its mean and its variance (VDM app. A.2, eq. 25–27).
 
     mean     α_{t|s} σ_s²/σ_t² z_t + α_s σ²_{t|s}/σ_t² x

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 import numpy as np
 
 
@@ -18,25 +19,25 @@ class Gaussian(NamedTuple):
 STANDARD = Gaussian(np.zeros((), np.float32), np.zeros((), np.float32))  # N(0, I), of any shape
 
 
-def noise(keys, shape):
-    """ε ~ N(0, I), [batch, *shape], from a key for each example: independent of all other draws, as
+def noise(keys: Array, shape: tuple[int, ...]) -> Float[Array, "batch *shape"]:
+    """ε ~ N(0, I) from a key for each example: independent of all other draws, as
     those of rng.Spread.normal in different passes are not."""
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 
-def draw(q, eps):
-    """z = μ + σ ε (lecture, at (16)): ε [batch, …] to z [batch, …]."""
+def draw(q: Gaussian, eps: Float[Array, "batch *shape"]) -> Float[Array, "batch *shape"]:
+    """z = μ + σ ε (lecture, at (16))."""
     return q.mean + jnp.exp(0.5 * q.log_variance) * eps
 
 
-def log_prob(p, z):
-    """log p(z): z [batch, …] to nats [batch]."""
+def log_prob(p: Gaussian, z: Float[Array, "batch *shape"]) -> Float[Array, "batch"]:
+    """log p(z), nats."""
     square = jnp.square(z - p.mean) * jnp.exp(-p.log_variance)
     return -0.5 * _sum(square + p.log_variance + math.log(2.0 * math.pi))
 
 
-def kl(q, p):
-    """KL(q ‖ p) in closed form: q.mean [batch, …] to nats [batch].
+def kl(q: Gaussian, p: Gaussian) -> Float[Array, "batch"]:
+    """KL(q ‖ p) in closed form, nats.
 
     ½ Σ ((μ_q − μ_p)²/σ_p² + r − 1 − log r), with r = σ_q²/σ_p².
     """

@@ -1,25 +1,32 @@
 """From noise to z_0: by the chain itself, or by its probability-flow ODE in fewer steps."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
 
 from vdm.diffusion import encoder
+
+Picture = Float[Array, "batch height width channels"]
+Gammas = Float[Array, "steps_and_one *any"]
+PredictX = Callable[[Picture, Array], Picture]
 
 SAMPLERS = ("ancestral", "ddim", "dpm2m")
 
 
-def ancestral(predict_x, gammas, z_1, keys):
+def ancestral(predict_x: PredictX, gammas: Gammas, z_1: Picture, keys: Key[Array, "batch"]) -> Picture:
     """Runs the chain from noise down to z_0: p(z_s|z_t) = q(z_s|z_t, x = x̂(z_t)), step by step
     (VDM eq. 9; lecture (20)).
 
     Args:
-      predict_x: (z_t, gamma, one of `gammas`) → x̂, [batch, height, width, channels].
-      gammas: [T + 1, ...], γ at times 0, 1/T, …, 1, of all values or of each.
-      z_1: [batch, height, width, channels], drawn from N(0, I).
-      keys: [batch], one key for each example.
+      predict_x: (z_t, one of `gammas`) → x̂.
+      gammas: γ at times 0, 1/T, …, 1, of all values or of each.
+      z_1: drawn from N(0, I).
+      keys: one for each example.
 
     Returns:
-      z_0, like z_1.
+      z_0.
     """
     steps = gammas.shape[0] - 1
 
@@ -35,7 +42,7 @@ def ancestral(predict_x, gammas, z_1, keys):
     return z_0
 
 
-def solve(predict_x, gammas, z_1, order):
+def solve(predict_x: PredictX, gammas: Gammas, z_1: Picture, order: int) -> Picture:
     """Solves the probability-flow ODE from noise down to z_0, one prediction a step.
 
     In log SNR its linear part is solved exactly, and x̂ is taken for constant over a step

@@ -5,6 +5,7 @@ noise.
 """
 
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 TIMES = ("iid", "stratified", "importance")
 
@@ -13,26 +14,28 @@ _DOUBT = 5.0
 _DECAY = 0.99
 
 
-def uniform(u, strata, stratified):
+def uniform(u: Float[Array, "*#batch"], strata: Float[Array, "batch"], stratified: bool) -> Float[Array, "batch"]:
     """Times in [0, 1): i.i.d., or stratified over the global batch (VDM app. I.1).
 
     Args:
-      u: [batch] uniforms. Stratified times use one and the same u for the whole batch.
-      strata: [batch], i/n for the i-th of the n examples of the global batch.
+      u: uniforms. Stratified times use one and the same u for the whole batch.
+      strata: i/n for the i-th of the n examples of the global batch.
       stratified: whether to stratify: t_i = (u + i/n) mod 1.
     """
     return jnp.mod(u + strata, 1.0) if stratified else u
 
 
-def warp(u, cdf):
+def warp(
+    u: Float[Array, "batch"], cdf: Float[Array, "parts_and_one"]
+) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
     """Times with a piecewise constant density q on k equal parts of [0, 1).
 
     Args:
-      u: [batch], times with the density 1.
-      cdf: [k + 1], the distribution of q at 0, 1/k, …, 1; increasing from 0 to 1.
+      u: times with the density 1.
+      cdf: the distribution of q at 0, 1/k, …, 1; increasing from 0 to 1.
 
     Returns:
-      t = cdf⁻¹(u) and 1/q(t), both [batch]: E_u[f(t)/q(t)] = ∫ f(t) dt for any f and cdf.
+      t = cdf⁻¹(u) and 1/q(t): E_u[f(t)/q(t)] = ∫ f(t) dt for any f and cdf.
     """
     parts = cdf.shape[0] - 1
     part = jnp.clip(jnp.searchsorted(cdf, u, side="right") - 1, 0, parts - 1)
@@ -40,24 +43,24 @@ def warp(u, cdf):
     return (part + (u - cdf[part]) / share) / parts, 1.0 / (parts * share)
 
 
-def moments(t, loss):
-    """How many times fell into each part, and the sums of their losses and squares: [3, PARTS].
+def moments(t: Float[Array, "batch"], loss: Float[Array, "batch"]) -> Float[Array, "3 parts"]:
+    """How many times fell into each part, and the sums of their losses and squares.
 
     Args:
-      t: [batch]. loss: [batch], what each time's loss would be under the density 1.
+      loss: what each time's loss would be under the density 1.
     """
     part = jnp.clip(jnp.floor(t * PARTS).astype(jnp.int32), 0, PARTS - 1)
     powers = jnp.stack([jnp.ones_like(loss), loss, jnp.square(loss)])
     return jnp.zeros((3, PARTS)).at[:, part].add(powers)
 
 
-def remember(old, new):
+def remember(old: Float[Array, "3 parts"], new: Float[Array, "3 parts"]) -> Float[Array, "3 parts"]:
     """Running moments after one more step: those of about the last hundred count."""
     return _DECAY * old + new
 
 
-def cdf(moments):
-    """How times are best distributed, for `warp`: [PARTS + 1].
+def cdf(moments: Float[Array, "3 parts"]) -> Float[Array, "parts_and_one"]:
+    """How times are best distributed, for `warp`.
 
     The variance of a stratified estimate is least where times have a density in proportion
     to the standard deviation of what is averaged (Neyman 1934). A part's own variance counts
@@ -65,7 +68,7 @@ def cdf(moments):
     more; a tenth stays uniform, so that no weight 1/q is above 10.
 
     Args:
-      moments: [3, PARTS], as `moments` gives them, or sums of such.
+      moments: as `moments` gives them, or sums of such.
     """
     count, total, square = moments
     some = jnp.maximum(count, 1e-6)

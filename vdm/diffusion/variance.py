@@ -8,53 +8,68 @@ variance is that of E[L²] (VDM app. I.2): E[2 L ∇L]. A backward pass for the 
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from vdm.parameters import Role
 
 
-def split(params):
-    """The parameters of a schedule twice: with no gradient but to those named "ends", and with no
-    gradient to these."""
+def apart(
+    at: Callable[[PyTree], tuple[Array, ...]], params: PyTree, roles: PyTree[Role], dims: int
+) -> tuple[tuple[Array, ...], Float[Array, "batch"]]:
+    """at(params), through which the gradient of the schedule's interior goes by `enter`, and that of all
+    else as it is; and the slot for `leave`.
 
-    def without(chosen):
-        def one(path, value):
-            ends = jax.tree_util.DictKey("ends") in path
-            return jax.lax.stop_gradient(value) if ends == chosen else value
+    Args:
+      at: the schedule's parameters to γ(t) and γ'(t), [batch, …] each.
+      dims: values of a picture.
+    """
+    of_ends, of_interior = (at(_without(params, roles, interior)) for interior in (True, False))
+    entered, slot = enter(of_interior, dims)
+    # The value of either, and the gradients of both.
+    return tuple(a + b - jax.lax.stop_gradient(b) for a, b in zip(of_ends, entered)), slot
 
-        return jax.tree_util.tree_map_with_path(one, params)
 
-    return without(False), without(True)
+def _without(params, roles, interior):
+    """`params` with no gradient to its interior, or to all but its interior."""
+    return jax.tree.map(
+        lambda role, value: jax.lax.stop_gradient(value) if role.interior == interior else value, roles, params
+    )
 
 
-@jax.custom_vjp
-def enter(values):
-    """`values`, a tuple of arrays [batch, ...], as they are, and the slot for `leave`, [batch]."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def enter(values: tuple[Array, ...], dims: int) -> tuple[tuple[Array, ...], Float[Array, "batch"]]:
+    """`values`, arrays [batch, ...], as they are, and the slot for `leave`.
+
+    After `leave` their gradient is 2 L ∇L / dims²: that of (L/dims)², (nats per dimension)²."""
     return values, jnp.zeros(values[0].shape[:1])
 
 
-def _enter_forward(values):
-    return enter(values), None
+def _enter_forward(values, dims):
+    return enter(values, dims), None
 
 
-def _enter_backward(_, gradients):
+def _enter_backward(dims, _, gradients):
     values, slot = gradients
+    slot /= dims**2
     return (tuple(v * slot.reshape(-1, *(1,) * (v.ndim - 1)) for v in values),)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def leave(loss, slot, dims):
-    """`loss` [batch], nats per example, as it is. For what went through `enter` the gradient
-    becomes 2 loss ∇loss / dims²: that of (loss/dims)², (nats per dimension)²."""
+@jax.custom_vjp
+def leave(loss: Float[Array, "batch"], slot: Float[Array, "batch"]) -> Float[Array, "batch"]:
+    """`loss`, nats per example, as it is; the slot of what went through `enter` gets 2 loss."""
     return loss
 
 
-def _leave_forward(loss, slot, dims):
+def _leave_forward(loss, slot):
     return loss, loss
 
 
-def _leave_backward(dims, loss, gradient):
-    return gradient, 2.0 * loss / dims**2
+def _leave_backward(loss, gradient):
+    return gradient, 2.0 * loss
 
 
 enter.defvjp(_enter_forward, _enter_backward)

@@ -1,57 +1,66 @@
-"""Where the bits of the diffusion term go: a density over t and γ, and the rate–distortion curve."""
+"""Where the bits of the diffusion term are: their density over t and γ, and the rate–distortion curve."""
 
 import numpy as np
+from jaxtyping import Float, Float32
 
 from vdm.diffusion import elbo, times
 
-BINS = times.PARTS
+BINS = times.PARTS  # equal parts of [0, 1) in t
+EDGES = np.linspace(0.0, 1.0, BINS + 1)
+UNIFORM = EDGES.astype(np.float32)  # the distribution of times that are uniform, as Profile.cdf gives it
 
 
 class Profile:
-    """Gathers, over equal parts of [0, 1) in t and per image, the draws of the diffusion term.
+    """Gathers the draws of the diffusion term of each image, over equal parts of [0, 1) in t.
 
-    With x̂ the optimal denoiser, and one γ for all values, the density over γ is half the error of x̂ divided by the noise
-    (Guo et al. 2005: the derivative of mutual information in SNR is half the error). The curve
-    of progressive coding follows from the same draws: rate(t) = prior + the integral of the
-    density from t to 1, against the error of x̂(z_t) (VDM sec. 5.1; Ho et al. 2020, sec. 4.3).
+    Where x̂ is the optimal denoiser and all values have one γ, the density over γ is half the error of x̂ over
+    the noise (Guo et al. 2005: the derivative of mutual information in SNR is half the error). The same draws
+    give the curve of progressive coding: rate(t) = prior + the integral of the density from t to 1, against
+    the error of x̂(z_t) (VDM sec. 5.1; Ho et al. 2020, sec. 4.3).
     """
 
-    def __init__(self, images):
+    def __init__(self, images: int):
         self._images = images
         self._passes = 0
         self._nats, self._error, self._weight = np.zeros((3, images, BINS))
         self._moments = np.zeros((3, BINS))
 
-    def add(self, draw):
-        """Adds a pass: "t", "weight", "diffusion" (nats) and "error", each [images]."""
+    def add(self, draw: dict[str, Float[np.ndarray, "images"]]) -> None:
+        """Adds a pass: "t", "time_weight", "diffusion" (nats) and "error" of contract.Draw."""
         part = np.minimum((draw["t"] * BINS).astype(int), BINS - 1)
         image = np.arange(self._images)
         self._passes += 1
         self._nats[image, part] += draw["diffusion"]
-        self._error[image, part] += draw["error"] * draw["weight"]
-        self._weight[image, part] += draw["weight"]
-        density = draw["diffusion"] / draw["weight"]
+        self._error[image, part] += draw["error"] * draw["time_weight"]
+        self._weight[image, part] += draw["time_weight"]
+        density = draw["diffusion"] / draw["time_weight"]
         for power, moment in enumerate(self._moments):
             np.add.at(moment, part, density**power)
 
-    def cdf(self):
-        """How times are best distributed by now: times.cdf of all draws, float32 [BINS + 1]."""
+    def cdf(self) -> Float32[np.ndarray, "bins_and_one"]:
+        """How times are best distributed, by the draws so far: times.cdf."""
         return np.asarray(times.cdf(self._moments), np.float32)
 
-    def summary(self, gamma, prior, shape, vocab_size):
-        """The profile as columns, each float64 [BINS], in order of t; or of length BINS + 1
-        where it says "edges".
+    def summary(
+        self,
+        gamma: Float[np.ndarray, "bins_and_one"],
+        prior: float,
+        shape: tuple[int, ...],
+        vocab_size: int,
+    ) -> dict[str, Float[np.ndarray, "columns"]]:
+        """The profile as columns in order of t, float64 [BINS]; [BINS + 1] where the name ends in "edges".
 
         Args:
-          gamma: γ at `EDGES`.
+          gamma: γ at EDGES.
           prior: the prior term, bits/dim.
-          shape: of an image; vocab_size: its levels.
+          shape: of an image.
+          vocab_size: its levels.
 
         Returns:
-          t_edges, gamma_edges; t: the middle of each part; per_t, per_t_se: bits/dim per unit
-          of t, whose mean over the parts is the diffusion term; per_gamma, per_gamma_se: the
-          same per unit of γ; rate, rate_edges: bits/dim spent from t = 1 down to t; rmse: of
-          x̂(z_t), in levels. Where a part has no draw, per_t_se and rmse are NaN.
+          t_edges, gamma_edges. t: the middle of each part. per_t, per_t_se: bits/dim per unit of t, whose
+          mean over the parts is the diffusion term. per_gamma, per_gamma_se: the same per unit of γ. rate,
+          rate_edges: bits/dim spent from t = 1 down to t. rmse: of x̂(z_t), in levels. Where a part has no
+          draw, per_t_se and rmse are NaN.
         """
         per_t = elbo.bits_per_dim(self._nats / self._passes * BINS, shape)
         mean = per_t.mean(axis=0)
@@ -60,11 +69,11 @@ class Profile:
         spent = prior + np.append(np.cumsum(mean[::-1])[::-1] / BINS, 0.0)
         with np.errstate(invalid="ignore"):  # a part without a draw has no error
             error = self._error.sum(axis=0) / self._weight.sum(axis=0)
-            # How often an image met a part is no noise, as all together met it evenly: the s.e.
-            # is of what is left beside the mean that so many draws have.
-            drawn = self._weight / self._weight.mean(axis=0)
-        rest = per_t - drawn * mean
-        se = np.sqrt(np.sum(np.square(rest), axis=0) / max(self._images - 1, 1) / self._images)
+            # All images together meet each part evenly, so how often one image met it is no noise. The
+            # standard error is that of the difference from the mean of as many draws.
+            share = self._weight / self._weight.mean(axis=0)
+        difference = per_t - share * mean
+        se = np.sqrt(np.sum(np.square(difference), axis=0) / max(self._images - 1, 1) / self._images)
         se = se if self._images > 1 else np.full(BINS, np.nan)
         return {
             "t_edges": EDGES,
@@ -78,7 +87,3 @@ class Profile:
             "rate_edges": spent,
             "rmse": np.sqrt(error / np.prod(shape)) * vocab_size / 2.0,
         }
-
-
-EDGES = np.linspace(0.0, 1.0, BINS + 1)
-UNIFORM = EDGES.astype(np.float32)

@@ -1,12 +1,14 @@
-"""Rows of estimates, how they compare image by image, and their table."""
+"""Rows of estimates: how they compare image by image, and their tables."""
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from vdm.evaluation import evaluate
-from vdm.reporting import report
+from vdm.evaluation.estimate import Estimate, standard_error
+from vdm.reporting.text import fixed, markdown_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,19 +18,19 @@ class Row:
     Attributes:
       name: the estimator.
       bounds: whose negative log-likelihood it bounds from above.
-      estimate: evaluate.Estimate, of the first so many test images.
+      estimate: of the first so many test images.
       evaluations: of the network and of products with its Jacobian, per image.
-      seconds: that it took, compilation included.
+      seconds: how long it took, with compilation.
     """
 
     name: str
     bounds: str
-    estimate: evaluate.Estimate
+    estimate: Estimate
     evaluations: float
     seconds: float
 
-    def json(self):
-        """Flat."""
+    def json(self) -> dict[str, Any]:
+        """Everything but the numbers of each image."""
         return {
             "name": self.name,
             "bounds": self.bounds,
@@ -38,8 +40,8 @@ class Row:
         }
 
 
-def tables(rows, series, checks):
-    """The table, that of the depths, and the checks, as Markdown."""
+def tables(rows: Sequence[Row], series: dict[str, list[Row]], checks: Sequence[str]) -> str:
+    """The table, that of series["depth"] where there is one, and the checks, as Markdown."""
     parts = [table(rows)]
     if "depth" in series:
         parts.append(depth_table(series["depth"]))
@@ -48,8 +50,8 @@ def tables(rows, series, checks):
     return "\n\n".join(parts) + "\n"
 
 
-def table(rows):
-    """The rows as a Markdown table; each against the first, image by image on the same images."""
+def table(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table; each is compared to the first, image by image, on the images of both."""
     header = (
         "estimator", "bounds −log p of", "bits/dim", "± s.e.", "of it noise",
         "minus the first", "± s.e.", "images", "evaluations/image", "seconds",
@@ -57,62 +59,57 @@ def table(rows):
     cells = []
     for row in rows:
         estimate = row.estimate
-        drop, se = drop_of(row, rows[0])
-        numbers = [estimate.mean["bpd"], estimate.se["bpd"], estimate.noise["bpd"], drop, se]
-        numbers = [report.fixed(number) for number in numbers]
+        numbers = [estimate.mean["bpd"], estimate.se["bpd"], estimate.noise["bpd"], *difference(row, rows[0])]
+        numbers = [fixed(number) for number in numbers]
         if row is rows[0]:
             numbers[3:] = ["", ""]
         counts = [str(estimate.images), f"{row.evaluations:.0f}", f"{row.seconds:.0f}"]
         cells.append([row.name, row.bounds, *numbers, *counts])
-    return report.markdown_table(header, cells)
+    return markdown_table(header, cells)
 
 
-def depth_table(rows):
+def depth_table(rows: Sequence[Row]) -> str:
     """The ELBO at each depth as a Markdown table; the last row is T → ∞."""
     cells = []
     for row in rows:
-        drop, se = drop_of(row, rows[-1])
-        numbers = [row.estimate.mean["bpd"], row.estimate.se["bpd"], drop, se]
-        numbers = [report.fixed(number) for number in numbers]
+        numbers = [row.estimate.mean["bpd"], row.estimate.se["bpd"], *difference(row, rows[-1])]
+        numbers = [fixed(number) for number in numbers]
         if row is rows[-1]:
             numbers[2:] = ["", ""]
         cells.append([row.name, *numbers])
-    return report.markdown_table(("depth", "bits/dim", "± s.e.", "minus T → ∞", "± s.e."), cells)
+    return markdown_table(("depth", "bits/dim", "± s.e.", "minus T → ∞", "± s.e."), cells)
 
 
-def drop_of(row, other):
+def difference(row: Row, other: Row) -> tuple[float, float]:
     """How far a row is above another on the images of both: mean and standard error, bits/dim."""
     images = min(row.estimate.images, other.estimate.images)
-    drop = row.estimate.values["bpd"][:images] - other.estimate.values["bpd"][:images]
-    return float(drop.mean()), evaluate.standard_error(drop)
+    each = row.estimate.values["bpd"][:images] - other.estimate.values["bpd"][:images]
+    return float(each.mean()), standard_error(each)
 
 
-def least_drop(rows):
-    """The neighbours whose drop is the least in standard errors, as [(above, below)]; [] where
-    there are none."""
+def smallest_step(rows: Sequence[Row]) -> tuple[Row, Row] | None:
+    """The neighbours (above, below) whose difference is the smallest in standard errors; None where no
+    difference is known."""
     pairs = list(zip(rows, rows[1:]))
-    drops = [drop / max(se, 1e-12) for drop, se in (drop_of(*pair) for pair in pairs)]
-    return [pairs[int(np.nanargmin(drops))]] if np.isfinite(drops).any() else []
+    differences = [mean / max(se, 1e-12) for mean, se in (difference(*pair) for pair in pairs)]
+    return pairs[int(np.nanargmin(differences))] if np.isfinite(differences).any() else None
 
 
-def order(claim, above, below):
-    """A line on whether `above` is above `below`, image by image, but for three s.e."""
-    drop, se = drop_of(above, below)
-    verdict = "NO" if drop < -3.0 * se else "yes"
-    return (
-        f"{claim}: {verdict}; least surely from {above.name} to {below.name}, "
-        f"by {drop:.4f} ± {se:.4f}."
-    )
+def order_line(claim: str, above: Row, below: Row) -> str:
+    """Whether `above` is above `below`, image by image, but for three standard errors."""
+    mean, se = difference(above, below)
+    verdict = "NO" if mean < -3.0 * se else "yes"
+    return f"{claim}: {verdict}; least surely from {above.name} to {below.name}, by {mean:.4f} ± {se:.4f}."
 
 
-def agreement(claim, one, other):
-    """A line on whether two rows are the same on the same images, but for three s.e."""
-    drop, se = drop_of(one, other)
-    verdict = "not known" if math.isnan(se) else "yes" if abs(drop) <= 3.0 * se else "NO"
-    return f"{claim}: {verdict}; {one.name} is {drop:+.4f} ± {report.fixed(se)} above {other.name}."
+def agreement_line(claim: str, one: Row, other: Row) -> str:
+    """Whether two rows are the same on the images of both, but for three standard errors."""
+    mean, se = difference(one, other)
+    verdict = "not known" if math.isnan(se) else "yes" if abs(mean) <= 3.0 * se else "NO"
+    return f"{claim}: {verdict}; {one.name} is {mean:+.4f} ± {fixed(se)} above {other.name}."
 
 
-def list_of(rows):
-    """A line with the bits/dim of each K."""
+def samples_line(rows: Sequence[Row]) -> str:
+    """The bits/dim of the bounds with K = 1, 2, 4, … samples."""
     numbers = ", ".join(f"{row.estimate.mean['bpd']:.4f}" for row in rows)
     return f"{rows[0].name} and up to {rows[-1].name.split(', ')[-1]}: {numbers}."

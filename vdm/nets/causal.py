@@ -11,7 +11,10 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
+from vdm.component import Component, Registry, choose
 from vdm.nets.layers import PRODUCT, ZEROS, attend, attend_on_cpu, dropout, layer_keys, scan
+from vdm.nets.network import REMAT, check_heads, check_layers
+from vdm.parameters import matrices_of_loops
 
 
 class Layer(nn.Module):
@@ -94,36 +97,45 @@ def attend_kept(query, key, value, kept, at):
     return jnp.swapaxes(out, 1, 2), jnp.stack([key, value])
 
 
-class Causal(nn.Module):
-    """See the module's docstring.
+class Causal(nn.Module, Component):
+    """See the module's docstring. Dropout is of each layer's two residual branches.
 
     Attributes:
       tokens: values of a sequence.
       vocab_size: levels of a value. The logits of each start at zero.
+      unroll: see layers.scan.
       depth, width: layers, and their channels.
-      dropout: share dropped of each layer's two residual branches.
       heads: attention heads.
-      dtype, remat, unroll: see nets/layers.py and its `scan`.
+      dtype, remat: see network.Layered.
     """
 
     tokens: int
     vocab_size: int
-    depth: int
-    width: int
-    dropout: float
-    heads: int
-    dtype: jnp.dtype
-    remat: str
     unroll: bool
+    depth: int = 4
+    width: int = 64
+    dropout: float = 0.1
+    heads: int = 1
+    dtype: str = "float32"
+    remat: str = "dots"
+
+    def check(self):
+        check_layers(self.depth, self.width, self.dropout, self.dtype)
+        check_heads(self.heads, self.width)
+        choose("remat", self.remat, REMAT)
+
+    def roles(self, params):
+        """What each parameter is to the optimiser."""
+        return matrices_of_loops(params, "layers")
 
     def setup(self):
         self.level = nn.Embed(self.vocab_size, self.width)
         self.value = nn.Dense(self.width)
         self.position = self.param("position", nn.initializers.normal(1.0), (self.tokens, self.width))
-        self.told = nn.Dense(self.width)
+        self.told = nn.Dense(self.width)  # of the condition; named as in checkpoints that there are
         in_axes = (0, 0, nn.broadcast, nn.broadcast)
         layers = scan(Layer, self.depth, self.remat, self.unroll, in_axes)
-        self.layers = layers(self.heads, self.dropout, self.dtype)
+        self.layers = layers(self.heads, self.dropout, jnp.dtype(self.dtype))
         self.norm = nn.LayerNorm(dtype=jnp.float32)
         self.logits = nn.Dense(self.vocab_size, kernel_init=ZEROS)
 
@@ -163,3 +175,6 @@ class Causal(nn.Module):
             h += self.told(condition)[:, None]
         h, own = self.layers(h.astype(self.dtype), jnp.arange(self.depth), kept, at, keys)
         return self.logits(self.norm(h)), own
+
+
+CAUSAL_NETWORKS = Registry(Causal, {"transformer": Causal})

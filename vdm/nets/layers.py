@@ -185,8 +185,6 @@ def product_of_parts(product, parts, kernel, bias, dtype):
 # random bits.
 PRODUCT = "product"
 
-REMAT = ("none", "dots", "block")
-
 
 def remat(layer, kept, in_loop=True):
     """The module class `layer`, with this kept of each call of it for the backward pass:

@@ -4,6 +4,8 @@ from flax import linen as nn
 import jax.numpy as jnp
 
 from vdm.nets.layers import ZEROS, Embedding, dropout, fourier_features, layer_keys, scan
+from vdm.nets.network import Layered
+from vdm.parameters import matrices_of_loops
 
 
 class Layer(nn.Module):
@@ -22,35 +24,22 @@ class Layer(nn.Module):
         return h + nn.Dense(width, dtype=self.dtype, kernel_init=ZEROS, name="second")(out), None
 
 
-class MLP(nn.Module):
-    """`depth` residual layers; arguments and result are those of nets/layers.py.
-
-    Attributes:
-      out_channels: channels of the result, which starts at zero.
-      depth, width: layers, and their units.
-      dropout: share of each layer's activations that is dropped.
-      frequencies: of the Fourier features, in cycles per unit of z; () for none.
-      dtype, remat, unroll: see nets/layers.py and its `scan`.
-    """
-
-    out_channels: int
-    depth: int
-    width: int
-    dropout: float
-    frequencies: tuple[float, ...]
-    dtype: jnp.dtype
-    remat: str
-    unroll: bool
+class MLP(Layered):
+    """`depth` residual layers over all values of a picture as one vector."""
 
     @nn.compact
     def __call__(self, z, time, condition=None, keys=None):
+        dtype = jnp.dtype(self.dtype)
         batch, height, width, _ = z.shape
         embedding = Embedding(self.width)(time, condition)
         h = nn.Dense(self.width, name="in")(fourier_features(z, self.frequencies).reshape(batch, -1))
         in_axes = (0, nn.broadcast, nn.broadcast)
         layers = scan(Layer, self.depth, self.remat, self.unroll, in_axes)
-        layers = layers(self.dropout, self.dtype, name="layers")
-        h, _ = layers(h.astype(self.dtype), jnp.arange(self.depth), embedding, keys)
+        layers = layers(self.dropout, dtype, name="layers")
+        h, _ = layers(h.astype(dtype), jnp.arange(self.depth), embedding, keys)
         h = nn.LayerNorm(dtype=jnp.float32)(h)
         h = nn.Dense(height * width * self.out_channels, kernel_init=ZEROS, name="out")(h)
         return h.reshape(batch, height, width, self.out_channels)
+
+    def roles(self, params):
+        return matrices_of_loops(params, "layers")

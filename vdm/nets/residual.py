@@ -1,49 +1,58 @@
 """A residual network from vectors to vectors."""
 
+from typing import Any
+
 from flax import linen as nn
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-from vdm.errors import one_of, require
+from vdm.component import Component, Registry, check
 from vdm.nets.layers import dropout, layer_keys
+from vdm.nets.network import check_layers
 
 
-class Residual(nn.Module):
+class Residual(nn.Module, Component):
     """[batch, any] to float32 [batch, outputs], given, when dropout is on, `keys` [batch].
 
     Attributes:
       outputs: how many numbers come out.
-      depth, width: residual layers (norm, dense, GELU, dense), and their units.
-      dropout: share of each layer's activations that is dropped.
-      dtype: see nets/layers.py.
+      depth: residual layers: norm, dense, GELU, dense.
+      width: units of a layer.
+      dropout: share of a layer's activations that is dropped.
+      dtype: of the products: float32 or bfloat16.
     """
 
     outputs: int
-    depth: int
-    width: int
-    dropout: float
-    dtype: jnp.dtype
+    depth: int = 2
+    width: int = 256
+    dropout: float = 0.1
+    dtype: str = "float32"
+
+    def check(self):
+        check_layers(self.depth, self.width, self.dropout, self.dtype)
 
     @nn.compact
-    def __call__(self, h, keys=None):
-        h = nn.Dense(self.width, dtype=self.dtype, name="in")(h)
+    def __call__(self, h: Float[Array, "batch inputs"], keys: Array | None = None) -> Float[Array, "batch outputs"]:
+        dtype = jnp.dtype(self.dtype)
+        h = nn.Dense(self.width, dtype=dtype, name="in")(h)
         for layer in range(self.depth):
-            out = nn.LayerNorm(dtype=jnp.float32)(h).astype(self.dtype)
-            out = nn.gelu(nn.Dense(self.width, dtype=self.dtype, name=f"first_{layer}")(out))
-            out = dropout(out, self.dropout, layer_keys(keys, layer)).astype(self.dtype)
-            h += nn.Dense(self.width, dtype=self.dtype, name=f"second_{layer}")(out)
+            out = nn.LayerNorm(dtype=jnp.float32)(h).astype(dtype)
+            out = nn.gelu(nn.Dense(self.width, dtype=dtype, name=f"first_{layer}")(out))
+            out = dropout(out, self.dropout, layer_keys(keys, layer)).astype(dtype)
+            h += nn.Dense(self.width, dtype=dtype, name=f"second_{layer}")(out)
         return nn.Dense(self.outputs, name="out")(nn.LayerNorm(dtype=jnp.float32)(h))
 
 
-def build(net, outputs):
-    """The Residual of so many outputs that `net` (config.model.net of configs/default.py) describes.
+VECTOR_NETWORKS = Registry(Residual, {"mlp": Residual})
+
+
+def build(section: Any, outputs: int) -> Residual:
+    """The Residual of so many outputs that config.model.net describes; of another network's section it takes
+    the fields that it has too.
 
     Raises:
       UserError: a field has a value that is not accepted.
     """
-    one_of("config.model.net.dtype", net.dtype, ("float32", "bfloat16"))
-    for name in ("depth", "width"):
-        require(net[name] >= 1, f"config.model.net.{name} is {net[name]}; accepted: 1 or more.")
-    require(
-        0 <= net.dropout < 1, f"config.model.net.dropout is {net.dropout}; accepted: 0 up to, but not, 1."
-    )
-    return Residual(outputs, net.depth, net.width, net.dropout, jnp.dtype(net.dtype))
+    made = Residual(outputs, **{field: section[field] for field in Residual.config_fields()})
+    check(made, section, "config.model.net")
+    return made

@@ -3,6 +3,7 @@
 from flax import linen as nn
 import jax.numpy as jnp
 
+from vdm.component import accept
 from vdm.nets.layers import (
     ZEROS,
     Attention,
@@ -12,6 +13,8 @@ from vdm.nets.layers import (
     layer_keys,
     scan,
 )
+from vdm.nets.network import Layered, check_heads
+from vdm.parameters import matrices_of_loops
 
 
 class Layer(nn.Module):
@@ -49,32 +52,34 @@ class Layer(nn.Module):
         return h, None
 
 
-class Transformer(nn.Module):
-    """See the module's docstring; arguments and result are those of nets/layers.py.
+class Transformer(Layered):
+    """See the module's docstring. Dropout is of each layer's two residual branches.
 
     Attributes:
-      out_channels: channels of the result, which starts at zero.
-      depth, width: layers, and their channels.
-      dropout: share dropped of each layer's two residual branches.
       heads: attention heads.
       patch: side of a token's square of pixels; it divides height and width.
-      frequencies: of the Fourier features, in cycles per unit of z; () for none.
-      dtype, remat, unroll: see nets/layers.py and its `scan`.
     """
 
-    out_channels: int
-    depth: int
-    width: int
-    dropout: float
-    heads: int
-    patch: int
-    frequencies: tuple[float, ...]
-    dtype: jnp.dtype
-    remat: str
-    unroll: bool
+    heads: int = 1
+    patch: int = 1
+
+    def check(self):
+        super().check()
+        check_heads(self.heads, self.width)
+        height, width, _ = self.shape
+        accept("patch", self.patch >= 1, "1 or more")
+        accept(
+            "patch",
+            height % self.patch == 0 and width % self.patch == 0,
+            f"what divides the pictures' height {height} and width {width}",
+        )
+
+    def roles(self, params):
+        return matrices_of_loops(params, "layers")
 
     @nn.compact
     def __call__(self, z, time, condition=None, keys=None):
+        dtype = jnp.dtype(self.dtype)
         batch, height, width, _ = z.shape
         rows, columns, side = height // self.patch, width // self.patch, self.patch
         embedding = Embedding(self.width)(time, condition)
@@ -86,8 +91,8 @@ class Transformer(nn.Module):
 
         in_axes = (0, nn.broadcast, nn.broadcast)
         layers = scan(Layer, self.depth, self.remat, self.unroll, in_axes)
-        layers = layers(self.heads, self.dropout, self.dtype, name="layers")
-        h, _ = layers(h.astype(self.dtype), jnp.arange(self.depth), embedding, keys)
+        layers = layers(self.heads, self.dropout, dtype, name="layers")
+        h, _ = layers(h.astype(dtype), jnp.arange(self.depth), embedding, keys)
 
         h = nn.LayerNorm(dtype=jnp.float32)(h)
         h = nn.Dense(side * side * self.out_channels, kernel_init=ZEROS, name="patch_out")(h)

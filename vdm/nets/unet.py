@@ -6,10 +6,13 @@ they are one block whose parameters are stacked, scanned over: compile time does
 with depth.
 """
 
+from typing import ClassVar
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from vdm.component import choose
 from vdm.errors import UserError
 from vdm.nets.conv import Conv
 from vdm.nets.layers import (
@@ -24,6 +27,8 @@ from vdm.nets.layers import (
     remat,
     scan,
 )
+from vdm.nets.network import Layered, check_heads
+from vdm.parameters import Role, by_path
 
 
 class Block(nn.Module):
@@ -119,38 +124,49 @@ def _(primals, tangents):
 with_gradient_of.defvjp(lambda value, h: (value, None), lambda _, gradient: (None, once(gradient)))
 
 
-class UNet(nn.Module):
-    """See the module's docstring; arguments and result are those of nets/layers.py.
+MIDDLE = ("middle_0", "middle_attention", "middle_1")
+
+
+class UNet(Layered):
+    """See the module's docstring. Dropout is of each block's inner activations.
 
     Attributes:
-      out_channels: channels of the result, which starts at zero.
-      depth, width: blocks in one direction, and their channels.
-      dropout: share of each block's inner activations that is dropped.
-      attention: "middle" or "everywhere".
-      heads: attention heads.
-      frequencies: of the Fourier features, in cycles per unit of z; () for none.
-      dtype, remat, unroll: see nets/layers.py and its `scan`.
+      attention: middle, or everywhere.
+      heads: of the attention.
     """
 
-    out_channels: int
-    depth: int
-    width: int
-    dropout: float
-    attention: str
-    heads: int
-    frequencies: tuple[float, ...]
-    dtype: jnp.dtype
-    remat: str
-    unroll: bool
+    attention: str = "middle"
+    heads: int = 1
+
+    heavy: ClassVar[bool] = True
+
+    def check(self):
+        super().check()
+        choose("attention", self.attention, ("middle", "everywhere"))
+        check_heads(self.heads, self.width)
+
+    def roles(self, params):
+        """The blocks' convolutions and dense layers are matrices: a convolution sums over rows, columns and
+        channels."""
+
+        def role_of(names, value):
+            if names[-1] not in ("kernel", "shortcut") or not set(names) & {"down", "up", "up_first", *MIDDLE}:
+                return Role()
+            first = 1 if set(names) & {"down", "up"} else 0  # of loops the axis of the layers
+            last = value.ndim - 1
+            return Role(matrix=(tuple(range(first, last)), (last,)))
+
+        return by_path(params, role_of)
 
     @nn.compact
     def __call__(self, z, time, condition=None, keys=None):
+        dtype = jnp.dtype(self.dtype)
         embedding = Embedding(self.width)(time, condition)
         h = Conv(self.width, name="conv_in")(fourier_features(z, self.frequencies))
-        h = h.astype(self.dtype)
+        h = h.astype(dtype)
 
         everywhere = self.attention == "everywhere"
-        layer_args = (self.width, self.dropout, self.heads, everywhere, self.dtype)
+        layer_args = (self.width, self.dropout, self.heads, everywhere, dtype)
         in_axes = (0, 0, 0, nn.broadcast, nn.broadcast)
         numbers = jnp.arange(self.depth)
 
@@ -159,7 +175,7 @@ class UNet(nn.Module):
             return made(*layer_args, name=name)
 
         def block(name, h, layer):
-            made = remat(Block, self.remat, in_loop=False)(self.width, self.dropout, self.dtype, name=name)
+            made = remat(Block, self.remat, in_loop=False)(self.width, self.dropout, dtype, name=name)
             return made((h,), embedding, layer_keys(keys, layer))
 
         middle = self.depth
@@ -174,7 +190,7 @@ class UNet(nn.Module):
             last, skips = map(with_gradient_of, known, again)
         h = last
         h = block("middle_0", h, middle)
-        h = AttentionBlock(self.heads, self.dtype, name="middle_attention")(h)
+        h = AttentionBlock(self.heads, dtype, name="middle_attention")(h)
         h = block("middle_1", h, middle + 1)
         first = remat(Layer, self.remat, in_loop=False)(*layer_args, name="up_first")
         h, _ = first(h, last, None, middle + 2, embedding, keys)

@@ -5,20 +5,17 @@ import json
 import sys
 
 import numpy as np
-from PIL import Image
 import pytest
+from data_helpers import section
+from PIL import Image
 
-from configs import default
-from vdm.data import dataset as data
+from vdm.data import sources
+from vdm.data.dataset import Spec
 from vdm.errors import UserError
 
 
 def load(name, root):
-    config = default.get_config()
-    config.update_from_flattened_dict(
-        {"data.name": name, "data.data_dir": str(root), "data.vocab_size": 256}
-    )
-    return data.load(config)
+    return sources.load(section(name, data_dir=str(root)))
 
 
 def prepare(root, file_format="array_record"):
@@ -28,9 +25,9 @@ def prepare(root, file_format="array_record"):
 
     folder = root / "mnist" / "3.0.1"
     folder.mkdir(parents=True)
-    draw, images, splits = np.random.default_rng(0), {}, []
+    random, images, splits = np.random.default_rng(0), {}, []
     for split, count in (("train", 12), ("test", 5)):
-        images[split] = draw.integers(0, 256, (count, 28, 28, 1), dtype=np.uint8)
+        images[split] = random.integers(0, 256, (count, 28, 28, 1), dtype=np.uint8)
         path = folder / f"mnist-{split}.{file_format}-00000-of-00001"
         writer = ArrayRecordWriter(str(path), "group_size:1")
         for number, image in enumerate(images[split]):
@@ -70,9 +67,9 @@ def prepare(root, file_format="array_record"):
 
 def test_reads_prepared_files_without_tensorflow(tmp_path):
     images = prepare(tmp_path)
-    made = load("mnist", tmp_path)
-    assert made.spec == data.Spec((28, 28, 1), 256, 10)
-    for name, split in (("train", made.train), ("test", made.test)):
+    data = load("mnist", tmp_path)
+    assert data.spec == Spec((28, 28, 1), 256, 10)
+    for name, split in (("train", data.train), ("test", data.test)):
         read = split.read(np.arange(split.size))
         np.testing.assert_array_equal(read["image"], images[name])
         np.testing.assert_array_equal(read["label"], np.arange(split.size) % 10)
@@ -91,5 +88,8 @@ def test_wrong_file_format_names_the_command(tmp_path):
 
 
 def test_unknown_set_suggests_a_name(tmp_path):
-    with pytest.raises(UserError, match="'cifer10'; accepted: 'digits'.*Did you mean 'cifar10'"):
+    accepted = "'cifer10'; accepted: 'digits'.*'module:Class'.*Did you mean 'cifar10'"
+    with pytest.raises(UserError, match=accepted):
         load("cifer10", tmp_path)
+    with pytest.raises(UserError, match="Did you mean 'digits'"):
+        load("digit", tmp_path)

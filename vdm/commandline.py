@@ -1,0 +1,83 @@
+"""The command line: --config=FILE and --config.FIELD=VALUE become one complete config."""
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from vdm.errors import UserError, one_line
+
+_FIELD = re.compile(r"--?(?:no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
+_FILE = re.compile(r"--?config(?:=(.*))?", re.DOTALL)
+
+
+class Given(NamedTuple):
+    """What the command line says of the config.
+
+    Attributes:
+      file: of --config; "" where it is not given.
+      args: the arguments that set a field, as they stand there.
+      rest: all other arguments.
+    """
+
+    file: str
+    args: list[str]
+    rest: list[str]
+
+
+def split(argv: Sequence[str]) -> Given:
+    """Parts the arguments of the config from all others; argv[0] is the program."""
+    file, args, rest = "", [], []
+    left = list(argv[1:])
+    while left:
+        arg = left.pop(0)
+        takes_next = "=" not in arg and left and not left[0].startswith("--")
+        if match := _FILE.fullmatch(arg):
+            file = left.pop(0) if takes_next else match[1] or ""
+        elif _FIELD.fullmatch(arg):
+            args.append(f"{arg}={left.pop(0)}" if takes_next else arg)
+        else:
+            rest.append(arg)
+    return Given(file, args, rest)
+
+
+def fields_of(args: Sequence[str]) -> dict[str, str]:
+    """{dotted field: text of its value} of arguments --config.FIELD=VALUE."""
+    found = {}
+    for arg in args:
+        match = _FIELD.fullmatch(arg)
+        found[match[1]] = match[2] if match[2] is not None else "true"
+    return found
+
+
+def apply(raw: Mapping[str, Any], args: Sequence[str], drop_unread: bool = False) -> ConfigDict:
+    """The complete, locked config of what a config file sets, with the fields that `args` set.
+
+    Raises:
+      UserError: what config.complete refuses; or a field is set that there is not, or to a value of another
+        type.
+    """
+    from vdm import config as config_lib  # only now, as it imports JAX: bad flags are refused at once
+
+    set_fields = fields_of(args)
+    names = {field: value for field, value in set_fields.items() if field.endswith(".name")}
+    config = config_lib.complete(raw, names, drop_unread)
+    for field in set_fields:
+        section, path = config, []
+        for part in field.split("."):
+            if not isinstance(section, ConfigDict) or part not in section:
+                nearest = section if isinstance(section, ConfigDict) else config
+                raise config_lib.unread(nearest, ".".join(path), part)
+            section, path = section[part], [*path, part]
+        if isinstance(section, ConfigDict):
+            raise UserError(f"config.{field} is a section; set one of its fields: {', '.join(section)}.")
+    values, line = flags.FlagValues(), [sys.argv[0], *args]
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=line)
+    try:
+        values(line)
+    except flags.Error as error:
+        raise UserError(f"{one_line(error)}.") from error
+    return values.config

@@ -1,0 +1,163 @@
+"""Components: what a config names, and how one's own takes the place of a built-in one.
+
+A component is a class: a frozen dataclass, or a Flax module. Its fields with a default are its config
+fields, so `config.model.schedule.gamma_min` is the `gamma_min` of the schedule that
+`config.model.schedule.name` names. Its fields without a default are given by the code that builds it.
+A name is that of a built-in component, or the import path "module:Class" of one's own.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from vdm.errors import UserError, require
+
+# The import path of a component of one's own, and no TFDS version, as in mnist:3.0.1.
+OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+class Component:
+    """What every component has beside its fields.
+
+    Attributes:
+      sections: those of the config below its own, by name.
+    """
+
+    sections: ClassVar[Mapping[str, "Registry"]] = {}
+
+    @classmethod
+    def config_fields(cls) -> dict[str, Any]:
+        """Each config field and its default."""
+        return fields(cls)
+
+    def check(self) -> None:
+        """Raises Refused where the value of a field is not accepted."""
+
+
+def fields(cls: type) -> dict[str, Any]:
+    """The dataclass fields of `cls` that have a default, but for Flax's own."""
+    return {
+        field.name: field.default
+        for field in dataclasses.fields(cls)
+        if field.default is not dataclasses.MISSING and field.name not in ("parent", "name")
+    }
+
+
+class Refused(Exception):
+    """A component does not accept the value of a field."""
+
+    def __init__(self, field: str, accepted: str):
+        super().__init__(field, accepted)
+        self.field, self.accepted = field, accepted
+
+
+def accept(field: str, holds: Any, accepted: str) -> None:
+    """Raises Refused unless `holds`; `accepted` says in words what the field may be."""
+    if not holds:
+        raise Refused(field, accepted)
+
+
+def choose(field: str, value: Any, accepted: Any) -> None:
+    """Raises Refused unless `value` is one of `accepted`; suggests the nearest."""
+    if value not in accepted:
+        names = ", ".join(map(repr, accepted))
+        raise Refused(field, f"{names}.{did_you_mean(str(value), map(str, accepted))}".removesuffix("."))
+
+
+def did_you_mean(name: str, names: Any) -> str:
+    """" Did you mean 'x'?" with the nearest of `names`; "" where none is near."""
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Registry:
+    """The components of one kind.
+
+    Attributes:
+      base: the class that each derives from.
+      builtin: name to class.
+      otherwise: the class for every other name that is no import path; None where there is none.
+    """
+
+    base: type
+    builtin: Mapping[str, type]
+    otherwise: type | None = None
+
+    def find(self, name: str, field: str) -> Any:
+        """The class that `name` names.
+
+        Args:
+          field: where the name stands, such as "config.model.schedule.name".
+
+        Raises:
+          UserError: there is none.
+        """
+        if name in self.builtin:
+            return self.builtin[name]
+        if OWN.fullmatch(name):
+            return self._import(name, field)
+        if self.otherwise is not None:
+            return self.otherwise
+        names = ", ".join(map(repr, self.builtin))
+        raise UserError(
+            f"{field} is {name!r}; accepted: {names}, or the import path of one's own, 'module:Class'."
+            + did_you_mean(name, self.builtin)
+        )
+
+    def _import(self, name: str, field: str) -> type:
+        module, _, attribute = name.partition(":")
+        try:
+            found = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            missing = str(error.name)
+            if module != missing and not module.startswith(f"{missing}."):
+                raise UserError(f"{field} is {name!r}, which needs the module {missing!r}: {error}.") from error
+            raise UserError(
+                f"{field} is {name!r}, but there is no module {missing!r}; accepted: 'module:Class' of a module "
+                "in the current folder, or of an installed one."
+            ) from error
+        except Exception as error:
+            raise UserError(f"{field} is {name!r}, which cannot be imported: {type(error).__name__}: {error}") from error
+        component = getattr(found, attribute, None)
+        own = [key for key, value in vars(found).items() if isinstance(value, type) and issubclass(value, self.base)]
+        require(
+            attribute in own,
+            f"{field} is {name!r}, but {module!r} has no {self.base.__module__}.{self.base.__name__} "
+            f"called {attribute!r}; it has: {', '.join(own) or 'none'}.{did_you_mean(attribute, own)}",
+        )
+        return component
+
+
+def build(registry: Registry, section: Any, path: str, **given: Any) -> Any:
+    """The component that a section of the config describes, checked.
+
+    Args:
+      section: its name and all its config fields (config.complete).
+      path: of the section, such as "config.model.schedule".
+      **given: its fields without a default.
+
+    Raises:
+      UserError: it is unknown, or does not accept the value of a field.
+    """
+    cls = registry.find(section.name, f"{path}.name")
+    made = cls(**{field: section[field] for field in cls.config_fields()}, **given)
+    check(made, section, path)
+    return made
+
+
+def check(made: Component, section: Any, path: str) -> None:
+    """Raises UserError where a component does not accept the value of a field of its section."""
+    try:
+        made.check()
+    except Refused as refused:
+        raise UserError(
+            f"{path}.{refused.field} is {section[refused.field]!r}; accepted: {_ended(refused.accepted)}"
+        ) from None
+
+
+def _ended(sentence: str) -> str:
+    return sentence if sentence.endswith(("?", ".")) else f"{sentence}."

@@ -1,0 +1,155 @@
+"""The contract that every generative model keeps: what it draws, and what it can do beside.
+
+A model is a frozen value that holds no arrays: all state is in `params`. Losses are nats per example; they
+become bits/dim in elbo.bits_per_dim alone.
+"""
+
+import dataclasses
+import enum
+from typing import Any, NamedTuple, Protocol
+
+from jaxtyping import Array, Float, PyTree, UInt8
+
+from vdm.component import Component
+from vdm.parameters import Role, alike
+
+Params = Any
+# "image": integer levels [batch, height, width, channels]; "label": int32 [batch]; "augmented": float32
+# [batch], 1 where the image was changed.
+Batch = dict[str, Array]
+Terms = dict[str, Float[Array, "batch"]]
+
+
+class Random(Protocol):
+    """Where a model's draws come from: randomness.Rng in training, randomness.Spread in evaluation."""
+
+    def keys(self, use: int) -> Array:
+        """One key for each example."""
+
+    def shared(self, use: int) -> Array:
+        """One key for the whole batch."""
+
+    def normal(self, use: int, shape: tuple[int, ...]) -> Array:
+        """Standard normal draws for each example."""
+
+    def strata(self) -> Array:
+        """The place of each example in [0, 1)."""
+
+
+class Draw(NamedTuple):
+    """One draw of the ELBO for each image of a batch. All but `terms` is None where no time is drawn.
+
+    Attributes:
+      terms: name of each term to nats; their sum is the negative ELBO, or the exact negative log-likelihood
+        of a model with Ability.EXACT. "diffusion" is the weighted squared error ½ γ'(t) ‖ε − ε̂‖²/q(t).
+      t: the time drawn for the diffusion term, with the density q.
+      gamma: γ(t); the mean over values where each has its own.
+      time_weight: 1/q(t).
+      error: ‖x − x̂(z_t)‖², x in [−1, 1].
+      slot: of variance.enter, for variance.leave; None unless asked for.
+    """
+
+    terms: Terms
+    t: Float[Array, "batch"] | None = None
+    gamma: Float[Array, "batch"] | None = None
+    time_weight: Float[Array, "batch"] | None = None
+    error: Float[Array, "batch"] | None = None
+    slot: Float[Array, "batch"] | None = None
+
+
+class Ability(enum.Enum):
+    """What not every model can do; the text completes "which needs …"."""
+
+    EXACT = "a likelihood in closed form"
+    TIME = "a model that draws a diffusion time"
+    IMPORTANCE_TIMES = "diffusion times drawn by importance"
+    DENOISER = "a denoiser of the pictures themselves"
+    ONE_GAMMA = "one γ for all values of a picture"
+    LOG_WEIGHT = "latents with importance weights"
+    INTERIOR = "continuous time and a schedule that is learned between its end points"
+    FIXED_ENDS = "a schedule whose end points are not learned"
+
+
+@dataclasses.dataclass(frozen=True)
+class Model(Component):
+    """A generative model of pictures. The first block of methods is every model's; each of the second
+    belongs to the abilities that its docstring names."""
+
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        """What it can do beside."""
+        return frozenset()
+
+    @property
+    def given_label(self) -> bool:
+        """Whether its likelihood is that of a picture given its label."""
+        return False
+
+    @property
+    def heavy(self) -> bool:
+        """Whether one step of training takes seconds on a CPU, so that a call takes one step alone."""
+        return False
+
+    def init(self, key: Array, batch: Batch) -> Params:
+        """Fresh parameters."""
+        raise NotImplementedError
+
+    def draw(
+        self,
+        params: Params,
+        rng: Random,
+        batch: Batch,
+        train: bool = False,
+        cdf: Float[Array, "parts_and_one"] | None = None,
+        apart: bool = False,
+    ) -> Draw:
+        """One draw of the ELBO.
+
+        Args:
+          train: whether there is dropout.
+          cdf: TIME: how times are distributed (times.warp); None for uniformly. It changes the variance of
+            the diffusion term and not its mean.
+          apart: INTERIOR: whether the gradient of the schedule's interior is kept apart, for variance.leave.
+        """
+        raise NotImplementedError
+
+    def sample(self, params: Params, rng: Random, batch: Batch) -> UInt8[Array, "batch height width channels"]:
+        """Samples, under the labels of `batch` where the model is conditioned on them."""
+        raise NotImplementedError
+
+    def roles(self, params: Params) -> PyTree[Role]:
+        """What each parameter is to the optimiser."""
+        return alike(params, Role())
+
+    def log_weight(self, params: Params, rng: Random, batch: Batch) -> Float[Array, "batch"]:
+        """LOG_WEIGHT: log p(x, z)/q(z|x) of one z drawn from q(z|x), nats. The mean of its exponential is
+        p(x)."""
+        raise NotImplementedError
+
+    @property
+    def depth(self) -> int | None:
+        """DENOISER: T of its chain, 0 for T → ∞; None where the model is no chain of any depth."""
+        return None
+
+    def at_depth(self, timesteps: int) -> "Model":
+        """DENOISER: the same model as a chain of so many steps; 0 for T → ∞."""
+        raise NotImplementedError
+
+    def gamma(self, params: Params, t: Float[Array, "*times"], context: Array | None = None) -> Array:
+        """DENOISER: γ at times t: of the same shape, or with the axes of a picture behind."""
+        raise NotImplementedError
+
+    def eps_hat(self, params: Params, z_t: Array, gamma: Array, condition: Array | None) -> Array:
+        """DENOISER: ε̂(z_t, γ), like z_t [batch, height, width, channels]; γ is [batch]."""
+        raise NotImplementedError
+
+    def condition_of(self, batch: Batch) -> Float[Array, "batch size"] | None:
+        """DENOISER: what the network is conditioned on beside γ; None for nothing."""
+        raise NotImplementedError
+
+    def x_hat(
+        self, params: Params, rng: Random, batch: Batch, t: Float[Array, ""]
+    ) -> Float[Array, "batch height width channels"]:
+        """DENOISER: x̂(z_t) of the pictures of a batch at one time, z_t drawn, in [−1, 1]."""
+        raise NotImplementedError
+

@@ -1,0 +1,104 @@
+"""A folder of image files, read each time that they are needed."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+from jaxtyping import UInt8
+
+from vdm.component import accept
+from vdm.data.dataset import Data, Spec, Split
+from vdm.data.source import Source, existing_path
+from vdm.errors import require
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+
+Labelled = tuple[pathlib.Path, str]  # an image and the name of its label
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder(Source):
+    """A folder of image files.
+
+    Where it has subfolders train/ and test/ (or val/), these are the splits; else a tenth of the images is
+    held out. Below that, one more level of folders is the labels. The first image says for all whether they
+    are grey or in colour.
+    """
+
+    data_dir: str = ""  # the folder
+    image_size: int = 0  # crop images to their middle and resize them to this side; 0: as they are
+
+    def check(self) -> None:
+        super().check()
+        accept("image_size", self.image_size >= 0, "0 (as they are) or more")
+
+    def load(self) -> Data:
+        root = existing_path(self.data_dir, self.name, "a folder of images")
+        parts = _parts(root)
+        require(
+            all(parts),
+            f"config.data.data_dir is {str(root)!r}, where too few images were found for a training and a "
+            f"test split; accepted: files that end in {', '.join(SUFFIXES)}.",
+        )
+        names = sorted({label for part in parts for _, label in part})
+        number = {name: index for index, name in enumerate(names)}
+        mode, size = _format(parts[0][0][0], self.image_size)
+        files = tuple(str(path) for part in parts for path, _ in part)  # labels depend on both splits
+
+        def split(part: list[Labelled]) -> Split:
+            def read(indices):
+                images = [_read(part[i][0], mode, size, bool(self.image_size)) for i in indices]
+                labels = [number[part[i][1]] for i in indices]
+                return {"image": np.stack(images), "label": np.array(labels, np.int32)}
+
+            return Split(len(part), read, len(part) * size[0] * size[1] * len(mode), files)
+
+        train, test = map(split, parts)
+        classes = len(names) if len(names) > 1 else 0
+        return Data(train, test, Spec((size[1], size[0], len(mode)), 256, classes))
+
+
+def _parts(root: pathlib.Path) -> tuple[list[Labelled], list[Labelled]]:
+    """The images of the training and of the test split."""
+    train = root / "train"
+    test = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
+    if train.is_dir() and test is not None:
+        return _images(train), _images(test)
+    files = _images(root)
+    shuffled = np.random.default_rng(0).permutation(len(files))
+    count = max(1, len(files) // 10)
+    return [files[i] for i in shuffled[:-count]], [files[i] for i in shuffled[-count:]]
+
+
+def _images(root: pathlib.Path) -> list[Labelled]:
+    """Each image below a folder, in order of name."""
+    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
+    return [(path, path.relative_to(root).parts[0] if path.parent != root else "") for path in files]
+
+
+def _format(path: pathlib.Path, image_size: int) -> tuple[str, tuple[int, int]]:
+    """The mode "L" or "RGB" of an image, and its width and height, which are those of all."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        mode = "L" if image.mode in ("1", "L", "I;16") else "RGB"
+        return mode, (image_size, image_size) if image_size else image.size
+
+
+def _read(
+    path: pathlib.Path, mode: str, size: tuple[int, int], resize: bool
+) -> UInt8[np.ndarray, "height width channels"]:
+    """One image, cropped to its middle and resized to `size` where `resize` allows it."""
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as file:
+        image = file.convert(mode)
+        if image.size != size:
+            require(
+                resize,
+                f"{str(path)!r} is {image.size[0]} × {image.size[1]}, the first image {size[0]} × {size[1]}; "
+                "they must be of one size. To crop and resize them all, set --config.data.image_size=SIDE.",
+            )
+            image = ImageOps.fit(image, size, Image.Resampling.BOX)
+        pixels = np.asarray(image, np.uint8)
+        return pixels.reshape(*pixels.shape[:2], -1)

@@ -1,0 +1,77 @@
+"""The data sources by name, and how config.data becomes a data set."""
+
+import dataclasses
+import inspect
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from vdm.component import Registry, build, did_you_mean
+from vdm.data import tfds
+from vdm.data.dataset import Data, Split
+from vdm.data.digits import Digits
+from vdm.data.folder import Folder
+from vdm.data.npz import Npz
+from vdm.data.source import Source
+from vdm.data.swirl import Swirl
+from vdm.errors import UserError, require
+
+SOURCES = Registry(
+    Source,
+    {"digits": Digits, "swirl": Swirl, "folder": Folder, "npz": Npz},
+    otherwise=tfds.TFDS,
+)
+
+
+def load(section: ConfigDict) -> Data:
+    """The data set that config.data describes: `section` is its name and all fields of its source.
+
+    Raises:
+      UserError: it is unknown, not prepared, not readable, or does not fit the config.
+    """
+    source = build(SOURCES, section, "config.data", name=section.name)
+    try:
+        data = source.load()
+    except tfds.UnknownName as unknown:
+        base = section.name.split("/")[0].split(":")[0]
+        raise UserError(
+            f"config.data.name is {section.name!r}; accepted: {', '.join(map(repr, SOURCES.builtin))}, the "
+            "name of a TFDS data set, or the import path of one's own source, 'module:Class'."
+            + did_you_mean(base, [*SOURCES.builtin, *unknown.known])
+        ) from unknown
+    _check(data, source)
+    train, test = _cached(data.train, "train", source), _cached(data.test, "test", source)
+    return Data(train, test, data.spec)
+
+
+def _check(data: Data, source: Source) -> None:
+    """Raises UserError where the pictures are not what the spec says."""
+    name, spec = source.name, data.spec
+    require(data.train.size > 0 and data.test.size > 0, f"data set {name!r} has an empty split.")
+    levels = spec.vocab_size
+    field = "vocab_size" in source.config_fields()
+    says = ("config.data.vocab_size" if field else f"the vocab_size of data set {name!r}") + f" is {levels}"
+    require(2 <= levels <= 256, f"{says}; accepted: 2 to 256, the levels of a uint8.")
+
+    # A look at some pictures finds what does not fit before hours are spent; 256 levels always do.
+    count = 256 if levels < 256 else 1
+    some = data.train.read(np.unique(np.linspace(0, data.train.size - 1, count).astype(int)))["image"]
+    require(
+        some.dtype == np.uint8 and some.shape[1:] == tuple(spec.shape),
+        f"data set {name!r} has pictures of {some.dtype} {list(some.shape[1:])}; accepted: uint8 "
+        f"{list(spec.shape)}, as its spec says.",
+    )
+    top = int(some.max())
+    has = f"{name!r} has" if field else "it has"
+    require(top < levels, f"{says}, but {has} values up to {top}; accepted: {top + 1} or more.")
+
+
+def _cached(split: Split, part: str, source: Source) -> Split:
+    """The split with all that its images depend on, for the cache: its files, the code that reads them, and
+    the fields that its source adds to those of every source."""
+    if not split.files:
+        return split
+    code = [inspect.getfile(cls) for cls in type(source).__mro__ if issubclass(cls, Source)]
+    own = sorted(source.config_fields().keys() - Source.config_fields().keys())
+    name = repr((part, source.name, [(field, getattr(source, field)) for field in own]))
+    return dataclasses.replace(split, files=(*split.files, *code), cache_name=name)

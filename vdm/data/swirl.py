@@ -1,0 +1,29 @@
+"""20,000 points of a noisy spiral, as 1 × 1 pictures of two channels; 2,000 are held out."""
+
+import dataclasses
+
+import numpy as np
+
+from vdm.data.dataset import Data, Spec, held_out
+from vdm.data.source import Source, check_levels
+
+
+@dataclasses.dataclass(frozen=True)
+class Swirl(Source):
+    """Points of a spiral, to look at a density in two dimensions."""
+
+    vocab_size: int = 256  # levels of each coordinate
+
+    def check(self) -> None:
+        super().check()
+        check_levels(self.vocab_size)
+
+    def load(self) -> Data:
+        random = np.random.default_rng(0)
+        along = np.sqrt(random.uniform(size=20_000))
+        angle = 3.0 * np.pi * along
+        points = along[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+        points = 0.8 * points + 0.02 * random.normal(size=points.shape)
+        levels = np.clip((points + 1.0) / 2.0 * self.vocab_size, 0, self.vocab_size - 1)
+        splits = held_out(levels.astype(np.uint8)[:, None, None, :], None, 2_000)
+        return Data(*splits, Spec((1, 1, 2), self.vocab_size, 0))

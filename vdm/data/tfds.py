@@ -1,0 +1,88 @@
+"""A data set of TensorFlow Datasets, prepared before as array_record and read without TensorFlow."""
+
+import dataclasses
+import os
+
+import numpy as np
+
+from vdm.data.dataset import Data, Spec, Split
+from vdm.data.source import Source
+from vdm.errors import UserError
+
+
+class UnknownName(Exception):
+    """TFDS has no data set of this name. `known` are the names that it has."""
+
+    def __init__(self, name: str, known: list[str]):
+        super().__init__(name)
+        self.known = known
+
+
+@dataclasses.dataclass(frozen=True)
+class TFDS(Source):
+    """The TFDS data set that config.data.name names, such as "mnist:3.0.1" or
+    "downsampled_imagenet/32x32"."""
+
+    data_dir: str = ""  # where it is prepared; "": ~/tensorflow_datasets
+
+    def load(self) -> Data:
+        """As in Source.
+
+        Raises:
+          UserError: it is not prepared as array_record, or is not of images.
+          UnknownName: there is none of this name.
+        """
+        builder = self._builder()
+        info = builder.info
+        test = next((key for key in ("test", "validation") if key in info.splits), None)
+        if "train" not in info.splits or test is None or "image" not in info.features:
+            raise UserError(
+                f"config.data.name is {self.name!r}, which has the splits {sorted(info.splits)} and the "
+                f"features {sorted(info.features)}; accepted: a data set with 'train', with 'test' or "
+                "'validation', and with 'image'."
+            )
+        label = info.features["label"] if "label" in info.features else None
+        shape = tuple(info.features["image"].shape)
+
+        def split(key: str) -> Split:
+            source = builder.as_data_source(split=key)
+
+            def read(indices):
+                records = source.__getitems__([int(i) for i in indices])
+                labels = [record["label"] if label else 0 for record in records]
+                return {
+                    "image": np.stack([record["image"] for record in records]),
+                    "label": np.array(labels, np.int32),
+                }
+
+            nbytes = len(source) * int(np.prod([side or 1 for side in shape]))
+            return Split(len(source), read, nbytes, tuple(map(str, info.splits[key].filepaths)))
+
+        train = split("train")
+        if None in shape:  # the features leave it open: then the first picture says it
+            shape = train.read(np.zeros(1, int))["image"].shape[1:]
+        return Data(train, split(test), Spec(shape, 256, label.num_classes if label else 0))
+
+    def _builder(self):
+        import tensorflow_datasets as tfds  # only now, as it takes a while to import
+
+        root = self.data_dir or os.path.join("~", "tensorflow_datasets")
+        try:
+            builder = tfds.core.read_only_builder.builder_from_files(self.name, data_dir=root)
+        except tfds.core.registered.DatasetNotFoundError as error:
+            known = tfds.list_builders(with_community_datasets=False)
+            if self.name.split("/")[0].split(":")[0] not in known:
+                raise UnknownName(self.name, known) from error
+            raise _unprepared(self.name, root, "is not prepared") from error
+        file_format = builder.info.file_format
+        if file_format != tfds.core.FileFormat.ARRAY_RECORD:
+            raise _unprepared(self.name, root, f"is prepared as {file_format.value}, not as array_record,")
+        return builder
+
+
+def _unprepared(name: str, root: str, state: str) -> UserError:
+    return UserError(
+        f"the TFDS data set {name!r} {state} in {root!r}. Where TensorFlow is installed, run "
+        f"'tfds build {name} --data_dir={root} --file_format=array_record', or set "
+        "config.data.data_dir to where it is prepared."
+    )

@@ -1,0 +1,52 @@
+"""The estimator "depth": the ELBO of the same model as chains of config.eval.depths steps, and for T → ∞."""
+
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from vdm.contract import Ability
+from vdm.errors import require
+from vdm.evaluation.elbo_rows import elbo_name, elbo_row
+from vdm.evaluation.estimator import Estimator, Result, print_row
+from vdm.evaluation.table import Row, order_line, smallest_step
+from vdm.run import Run
+
+
+def depths(config: ConfigDict) -> list[int]:
+    """config.eval.depths, increasing.
+
+    Raises:
+      UserError: it is no list of numbers of steps.
+    """
+    text = config.eval.depths
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        found = [0]
+    require(
+        min(found) >= 1,
+        f"config.eval.depths is {text!r}; accepted: numbers of steps, such as '1,10,100'.",
+    )
+    return sorted(set(found))
+
+
+def depth_row(config: ConfigDict, run: Run, timesteps: int, done: Sequence[Row]) -> Row:
+    """The ELBO of a chain of so many steps, 0 for T → ∞; one of the rows `done`, where it is there."""
+    for row in done:
+        if row.name == elbo_name(timesteps):
+            return row
+    return print_row(elbo_row(config, run, run.model.at_depth(timesteps))[0])
+
+
+def _check(config: ConfigDict) -> None:
+    depths(config)
+
+
+def _measure(config: ConfigDict, run: Run, done: Sequence[Row]) -> Result:
+    series = [depth_row(config, run, timesteps, done) for timesteps in [*depths(config), 0]]
+    pair = smallest_step(series)
+    checks = [order_line("The ELBO falls with T", *pair)] if pair else []
+    return Result([], series, checks)
+
+
+DEPTH = Estimator(frozenset({Ability.DENOISER}), _check, _measure)

@@ -1,0 +1,47 @@
+"""Dequantisation: a random point in the cell of each level, where a density stands for a probability.
+
+P(x) is the density's integral over the cell α (x ± 1/V), so for any q on the cell
+log P(x) ≥ E_q[log p(z) − log q(z)] (Theis et al. 2016).
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, Shaped
+
+from vdm.diffusion import encoder
+from vdm.diffusion.path import log_normal
+
+
+def dequantise(
+    kind: str,
+    keys: Key[Array, "batch"],
+    levels: Shaped[Array, "batch *shape"],
+    gamma_0: Float[Array, ""],
+    vocab_size: int,
+) -> tuple[Float[Array, "batch *shape"], Float[Array, ""], Float[Array, "batch"]]:
+    """Draws a point z of the cell of each value.
+
+    "uniform": z = α (x + u), with u uniform on the cell, at the γ where α² times the variance of u is σ²; or
+      at γ_0, where that is less noise than the model knows.
+    "normal": z = α x + σ ε at γ_0, with ε normal and cut off at the borders of the cell. This is z as the
+      model meets it in training (Zheng et al. 2023, sec. 4).
+
+    Returns:
+      z, its γ, and −log q(z) in nats.
+    """
+    x = encoder.scale(levels, vocab_size)
+    if kind == "uniform":
+        gamma = jnp.maximum(gamma_0, -2.0 * math.log(vocab_size * math.sqrt(3.0)))
+        u = jax.vmap(lambda key: jax.random.uniform(key, x.shape[1:], minval=-1.0))(keys)
+        z = encoder.alpha(gamma) * (x + u / vocab_size)
+        nats = x[0].size * jnp.log(2.0 * encoder.alpha(gamma) / vocab_size)
+        return z, gamma, jnp.broadcast_to(nats, x.shape[:1])
+    if kind == "normal":
+        border = jnp.exp(-0.5 * gamma_0) / vocab_size  # of the cell, in standard deviations
+        eps = jax.vmap(lambda key: jax.random.truncated_normal(key, -border, border, x.shape[1:]))(keys)
+        inside = jnp.log(jax.scipy.special.erf(border / math.sqrt(2.0)))
+        nats = x[0].size * (jnp.log(encoder.sigma(gamma_0)) + inside) - log_normal(eps)
+        return encoder.diffuse(x, gamma_0, eps), gamma_0, nats
+    raise ValueError(f"kind is {kind!r}; accepted: 'uniform', 'normal'")

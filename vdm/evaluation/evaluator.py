@@ -1,0 +1,90 @@
+"""The ELBO of the test split, or the exact likelihood, with its error bars."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from vdm.contract import Ability, Model
+from vdm.data.dataset import Data
+from vdm.errors import require
+from vdm.evaluation.estimate import Estimate, combine
+from vdm.evaluation.passes import Pass, over_split, progress_bar
+from vdm.evaluation.profile import UNIFORM, Profile
+
+# How many passes are a set, whose times and noise are spread evenly (randomness.Spread).
+SET = 10
+
+# What a draw has beside its terms, where a time is drawn; for the Profile.
+_TIME = ("t", "time_weight", "error")
+
+
+def make_evaluator(
+    model: Model, config: ConfigDict, data: Data
+) -> Callable[..., tuple[Estimate, Profile | None]]:
+    """Returns evaluate(params, passes, progress=False, target_se=0.0, title="ELBO") → (Estimate, Profile).
+
+    Passes are taken in at least two independent sets, so that the Monte-Carlo noise is measured, not assumed.
+    Where the model draws a time, the times of each set are distributed as the sets before it advise
+    (Profile.cdf), which changes no mean. The Profile of any other model is None.
+
+    With `target_se`, sets of SET passes go on until the Monte-Carlo noise of the bits/dim is at most that, or
+    config.eval.max_passes are taken.
+
+    Raises:
+      UserError: a number of config.eval is not accepted.
+    """
+    for name in ("passes", "passes_in_training", "max_passes"):
+        value = config.eval[name]
+        require(value > 0, f"config.eval.{name} is {value}; accepted: 1 or more.")
+    target = config.eval.target_se
+    require(target >= 0, f"config.eval.target_se is {target}; accepted: 0 (none) or more.")
+    draws_time = Ability.TIME in model.abilities
+
+    def one_draw(params, rng, batch, cdf):
+        if not draws_time:
+            return model.draw(params, rng, batch).terms
+        draw = model.draw(params, rng, batch, cdf=cdf)
+        return {**draw.terms, **{name: getattr(draw, name) for name in _TIME}}
+
+    one_pass = over_split(one_draw, config, data)
+
+    def evaluate(params, passes, progress=False, target_se=0.0, title="ELBO"):
+        images = config.eval.images or data.test.size
+        profile = Profile(images) if draws_time else None
+        sets = []
+        bar = progress_bar(images, config, SET if target_se else passes, title, progress)
+
+        def add_set(length):
+            cdf = profile.cdf() if sets and draws_time else UNIFORM
+            drawn = []
+            for number in range(length):
+                draw = one_pass(params, Pass(len(sets), number, length), cdf, images, bar)
+                if draws_time:
+                    profile.add(draw)
+                drawn.append({name: nats for name, nats in draw.items() if name not in _TIME})
+            sets.append((length, jax.tree.map(lambda *nats: sum(nats), *drawn)))
+
+        if not target_se:
+            for part in np.array_split(np.arange(passes), min(passes, max(2, round(passes / SET)))):
+                add_set(len(part))
+        while target_se:
+            left = config.eval.max_passes - len(sets) * SET
+            if left <= 0:
+                break
+            if sets:
+                bar.total = (len(sets) + 1) * bar.total // len(sets)
+            add_set(min(SET, left))
+            noise = combine(sets, data.spec.shape).noise["bpd"]
+            bar.set_postfix_str(f"noise {noise:.5f}, to be {target_se}")
+            # A standard error of few degrees of freedom is small by chance too often.
+            if noise <= target_se and images * (len(sets) - 1) >= 30:
+                break
+        bar.close()
+        estimate = combine(sets, data.spec.shape)
+        exact = Ability.EXACT in model.abilities
+        return dataclasses.replace(estimate, exact=exact, given_label=model.given_label), profile
+
+    return evaluate

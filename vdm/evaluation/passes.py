@@ -1,0 +1,114 @@
+"""Functions of the images of the test split, mapped over batches, devices and passes."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from vdm.contract import Batch, Params
+from vdm.data.batches import eval_batches
+from vdm.data.dataset import Data
+from vdm.data.resident import in_memory_if_it_fits
+from vdm.errors import require
+from vdm.run import Run
+from vdm.runtime import devices
+from vdm.runtime.randomness import Spread
+
+# Folded into the seed: the noise of evaluation is its own, and the same for every checkpoint.
+_EVALUATION = 2
+
+# (params, rng, batch, extra) → {name: [batch, …]}.
+PerExample = Callable[[Params, Spread, Batch, Any], dict[str, Array]]
+PerImage = dict[str, Float[np.ndarray, "images ..."]]
+
+
+class Pass(NamedTuple):
+    """Which pass over the images it is: number `number` of the `passes` of a set of draws.
+
+    The draws of one set are spread evenly over its passes (randomness.Spread); sets are independent of each
+    other.
+    """
+
+    set: int
+    number: int
+    passes: int
+
+
+def over_split(function: PerExample, config: ConfigDict, data: Data) -> Callable[..., PerImage]:
+    """Maps a function of examples over images of the test split.
+
+    Returns:
+      one_pass(params, which, extra, images, bar) → {name: float64 [images, …]}, where `which` is a Pass,
+      `images` is how many there are, and `bar` counts batches. `params` and `extra` are replicated over the
+      devices. Every host calls it and gets all images.
+
+    Raises:
+      UserError: the batch is not divisible by the devices, or there are not so many images as
+        config.eval.images.
+    """
+    batch_size = config.eval.batch_size
+    require(
+        batch_size > 0 and batch_size % jax.device_count() == 0,
+        f"config.eval.batch_size is {batch_size}; accepted: a multiple of the {jax.device_count()} devices.",
+    )
+    require(
+        0 <= config.eval.images <= data.test.size,
+        f"config.eval.images is {config.eval.images}; accepted: 0 (all) to {data.test.size}.",
+    )
+
+    def on_device(params, which, extra, batch):
+        set_number, number, passes, images = which
+        key = jax.random.fold_in(jax.random.key(config.seed), _EVALUATION)
+        rng = Spread(jax.random.fold_in(key, set_number), batch["index"], number, images, passes)
+        return (function(params, rng, batch, extra),)
+
+    mapped = devices.over_devices(
+        on_device, config.parallel, split_in=(False, False, False, True), split_out=(True,)
+    )
+    whole = functools.cache(lambda: in_memory_if_it_fits(data.test, config.data))
+    test = (lambda: data.test) if config.eval.images else whole  # of some images, only these are read
+
+    def one_pass(params, which, extra, images, bar):
+        parts = []
+        which = np.array([*which, images], np.int32)
+        # Few images take a batch no larger than they are, and a multiple of the devices.
+        size = min(batch_size, -(-images // jax.device_count()) * jax.device_count())
+        for batch in eval_batches(test(), size // jax.process_count(), images):
+            real = batch.pop("real")
+            (values,) = mapped(params, which, extra, devices.per_device(batch))
+            values = devices.gather(devices.local(values) | {"real": real})
+            real = values.pop("real")
+            parts.append({name: value[real] for name, value in values.items()})
+            bar.update()
+        return jax.tree.map(lambda *v: np.concatenate(v).astype(np.float64), *parts)
+
+    return one_pass
+
+
+def progress_bar(images: int, config: ConfigDict, passes: int, title: str, shown: bool = True) -> tqdm:
+    """A bar over the batches of so many passes, which `over_split`'s function moves."""
+    batches = -(-images // config.eval.batch_size)
+    return tqdm(total=passes * batches, desc=title, disable=not shown or None, leave=False)
+
+
+def run_passes(
+    function: PerExample, config: ConfigDict, run: Run, passes: int, title: str, images: int | None = None
+) -> dict[str, Float[np.ndarray, "passes images ..."]]:
+    """The results of one set of so many passes, stacked, float64; `function` gets 0 for its `extra`.
+
+    Args:
+      images: how many; None for config.eval.images.
+    """
+    images = images or config.eval.images or run.data.test.size
+    one_pass = over_split(function, config, run.data)
+    with progress_bar(images, config, passes, title) as bar:
+        results = [
+            one_pass(run.state.ema, Pass(0, number, passes), np.float32(0), images, bar)
+            for number in range(passes)
+        ]
+    return jax.tree.map(lambda *values: np.stack(values), *results)

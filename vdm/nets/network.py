@@ -1,0 +1,101 @@
+"""What a network is: pictures to pictures, with nothing of diffusion in it."""
+
+from typing import ClassVar
+
+from flax import linen as nn
+from jaxtyping import Array, Float, PyTree
+
+from vdm.component import Component, accept, choose
+from vdm.parameters import Role, alike
+
+
+class Network(nn.Module, Component):
+    """A Flax module that is called with
+
+      z: float32 [batch, height, width, channels],
+      time: [batch], in about [0, 1],
+      condition: [batch, k], or None,
+      keys: [batch], one random key for each example, where dropout is on; or None,
+
+    and gives float32 [batch, height, width, out_channels].
+
+    Attributes:
+      shape: height, width and channels of the pictures.
+      vocab_size: levels of a value, in [−1, 1].
+      out_channels: channels of what it gives.
+      unroll: whether layers that are alike are compiled one by one and not as a loop, in which XLA's CPU
+        backend runs small products at half the speed. A network without such layers ignores it.
+      heavy: whether its products are large, so that one step of training takes seconds on a CPU.
+    """
+
+    shape: tuple[int, int, int]
+    vocab_size: int
+    out_channels: int
+    unroll: bool
+
+    heavy: ClassVar[bool] = False
+
+    def __call__(
+        self,
+        z: Float[Array, "batch height width channels"],
+        time: Float[Array, "batch"],
+        condition: Float[Array, "batch size"] | None = None,
+        keys: Array | None = None,
+    ) -> Float[Array, "batch height width out_channels"]:
+        raise NotImplementedError
+
+    def roles(self, params: PyTree) -> PyTree[Role]:
+        """What each parameter is to the optimiser; without matrices, Muon refuses the network."""
+        return alike(params, Role())
+
+
+class Layered(Network):
+    """What the built-in networks have in common.
+
+    Attributes:
+      depth: layers, or blocks in one direction.
+      width: channels of a layer.
+      dropout: share of a layer's activations that is dropped.
+      fourier: how many frequencies of Fourier features there are, each half of the one before (VDM app. C.3).
+      highest: the first of them, in cycles per unit of z; 0 for V/2, the lattice of the V levels.
+      dtype: of the products: float32 or bfloat16. Parameters are float32.
+      remat: what a layer keeps for its gradient: none, dots or block (layers.remat).
+    """
+
+    depth: int = 4
+    width: int = 64
+    dropout: float = 0.1
+    fourier: int = 2
+    highest: float = 0.0
+    dtype: str = "float32"
+    remat: str = "dots"
+
+    @property
+    def frequencies(self) -> tuple[float, ...]:
+        """Of the Fourier features, in cycles per unit of z."""
+        highest = self.highest or self.vocab_size / 2.0
+        return tuple(highest / 2.0**n for n in range(self.fourier))
+
+    def check(self) -> None:
+        check_layers(self.depth, self.width, self.dropout, self.dtype)
+        choose("remat", self.remat, REMAT)
+        accept("highest", self.highest >= 0, "0 (V/2) or more")
+        accept("fourier", self.fourier >= 0, "0 or more")
+        accept("width", self.width % 2 == 0, "an even number")
+
+
+REMAT = ("none", "dots", "block")
+
+
+def check_layers(depth: int, width: int, dropout: float, dtype: str) -> None:
+    """Raises Refused where one of these fields has a value that no network accepts."""
+    accept("depth", depth >= 1, "1 or more")
+    accept("width", width >= 1, "1 or more")
+    accept("dropout", 0 <= dropout < 1, "0 up to, but not, 1")
+    choose("dtype", dtype, ("float32", "bfloat16"))
+
+
+def check_heads(heads: int, width: int) -> None:
+    """Raises Refused where attention cannot have so many heads."""
+    accept("heads", heads >= 1, "1 or more")
+    accept("width", width % (2 * heads) == 0, f"a multiple of 2 · heads = {2 * heads}")

@@ -1,0 +1,148 @@
+"""Optimisers, learning rates and clipping. A new optimiser is a class that derives from Optimizer."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax
+from jaxtyping import PyTree
+import optax
+
+from vdm import component
+from vdm.component import Component, Registry, accept, choose
+from vdm.contract import Model
+from vdm.errors import require
+from vdm.parameters import Role
+
+Rate = Callable[[Any], Any]  # step → learning rate
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer(Component):
+    """An optimiser, its learning rate and its clipping.
+
+    Attributes:
+      learning_rate: after warm-up.
+      warmup: steps from 0 to the learning rate.
+      decay: of the learning rate after that: constant, or cosine to 0 at the last step.
+      weight_decay: of the parameters that are decayed, times the learning rate.
+      clip: largest norm of the gradient; 0: not clipped. The interior of a schedule is clipped apart, as the
+        gradient of a variance is in other units.
+      needs_matrices: whether it does nothing of its own where no parameter is a matrix.
+    """
+
+    learning_rate: float = 2e-4
+    warmup: int = 100
+    decay: str = "constant"
+    weight_decay: float = 0.01
+    clip: float = 0.0
+
+    needs_matrices: ClassVar[bool] = False
+
+    def check(self) -> None:
+        choose("decay", self.decay, ("constant", "cosine"))
+        for name in ("learning_rate", "warmup", "weight_decay", "clip"):
+            accept(name, getattr(self, name) >= 0, "0 or more")
+
+    def updates(self, rate: Rate, roles: PyTree[Role]) -> optax.GradientTransformation:
+        """Gradients to updates of the parameters, with this learning rate, without clipping."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
+
+    b1: float = 0.9
+    b2: float = 0.99
+    eps: float = 1e-8
+
+    def updates(self, rate: Rate, roles: PyTree[Role]) -> optax.GradientTransformation:
+        return optax.adamw(
+            rate,
+            b1=self.b1,
+            b2=self.b2,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            mask=_decayed(roles),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Muon(Optimizer):
+    """Muon for the parameters that are matrices, and NAdamW for the others (Jordan et al. 2024).
+
+    It makes the update of a matrix orthogonal, and scales it to the size of an Adam update, so that one
+    learning rate serves both.
+    """
+
+    b1: float = 0.9
+    b2: float = 0.99
+    eps: float = 1e-8
+
+    needs_matrices: ClassVar[bool] = True
+
+    def updates(self, rate: Rate, roles: PyTree[Role]) -> optax.GradientTransformation:
+        def axes(role):
+            return optax.contrib.MuonDimensionNumbers(*role.matrix) if role.matrix else None
+
+        return optax.contrib.muon(
+            rate,
+            weight_decay=self.weight_decay,
+            weight_decay_mask=_decayed(roles),
+            adam_b1=self.b1,
+            adam_b2=self.b2,
+            eps=self.eps,
+            adam_weight_decay=self.weight_decay,
+            muon_weight_dimension_numbers=jax.tree.map(axes, roles),
+            consistent_rms=0.2,
+        )
+
+
+OPTIMIZERS = Registry(Optimizer, {"adamw": AdamW, "muon": Muon})
+
+
+def build(section: Any, steps: int, model: Model, params: PyTree) -> optax.GradientTransformation:
+    """The optimiser that `config.optimizer` describes, for a run of so many steps of a model.
+
+    Args:
+      params: the model's parameters, or their shapes.
+
+    Raises:
+      UserError: a field has a value that is not accepted, or the model has none of the matrices that the
+        optimiser is for.
+    """
+    made = component.build(OPTIMIZERS, section, "config.optimizer")
+    roles = model.roles(params)
+    require(
+        not made.needs_matrices or any(role.matrix for role in jax.tree.leaves(roles)),
+        f"config.optimizer.name is {section.name!r}, but no parameter of this model is a matrix for it; accepted "
+        "for this model: 'adamw'.",
+    )
+    clipping = [optax.stateless(_clip(made.clip, roles))] if made.clip > 0 else []
+    return optax.chain(*clipping, made.updates(learning_rate(made, steps), roles))
+
+
+def learning_rate(optimizer: Optimizer, steps: int) -> Rate:
+    """Step → learning rate: linear warm-up, then constant, or a cosine down to 0 at `steps`."""
+    if optimizer.decay == "constant":
+        after = optax.constant_schedule(optimizer.learning_rate)
+    else:
+        after = optax.cosine_decay_schedule(optimizer.learning_rate, max(1, steps - optimizer.warmup))
+    warmup = optax.linear_schedule(0.0, optimizer.learning_rate, max(1, optimizer.warmup))
+    return optax.join_schedules([warmup, after], [optimizer.warmup])
+
+
+def _decayed(roles):
+    return jax.tree.map(lambda role: role.decayed, roles)
+
+
+def _clip(largest, roles):
+    def clip(updates, _):
+        for interior in (False, True):
+            mask = jax.tree.map(lambda role: role.interior == interior, roles)
+            part = optax.masked(optax.clip_by_global_norm(largest), mask)
+            updates, _ = part.update(updates, part.init(updates))
+        return updates
+
+    return clip

@@ -1,0 +1,55 @@
+"""What a parameter is to the optimiser: decayed or not, a matrix or not, inside a schedule or not.
+
+Each component says so of its own parameters (`roles`), so that nothing depends on a parameter's name but in
+the file that gives it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jaxtyping import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Role:
+    """What one parameter is.
+
+    Attributes:
+      decayed: whether weight decay draws it towards zero.
+      matrix: the axes that a matrix sums over, and those of what it gives; any other axis counts matrices.
+        None where it is none that Muon should make orthogonal.
+      interior: whether it bends a noise schedule between its end points, and so changes the variance of the
+        ELBO's estimate but not its mean.
+    """
+
+    decayed: bool = True
+    matrix: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    interior: bool = False
+
+
+def alike(params: PyTree, role: Role) -> PyTree[Role]:
+    """The same role for every parameter."""
+    return jax.tree.map(lambda _: role, params)
+
+
+def by_path(params: PyTree, role_of: Callable[[list[str], Any], Role]) -> PyTree[Role]:
+    """The role of each parameter by the names on the way to it and its value."""
+
+    def one(path, value):
+        return role_of([getattr(key, "key", str(key)) for key in path], value)
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def matrices_of_loops(params: PyTree, *loops: str) -> PyTree[Role]:
+    """Roles where the dense kernels of layers that are scanned are matrices: the parameters called
+    "kernel", [layers, in, …, out], below one of the names in `loops`. An axis between in and out counts
+    matrices."""
+
+    def role_of(names, value):
+        stacked = names[-1] == "kernel" and value.ndim >= 3 and not set(names).isdisjoint(loops)
+        return Role(matrix=((1,), (value.ndim - 1,)) if stacked else None)
+
+    return by_path(params, role_of)

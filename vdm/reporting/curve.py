@@ -1,0 +1,70 @@
+"""The curve of a run: bits/dim of each term against steps."""
+
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vdm.reporting import figures
+from vdm.reporting.metrics import read_metrics
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def save_curve(path: pathlib.Path | str, metrics: pathlib.Path | str, total_name: str = "ELBO") -> None:
+    """Plots a metrics.jsonl; nothing where it has no line yet.
+
+    Left the total in training and on the test split, and the final estimate where the run has ended. Right
+    its terms on the test split, or in training before there is any test, on a logarithmic axis.
+    """
+    rows = read_metrics(metrics)
+    if not rows:
+        return
+    splits = ("train", "test", "final")
+    train, test, final = ([row for row in rows if row["split"] == split] for split in splits)
+    # A run that was taken up again, to train for longer, has the final estimate of its first end.
+    final = [row for row in final[-1:] if row["step"] == rows[-1]["step"]]
+    figure, (left, right) = figures.new_figure(1, 2, (10, 4))
+    _plot_total(left, train, test, final)
+    left.set(xlabel="step", ylabel="bits/dim", title=total_name)
+    _plot_terms(right, test or train, total_name)
+    right.set(xlabel="step", title="its terms, " + ("test" if test else "training"))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figures.save(figure, path)
+
+
+def _series(rows: Rows, name: str) -> tuple[list[int], list[float]]:
+    """Steps and values; NaN where one is not known."""
+    return [row["step"] for row in rows], [math.nan if row[name] is None else row[name] for row in rows]
+
+
+def _plot_total(axes, train: Rows, test: Rows, final: Rows) -> None:
+    if train:
+        axes.plot(*_series(train, "bpd"), color="tab:gray", lw=1, label="training, one draw")
+    if test:
+        steps, values = _series(test, "bpd")
+        _, errors = _series(test, "bpd_se")
+        axes.errorbar(
+            steps, values, errors, color="black", marker="o", ms=3, lw=1.5, capsize=2,
+            label=f"test (EMA), last {values[-1]:.3f} ± {errors[-1]:.3f}",
+        )  # fmt: skip
+    if final:
+        steps, (value,) = _series(final, "bpd")
+        _, (error,) = _series(final, "bpd_se")
+        axes.errorbar(
+            steps, value, error, color="tab:red", marker="D", ms=5, ls="none", capsize=4, zorder=3,
+            label=f"final, {value:.3f} ± {error:.3f} ({final[0]['passes']} passes)",
+        )  # fmt: skip
+    figures.limit_y(axes, [_series(rows, "bpd")[1] for rows in (train, test, final) if rows])
+
+
+def _plot_terms(axes, rows: Rows, total_name: str) -> None:
+    names = figures.term_names(rows[-1:])
+    for place, name in enumerate((*["bpd"] * (len(names) > 1), *names)):
+        label, colour = figures.TERMS.get(name, (name, None))
+        label, style = total_name if name == "bpd" else label, "-" if colour else "--"
+        axes.plot(*_series(rows, name), color=colour or f"C{place}", ls=style, marker=".", label=label)
+    axes.set_yscale("symlog", linthresh=1e-3)
+    axes.set_ylim(bottom=0)

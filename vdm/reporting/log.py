@@ -1,0 +1,158 @@
+"""How a run is reported as it goes: a bar on a terminal or plain lines, files, pictures."""
+
+import math
+import pathlib
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
+import numpy as np
+from tqdm import tqdm
+
+from vdm.data.dataset import Spec
+from vdm.diffusion import elbo
+from vdm.evaluation.estimate import Estimate, write_json
+from vdm.reporting import pictures, text
+from vdm.reporting.curve import save_curve
+from vdm.reporting.metrics import Writer
+
+Images = UInt8[np.ndarray, "images height width channels"]
+
+
+class Log:
+    """The report of the process that reports."""
+
+    def __init__(self, config: ConfigDict, workdir: pathlib.Path, first: int, seconds: float, spec: Spec):
+        """Goes on after step `first`, before which training took so many seconds."""
+        self._train = config.train
+        self._workdir = workdir
+        self._spec = spec
+        self._writer = Writer(workdir, first)
+        self._bar = tqdm(
+            total=config.train.steps, initial=first, unit="step", disable=None, dynamic_ncols=True
+        )
+        self._before = seconds
+        self._began = time.monotonic()
+        self._first = first
+        self._last = (self._began, first)
+        (workdir / "samples").mkdir(exist_ok=True)
+
+    def seconds(self) -> float:
+        """Seconds spent in this run, over all its starts."""
+        return self._before + time.monotonic() - self._began
+
+    def start_clock(self, step: int) -> None:
+        """Counts the speed of training from here."""
+        self._last = (time.monotonic(), step)
+
+    def say(self, line: str) -> None:
+        """Prints a line without breaking the bar."""
+        tqdm.write(line)
+        sys.stdout.flush()
+
+    def progress(self, step: int) -> None:
+        """Moves the bar."""
+        self._bar.update(step - self._bar.n)
+
+    def train(self, step: int, means: Mapping[str, float]) -> None:
+        """Writes the means of the training metrics, nats per example, since the last time."""
+        bits = {
+            name: float(elbo.bits_per_dim(value, self._spec.shape))
+            for name, value in means.items()
+            if name != "grad_norm"
+        }
+        bpd, draw_sd = bits.pop("loss"), bits.pop("draw_sd")
+        now = time.monotonic()
+        began, before = self._last
+        if step == before:  # a first chunk as long as the interval: all there is to go by
+            began, before = self._began, self._first
+        rate = (step - before) / (now - began)
+        self._last = (now, step)
+        left = (self._train.steps - step) / rate
+        numbers = {"bpd": bpd, **bits, "draw_sd": draw_sd, "grad_norm": means["grad_norm"]}
+        numbers = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
+        numbers |= {"seconds": self.seconds(), "steps_per_second": rate}
+        self._writer.write(step, "train", numbers)
+        self.progress(step)
+        terms = "  ".join(f"{name} {value:.4f}" for name, value in bits.items())
+        if self._bar.disable:
+            print(
+                f"step {step}/{self._train.steps}  bpd {bpd:.4f}  {terms}  "
+                f"{rate:.1f} steps/s  ETA {duration(left)}",
+                flush=True,
+            )
+        else:
+            self._bar.set_postfix_str(f"bpd {bpd:.3f}  {terms}")
+
+    def test(self, step: int, estimate: Estimate) -> None:
+        """Writes an estimate over the test split, and plots the curve."""
+        self._writer.write(step, "test", estimate.json() | {"seconds": self.seconds()})
+        self.say(f"step {step}: test {estimate.mean['bpd']:.4f} ± {estimate.se['bpd']:.4f} bits/dim")
+        self._plot(estimate)
+
+    def samples(self, step: int, samples: Images) -> None:
+        """Writes samples.png and samples.npz, the newest, and keeps the picture of this step."""
+        pictures.write_samples(self._workdir, samples, self._spec.vocab_size)
+        path = self._workdir / "samples" / f"{step:08d}.png"
+        shutil.copyfile(self._workdir / "samples.png", path)
+        self._writer.image(step, "samples", path)
+
+    def end(self, step: int, estimate: Estimate) -> None:
+        """Writes and prints the final estimate."""
+        self._writer.write(step, "final", estimate.json() | {"seconds": self.seconds()})
+        self._plot(estimate)
+        write_json(self._workdir / "eval.json", estimate, step)
+        self.say(text.estimate_table(estimate))
+        self.say(f"{self._workdir}: eval.json, samples.png, elbo.png, metrics.jsonl, checkpoints/")
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._bar.close()
+        self._writer.close()
+
+    def _plot(self, estimate):
+        name = "−log p, exact" if estimate.exact else "ELBO"
+        save_curve(self._workdir / "elbo.png", self._writer.path, name)
+
+
+class NoLog(Log):
+    """That of a process that reports nothing."""
+
+    def __init__(self, config: ConfigDict, workdir: pathlib.Path, first: int, seconds: float, spec: Spec):
+        pass
+
+    def seconds(self) -> float:
+        return 0.0
+
+    def start_clock(self, step: int) -> None:
+        pass
+
+    def say(self, line: str) -> None:
+        pass
+
+    def progress(self, step: int) -> None:
+        pass
+
+    def train(self, step: int, means: Mapping[str, float]) -> None:
+        pass
+
+    def test(self, step: int, estimate: Estimate) -> None:
+        pass
+
+    def samples(self, step: int, samples: Images) -> None:
+        pass
+
+    def end(self, step: int, estimate: Estimate) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def duration(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

@@ -1,0 +1,53 @@
+"""Samples as one picture: a grid, or a scatter of points."""
+
+import math
+import pathlib
+
+import numpy as np
+from jaxtyping import UInt8
+
+from vdm.diffusion import encoder
+from vdm.reporting.figures import new_figure
+
+
+def save_samples(
+    path: pathlib.Path | str, samples: UInt8[np.ndarray, "images height width channels"], vocab_size: int
+) -> None:
+    """Writes samples, values below vocab_size, as a PNG: a grid of pictures, or a scatter of 2-D points."""
+    if samples.shape[1:] == (1, 1, 2):
+        _save_points(path, samples[:, 0, 0], vocab_size)
+    else:
+        _save_grid(path, samples, vocab_size)
+
+
+def write_samples(
+    workdir: pathlib.Path, samples: UInt8[np.ndarray, "images height width channels"], vocab_size: int
+) -> None:
+    """Writes samples.png, and samples.npz, whose "image" the data source "npz" reads."""
+    save_samples(workdir / "samples.png", samples, vocab_size)
+    np.savez_compressed(workdir / "samples.npz", image=samples)
+
+
+def _save_grid(path, samples: UInt8[np.ndarray, "images height width channels"], vocab_size: int) -> None:
+    from PIL import Image
+
+    count, height, width, channels = samples.shape
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    # A dark line between pictures, and small pictures enlarged, so that a person can see them.
+    grid = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, channels), 40, np.uint8)
+    grays = np.round(samples * (255.0 / (vocab_size - 1))).astype(np.uint8)
+    for i, picture in enumerate(grays):
+        top, left = i // columns * (height + 1) + 1, i % columns * (width + 1) + 1
+        grid[top : top + height, left : left + width] = picture
+    shown = {1: grid[..., 0], 2: np.pad(grid, ((0, 0), (0, 0), (0, 1)))}.get(channels, grid[..., :3])
+    image = Image.fromarray(shown)
+    enlarge = max(1, 640 // max(image.size))
+    image.resize([side * enlarge for side in image.size], Image.Resampling.NEAREST).save(path)
+
+
+def _save_points(path, points: UInt8[np.ndarray, "points 2"], vocab_size: int) -> None:
+    figure, axes = new_figure(1, 1, (5, 5))
+    axes.scatter(*encoder.scale(points, vocab_size).T, s=4, alpha=0.5, linewidths=0)
+    axes.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal", title=f"{len(points)} samples")
+    figure.savefig(path, dpi=120)

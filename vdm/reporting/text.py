@@ -1,0 +1,58 @@
+"""Numbers and tables as text."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:  # this module imports no JAX, so that studies start at once
+    from vdm.evaluation.estimate import Estimate
+
+
+def fixed(number: float) -> str:
+    """Four digits after the point; a dash for NaN, what is not known."""
+    return "–" if np.isnan(number) else f"{number:.4f}"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table that reads well as text too: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows)]
+
+    def line(cells):
+        first, *others = (cell.rjust(width) for cell, width in zip(cells, widths))
+        return " | ".join(["| " + first.strip().ljust(widths[0]), *others]) + " |"
+
+    rule = ["-" * width for width in widths]
+    rule[1:] = [dashes[:-1] + ":" for dashes in rule[1:]]
+    return "\n".join(map(line, [header, rule, *rows]))
+
+
+def parameter_table(params: Any) -> str:
+    """A table of the parameters, a tree of arrays: name, shape, count, and the total."""
+    import jax
+
+    rows = []
+    for path, value in jax.tree_util.tree_flatten_with_path(params)[0]:
+        name = jax.tree_util.keystr(path, simple=True, separator="/").replace("/params/", "/")
+        rows.append((name, " × ".join(map(str, value.shape)) or "scalar", f"{value.size:,}"))
+    total = f"{sum(value.size for value in jax.tree.leaves(params)):,}"
+    rows = [("parameter", "shape", "count"), *rows, ("total", "", total)]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    lines = [
+        f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {count:>{widths[2]}}" for name, shape, count in rows
+    ]
+    rule = "-" * len(lines[0])
+    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+
+def estimate_table(estimate: "Estimate") -> str:
+    """Each term and the total in bits/dim, with the standard error and its two parts."""
+    names = [name for name in estimate.mean if name != "bpd"] + ["bpd"]
+    lines = [f"{'':<16}{'bits/dim':>10}{'s.e.':>10}{'= images':>10}{'& noise':>10}"]
+    for name in names:
+        numbers = (part[name] for part in (estimate.mean, estimate.se, estimate.images_se, estimate.noise))
+        label = f"total ({'exact' if estimate.exact else 'ELBO'})" if name == "bpd" else name
+        lines.append(f"{label:<16}" + "".join(f"{fixed(number):>10}" for number in numbers))
+    lines.insert(-1, "-" * len(lines[0]))
+    lines.append(f"images: {estimate.images}, each evaluated {estimate.passes} times")
+    return "\n".join(lines)

@@ -1,0 +1,173 @@
+"""What a workdir says of its run: the config that it was started with, and how far it came.
+
+Files alone, without Orbax, which takes a while to import.
+"""
+
+import importlib.util
+import json
+import pathlib
+import sys
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vdm import config as config_lib
+from vdm.component import OWN
+from vdm.config import flat
+from vdm.errors import UserError, require
+
+# Fields that may differ when a run goes on: how long, what is reported meanwhile, and in what precision and
+# memory the same function is computed.
+HARMLESS = (
+    "train.steps",
+    "train.keep",
+    "train.log_every",
+    "train.eval_every",
+    "train.checkpoint_every",
+    "train.sample_every",
+    "eval",
+    "sample",
+    "model.sampler",
+    "model.sample_steps",
+    "model.guidance",
+    "model.net.dtype",
+    "model.net.remat",
+    "data.data_dir",
+    "data.on_device_gib",
+    "parallel",
+)
+
+
+def newest(workdir: pathlib.Path) -> int | None:
+    """The step of the newest checkpoint in the workdir, or None where there is none."""
+    names = [path.name for path in pathlib.Path(workdir).glob("checkpoints/*")]
+    return max((int(name) for name in names if name.isdigit()), default=None)
+
+
+# ---- config.json ---------------------------------------------------------------------
+
+
+def read_config(workdir: pathlib.Path) -> ConfigDict:
+    """The complete config that the workdir was started with, and the modules of its own components loaded.
+
+    Raises:
+      UserError: it is not there or damaged.
+    """
+    load_modules(workdir)
+    return config_lib.complete(read_raw(workdir), drop_unread=True)
+
+
+def read_raw(workdir: pathlib.Path) -> dict[str, Any]:
+    """config.json as it stands, but for what older versions named otherwise.
+
+    Raises:
+      UserError: it is not there or damaged.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    require(path.is_file(), f"{str(workdir)!r} is no workdir of a run: it has no config.json.")
+    try:
+        found = json.loads(path.read_text())
+        require(isinstance(found, dict), f"{str(path)!r} is damaged (no object); give another --workdir.")
+    except ValueError as error:
+        raise UserError(f"{str(path)!r} is damaged ({error}); give another --workdir.") from error
+    return _renamed(found)
+
+
+def _renamed(found):
+    """A config from before there were objectives: a schedule for least variance said so by its name."""
+    model = found.get("model", {})
+    if "objective" in found or "schedule" not in model:
+        return found
+    schedule, least = model["schedule"], model["schedule"].get("name") in ("min_variance", "piecewise")
+    if schedule.get("name") == "min_variance":
+        found = found | {"model": model | {"schedule": schedule | {"name": "learned_net"}}}
+    continuous = model.get("timesteps") == 0 and model.get("name") in ("diffusion", "latent")
+    return found | {"objective": {"name": "least_variance" if least and continuous else "elbo"}}
+
+
+def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Writes config.json, whole or not at all, and keeps the modules of one's own components."""
+    keep_modules(workdir, config)
+    path = pathlib.Path(workdir) / "config.json"
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    part.replace(path)
+
+
+def differences(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
+    """[(field, old value, new value)] of two nested configs, without those in HARMLESS."""
+    old, new = flat(old), flat(new)
+    return [
+        (name, old.get(name), new.get(name))
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+        and not any(f"{name}.".startswith(f"{field}.") for field in HARMLESS)
+    ]
+
+
+def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Raises UserError where the workdir was started with a config, or a component's module, that differs."""
+    if not (pathlib.Path(workdir) / "config.json").exists():
+        return
+    _check_modules(workdir, config)
+    found = differences(read_config(workdir), config)
+    if found:
+        fields = "; ".join(f"{name} was {old!r}, is {new!r}" for name, old, new in found)
+        raise UserError(
+            f"{str(workdir)!r} was started with another config: {fields}. "
+            "Set these fields back, or give another --workdir."
+        )
+
+
+# ---- components of one's own ---------------------------------------------------------
+
+
+def load_modules(workdir: pathlib.Path) -> None:
+    """Loads the modules that `keep_modules` kept, each under its own name: the run's own code, wherever the
+    command is given.
+
+    Raises:
+      UserError: one fails.
+    """
+    folder = pathlib.Path(workdir) / "components"
+    for path in sorted(folder.glob("*.py")):
+        name = path.stem
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            raise UserError(f"{str(path)!r} cannot be loaded: {type(error).__name__}: {error}") from error
+        sys.modules[name] = module
+
+
+def keep_modules(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Copies the module of each component that is named by an import path into components/, as
+    PACKAGE.MODULE.py, so that the run is found again from its workdir alone.
+
+    Raises:
+      UserError: another version of it is kept there.
+    """
+    _check_modules(workdir, config)
+    for kept, source in _own_modules(workdir, config):
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_bytes(source.read_bytes())
+
+
+def _check_modules(workdir, config):
+    for kept, source in _own_modules(workdir, config):
+        require(
+            not kept.exists() or kept.read_bytes() == source.read_bytes(),
+            f"{str(source)!r} is not what it was when {str(workdir)!r} was started ({str(kept)!r}); "
+            "set it back, or give another --workdir.",
+        )
+
+
+def _own_modules(workdir, config):
+    """(path of the kept copy, path of the source) of the module of each component of one's own."""
+    names = [value for field, value in flat(config).items() if field.endswith(".name")]
+    modules = {name.partition(":")[0] for name in names if OWN.fullmatch(name)}
+    for name in sorted(modules):
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file and name.partition(".")[0] != "vdm":
+            yield pathlib.Path(workdir) / "components" / f"{name}.py", pathlib.Path(file)

@@ -1,27 +1,47 @@
-# make digits   train, evaluate and draw a VDM on scikit-learn's digits
-# make test     run the tests
-# make clean    remove the environment (and nothing that a run wrote)
+# make digits       train, evaluate and draw a VDM on scikit-learn's digits
+# make check        the tests that a change needs most, under 90 seconds
+# make test         all tests
+# make lint         ruff (lint and format) and mypy
+# make constraints  a new .venv with the newest versions; where all tests pass, constraints.txt gets them
+# make clean        remove the environment (and nothing that a run wrote)
 #
-# Both make their own virtual environment in .venv, with PYTHON (3.11 to 3.13).
+# Each makes its own virtual environment in .venv, with PYTHON (3.11 to 3.14) and the versions of
+# constraints.txt, which are those that the tests passed with.
 
 PYTHON ?= python3
 PY := .venv/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: digits test clean
+.PHONY: digits check test lint constraints clean
 
 digits: .venv/installed
 	$(PY) -m vdm.main --config=configs/digits.py --workdir=runs/digits
 
-test: .venv/installed-test
+check: .venv/installed-dev
+	$(PY) -m pytest -n 2 --dist loadfile -m "not slow" --ignore-glob="tests/test_*" tests
+
+test: .venv/installed-dev
 	$(PY) -m pytest -n 2 --dist loadfile
 
-.venv/installed: setup.cfg pyproject.toml
+lint: .venv/installed-dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+constraints: clean
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check -e .
+	$(PIP) -e '.[dev]'
+	touch .venv/installed .venv/installed-dev
+	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) .ci/constraints.py constraints.txt
+
+.venv/installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) -c constraints.txt -e .
 	touch $@
 
-.venv/installed-test: .venv/installed
-	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[test]'
+.venv/installed-dev: .venv/installed
+	$(PIP) -c constraints.txt -e '.[dev]'
 	touch $@
 
 clean:

@@ -4,36 +4,40 @@
   python -m experiments.elbo_curves runs/digits runs/sweep --out=runs/curves
 
 Takes workdirs, and sweeps: folders of workdirs named VARIANT-SEED, whose variants become one curve
-each, with a band over the seeds. Draws bits/dim of the test split against steps and against seconds,
+each, with a band over the seeds. Plots bits/dim of the test split against steps and against seconds,
 and each term, into elbo_curves.png and elbo_curves.pdf. Prints how far each run is, and its last number
 with the standard error, which counts the test images and the Monte-Carlo noise.
 """
 
-from experiments import results, workdirs
-from vdm.reporting import report
+from collections.abc import Sequence
+import pathlib
+
+from absl import flags
+
+from experiments import command, curves, workdirs
 from vdm.errors import require
+from vdm.reporting.text import fixed, markdown_table
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("out", "runs/curves", "Folder for what is written.", flag_values=FLAGS)
 
 
-def table(variants):
-    """Markdown: of each run how far it is, and the last number.
-
-    Args:
-      variants: {variant: [workdirs]}.
-    """
+def table(variants: workdirs.Variants) -> str:
+    """Markdown: of each run how far it is, and the last number."""
     header = ("run", "step", "of", "seconds", "bits/dim", "± s.e.", "at step")
     cells = []
-    for variant, runs in workdirs.read_variants(variants).items():
-        for run in runs:
-            name = f"{variant}, seed {run.config['seed']}" if len(runs) > 1 else variant
-            steps = [str(run.newest["step"]), str(run.config["train"]["steps"])]
-            seconds = f"{workdirs.number(run.newest, 'seconds'):.0f}" if run.newest["step"] else "–"
-            last = [report.fixed(workdirs.number(run.final, key)) for key in ("bpd", "bpd_se")]
-            cells.append([name, *steps, seconds, *last, str(run.final.get("step", "–"))])
-    return report.markdown_table(header, cells)
+    for variant, records in workdirs.read_variants(variants).items():
+        for record in records:
+            name = f"{variant}, seed {record.config.seed}" if len(records) > 1 else variant
+            steps = [str(record.newest["step"]), str(record.config.train.steps)]
+            seconds = f"{workdirs.number(record.newest, 'seconds'):.0f}" if record.newest["step"] else "–"
+            last = [fixed(workdirs.number(record.final, key)) for key in ("bpd", "bpd_se")]
+            cells.append([name, *steps, seconds, *last, str(record.final.get("step", "–"))])
+    return markdown_table(header, cells)
 
 
-def run(folders, out):
-    """Prints the table, and draws the curves.
+def run(folders: Sequence[str], out: pathlib.Path | str) -> None:
+    """Prints the table, and plots the curves.
 
     Raises:
       UserError: a folder holds no run, or none has measured anything yet.
@@ -41,9 +45,9 @@ def run(folders, out):
     require(folders, "no folder is given; give workdirs or sweeps, such as runs/digits.")
     variants = workdirs.find(folders)
     print(table(variants), flush=True)
-    files = results.curves(variants, out, "elbo_curves")
+    files = curves.plot_curves(variants, out, "elbo_curves")
     print(f"{out}: {', '.join(file.name for file in files)}")
 
 
 if __name__ == "__main__":
-    workdirs.main(run, "runs/curves")
+    command.main(__doc__, FLAGS, lambda folders: run(folders, FLAGS.out))

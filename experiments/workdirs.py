@@ -1,9 +1,10 @@
-"""What workdirs tell of their runs, finished or still going.
+"""What workdirs hold of their runs, finished or still going.
 
 A run is one workdir. A variant is a name and its workdirs, whose configs differ in the seed alone.
 A sweep is a folder of workdirs that are named VARIANT-SEED.
 """
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import csv
 import dataclasses
 import json
@@ -11,61 +12,86 @@ import math
 import os
 import pathlib
 import re
-import sys
+import statistics
+from typing import Any
 
-from absl import app, flags, logging
+from jaxtyping import Float
+from ml_collections import ConfigDict
 import numpy as np
 
-from vdm.reporting import report
-from vdm.errors import UserError, one_line, require
+from vdm import workdir as workdir_lib
+from vdm.errors import UserError, require
+from vdm.reporting.metrics import read_metrics
+
+Row = Mapping[str, Any]  # a line of metrics.jsonl, or eval.json
+Variants = Mapping[str, Sequence[pathlib.Path]]  # name to the workdirs of its seeds
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """A workdir, finished or still going.
+class Record:
+    """What a workdir holds of its run.
 
     Attributes:
-      config: nested dictionaries.
-      train, test: lines of metrics.jsonl, a dictionary each.
-      final: eval.json, or else the newest line of `test`; {} where nothing was evaluated yet.
+      config: complete; that of an older version as this version reads it.
+      train: the lines of metrics.jsonl on training.
+      test: those on the test split that make one curve: all have as many passes.
+      newest: the newest line; of step 0 where there is none.
+      final: eval.json, or else the newest evaluation; {} where nothing was evaluated yet. "seconds" is of
+        the line of its step.
     """
 
     folder: pathlib.Path
-    config: dict
-    train: list
-    test: list
-    final: dict
+    config: ConfigDict
+    train: list[Row]
+    test: list[Row]
+    newest: Row
+    final: Row
 
     @property
-    def newest(self):
-        """The newest line; of step 0 where there is none."""
-        return max([{"step": 0}, *self.train[-1:], *self.test[-1:]], key=lambda row: row["step"])
+    def has_own_final(self) -> bool:
+        """Whether the final estimate is no point of the curve, as at the end it has more passes."""
+        return bool(self.final) and self.final not in self.test
 
 
-def read(folder):
-    """The Run of a workdir.
+def read(folder: pathlib.Path | str) -> Record:
+    """The Record of a workdir.
 
     Raises:
       UserError: the folder is not that of a run, or a file of it is damaged.
     """
     folder = pathlib.Path(folder).expanduser()
     require(folder.is_dir(), f"{str(folder)!r} does not exist; give the workdir of a run.")
-    config = _json(folder / "config.json")
     require(
-        {"seed", "data", "train"} <= set(config),
-        f"{str(folder)!r} is no run: it has no config.json of one; give the workdir of a run.",
+        {"seed", "data", "train"} <= set(workdir_lib.read_raw(folder)),
+        f"{str(folder)!r} is no run: its config.json is of something else; give the workdir of a run.",
     )
-    rows = report.read_metrics(folder / "metrics.jsonl")
-    train, test = ([row for row in rows if row["split"] == split] for split in ("train", "test"))
-    final = _json(folder / "eval.json")
+    config = workdir_lib.read_config(folder)
+    rows = read_metrics(folder / "metrics.jsonl")
+    evaluations = [row for row in rows if row["split"] != "train"]
+    newest = rows[-1] if rows else {"step": 0}
+    final = _read_json(folder / "eval.json")
     # A run that was taken up again, to train for longer, has the eval.json of its first end.
-    going = rows and rows[-1]["step"] < config["train"]["steps"]
-    if test and (not final or going and final["step"] < test[-1]["step"]):
-        final = test[-1]
-    return Run(folder, config, train, test, final)
+    going = newest["step"] < config.train.steps
+    if evaluations and (not final or going and final["step"] < evaluations[-1]["step"]):
+        final = evaluations[-1]
+    if final:
+        before = [row["seconds"] for row in rows if row["step"] <= final["step"]]
+        final = {"seconds": before[-1] if before else None, **final}
+    train = [row for row in rows if row["split"] == "train"]
+    test = comparable([row for row in evaluations if row["split"] == "test"])
+    return Record(folder, config, train, test, newest, final)
 
 
-def _json(path):
+def comparable(test: list[Row]) -> list[Row]:
+    """The lines that have as many passes as most: others have other draws, and would make a curve jump.
+
+    In runs of older versions the last line had more passes than those before it.
+    """
+    usual = statistics.mode(row.get("passes") for row in test) if test else None
+    return [row for row in test if row.get("passes") == usual]
+
+
+def _read_json(path):
     """What a JSON file holds; {} where there is none."""
     try:
         return json.loads(path.read_text()) if path.exists() else {}
@@ -73,7 +99,7 @@ def _json(path):
         raise UserError(f"{str(path)!r} is damaged ({error}); leave this run out.") from error
 
 
-def find(folders):
+def find(folders: Iterable[pathlib.Path | str]) -> dict[str, list[pathlib.Path]]:
     """{label: [workdirs]} of workdirs, and of each variant in sweeps.
 
     A label is the path of the workdir, or SWEEP/VARIANT, below the folder that all are in.
@@ -81,7 +107,7 @@ def find(folders):
     Raises:
       UserError: there is no run in one of the folders.
     """
-    found = {}
+    found: dict[pathlib.Path, list[pathlib.Path]] = {}
     for folder in (pathlib.Path(folder).expanduser() for folder in folders):
         runs = sorted(path.parent for path in folder.glob("*/config.json"))
         sweep = runs and not (folder / "config.json").exists()
@@ -93,8 +119,8 @@ def find(folders):
     return {str(path.relative_to(above)): runs for path, runs in found.items()}
 
 
-def read_variants(variants):
-    """{variant: [Run]} of {variant: [workdirs]}, without the variants that have none yet.
+def read_variants(variants: Variants) -> dict[str, list[Record]]:
+    """The Records of each variant, without the variants that have none yet.
 
     Raises:
       UserError: as `read` does; or a variant has a seed twice, which says nothing of seeds; or there
@@ -102,61 +128,49 @@ def read_variants(variants):
     """
     found = {name: [read(folder) for folder in folders] for name, folders in variants.items() if folders}
     require(found, "there is no run to show yet.")
-    for name, runs in found.items():
-        seeds = [run.config["seed"] for run in runs]
-        twice = [str(run.folder) for run in runs if seeds.count(run.config["seed"]) > 1]
+    for name, records in found.items():
+        seeds = [record.config.seed for record in records]
+        twice = [str(record.folder) for record in records if seeds.count(record.config.seed) > 1]
         require(not twice, f"{name!r} has one seed twice: {', '.join(twice)}; give each seed once.")
     return found
 
 
-def number(row, name):
+def number(row: Row, name: str) -> float:
     """A number of a line; NaN where it is not there or was not finite."""
     value = row.get(name)
     return math.nan if value is None else float(value)
 
 
-def images(run):
-    """The final bits/dim image by image, [images]; None where eval_images.csv is not there, or is of
-    another evaluation."""
-    path = run.folder / "eval_images.csv"
+def image_values(record: Record) -> Float[np.ndarray, "images"] | None:
+    """The final bits/dim image by image; None where eval_images.csv is not there, or is of another
+    evaluation."""
+    path = record.folder / "eval_images.csv"
     if not path.exists():
         return None
     with path.open(newline="") as file:
         _, *rows = csv.reader(file)
     values = np.array([float(row[1]) for row in rows])  # after the image's number: the ELBO
-    same = len(values) == run.final.get("images") and math.isclose(values.mean(), number(run.final, "bpd"))
-    return values if same else None
+    same = len(values) == record.final.get("images")
+    return values if same and math.isclose(values.mean(), number(record.final, "bpd")) else None
 
 
-def kept(folder, name, measure):
-    """measure(folder), a JSON dictionary, kept in NAME.json of the workdir for the step of its last evaluation."""
+def image_source(record: Record) -> tuple[Any, ...]:
+    """What says which test images there are: config.data, but for what touches training alone, and how many
+    were evaluated."""
+    fields = sorted(record.config.data.items())
+    return *(field for field in fields if field[0] not in ("augment", "on_device_gib")), record.final.get("images")
+
+
+def kept(
+    folder: pathlib.Path, name: str, measure: Callable[[pathlib.Path], dict[str, Any]]
+) -> dict[str, Any]:
+    """measure(folder), a JSON dictionary, kept in NAME.json of the workdir for the step of its last
+    evaluation."""
     path, step = folder / f"{name}.json", read(folder).final["step"]
-    if path.exists() and (found := _json(path)).get("step") == step:
+    if path.exists() and (found := _read_json(path)).get("step") == step:
         return found
     found = measure(folder) | {"step": step}
     part = path.with_suffix(".part")
     part.write_text(json.dumps(found) + "\n")
     part.replace(path)
     return json.loads(path.read_text())
-
-
-def image_source(run):
-    """What says which test images there are: fields of the config, and how many were evaluated."""
-    fields = run.config["data"]
-    return *(fields.get(name) for name in ("name", "data_dir", "image_size", "vocab_size")), run.final.get("images")
-
-
-def main(run, out):
-    """Calls run(folders, --out) of the command line, and exits: with 2 on bad input."""
-    # As a flag of the program, so that --help shows it.
-    flags.DEFINE_string("out", out, "Folder for what is written.", module_name=sys.argv[0])
-
-    def checked(argv):
-        logging.set_verbosity(logging.ERROR)  # the libraries' own reports are not the study's
-        try:
-            run(argv[1:], flags.FLAGS.out)
-        except UserError as error:
-            print(f"error: {one_line(error)}", file=sys.stderr)
-            sys.exit(2)
-
-    app.run(checked)

@@ -1,4 +1,4 @@
-"""Eight virtual CPU devices for every test, so that one process can be many devices."""
+"""Eight virtual CPU devices for every test, so that one process can be many devices; and tiny runs."""
 
 import os
 import pathlib
@@ -38,6 +38,17 @@ TINY = {
     "config.sample.batch_size": 4,
 }
 
+TIMING = ("seconds", "steps_per_second")
+
+
+def make_config(fields=None, file=None):
+    """The complete config of a file, or without one of the defaults, with fields set by dotted names as on the
+    command line."""
+    from vdm import commandline, config
+
+    raw = config.default() if file is None else config.load(str(ROOT / file))
+    return commandline.apply(raw, [f"--config.{name}={value}" for name, value in (fields or {}).items()])
+
 
 def command(workdir, devices=1, **flags):
     """The command line of a tiny run, and its environment of that many virtual devices."""
@@ -59,3 +70,29 @@ def run(workdir, devices=1, **flags):
     """Runs a tiny run to its end; returns the finished process with its output."""
     line, env = command(workdir, devices, **flags)
     return subprocess.run(line, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def state(workdir, step=12):
+    """Every array of a checkpoint, as bytes by name."""
+    import jax
+    import numpy as np
+    import orbax.checkpoint as ocp
+
+    path = workdir / "checkpoints" / str(step) / "state"
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with ocp.StandardCheckpointer() as checkpointer:
+        like = jax.tree.map(
+            lambda saved: jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=here),
+            checkpointer.metadata(path).item_metadata.tree,
+        )
+        tree = checkpointer.restore(path, like)
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): np.asarray(value).tobytes() for path, value in flat}
+
+
+def metrics(workdir):
+    """The lines of metrics.jsonl without what the clock says."""
+    from vdm.reporting.metrics import read_metrics
+
+    rows = read_metrics(workdir / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if k not in TIMING} for row in rows]

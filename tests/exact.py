@@ -2,13 +2,14 @@
 
 import numpy as np
 
-from configs import default
-from vdm.data import dataset as data
-from vdm.diffusion import model as diffusion_lib, schedule
+from conftest import make_config
+from vdm.data import dataset
+from vdm.diffusion import model as diffusion_lib
+from vdm.diffusion.schedule.fixed import FixedLinear
 
 
 class Constant:
-    """A network whose output is log p(v) of each value, whatever it is given: read as `levels`
+    """A network whose output is log p(v) of each value, whatever its input: read as `levels`
     it is the optimal denoiser of pictures whose values are independent and distributed so."""
 
     def __init__(self, log_p):
@@ -18,8 +19,9 @@ class Constant:
         return {}
 
     def apply(self, params, z, *args):
-        return np.broadcast_to(self.log_p.reshape(1, *self.log_p.shape[:2], -1).astype(np.float32),
-                               (z.shape[0], *self.log_p.shape[:2], self.log_p[0, 0].size))
+        *shape, channels, vocab_size = self.log_p.shape
+        output = self.log_p.reshape(1, *shape, channels * vocab_size).astype(np.float32)
+        return np.broadcast_to(output, (z.shape[0], *output.shape[1:]))
 
 
 def log_probabilities(shape, vocab_size, seed=0):
@@ -31,43 +33,36 @@ def log_probabilities(shape, vocab_size, seed=0):
 def pictures(log_p, count, seed=1):
     """Pictures drawn from independent values with these log-probabilities, and the negative
     log-likelihood of each in bits/dim."""
-    draw = np.random.default_rng(seed)
-    gumbel = draw.gumbel(size=(count, *log_p.shape))
+    random = np.random.default_rng(seed)
+    gumbel = random.gumbel(size=(count, *log_p.shape))
     image = np.argmax(log_p + gumbel, axis=-1)
     chosen = np.take_along_axis(log_p[None], image[..., None], axis=-1)[..., 0]
     bits = -chosen.reshape(count, -1).mean(axis=1) / np.log(2.0)
     return image.astype(np.uint8), bits
 
 
-def model(log_p, gamma_min, gamma_max, timesteps=0, made=schedule.FixedLinear):
+def model(log_p, gamma_min, gamma_max, timesteps=0, schedule=FixedLinear):
     """A Diffusion with the denoiser `Constant` and a schedule between these end points."""
     *shape, vocab_size = log_p.shape
     return diffusion_lib.Diffusion(
-        schedule=made(gamma_min, gamma_max),
+        schedule=schedule(shape=tuple(shape), gamma_min=gamma_min, gamma_max=gamma_max),
         net=Constant(log_p),
-        parameterisation="levels",
         shape=tuple(shape),
         vocab_size=vocab_size,
         classes=0,
-        condition="none",
+        parameterisation="levels",
         timesteps=timesteps,
-        times="stratified",
-        gamma_range=(gamma_min, gamma_max),
-        sampler="ancestral",
         sample_steps=10,
     )
 
 
 def split(images, vocab_size):
     """The pictures as a data set."""
-    part = data.in_memory(images)
-    return data.Data(part, part, data.Spec(images.shape[1:], vocab_size, 0))
+    part = dataset.in_memory(images)
+    return dataset.Data(part, part, dataset.Spec(images.shape[1:], vocab_size, 0))
 
 
 def config(**changes):
-    """The default config with fields of config.eval changed."""
-    c = default.get_config()
-    c.eval.batch_size = 512
-    for name, value in changes.items():
-        c.eval.update_from_flattened_dict({name.replace("__", "."): value})
-    return c
+    """The default config with fields of config.eval changed; __ for a dot."""
+    fields = {f"eval.{name.replace('__', '.')}": value for name, value in changes.items()}
+    return make_config({"eval.batch_size": 512} | fields)

@@ -1,8 +1,8 @@
 """The command line: --config=FILE and --config.FIELD=VALUE become one complete config."""
 
+from collections.abc import Mapping, Sequence
 import re
 import sys
-from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -49,6 +49,7 @@ def fields_of(args: Sequence[str]) -> dict[str, str]:
     found = {}
     for arg in args:
         match = _FIELD.fullmatch(arg)
+        assert match is not None, arg
         found[match[1]] = match[2] if match[2] is not None else "true"
     return found
 
@@ -66,7 +67,8 @@ def apply(raw: Mapping[str, Any], args: Sequence[str], drop_unread: bool = False
     names = {field: value for field, value in set_fields.items() if field.endswith(".name")}
     config = config_lib.complete(raw, names, drop_unread)
     for field in set_fields:
-        section, path = config, []
+        section: Any = config
+        path: list[str] = []
         for part in field.split("."):
             if not isinstance(section, ConfigDict) or part not in section:
                 nearest = section if isinstance(section, ConfigDict) else config

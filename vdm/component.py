@@ -6,11 +6,14 @@ fields, so `config.model.schedule.gamma_min` is the `gamma_min` of the schedule 
 A name is that of a built-in component, or the import path "module:Class" of one's own.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import difflib
 import importlib
+import importlib.util
+import pathlib
 import re
-from collections.abc import Mapping
+from types import ModuleType
 from typing import Any, ClassVar
 
 from vdm.errors import UserError, require
@@ -20,7 +23,7 @@ OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 class Component:
-    """What every component has beside its fields.
+    """What every component has in addition to its fields.
 
     Attributes:
       sections: those of the config below its own, by name.
@@ -68,7 +71,7 @@ def choose(field: str, value: Any, accepted: Any) -> None:
 
 
 def did_you_mean(name: str, names: Any) -> str:
-    """" Did you mean 'x'?" with the nearest of `names`; "" where none is near."""
+    """ " Did you mean 'x'?" with the nearest of `names`; "" where none is near."""
     near = difflib.get_close_matches(name, list(names), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
 
@@ -108,28 +111,46 @@ class Registry:
             + did_you_mean(name, self.builtin)
         )
 
-    def _import(self, name: str, field: str) -> type:
+    def _import(self, name: str, field: str) -> Any:
         module, _, attribute = name.partition(":")
         try:
             found = importlib.import_module(module)
         except ModuleNotFoundError as error:
             missing = str(error.name)
             if module != missing and not module.startswith(f"{missing}."):
-                raise UserError(f"{field} is {name!r}, which needs the module {missing!r}: {error}.") from error
+                raise UserError(
+                    f"{field} is {name!r}, which needs the module {missing!r}: {error}."
+                ) from error
             raise UserError(
-                f"{field} is {name!r}, but there is no module {missing!r}; accepted: 'module:Class' of a module "
-                "in the current folder, or of an installed one."
+                f"{field} is {name!r}, but there is no module {missing!r}; accepted: 'module:Class' of a "
+                "module in the current folder, or of an installed one."
             ) from error
         except Exception as error:
-            raise UserError(f"{field} is {name!r}, which cannot be imported: {type(error).__name__}: {error}") from error
-        component = getattr(found, attribute, None)
-        own = [key for key, value in vars(found).items() if isinstance(value, type) and issubclass(value, self.base)]
+            raise UserError(
+                f"{field} is {name!r}, which cannot be imported: {type(error).__name__}: {error}"
+            ) from error
+        own = [
+            key
+            for key, value in vars(found).items()
+            # Not those that it imports, as this file alone is kept with the workdir.
+            if isinstance(value, type) and issubclass(value, self.base) and value.__module__ == module
+        ]
         require(
             attribute in own,
-            f"{field} is {name!r}, but {module!r} has no {self.base.__module__}.{self.base.__name__} "
-            f"called {attribute!r}; it has: {', '.join(own) or 'none'}.{did_you_mean(attribute, own)}",
+            f"{field} is {name!r}, but {module!r} defines no {self.base.__module__}.{self.base.__name__} "
+            f"called {attribute!r}; it defines: {', '.join(own) or 'none'}.{did_you_mean(attribute, own)}",
         )
-        return component
+        return getattr(found, attribute)
+
+
+def load_file(path: pathlib.Path | str, name: str) -> ModuleType:
+    """The Python file as a module of this name; it raises what the file raises."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{str(path)!r} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def build(registry: Registry, section: Any, path: str, **given: Any) -> Any:

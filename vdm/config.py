@@ -5,15 +5,14 @@ component has its `name` and fields of that component alone. `complete` then add
 set, with the component's own defaults, and refuses a field that the component does not read.
 """
 
-import difflib
-import importlib.util
-import pathlib
 from collections.abc import Mapping
+import difflib
+import pathlib
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from vdm.component import Registry, did_you_mean
+from vdm.component import Registry, did_you_mean, load_file
 from vdm.data.sources import SOURCES
 from vdm.diffusion.objective import OBJECTIVES
 from vdm.errors import UserError, one_line, require
@@ -48,7 +47,7 @@ def default() -> ConfigDict:
     c.train.eval_every = 500
     c.train.checkpoint_every = 500
     c.train.sample_every = 1_000
-    c.train.keep = 2  # newest checkpoints kept, beside the best
+    c.train.keep = 2  # newest checkpoints kept, and the best
 
     c.eval = ConfigDict()
     c.eval.batch_size = 120  # over all devices of all hosts
@@ -111,7 +110,9 @@ def _section(
         section[part] = _section(below, given.get(part, {}), f"{path}.{part}", names, drop)
     plain = {field: value for field, value in given.items() if field not in ("name", *cls.sections)}
     # An empty section is what default() has for a component that has none.
-    _update(section, {k: v for k, v in plain.items() if not isinstance(v, Mapping | ConfigDict) or v}, path, drop)
+    _update(
+        section, {k: v for k, v in plain.items() if not isinstance(v, Mapping | ConfigDict) or v}, path, drop
+    )
     return section
 
 
@@ -155,12 +156,9 @@ def load(file: str) -> ConfigDict:
     """
     path, _, argument = file.partition(":")
     require(pathlib.Path(path).is_file(), f"--config is {file!r}, which does not exist.{_nearest_file(path)}")
-    spec = importlib.util.spec_from_file_location("config_file", path)
     accepted = "accepted: a Python file with get_config() → ConfigDict, such as configs/digits.py"
-    require(spec is not None and spec.loader is not None, f"--config is {file!r}; {accepted}.")
     try:
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = load_file(path, "config_file")
         return module.get_config(argument) if argument else module.get_config()
     except UserError:
         raise
@@ -175,7 +173,7 @@ def _nearest_file(path: str) -> str:
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     """{dotted name: value} of nested dictionaries or ConfigDicts."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in config.items():
         nested = isinstance(value, Mapping | ConfigDict)
         found |= flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}

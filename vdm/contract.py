@@ -1,9 +1,10 @@
-"""The contract that every generative model keeps: what it draws, and what it can do beside.
+"""The contract that every generative model keeps: what it draws, and its further abilities.
 
 A model is a frozen value that holds no arrays: all state is in `params`. Losses are nats per example; they
 become bits/dim in elbo.bits_per_dim alone.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import enum
 from typing import Any, NamedTuple, Protocol
@@ -16,7 +17,7 @@ from vdm.parameters import Role, alike
 Params = Any
 # "image": integer levels [batch, height, width, channels]; "label": int32 [batch]; "augmented": float32
 # [batch], 1 where the image was changed.
-Batch = dict[str, Array]
+Batch = Mapping[str, Any]
 Terms = dict[str, Float[Array, "batch"]]
 
 
@@ -77,7 +78,7 @@ class Model(Component):
 
     @property
     def abilities(self) -> frozenset[Ability]:
-        """What it can do beside."""
+        """What it can do that not every model can."""
         return frozenset()
 
     @property
@@ -113,7 +114,9 @@ class Model(Component):
         """
         raise NotImplementedError
 
-    def sample(self, params: Params, rng: Random, batch: Batch) -> UInt8[Array, "batch height width channels"]:
+    def sample(
+        self, params: Params, rng: Random, batch: Batch
+    ) -> UInt8[Array, "batch height width channels"]:
         """Samples, under the labels of `batch` where the model is conditioned on them."""
         raise NotImplementedError
 
@@ -144,7 +147,7 @@ class Model(Component):
         raise NotImplementedError
 
     def condition_of(self, batch: Batch) -> Float[Array, "batch size"] | None:
-        """DENOISER: what the network is conditioned on beside γ; None for nothing."""
+        """DENOISER: what the network is conditioned on in addition to γ; None for nothing."""
         raise NotImplementedError
 
     def x_hat(
@@ -152,4 +155,3 @@ class Model(Component):
     ) -> Float[Array, "batch height width channels"]:
         """DENOISER: x̂(z_t) of the pictures of a batch at one time, z_t drawn, in [−1, 1]."""
         raise NotImplementedError
-

@@ -9,13 +9,13 @@ as in --config.train.steps=5000, and so can a component, as in --config.model.sc
 Without --config, the config is the one that the workdir was started with.
 """
 
+from collections.abc import Sequence
 import gc
 import importlib
 import os
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
@@ -67,7 +67,9 @@ def parse_flags(argv: Sequence[str]) -> None:
         rest = FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
         names = [*FLAGS, "config"]
-        raise UserError(f"--{error.flagname} is no flag.{did_you_mean(error.flagname, names)} See --help.") from error
+        raise UserError(
+            f"--{error.flagname} is no flag.{did_you_mean(error.flagname, names)} See --help."
+        ) from error
     except flags.Error as error:
         raise UserError(f"{one_line(error)}. See --help.") from error
     require(not rest[1:], f"{' '.join(rest[1:])!r} is no flag; see --help.")
@@ -75,7 +77,8 @@ def parse_flags(argv: Sequence[str]) -> None:
 
 def read_config(given: commandline.Given, workdir: pathlib.Path) -> ConfigDict:
     """The complete config: of --config, or else that of the workdir, with the fields that are set."""
-    from vdm import config as config_lib, workdir as workdir_lib
+    from vdm import config as config_lib
+    from vdm import workdir as workdir_lib
 
     if given.file:
         return commandline.apply(config_lib.load(given.file), given.args)

@@ -1,7 +1,7 @@
 """Optimisers, learning rates and clipping. A new optimiser is a class that derives from Optimizer."""
 
-import dataclasses
 from collections.abc import Callable
+import dataclasses
 from typing import Any, ClassVar
 
 import jax
@@ -64,7 +64,7 @@ class AdamW(Optimizer):
             b2=self.b2,
             eps=self.eps,
             weight_decay=self.weight_decay,
-            mask=_decayed(roles),
+            mask=decayed(roles),
         )
 
 
@@ -89,7 +89,7 @@ class Muon(Optimizer):
         return optax.contrib.muon(
             rate,
             weight_decay=self.weight_decay,
-            weight_decay_mask=_decayed(roles),
+            weight_decay_mask=decayed(roles),
             adam_b1=self.b1,
             adam_b2=self.b2,
             eps=self.eps,
@@ -116,8 +116,8 @@ def build(section: Any, steps: int, model: Model, params: PyTree) -> optax.Gradi
     roles = model.roles(params)
     require(
         not made.needs_matrices or any(role.matrix for role in jax.tree.leaves(roles)),
-        f"config.optimizer.name is {section.name!r}, but no parameter of this model is a matrix for it; accepted "
-        "for this model: 'adamw'.",
+        f"config.optimizer.name is {section.name!r}, but no parameter of this model is a matrix for it; "
+        "accepted for this model: 'adamw'.",
     )
     clipping = [optax.stateless(_clip(made.clip, roles))] if made.clip > 0 else []
     return optax.chain(*clipping, made.updates(learning_rate(made, steps), roles))
@@ -133,7 +133,8 @@ def learning_rate(optimizer: Optimizer, steps: int) -> Rate:
     return optax.join_schedules([warmup, after], [optimizer.warmup])
 
 
-def _decayed(roles):
+def decayed(roles: PyTree[Role]) -> PyTree[bool]:
+    """Which parameters are decayed: the mask that Optax's optimisers take."""
     return jax.tree.map(lambda role: role.decayed, roles)
 
 

@@ -4,8 +4,8 @@ Each component says so of its own parameters (`roles`), so that nothing depends 
 the file that gives it.
 """
 
-import dataclasses
 from collections.abc import Callable
+import dataclasses
 from typing import Any
 
 import jax

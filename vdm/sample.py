@@ -1,7 +1,7 @@
 """Samples of a trained model, in batches over all devices."""
 
-import pathlib
 from collections.abc import Callable
+import pathlib
 
 import jax
 from jaxtyping import UInt8
@@ -47,9 +47,7 @@ def make_sampler(model: Model, config: ConfigDict, data: Data) -> Callable[..., 
         batch = {"label": label, "augmented": np.zeros(index.shape, np.float32)}
         return (model.sample(params, Rng(key, index, num), batch),)
 
-    mapped = devices.over_devices(
-        on_device, config.parallel, split_in=(False, True), split_out=(True,)
-    )
+    mapped = devices.over_devices(on_device, config.parallel, split_in=(False, True), split_out=(True,))
     share = batch_size // jax.process_count()
 
     def sample(params, progress=False):

@@ -149,7 +149,7 @@ def make_step(
 def ema_decay(step: Int[Array, ""], largest: float) -> Float[Array, ""]:
     """How much the average keeps of itself after `step` steps: (1 + n)/(10 + n), but no more than `largest`.
 
-    So the average forgets its start: as long as n is small beside 1/(1 − largest), a step's weight grows with
+    So the average forgets its start: as long as n is below about 9/(1 − largest), a step's weight grows with
     the eighth power of its number, and 61% of all weight lies in the last tenth of the steps.
     """
     n = step.astype(jnp.float32)

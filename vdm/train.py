@@ -1,17 +1,20 @@
 """The training loop: batches in, steps on the devices, numbers and pictures out; resumes anywhere."""
 
+from collections.abc import Callable, Iterator
 import itertools
 import math
 import pathlib
 import signal
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from vdm import run as run_lib, sample as sample_lib, step as step_lib, workdir as workdir_lib
+from vdm import run as run_lib
+from vdm import sample as sample_lib
+from vdm import step as step_lib
+from vdm import workdir as workdir_lib
 from vdm.contract import Params
 from vdm.data import resident
 from vdm.data.batches import train_batches
@@ -139,16 +142,26 @@ def compile_step(
     )
     head = next(batches)
     data = devices.replicated_like(resident.shapes(parts.data.train, config.data))
-    return step_fn, itertools.chain([head], batches), devices.compile_ahead(step_fn, parts.like, data, head[-1])
+    return (
+        step_fn,
+        itertools.chain([head], batches),
+        devices.compile_ahead(step_fn, parts.like, data, head[-1]),
+    )
 
 
 def due(step: int, every: int, steps: int) -> bool:
-    """Whether what is done each `every` steps (0: never), and after the last of `steps`, is to be done now."""
+    """Whether what is done each `every` steps (0: never), and after the last of `steps`, is due."""
     return step == steps or bool(every) and step % every == 0
 
 
 def report(
-    config: ConfigDict, step: int, ema: Params, running: "Running", evaluate: Any, sample: Any, log: Log | NoLog
+    config: ConfigDict,
+    step: int,
+    ema: Params,
+    running: "Running",
+    evaluate: Any,
+    sample: Any,
+    log: Log | NoLog,
 ) -> float | None:
     """Reports what is due at a step; returns the test bits/dim where they are.
 

@@ -3,7 +3,6 @@
 Files alone, without Orbax, which takes a while to import.
 """
 
-import importlib.util
 import json
 import pathlib
 import sys
@@ -12,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vdm import config as config_lib
-from vdm.component import OWN
+from vdm.component import OWN, load_file
 from vdm.config import flat
 from vdm.errors import UserError, require
 
@@ -78,11 +77,12 @@ def _renamed(found):
     model = found.get("model", {})
     if "objective" in found or "schedule" not in model:
         return found
-    schedule, least = model["schedule"], model["schedule"].get("name") in ("min_variance", "piecewise")
+    schedule = model["schedule"]
+    interior = schedule.get("name") in ("min_variance", "piecewise")
     if schedule.get("name") == "min_variance":
         found = found | {"model": model | {"schedule": schedule | {"name": "learned_net"}}}
     continuous = model.get("timesteps") == 0 and model.get("name") in ("diffusion", "latent")
-    return found | {"objective": {"name": "least_variance" if least and continuous else "elbo"}}
+    return found | {"objective": {"name": "least_variance" if interior and continuous else "elbo"}}
 
 
 def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
@@ -132,10 +132,8 @@ def load_modules(workdir: pathlib.Path) -> None:
     folder = pathlib.Path(workdir) / "components"
     for path in sorted(folder.glob("*.py")):
         name = path.stem
-        spec = importlib.util.spec_from_file_location(name, path)
-        module = importlib.util.module_from_spec(spec)
         try:
-            spec.loader.exec_module(module)
+            module = load_file(path, name)
         except Exception as error:
             raise UserError(f"{str(path)!r} cannot be loaded: {type(error).__name__}: {error}") from error
         sys.modules[name] = module

@@ -61,7 +61,7 @@ class Autoregressor(Model):
         return {"net": self.net.roles(params["net"])}
 
     def draw(self, params, rng, batch, train=False, cdf=None, apart=False) -> Draw:
-        """"likelihood": the exact −log p(x). Nothing but dropout is drawn."""
+        """ "likelihood": the exact −log p(x). Nothing but dropout is drawn."""
         keys = rng.keys(randomness.DROPOUT) if train else None
         levels = batch["image"].astype(jnp.int32).reshape(-1, math.prod(self.shape))
         logits = self.net.apply(params["net"], levels, self._condition_of(batch), keys)

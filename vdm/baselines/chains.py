@@ -48,9 +48,8 @@ class Networks:
     def init(self, key, batch):
         """{"encoder": …, "decoder": …, "up": …, "down": …}: fresh parameters."""
         up, down = jax.random.split(jax.random.fold_in(key, 0))
-        told = jnp.zeros((1, self.vae.latent + self.timesteps))
-        more = {"up": self.up.init(up, told), "down": self.down.init(down, told)}
-        return self.vae.init(key, batch) | more
+        z = jnp.zeros((1, self.vae.latent + self.timesteps))
+        return self.vae.init(key, batch) | {"up": self.up.init(up, z), "down": self.down.init(down, z)}
 
     def roles(self, params: Params) -> PyTree[Role]:
         """What each parameter is to the optimiser."""

@@ -35,7 +35,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from vdm import component
-from vdm.baselines import chains, vae as vae_lib
+from vdm.baselines import chains
+from vdm.baselines import vae as vae_lib
 from vdm.component import accept, choose
 from vdm.contract import Ability, Draw, Model, Params
 from vdm.data.dataset import Spec
@@ -173,7 +174,9 @@ class MHVAE(Model):
         keys = rng.keys(randomness.NOISE)
 
         def step(z, t):
-            eps = gaussian.noise(randomness.fold_in(keys, jnp.broadcast_to(t - 2, keys.shape)), self.chain.shape)
+            eps = gaussian.noise(
+                randomness.fold_in(keys, jnp.broadcast_to(t - 2, keys.shape)), self.chain.shape
+            )
             return gaussian.draw(self.chain.p(params, t, z), eps), None
 
         z_last = gaussian.draw(self.prior(params), rng.normal(randomness.LATENT, self.chain.shape))
@@ -188,6 +191,7 @@ class MHVAE(Model):
           UserError: a field has a value that is not accepted.
         """
         names, steps = _names(section.restrictions), section.timesteps
+        chain: chains.Networks | chains.Linear
         if "II" in names:
             vdm = assemble(section, spec, parameterisation=section.parameterisation, timesteps=steps - 1)
             context = vdm.schedule.context_size
@@ -196,8 +200,8 @@ class MHVAE(Model):
         else:
             one_of("config.model.net.name", section.net.name, ("mlp",))
             size = math.prod(spec.shape) if "I" in names else section.latent
-            nets = (residual.build(section.net, 2 * size) for _ in range(2))
-            chain = chains.Networks(vae_lib.of_size(section.net, spec, size), *nets, steps)
+            up, down = (residual.build(section.net, 2 * size) for _ in range(2))
+            chain = chains.Networks(vae_lib.of_size(section.net, spec, size), up, down, steps)
         fields = {field: section[field] for field in component.fields(cls)}
         made = cls(chain, spec.vocab_size, **fields)
         component.check(made, section, "config.model")

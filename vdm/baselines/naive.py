@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, PyTree
 from vdm import component, nets
 from vdm.contract import Ability, Batch, Draw, Model, Params
 from vdm.data.dataset import Spec
-from vdm.diffusion import condition as condition_lib, decoder, encoder
+from vdm.diffusion import condition as condition_lib
+from vdm.diffusion import decoder, encoder
 from vdm.errors import require
 from vdm.nets import NETWORKS, Network
 from vdm.parameters import Role
@@ -129,8 +130,8 @@ class Naive(Model):
         """
         require(
             spec.shape[0] >= 2,
-            "config.model.name is 'naive', which predicts the lower half of a picture from the upper, but the "
-            f"pictures have {spec.shape[0]} row; give other data.",
+            "config.model.name is 'naive', which predicts the lower half of a picture from the upper, but "
+            f"the pictures have {spec.shape[0]} row; give other data.",
         )
         net = nets.build(section.net, spec.shape, spec.vocab_size, spec.shape[2])
         made = cls(net, spec.shape, spec.vocab_size, spec.classes, section.condition)

@@ -13,14 +13,16 @@ from vdm import component
 from vdm.component import accept
 from vdm.contract import Ability, Draw, Model, Params
 from vdm.data.dataset import Spec
-from vdm.diffusion import decoder as decoder_lib, encoder as encoder_lib, gaussian
+from vdm.diffusion import decoder as decoder_lib
+from vdm.diffusion import encoder as encoder_lib
+from vdm.diffusion import gaussian
 from vdm.nets import residual
 from vdm.nets.layers import layer_keys
 from vdm.runtime import randomness
 
 Picture = Float[Array, "batch height width channels"]
-# p(x|z) as the (z_0, γ_0) that decoder.py takes: each value is one of its levels, by a Gaussian around z_0/α_0
-# of variance e^γ_0.
+# p(x|z) as the (z_0, γ_0) that decoder.py takes: each value is one of its levels, by a Gaussian of variance
+# e^γ_0 around z_0/α_0.
 Levels = tuple[Picture, Picture]
 
 

@@ -1,11 +1,11 @@
 """Batches: a shuffled stream for training, and each image once for evaluation."""
 
-import itertools
 from collections.abc import Iterable, Iterator
+import itertools
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
+import numpy as np
 
 from vdm.data import resident
 from vdm.data.dataset import Examples, Split

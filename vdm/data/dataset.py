@@ -1,10 +1,10 @@
 """A data set: two splits of random access, and what a model must know of their pictures."""
 
-import dataclasses
 from collections.abc import Callable
+import dataclasses
 
-import numpy as np
 from jaxtyping import Int, UInt8
+import numpy as np
 
 Images = UInt8[np.ndarray, "images height width channels"]
 Labels = Int[np.ndarray, "images"]

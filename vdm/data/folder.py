@@ -3,8 +3,8 @@
 import dataclasses
 import pathlib
 
-import numpy as np
 from jaxtyping import UInt8
+import numpy as np
 
 from vdm.component import accept
 from vdm.data.dataset import Data, Spec, Split

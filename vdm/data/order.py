@@ -5,8 +5,8 @@ So a run resumes in the middle of an epoch, and every host knows which part of e
 
 import functools
 
-import numpy as np
 from jaxtyping import Int
+import numpy as np
 
 
 def order(seed: int, positions: Int[np.ndarray, "batch"], size: int) -> Int[np.ndarray, "batch"]:

@@ -1,8 +1,8 @@
 """Which splits are kept whole, on the devices or in memory, and how they are read: once, into the cache."""
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
+import numpy as np
 from tqdm import tqdm
 
 from vdm.data.dataset import Examples, Split, in_memory

@@ -3,8 +3,8 @@
 import dataclasses
 import inspect
 
-import numpy as np
 from ml_collections import ConfigDict
+import numpy as np
 
 from vdm.component import Registry, build, did_you_mean
 from vdm.data import tfds

@@ -1,7 +1,8 @@
-"""What a network is conditioned on beside time: the label of a picture, or whether it was augmented."""
+"""What a network is conditioned on in addition to time: a picture's label, or whether it was augmented."""
 
 import jax
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
 
 from vdm.component import accept, choose
 from vdm.contract import Batch
@@ -17,6 +18,23 @@ def check(condition: str, classes: int) -> None:
         condition != "label" or classes > 0,
         "'none', 'augmented', as the data set has no labels",
     )
+
+
+def withhold(
+    condition: Float[Array, "batch size"] | None, keys: Key[Array, "batch"], share: float
+) -> Float[Array, "batch size"] | None:
+    """The condition, but zeros for a random share of the pictures (Ho & Salimans 2022)."""
+    if condition is None:
+        return None
+    return condition * jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - share, (1,)))(keys)
+
+
+def join(*parts: Float[Array, "batch _"] | None) -> Float[Array, "batch size"] | None:
+    """The parts that are not None side by side; None where all are."""
+    found = [part for part in parts if part is not None]
+    if len(found) < 2:
+        return found[0] if found else None
+    return jnp.concatenate(found, axis=-1)
 
 
 def of_batch(condition: str, batch: Batch, classes: int) -> Float[Array, "batch size"] | None:

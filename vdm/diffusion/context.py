@@ -5,7 +5,10 @@ from flax import linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vdm.contract import Params, Random
+from vdm.diffusion import gaussian
 from vdm.diffusion.gaussian import Gaussian
+from vdm.runtime import randomness
 
 
 class Encoder(nn.Module):
@@ -18,3 +21,14 @@ class Encoder(nn.Module):
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Gaussian:
         h = nn.gelu(nn.Dense(self.hidden)(x.reshape(x.shape[0], -1)))
         return Gaussian(*jnp.split(nn.Dense(2 * self.size)(h), 2, axis=-1))
+
+
+def draw(
+    encoder: Encoder | None, params: Params, rng: Random, x: Float[Array, "batch height width channels"]
+) -> tuple[Float[Array, "batch size"] | None, Float[Array, "*#batch"]]:
+    """A draw of q(c|x) and its KL from the prior N(0, I), nats; None and 0 where there is no encoder."""
+    if encoder is None:
+        return None, jnp.zeros(())
+    q = encoder.apply(params["context"], x)
+    noise = rng.normal(randomness.CONTEXT, (encoder.size,))
+    return gaussian.draw(q, noise), gaussian.kl(q, gaussian.STANDARD)

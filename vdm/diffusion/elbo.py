@@ -4,6 +4,7 @@
 against x, ε and z.
 """
 
+from collections.abc import Callable
 import math
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vdm.diffusion import decoder, encoder
+from vdm.diffusion.schedule import with_slope
 
 
 def bits_per_dim(nats: Any, shape: tuple[int, ...]) -> Any:
@@ -54,7 +56,24 @@ def diffusion(
     return 0.5 * _sum(weight * jnp.square(eps - eps_hat))
 
 
-def step_weight(gamma_s: Float[Array, "*any"], gamma_t: Float[Array, "*any"], timesteps: int) -> Float[Array, "*any"]:
+def gamma_and_weight(
+    gamma: Callable[[Array], Array], t: Float[Array, "batch"], timesteps: int
+) -> tuple[Array, Array]:
+    """γ and the weight of `diffusion` at the times t, or at the steps of a chain that these fall into.
+
+    Args:
+      timesteps: T, the depth of the chain; 0 for continuous time.
+    """
+    if timesteps == 0:
+        return with_slope(gamma, t)
+    step = jnp.minimum(jnp.floor(t * timesteps) + 1.0, timesteps)
+    gamma_s, gamma_t = gamma((step - 1.0) / timesteps), gamma(step / timesteps)
+    return gamma_t, step_weight(gamma_s, gamma_t, timesteps)
+
+
+def step_weight(
+    gamma_s: Float[Array, "*any"], gamma_t: Float[Array, "*any"], timesteps: int
+) -> Float[Array, "*any"]:
     """T (e^{γ_t − γ_s} − 1): what one step of T, drawn uniformly, stands for (VDM eq. 14)."""
     return timesteps * jnp.expm1(gamma_t - gamma_s)
 

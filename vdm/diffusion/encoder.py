@@ -23,6 +23,11 @@ def sigma(gamma: Gamma) -> Gamma:
     return jnp.exp(0.5 * jax.nn.log_sigmoid(gamma))
 
 
+def over_pixels(values: Float[Array, "batch *any"]) -> Float[Array, "batch _ _ _"]:
+    """One value for each picture, [batch], as [batch, 1, 1, 1]; one for each pixel as it is."""
+    return values[:, None, None, None] if values.ndim == 1 else values
+
+
 def scale(levels: Shaped[Array, "*any"], vocab_size: int) -> Float[Array, "*any"]:
     """Integer levels 0 … V−1 to the centres of V equal cells of [−1, 1]: (2i + 1)/V − 1."""
     return (2.0 * levels.astype(jnp.float32) + 1.0) / vocab_size - 1.0

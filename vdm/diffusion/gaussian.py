@@ -16,7 +16,8 @@ class Gaussian(NamedTuple):
     log_variance: jax.Array
 
 
-STANDARD = Gaussian(np.zeros((), np.float32), np.zeros((), np.float32))  # N(0, I), of any shape
+# N(0, I), of any shape; by NumPy, as the import of a module must not start JAX.
+STANDARD = Gaussian(*np.zeros((2,), np.float32))  # type: ignore[arg-type]
 
 
 def noise(keys: Array, shape: tuple[int, ...]) -> Float[Array, "batch *shape"]:

@@ -12,9 +12,23 @@ from vdm import component, nets
 from vdm.component import accept, choose
 from vdm.contract import Ability, Batch, Draw, Model, Params, Random
 from vdm.data.dataset import Spec
-from vdm.diffusion import condition, decoder, denoiser, elbo, encoder, gaussian, path, sampler, times, variance
-from vdm.diffusion.context import Encoder
-from vdm.diffusion.schedule import SCHEDULES, Schedule, with_slope
+from vdm.diffusion import (
+    condition as condition_lib,
+)
+from vdm.diffusion import (
+    context as context_lib,
+)
+from vdm.diffusion import (
+    decoder,
+    denoiser,
+    elbo,
+    encoder,
+    path,
+    sampler,
+    times,
+    variance,
+)
+from vdm.diffusion.schedule import SCHEDULES, Schedule
 from vdm.nets import NETWORKS, Network
 from vdm.parameters import Role, alike
 from vdm.runtime import randomness
@@ -33,13 +47,13 @@ class Diffusion(Model):
       vocab_size: levels of a value.
       classes: how many labels there are.
       parameterisation: what the network predicts: eps, x, v or levels (denoiser.eps_hat).
-      condition: what it is conditioned on beside γ: none, label or augmented.
+      condition: what it is conditioned on in addition to γ: none, label or augmented.
       drop_label: share of the training pictures whose label is withheld, so that the denoiser can do without
         (Ho & Salimans 2022).
       guidance: w ≥ 0; samples go by (1 + w) ε̂(z, label) − w ε̂(z) (their eq. 6). Needs drop_label.
       timesteps: T, the depth of the chain; 0 for continuous time.
       times: how diffusion times are drawn: stratified over the global batch; iid; or importance, stratified
-        and more of them where the loss varies more, as seen over the last hundred steps.
+        and more of them where the loss varies more, as measured over about the last hundred steps.
       sampler: how samples are drawn: ancestral; or dpm2m, which needs about 20 steps, or ddim.
       sample_steps: its steps where T is 0.
     """
@@ -62,13 +76,15 @@ class Diffusion(Model):
 
     def check(self) -> None:
         choose("parameterisation", self.parameterisation, denoiser.PARAMETERISATIONS)
-        condition.check(self.condition, self.classes)
+        condition_lib.check(self.condition, self.classes)
         choose("times", self.times, times.TIMES)
         choose("sampler", self.sampler, sampler.SAMPLERS)
         accept("timesteps", self.timesteps >= 0, "0 (continuous time) or more")
         accept("sample_steps", self.sample_steps >= 1, "1 or more")
         accept("drop_label", 0 <= self.drop_label < 1, "0 up to, but not, 1")
-        accept("drop_label", not self.drop_label or self.condition == "label", "0, unless condition = 'label'")
+        accept(
+            "drop_label", not self.drop_label or self.condition == "label", "0, unless condition = 'label'"
+        )
         accept("guidance", self.guidance >= 0, "0 (none) or more")
         accept("guidance", not self.guidance or self.drop_label, "0, unless drop_label > 0 in training")
 
@@ -100,25 +116,24 @@ class Diffusion(Model):
     def at_depth(self, timesteps: int) -> "Diffusion":
         return dataclasses.replace(self, timesteps=timesteps)
 
-    # ---- parameters ------------------------------------------------------------------
-
     @property
-    def context(self) -> Encoder | None:
+    def context(self) -> context_lib.Encoder | None:
         """q(c|x) of the context that schedule and denoiser take; None for nothing."""
-        return Encoder(self.schedule.context_size) if self.schedule.context_size else None
+        return context_lib.Encoder(self.schedule.context_size) if self.schedule.context_size else None
 
     def init(self, key: Array, batch: Batch) -> Params:
         """{"schedule": …, "net": …}, and "context" where there is one."""
         keys = jax.random.split(key)
         z = jnp.zeros((1, *self.shape))
         condition = self.condition_of({name: value[:1] for name, value in batch.items()})
-        params, contexts = {}, ()
+        params: dict[str, Any] = {}
+        contexts: tuple[Array, ...] = ()
         if self.context is not None:
             contexts = (jnp.zeros((1, self.schedule.context_size)),)
             params["context"] = self.context.init(jax.random.fold_in(key, 2), z)
         return params | {
             "schedule": self.schedule.init(keys[0], jnp.zeros(1), *contexts),
-            "net": self.net.init(keys[1], z, jnp.zeros(1), _side_by_side(condition, *contexts)),
+            "net": self.net.init(keys[1], z, jnp.zeros(1), condition_lib.join(condition, *contexts)),
         }
 
     def roles(self, params: Params) -> PyTree[Role]:
@@ -128,25 +143,13 @@ class Diffusion(Model):
             "net": self.net.roles(params["net"]),
         }
 
-    # ---- schedule and denoiser -------------------------------------------------------
-
     def gamma(self, params: Params, t: Float[Array, "*times"], context: Array | None = None) -> Array:
         """γ(t); of a schedule for each value, [..., height, width, channels], which `context` [..., size]
         can shift between its end points."""
         return self.schedule.apply(params["schedule"], t, *(() if context is None else (context,)))
 
     def condition_of(self, batch: Batch) -> Float[Array, "batch size"] | None:
-        return condition.of_batch(self.condition, batch, self.classes)
-
-    def draw_context(
-        self, params: Params, rng: Random, x: Picture
-    ) -> tuple[Float[Array, "batch size"] | None, Float[Array, "batch"] | float]:
-        """A draw of q(c|x) and its KL from the prior N(0, I), nats; None and 0 where there is no context."""
-        if self.context is None:
-            return None, 0.0
-        q = self.context.apply(params["context"], x)
-        noise = rng.normal(randomness.CONTEXT, (self.schedule.context_size,))
-        return gaussian.draw(q, noise), gaussian.kl(q, gaussian.STANDARD)
+        return condition_lib.of_batch(self.condition, batch, self.classes)
 
     def eps_hat(
         self,
@@ -164,20 +167,20 @@ class Diffusion(Model):
         """
         low, high = self.schedule.gamma_min, self.schedule.gamma_max
         mean = gamma if gamma.ndim == 1 else jnp.mean(gamma, axis=(1, 2, 3))
-        condition = condition if context is None else _side_by_side(condition, context)
-        output = self.net.apply(params["net"], z_t, (mean - low) / (high - low), condition, dropout_keys)
-        return denoiser.eps_hat(output, z_t, over_pixels(gamma), self.parameterisation, self.vocab_size)
+        condition, time = condition_lib.join(condition, context), (mean - low) / (high - low)
+        output = self.net.apply(params["net"], z_t, time, condition, dropout_keys)
+        return denoiser.eps_hat(
+            output, z_t, encoder.over_pixels(gamma), self.parameterisation, self.vocab_size
+        )
 
     def x_hat(self, params: Params, rng: Random, batch: Batch, t: Float[Array, ""]) -> Picture:
         x = encoder.scale(batch["image"], self.vocab_size)
-        context, _ = self.draw_context(params, rng, x)
+        context, _ = context_lib.draw(self.context, params, rng, x)
         gamma = self.gamma(params, jnp.broadcast_to(t, x.shape[:1]), context)
         eps = rng.normal(randomness.NOISE, self.shape)
-        z_t = encoder.diffuse(x, over_pixels(gamma), eps)
+        z_t = encoder.diffuse(x, encoder.over_pixels(gamma), eps)
         eps_hat = self.eps_hat(params, z_t, gamma, self.condition_of(batch), context=context)
-        return denoiser.x_from_eps(eps_hat, z_t, over_pixels(gamma))
-
-    # ---- the ELBO --------------------------------------------------------------------
+        return denoiser.x_from_eps(eps_hat, z_t, encoder.over_pixels(gamma))
 
     def draw(self, params, rng, batch, train=False, cdf=None, apart=False) -> Draw:
         """reconstruction, prior and diffusion (VDM eq. 11), and context where there is one."""
@@ -199,30 +202,35 @@ class Diffusion(Model):
         apart: bool,
     ) -> Draw:
         """The Draw of all terms but the reconstruction, for any x; of `batch` only the condition counts."""
-        context, context_nats = self.draw_context(params, rng, x)
-        t, time_weight = self._times(rng), jnp.ones(())
-        if cdf is not None:
-            t, time_weight = times.warp(t, cdf)
-        at = lambda part: self._at(params | {"schedule": part}, t, context)  # noqa: E731
+        context, context_nats = context_lib.draw(self.context, params, rng, x)
+        t, time_weight = times.draw(rng, self.times, cdf)
+
+        def at(schedule):
+            gamma = lambda t: self.gamma(params | {"schedule": schedule}, t, context)
+            return elbo.gamma_and_weight(gamma, t, self.timesteps)
+
         slot = None
         if apart:
             roles = self.schedule.roles(params["schedule"])
-            (gamma_t, slope), slot = variance.apart(at, params["schedule"], roles, math.prod(self.shape))
+            (gamma_t, weight), slot = variance.apart(at, params["schedule"], roles, math.prod(self.shape))
         else:
-            gamma_t, slope = at(params["schedule"])
+            gamma_t, weight = at(params["schedule"])
 
         eps = rng.normal(randomness.NOISE, self.shape)
-        z_t = encoder.diffuse(x, over_pixels(gamma_t), eps)
+        z_t = encoder.diffuse(x, encoder.over_pixels(gamma_t), eps)
         dropout_keys = rng.keys(randomness.DROPOUT) if train else None
-        eps_hat = self.eps_hat(params, z_t, gamma_t, self._condition(rng, batch, train), dropout_keys, context)
+        condition = self.condition_of(batch)
+        if train and self.drop_label:
+            condition = condition_lib.withhold(condition, rng.keys(randomness.LABEL), self.drop_label)
+        eps_hat = self.eps_hat(params, z_t, gamma_t, condition, dropout_keys, context)
         terms = {
             "prior": elbo.prior(x, self.gamma(params, jnp.ones(()))),
-            "diffusion": elbo.diffusion(eps, eps_hat, over_pixels(slope)) * time_weight,
+            "diffusion": elbo.diffusion(eps, eps_hat, encoder.over_pixels(weight)) * time_weight,
         }
         if self.context is not None:
             terms["context"] = context_nats
         # x − x̂ = (ε̂ − ε) σ/α, and elbo.diffusion with weight 2 is a sum of squares.
-        error = elbo.diffusion(eps, eps_hat, over_pixels(2.0 * jnp.exp(gamma_t)))
+        error = elbo.diffusion(eps, eps_hat, encoder.over_pixels(2.0 * jnp.exp(gamma_t)))
         gamma = gamma_t if gamma_t.ndim == 1 else jnp.mean(gamma_t, axis=(1, 2, 3))
         return Draw(terms, t, gamma, jnp.broadcast_to(time_weight, t.shape), error, slot)
 
@@ -237,34 +245,6 @@ class Diffusion(Model):
             rng.keys(randomness.NOISE),
             self.vocab_size,
         )
-
-    def _condition(self, rng, batch, train):
-        """The condition, without the label of those pictures whose label is withheld."""
-        condition = self.condition_of(batch)
-        if train and self.drop_label:
-            keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - self.drop_label, (1,)))
-            condition *= keep(rng.keys(randomness.LABEL))
-        return condition
-
-    def _times(self, rng):
-        if self.times == "iid":
-            u = jax.vmap(jax.random.uniform)(rng.keys(randomness.TIME))
-        else:
-            u = jax.random.uniform(rng.shared(randomness.TIME))
-        return times.uniform(u, rng.strata(), self.times != "iid")
-
-    def _at(self, params, t, context):
-        """γ at the times t [batch], or of the steps of the chain that they fall into, and the weight
-        of the squared error there."""
-        if self.timesteps == 0:
-            return with_slope(lambda t: self.gamma(params, t, context), t)
-        step = jnp.minimum(jnp.floor(t * self.timesteps) + 1.0, self.timesteps)
-        gamma_s, gamma_t = (
-            self.gamma(params, (step - back) / self.timesteps, context) for back in (1.0, 0.0)
-        )
-        return gamma_t, elbo.step_weight(gamma_s, gamma_t, self.timesteps)
-
-    # ---- samples ---------------------------------------------------------------------
 
     def sample(self, params, rng, batch) -> UInt8[Array, "batch height width channels"]:
         z_0, gamma_0 = self.sample_z_0(params, rng, batch), self.gamma(params, jnp.zeros(()))
@@ -293,9 +273,7 @@ class Diffusion(Model):
             return denoiser.x_from_eps(eps, z_t, gamma)
 
         z_1 = rng.normal(randomness.LATENT, self.shape)
-        if self.sampler == "ancestral":
-            return sampler.ancestral(predict_x, gammas, z_1, rng.keys(randomness.NOISE))
-        return sampler.solve(predict_x, gammas, z_1, order=2 if self.sampler == "dpm2m" else 1)
+        return sampler.sample(self.sampler, predict_x, gammas, z_1, rng.keys(randomness.NOISE))
 
     @classmethod
     def build(cls, section: Any, spec: Spec) -> "Diffusion":
@@ -319,16 +297,3 @@ def assemble(section: Any, spec: Spec, **fields: Any) -> Diffusion:
     outputs = denoiser.outputs(fields["parameterisation"], spec.shape[2], spec.vocab_size)
     net = nets.build(section.net, spec.shape, spec.vocab_size, outputs)
     return Diffusion(schedule, net, spec.shape, spec.vocab_size, spec.classes, **fields)
-
-
-def over_pixels(values: Array) -> Array:
-    """[batch] to [batch, 1, 1, 1]; what has a value for each pixel, as it is."""
-    return values[:, None, None, None] if values.ndim == 1 else values
-
-
-def _side_by_side(*parts):
-    """The parts [batch, k] that there are, in one array; None where there is none."""
-    there = [part for part in parts if part is not None]
-    if len(there) < 2:
-        return there[0] if there else None
-    return jnp.concatenate(there, axis=-1)

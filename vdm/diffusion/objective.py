@@ -92,6 +92,7 @@ class Weighted(Objective):
         accept("shift", math.isfinite(self.shift), "a number")
 
     def __call__(self, draw: Draw) -> Terms:
+        assert draw.gamma is not None  # Ability.TIME
         return draw.terms | {"diffusion": self.weight(draw.gamma) * draw.terms["diffusion"]}
 
     def weight(self, gamma: Float[Array, "*any"]) -> Float[Array, "*any"]:
@@ -137,7 +138,7 @@ def build(section: Any, model: Model) -> Objective:
     lacking = [ability.value for ability in Ability if ability in made.needs - model.abilities]
     require(
         not lacking,
-        f"config.objective.name is {section.name!r}, which needs {' and '.join(lacking)}; this model lacks that. "
-        "Set config.objective.name to 'elbo', or change config.model.",
+        f"config.objective.name is {section.name!r}, which needs {' and '.join(lacking)}. "
+        "This model has not: set config.objective.name to 'elbo', or change config.model.",
     )
     return made

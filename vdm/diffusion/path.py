@@ -4,8 +4,8 @@ With w = p(x, z)/q(z|x) for a random path z ~ q(z|x), E[w] = p(x). So the mean o
 it is the ELBO. A pure function of arrays.
 """
 
-import math
 from collections.abc import Callable
+import math
 
 import jax
 import jax.numpy as jnp

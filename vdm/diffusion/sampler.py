@@ -15,6 +15,15 @@ PredictX = Callable[[Picture, Array], Picture]
 SAMPLERS = ("ancestral", "ddim", "dpm2m")
 
 
+def sample(
+    kind: str, predict_x: PredictX, gammas: Gammas, z_1: Picture, keys: Key[Array, "batch"]
+) -> Picture:
+    """z_0 by the sampler of that name, of SAMPLERS; arguments and result are those of `ancestral`."""
+    if kind == "ancestral":
+        return ancestral(predict_x, gammas, z_1, keys)
+    return solve(predict_x, gammas, z_1, order=2 if kind == "dpm2m" else 1)
+
+
 def ancestral(predict_x: PredictX, gammas: Gammas, z_1: Picture, keys: Key[Array, "batch"]) -> Picture:
     """Runs the chain from noise down to z_0: p(z_s|z_t) = q(z_s|z_t, x = x̂(z_t)), step by step
     (VDM eq. 9; lecture (20)).
@@ -33,9 +42,7 @@ def ancestral(predict_x: PredictX, gammas: Gammas, z_1: Picture, keys: Key[Array
     def step(z_t, i):
         gamma_s, gamma_t = gammas[i], gammas[i + 1]
         mean, variance = encoder.posterior(z_t, predict_x(z_t, gamma_t), gamma_s, gamma_t)
-        noise = jax.vmap(
-            lambda key: jax.random.normal(jax.random.fold_in(key, i), z_t.shape[1:])
-        )(keys)
+        noise = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, i), z_t.shape[1:]))(keys)
         return mean + jnp.sqrt(variance) * noise, None
 
     z_0, _ = jax.lax.scan(step, z_1, jnp.arange(steps), reverse=True)

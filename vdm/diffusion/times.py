@@ -4,8 +4,12 @@ Whatever density q they have, the mean of L(t)/q(t) over a batch estimates ∫ L
 noise.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from vdm.contract import Random
+from vdm.runtime import randomness
 
 TIMES = ("iid", "stratified", "importance")
 
@@ -14,7 +18,26 @@ _DOUBT = 5.0
 _DECAY = 0.99
 
 
-def uniform(u: Float[Array, "*#batch"], strata: Float[Array, "batch"], stratified: bool) -> Float[Array, "batch"]:
+def draw(
+    rng: Random, kind: str, cdf: Float[Array, "parts_and_one"] | None
+) -> tuple[Float[Array, "batch"], Float[Array, "*#batch"]]:
+    """A time t for each example, and 1/q(t).
+
+    Args:
+      kind: of TIMES.
+      cdf: how times are distributed, for `warp`; None for uniformly.
+    """
+    if kind == "iid":
+        u = jax.vmap(jax.random.uniform)(rng.keys(randomness.TIME))
+    else:
+        u = jax.random.uniform(rng.shared(randomness.TIME))
+    t = uniform(u, rng.strata(), kind != "iid")
+    return (t, jnp.ones(())) if cdf is None else warp(t, cdf)
+
+
+def uniform(
+    u: Float[Array, "*#batch"], strata: Float[Array, "batch"], stratified: bool
+) -> Float[Array, "batch"]:
     """Times in [0, 1): i.i.d., or stratified over the global batch (VDM app. I.1).
 
     Args:

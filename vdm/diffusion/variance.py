@@ -7,8 +7,8 @@ variance is that of E[L²] (VDM app. I.2): E[2 L ∇L]. A backward pass for the 
 `leave` comes first, and hands 2 L to `enter` as the gradient of a slot that does nothing else.
 """
 
-import functools
 from collections.abc import Callable
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,9 @@ def apart(
 def _without(params, roles, interior):
     """`params` with no gradient to its interior, or to all but its interior."""
     return jax.tree.map(
-        lambda role, value: jax.lax.stop_gradient(value) if role.interior == interior else value, roles, params
+        lambda role, value: jax.lax.stop_gradient(value) if role.interior == interior else value,
+        roles,
+        params,
     )
 
 

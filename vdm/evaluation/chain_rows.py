@@ -1,7 +1,7 @@
 """The estimator "chain": bounds by importance weights on the model's latents, or on the path of its chain."""
 
-import time
 from collections.abc import Sequence
+import time
 
 from ml_collections import ConfigDict
 

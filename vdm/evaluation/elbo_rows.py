@@ -1,7 +1,7 @@
 """The estimator "elbo": the model's own ELBO, or its exact likelihood."""
 
-import time
 from collections.abc import Sequence
+import time
 
 import jax
 from ml_collections import ConfigDict

@@ -1,14 +1,14 @@
 """An estimate of bits per dimension: its mean over images, and its standard errors."""
 
+from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from jaxtyping import Float
+import numpy as np
 
 from vdm.diffusion import elbo
 
@@ -64,7 +64,7 @@ class Estimate:
     def json(self) -> dict[str, float | int | None]:
         """Every number: NAME, NAME_se, and its parts NAME_se_images and NAME_se_noise; images; passes. What
         is not finite is None."""
-        numbers = {}
+        numbers: dict[str, float] = {}
         for name, mean in self.mean.items():
             numbers |= {name: mean, f"{name}_se": self.se[name]}
             numbers |= {f"{name}_se_images": self.images_se[name], f"{name}_se_noise": self.noise[name]}
@@ -77,7 +77,7 @@ def standard_error(values: Float[np.ndarray, "n"]) -> float:
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
-def combine(sets: Sequence[tuple[int, dict[str, PerImage]]], shape: Sequence[int]) -> Estimate:
+def combine(sets: Sequence[tuple[int, dict[str, PerImage]]], shape: tuple[int, ...]) -> Estimate:
     """The Estimate from independent sets of draws.
 
     Args:

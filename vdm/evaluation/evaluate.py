@@ -30,8 +30,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     if first_host:
         print(heading, flush=True)
     measured = estimators.measure(config, restored, chosen)
-    has_denoiser = Ability.DENOISER in restored.model.abilities
-    denoised = denoise(config, restored) if has_denoiser else None
+    profile = measured.profile if Ability.DENOISER in restored.model.abilities else None
+    denoised = denoise(config, restored) if profile is not None else None
     if not first_host:
         return
 
@@ -39,6 +39,6 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     if len(chosen) > 1:
         print("\n" + text)
     written = files.write_estimates(workdir, heading, text, measured, step)
-    if denoised is not None:
-        written += files.write_profile(workdir, config, restored, measured, denoised)
+    if profile is not None and denoised is not None:
+        written += files.write_profile(workdir, config, restored, measured, profile, denoised)
     print(f"{workdir}: {', '.join(written)}")

@@ -1,11 +1,11 @@
 """The ELBO of the test split, or the exact likelihood, with its error bars."""
 
-import dataclasses
 from collections.abc import Callable
+import dataclasses
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
+import numpy as np
 
 from vdm.contract import Ability, Model
 from vdm.data.dataset import Data

@@ -1,20 +1,21 @@
 """The files that --mode=eval leaves in a workdir."""
 
+from collections.abc import Sequence
 import csv
 import pathlib
-from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
+import numpy as np
 
 from vdm.evaluation import estimate
 from vdm.evaluation.depth_rows import depths
 from vdm.evaluation.elbo_rows import elbo_name
 from vdm.evaluation.estimators import Measured
 from vdm.evaluation.pictures import Denoised
-from vdm.evaluation.profile import EDGES
+from vdm.evaluation.profile import EDGES, Profile
 from vdm.evaluation.table import Row, difference
 from vdm.reporting import eval_figures
 from vdm.run import Run
@@ -26,7 +27,7 @@ def write_estimates(
     """Writes eval.md, eval.json and eval_images.csv; returns their names."""
     rows, series, checks, _ = measured
     (workdir / "eval.md").write_text(f"{heading}\n\n{text}")
-    more = {name: [row.json() for row in some] for name, some in series.items()}
+    more: dict[str, Any] = {name: [row.json() for row in some] for name, some in series.items()}
     if len(rows) > 1:
         more |= {"rows": [row.json() for row in rows]}
     more |= {"checks": checks} if checks else {}
@@ -36,7 +37,12 @@ def write_estimates(
 
 
 def write_profile(
-    workdir: pathlib.Path, config: ConfigDict, run: Run, measured: Measured, denoised: Denoised
+    workdir: pathlib.Path,
+    config: ConfigDict,
+    run: Run,
+    measured: Measured,
+    profile: Profile,
+    denoised: Denoised,
 ) -> list[str]:
     """Writes profile.csv, density.png and distortion.png, and depth.png where the depths were measured;
     returns their names."""
@@ -46,7 +52,7 @@ def write_profile(
     prior = continuous.estimate.mean["prior"] + continuous.estimate.mean.get("context", 0.0)
     # Where each value has a γ of its own, the mean over values, with a context of 0.
     mean_gamma = gamma.reshape(len(EDGES), -1).mean(axis=1)
-    columns = measured.profile.summary(mean_gamma, prior, spec.shape, spec.vocab_size)
+    columns = profile.summary(np.asarray(mean_gamma), prior, spec.shape, spec.vocab_size)
     _write_columns(workdir / "profile.csv", columns)
     eval_figures.save_density(workdir / "density.png", columns, continuous.estimate.mean["diffusion"])
     eval_figures.save_distortion(workdir / "distortion.png", columns, *denoised)

@@ -7,8 +7,8 @@ log p(x) with K (Burda et al. 2016).
 
 import dataclasses
 
-import numpy as np
 from jaxtyping import Float
+import numpy as np
 
 from vdm.evaluation.estimate import combine
 from vdm.evaluation.table import Row

@@ -8,8 +8,8 @@ import math
 import diffrax
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, Key
+import numpy as np
 
 from vdm.diffusion import encoder
 from vdm.diffusion.path import EpsHat, log_normal

@@ -1,13 +1,13 @@
 """The estimator "ode": the likelihood of the probability-flow ODE."""
 
+from collections.abc import Sequence
 import math
 import time
-from collections.abc import Sequence
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
+import numpy as np
 
 from vdm.contract import Ability
 from vdm.diffusion import elbo

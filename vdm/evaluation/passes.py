@@ -1,13 +1,13 @@
 """Functions of the images of the test split, mapped over batches, devices and passes."""
 
-import functools
 from collections.abc import Callable
+import functools
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
+import numpy as np
 from tqdm import tqdm
 
 from vdm.contract import Batch, Params

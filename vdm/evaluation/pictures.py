@@ -2,9 +2,9 @@
 
 from typing import NamedTuple
 
-import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
+import numpy as np
 
 from vdm.diffusion import encoder
 from vdm.evaluation.passes import Pass, over_split, progress_bar

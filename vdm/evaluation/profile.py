@@ -1,7 +1,9 @@
 """Where the bits of the diffusion term are: their density over t and γ, and the rate–distortion curve."""
 
-import numpy as np
+from typing import Any
+
 from jaxtyping import Float, Float32
+import numpy as np
 
 from vdm.diffusion import elbo, times
 
@@ -23,7 +25,7 @@ class Profile:
         self._images = images
         self._passes = 0
         self._nats, self._error, self._weight = np.zeros((3, images, BINS))
-        self._moments = np.zeros((3, BINS))
+        self._moments: Any = np.zeros((3, BINS))
 
     def add(self, draw: dict[str, Float[np.ndarray, "images"]]) -> None:
         """Adds a pass: "t", "time_weight", "diffusion" (nats) and "error" of contract.Draw."""

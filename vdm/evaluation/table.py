@@ -1,8 +1,8 @@
 """Rows of estimates: how they compare image by image, and their tables."""
 
+from collections.abc import Sequence
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -59,12 +59,10 @@ def table(rows: Sequence[Row]) -> str:
     cells = []
     for row in rows:
         estimate = row.estimate
-        numbers = [estimate.mean["bpd"], estimate.se["bpd"], estimate.noise["bpd"], *difference(row, rows[0])]
-        numbers = [fixed(number) for number in numbers]
-        if row is rows[0]:
-            numbers[3:] = ["", ""]
+        own = [estimate.mean["bpd"], estimate.se["bpd"], estimate.noise["bpd"]]
+        above = ["", ""] if row is rows[0] else map(fixed, difference(row, rows[0]))
         counts = [str(estimate.images), f"{row.evaluations:.0f}", f"{row.seconds:.0f}"]
-        cells.append([row.name, row.bounds, *numbers, *counts])
+        cells.append([row.name, row.bounds, *map(fixed, own), *above, *counts])
     return markdown_table(header, cells)
 
 
@@ -72,11 +70,9 @@ def depth_table(rows: Sequence[Row]) -> str:
     """The ELBO at each depth as a Markdown table; the last row is T → ∞."""
     cells = []
     for row in rows:
-        numbers = [row.estimate.mean["bpd"], row.estimate.se["bpd"], *difference(row, rows[-1])]
-        numbers = [fixed(number) for number in numbers]
-        if row is rows[-1]:
-            numbers[2:] = ["", ""]
-        cells.append([row.name, *numbers])
+        own = [row.estimate.mean["bpd"], row.estimate.se["bpd"]]
+        above = ["", ""] if row is rows[-1] else map(fixed, difference(row, rows[-1]))
+        cells.append([row.name, *map(fixed, own), *above])
     return markdown_table(("depth", "bits/dim", "± s.e.", "minus T → ∞", "± s.e."), cells)
 
 

@@ -10,11 +10,12 @@ from flax import linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
 
 from vdm.component import Component, Registry, choose
-from vdm.nets.layers import PRODUCT, ZEROS, attend, attend_on_cpu, dropout, layer_keys, scan
+from vdm.nets.layers import PRODUCT, ZEROS, Heads, Keys, attend, attend_on_cpu, dropout, layer_keys, scan
 from vdm.nets.network import REMAT, check_heads, check_layers
-from vdm.parameters import matrices_of_loops
+from vdm.parameters import Role, matrices_of_loops
 
 
 class Layer(nn.Module):
@@ -56,8 +57,8 @@ class Layer(nn.Module):
         return plus(h, nn.Dense(width, dtype=self.dtype, kernel_init=ZEROS)(out), 1), own
 
 
-def attend_before(query, key, value):
-    """What each token sees of itself and those before it: all [batch, tokens, heads, width]."""
+def attend_before(query: Heads, key: Heads, value: Heads) -> Heads:
+    """What each token sees of itself and those before it."""
     return jax.nn.dot_product_attention(query, key, value, is_causal=True)
 
 
@@ -65,7 +66,7 @@ def attend_before(query, key, value):
 BLOCK = 128
 
 
-def attend_in_blocks(q, k, v):
+def attend_in_blocks(q: Array, k: Array, v: Array) -> Array:
     """`attend_before` of [..., tokens, width], without the keys that are after a whole block of queries:
     three to five times as fast on a CPU."""
     parts = []
@@ -73,12 +74,18 @@ def attend_in_blocks(q, k, v):
         end = start + BLOCK
         queries, keys = q[..., start:end, :], k[..., :end, :]
         rows, columns = queries.shape[-2], keys.shape[-2]
-        seen = jnp.tri(rows, columns, columns - rows, dtype=bool)  # the queries are those of the last keys
-        parts.append(attend(queries, keys, v[..., :end, :], seen))
+        mask = jnp.tri(rows, columns, columns - rows, dtype=bool)  # the queries are those of the last keys
+        parts.append(attend(queries, keys, v[..., :end, :], mask))
     return jnp.concatenate(parts, axis=-2)
 
 
-def attend_kept(query, key, value, kept, at):
+def attend_kept(
+    query: Heads,
+    key: Heads,
+    value: Heads,
+    kept: Float[Array, "2 batch heads tokens width"],
+    at: Int[Array, ""],
+) -> tuple[Heads, Float[Array, "2 batch heads 1 width"]]:
     """What the token `at` [batch, 1, heads, width] sees of itself and those `kept` from before it, and its
     own key and value [2, batch, heads, 1, width].
 
@@ -119,12 +126,12 @@ class Causal(nn.Module, Component):
     dtype: str = "float32"
     remat: str = "dots"
 
-    def check(self):
+    def check(self) -> None:
         check_layers(self.depth, self.width, self.dropout, self.dtype)
         check_heads(self.heads, self.width)
         choose("remat", self.remat, REMAT)
 
-    def roles(self, params):
+    def roles(self, params: PyTree) -> PyTree[Role]:
         """What each parameter is to the optimiser."""
         return matrices_of_loops(params, "layers")
 
@@ -132,33 +139,39 @@ class Causal(nn.Module, Component):
         self.level = nn.Embed(self.vocab_size, self.width)
         self.value = nn.Dense(self.width)
         self.position = self.param("position", nn.initializers.normal(1.0), (self.tokens, self.width))
-        self.told = nn.Dense(self.width)  # of the condition; named as in checkpoints that there are
+        self.told = nn.Dense(self.width)  # of the condition; the name that it has in checkpoints
         in_axes = (0, 0, nn.broadcast, nn.broadcast)
         layers = scan(Layer, self.depth, self.remat, self.unroll, in_axes)
         self.layers = layers(self.heads, self.dropout, jnp.dtype(self.dtype))
         self.norm = nn.LayerNorm(dtype=jnp.float32)
         self.logits = nn.Dense(self.vocab_size, kernel_init=ZEROS)
 
-    def __call__(self, levels, condition=None, keys=None):
-        """Logits [batch, tokens, vocab_size] of integer levels [batch, tokens].
-
-        Args:
-          condition: [batch, k], or None.
-          keys: [batch], one random key for each example, where dropout is on.
-        """
+    def __call__(
+        self,
+        levels: Int[Array, "batch tokens"],
+        condition: Float[Array, "batch size"] | None = None,
+        keys: Keys = None,
+    ) -> Float[Array, "batch tokens vocab_size"]:
+        """Logits; `keys` where dropout is on."""
         before = jnp.pad(self._embed(levels[:, :-1]), ((0, 0), (1, 0), (0, 0)))
         return self._read(before + self.position, condition, keys=keys)[0]
 
-    def nothing(self, batch):
-        """What is kept before the first `step`: [depth, 2, batch, heads, tokens, width / heads]."""
+    def nothing(self, batch: int) -> Float[Array, "depth 2 batch heads tokens width_of_head"]:
+        """What is kept before the first `step`."""
         shape = (self.depth, 2, batch, self.heads, self.tokens, self.width // self.heads)
         return jnp.zeros(shape, self.dtype)
 
-    def step(self, level, kept, at, condition=None):
-        """Logits [batch, vocab_size] of the token `at` (int []), and what is kept with it.
+    def step(
+        self,
+        level: Int[Array, "batch"],
+        kept: Array,
+        at: Int[Array, ""],
+        condition: Float[Array, "batch size"] | None = None,
+    ) -> tuple[Float[Array, "batch vocab_size"], Array]:
+        """Logits of the token `at`, and what is kept with it.
 
         Args:
-          level: int [batch], of the token before it; any where `at` is 0.
+          level: of the token before it; any where `at` is 0.
           kept: of the steps before it.
         """
         before = jnp.where(at == 0, 0.0, self._embed(level))

@@ -5,8 +5,12 @@ import math
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from vdm.nets.layers import product_of_parts
+
+Picture = Float[Array, "batch height width channels"]
+Kernel = Float[Array, "3 3 inputs outputs"]
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -26,7 +30,7 @@ class Conv(nn.Module):
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
-    def __call__(self, *parts):
+    def __call__(self, *parts: Picture) -> Picture:
         channels = sum(part.shape[-1] for part in parts)
         kernel = self.param("kernel", self.kernel_init, (3, 3, channels, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
@@ -34,13 +38,13 @@ class Conv(nn.Module):
         return product_of_parts(convolve, parts, kernel, bias, self.dtype)
 
 
-def convolve_3x3(h, kernel):
-    """h [batch, height, width, in] * kernel [3, 3, in, out] → [batch, height, width, out]."""
+def convolve_3x3(h: Picture, kernel: Kernel) -> Picture:
+    """The convolution of a picture with zeros around."""
     return jax.lax.conv_general_dilated(h, kernel, (1, 1), "SAME", dimension_numbers=LAYOUT)
 
 
 @jax.custom_vjp
-def convolve_on_cpu(h, kernel):
+def convolve_on_cpu(h: Picture, kernel: Kernel) -> Picture:
     """`convolve_3x3`, in forms that XLA's CPU backend runs fast, also inside a loop.
 
     It has two libraries for a convolution, and both want its operands to lie as LAYOUT says;

@@ -8,30 +8,38 @@ A network has a `dtype`, of its products and of what lies between its layers. Pa
 embeddings, Fourier features, the sums in norms, and what comes out are float32 always.
 """
 
+from collections.abc import Callable, Sequence
 import functools
 import itertools
 import math
-from typing import Callable
+from typing import Any
 
 from flax import linen as nn
 import jax
-import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
 
 from vdm.runtime import randomness
 
 ZEROS = nn.initializers.zeros
 
+Picture = Float[Array, "batch height width channels"]
+Heads = Float[Array, "batch tokens heads width"]
+Keys = Key[Array, "batch"] | None
 
-def sinusoids(time, width):
-    """Sine and cosine of `time` at width/2 frequencies: [batch] to [batch, width]."""
+
+def sinusoids(time: Float[Array, "batch"], width: int) -> Float[Array, "batch width"]:
+    """Sine and cosine of `time` at width/2 frequencies."""
     half = width // 2
     frequencies = jnp.exp(-jnp.log(10000.0) * jnp.arange(half) / (half - 1))
     angles = 1000.0 * time[:, None] * frequencies
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
-def fourier_features(z, frequencies):
+def fourier_features(
+    z: Float[Array, "batch height width channels"], frequencies: Sequence[float]
+) -> Float[Array, "batch height width more"]:
     """z with sin and cos of 2π f z appended for each f (VDM app. C.3): more channels.
 
     f counts cycles per unit of z. At half the number of levels in [−1, 1] one cycle spans
@@ -42,12 +50,14 @@ def fourier_features(z, frequencies):
 
 
 class Embedding(nn.Module):
-    """`time` and `condition` as one vector: [batch, 4 · width] (VDM app. B)."""
+    """`time` and `condition` as one vector (VDM app. B)."""
 
     width: int
 
     @nn.compact
-    def __call__(self, time, condition):
+    def __call__(
+        self, time: Float[Array, "batch"], condition: Float[Array, "batch size"] | None
+    ) -> Float[Array, "batch 4*width"]:
         parts = [sinusoids(time, self.width)]
         if condition is not None:
             parts.append(condition)
@@ -55,7 +65,7 @@ class Embedding(nn.Module):
         return nn.silu(nn.Dense(4 * self.width)(h))
 
 
-def dropout(h, rate, keys):
+def dropout(h: Float[Array, "batch *any"], rate: float, keys: Keys) -> Float[Array, "batch *any"]:
     """Zeroes a share `rate` of each example, drawn with its own key; h itself without keys.
 
     Each value is given 16 random bits, not the 32 of a uniform: half the cost, and a rate
@@ -75,7 +85,7 @@ def dropout(h, rate, keys):
     return jnp.where(kept, h * (1.0 / (1.0 - threshold / 2**16)), 0.0)
 
 
-def layer_keys(keys, layer):
+def layer_keys(keys: Keys, layer: int | Array) -> Keys:
     """Keys for the layer of that number; None stays None."""
     if keys is None:
         return None
@@ -98,7 +108,7 @@ class GroupNorm(nn.Module):
     activation: Callable = lambda h: h
 
     @nn.compact
-    def __call__(self, *parts):
+    def __call__(self, *parts: Picture) -> list[Picture]:
         sizes = [part.shape[-1] for part in parts]
         channels = sum(sizes)
         groups = math.gcd(32, max(1, channels // 4))
@@ -133,7 +143,7 @@ class Attention(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, h):
+    def __call__(self, h: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
         batch, tokens, width = h.shape
         flat = h.reshape(-1, width)
         qkv = nn.Dense(3 * width, dtype=self.dtype, name="qkv")(flat)
@@ -146,20 +156,22 @@ class Attention(nn.Module):
         return out.reshape(h.shape)
 
 
-def attend(q, k, v, seen=None):
-    """Softmax attention, divided by the softmax's sum at the end: all [..., tokens, width], and what
-    is `seen`, a mask [queries, keys], where not all is."""
+def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
+    """Softmax attention, divided by the softmax's sum at the end: all [..., tokens, width]. `mask`,
+    [queries, keys], says which key each query may look at."""
     scores = jnp.matmul(q, jnp.swapaxes(k, -1, -2), preferred_element_type=jnp.float32)
     scores /= math.sqrt(q.shape[-1])
-    if seen is not None:
-        scores = jnp.where(seen, scores, -jnp.inf)
+    if mask is not None:
+        scores = jnp.where(mask, scores, -jnp.inf)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     total = weights.sum(axis=-1, keepdims=True)
     return (weights.astype(v.dtype) @ v / total).astype(v.dtype)
 
 
-def attend_on_cpu(query, key, value, one=attend):
-    """jax.nn.dot_product_attention, [batch, tokens, heads, width], in an order that is twice as
+def attend_on_cpu(
+    query: Heads, key: Heads, value: Heads, one: Callable[[Array, Array, Array], Array] = attend
+) -> Heads:
+    """jax.nn.dot_product_attention, in an order that is twice as
     fast on a CPU: few pictures at a time, each by `one`."""
     by_head = [jnp.swapaxes(part, 1, 2) for part in (query, key, value)]
     tokens, heads = query.shape[1:3]
@@ -172,7 +184,13 @@ def attend_on_cpu(query, key, value, one=attend):
     return jnp.swapaxes(out, 1, 2)
 
 
-def product_of_parts(product, parts, kernel, bias, dtype):
+def product_of_parts(
+    product: Callable[[Array, Array], Array],
+    parts: Sequence[Array],
+    kernel: Array,
+    bias: Array,
+    dtype: jnp.dtype,
+) -> Array:
     """product(h, kernel) + bias, where h is all `parts` side by side as channels: but they are
     never put there, as it is the sum of each part's product with its share of the kernel."""
     ends = list(itertools.accumulate(part.shape[-1] for part in parts))[:-1]
@@ -186,7 +204,7 @@ def product_of_parts(product, parts, kernel, bias, dtype):
 PRODUCT = "product"
 
 
-def remat(layer, kept, in_loop=True):
+def remat(layer: type[nn.Module], kept: str, in_loop: bool = True) -> type[nn.Module]:
     """The module class `layer`, with this kept of each call of it for the backward pass:
 
     none: all that autodiff keeps, save in norms and attention, which never keep what they can
@@ -203,7 +221,9 @@ def remat(layer, kept, in_loop=True):
     return nn.remat(layer, prevent_cse=not in_loop, policy=policy)
 
 
-def scan(layer, length, kept, unroll, in_axes, **options):
+def scan(
+    layer: type[nn.Module], length: int, kept: str, unroll: bool, in_axes: Any, **options: Any
+) -> type[nn.Module]:
     """The module class of `length` layers alike, one after another, with stacked parameters.
 
     Args:

@@ -2,10 +2,11 @@
 
 from flax import linen as nn
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from vdm.nets.layers import ZEROS, Embedding, dropout, fourier_features, layer_keys, scan
 from vdm.nets.network import Layered
-from vdm.parameters import matrices_of_loops
+from vdm.parameters import Role, matrices_of_loops
 
 
 class Layer(nn.Module):
@@ -41,5 +42,5 @@ class MLP(Layered):
         h = nn.Dense(height * width * self.out_channels, kernel_init=ZEROS, name="out")(h)
         return h.reshape(batch, height, width, self.out_channels)
 
-    def roles(self, params):
+    def roles(self, params: PyTree) -> PyTree[Role]:
         return matrices_of_loops(params, "layers")

@@ -28,11 +28,13 @@ class Residual(nn.Module, Component):
     dropout: float = 0.1
     dtype: str = "float32"
 
-    def check(self):
+    def check(self) -> None:
         check_layers(self.depth, self.width, self.dropout, self.dtype)
 
     @nn.compact
-    def __call__(self, h: Float[Array, "batch inputs"], keys: Array | None = None) -> Float[Array, "batch outputs"]:
+    def __call__(
+        self, h: Float[Array, "batch inputs"], keys: Array | None = None
+    ) -> Float[Array, "batch outputs"]:
         dtype = jnp.dtype(self.dtype)
         h = nn.Dense(self.width, dtype=dtype, name="in")(h)
         for layer in range(self.depth):

@@ -2,6 +2,7 @@
 
 from flax import linen as nn
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from vdm.component import accept
 from vdm.nets.layers import (
@@ -14,7 +15,7 @@ from vdm.nets.layers import (
     scan,
 )
 from vdm.nets.network import Layered, check_heads
-from vdm.parameters import matrices_of_loops
+from vdm.parameters import Role, matrices_of_loops
 
 
 class Layer(nn.Module):
@@ -30,9 +31,7 @@ class Layer(nn.Module):
         # Six matrices, not one that is six times as wide: Muon makes each orthogonal by itself,
         # which costs a quarter.
         modulation = nn.DenseGeneral((6, width), kernel_init=ZEROS, name="modulation")(embedding)
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (
-            modulation[:, None, i] for i in range(6)
-        )
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (modulation[:, None, i] for i in range(6))
 
         def norm(h, shift, scale):
             normed = nn.LayerNorm(use_bias=False, use_scale=False, dtype=jnp.float32)(h)
@@ -63,7 +62,7 @@ class Transformer(Layered):
     heads: int = 1
     patch: int = 1
 
-    def check(self):
+    def check(self) -> None:
         super().check()
         check_heads(self.heads, self.width)
         height, width, _ = self.shape
@@ -74,7 +73,7 @@ class Transformer(Layered):
             f"what divides the pictures' height {height} and width {width}",
         )
 
-    def roles(self, params):
+    def roles(self, params: PyTree) -> PyTree[Role]:
         return matrices_of_loops(params, "layers")
 
     @nn.compact

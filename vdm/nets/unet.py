@@ -11,6 +11,7 @@ from typing import ClassVar
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from vdm.component import choose
 from vdm.errors import UserError
@@ -118,7 +119,10 @@ def once(gradient):
 
 @once.defjvp
 def _(primals, tangents):
-    raise UserError("config.model.net.remat is 'block', which has first derivatives only; accepted for more: 'none', 'dots'.")
+    raise UserError(
+        "config.model.net.remat is 'block', which has first derivatives only; accepted for more: "
+        "'none', 'dots'."
+    )
 
 
 with_gradient_of.defvjp(lambda value, h: (value, None), lambda _, gradient: (None, once(gradient)))
@@ -140,17 +144,22 @@ class UNet(Layered):
 
     heavy: ClassVar[bool] = True
 
-    def check(self):
+    def check(self) -> None:
         super().check()
         choose("attention", self.attention, ("middle", "everywhere"))
         check_heads(self.heads, self.width)
 
-    def roles(self, params):
+    def roles(self, params: PyTree) -> PyTree[Role]:
         """The blocks' convolutions and dense layers are matrices: a convolution sums over rows, columns and
         channels."""
 
         def role_of(names, value):
-            if names[-1] not in ("kernel", "shortcut") or not set(names) & {"down", "up", "up_first", *MIDDLE}:
+            if names[-1] not in ("kernel", "shortcut") or not set(names) & {
+                "down",
+                "up",
+                "up_first",
+                *MIDDLE,
+            }:
                 return Role()
             first = 1 if set(names) & {"down", "up"} else 0  # of loops the axis of the layers
             last = value.ndim - 1

@@ -1,8 +1,8 @@
 """The curve of a run: bits/dim of each term against steps."""
 
+from collections.abc import Mapping, Sequence
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vdm.reporting import figures

@@ -1,10 +1,11 @@
 """The figures of --mode=eval: the ELBO over depth, the diffusion term's density, rate and distortion."""
 
-import pathlib
 from collections.abc import Mapping, Sequence
+import pathlib
+from typing import Any
 
-import numpy as np
 from jaxtyping import Float
+import numpy as np
 
 from vdm.reporting.figures import new_figure, plain_ticks, save
 
@@ -76,7 +77,8 @@ def save_distortion(
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 5), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(5, 7))
+    halves: Any = figure.subfigures(1, 2, width_ratios=(5, 7))
+    left, right = halves
     axes = left.subplots()
     axes.plot(columns["rate"], columns["rmse"], color="black", marker=".", lw=1)
     axes.set(

@@ -1,7 +1,7 @@
 """What figures share: names and colours of the terms, axes, and how a figure is written."""
 
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence
+import pathlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,7 +46,7 @@ def limit_y(axes: "Axes", curves: Sequence[Sequence[float]]) -> None:
       curves: the values of each curve. All that is at most a quarter above the lowest value is shown. So is
         the last value of each curve, unless it is as far above the others as first steps are.
     """
-    values = np.concatenate([np.asarray(curve, np.float64) for curve in curves] or [[]])
+    values = np.concatenate([np.asarray(curve, np.float64) for curve in curves] or [np.zeros(0)])
     values = values[np.isfinite(values)]
     if not values.size:
         return

@@ -73,9 +73,9 @@ class Log:
         self._last = (now, step)
         left = (self._train.steps - step) / rate
         numbers = {"bpd": bpd, **bits, "draw_sd": draw_sd, "grad_norm": means["grad_norm"]}
-        numbers = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
-        numbers |= {"seconds": self.seconds(), "steps_per_second": rate}
-        self._writer.write(step, "train", numbers)
+        timing = {"seconds": self.seconds(), "steps_per_second": rate}
+        finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        self._writer.write(step, "train", finite | timing)
         self.progress(step)
         terms = "  ".join(f"{name} {value:.4f}" for name, value in bits.items())
         if self._bar.disable:

@@ -1,8 +1,8 @@
 """metrics.jsonl and TensorBoard: the numbers of a run, step by step."""
 
+from collections.abc import Mapping
 import json
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np

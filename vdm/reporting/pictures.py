@@ -3,8 +3,8 @@
 import math
 import pathlib
 
-import numpy as np
 from jaxtyping import UInt8
+import numpy as np
 
 from vdm.diffusion import encoder
 from vdm.reporting.figures import new_figure
@@ -46,7 +46,7 @@ def _save_grid(path, samples: UInt8[np.ndarray, "images height width channels"],
     image.resize([side * enlarge for side in image.size], Image.Resampling.NEAREST).save(path)
 
 
-def _save_points(path, points: UInt8[np.ndarray, "points 2"], vocab_size: int) -> None:
+def _save_points(path, points, vocab_size: int) -> None:
     figure, axes = new_figure(1, 1, (5, 5))
     axes.scatter(*encoder.scale(points, vocab_size).T, s=4, alpha=0.5, linewidths=0)
     axes.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal", title=f"{len(points)} samples")

@@ -1,5 +1,6 @@
 """What is kept between runs: compiled programs, and images read from files of their own formats."""
 
+from collections.abc import Callable, Sequence
 import contextlib
 import hashlib
 import os
@@ -10,10 +11,10 @@ import numpy as np
 
 FOLDER = "~/.cache/vdm"  # the default
 
-_folder = None  # as `enable` was told
+_folder: pathlib.Path | None = None  # that of `enable`
 
 
-def enable(folder):
+def enable(folder: str) -> None:
     """Keeps compiled programs and images under `folder`; an empty one keeps none. Of programs, JAX's own
     variable JAX_COMPILATION_CACHE_DIR goes first.
 
@@ -22,7 +23,7 @@ def enable(folder):
     """
     global _folder
     _folder = pathlib.Path(folder).expanduser() if folder else None
-    if folder and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    if _folder and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         import jax  # only now, as main.py asks for FOLDER before it needs JAX
 
         kind = hashlib.sha256(_cpu().encode()).hexdigest()[:8]
@@ -30,7 +31,9 @@ def enable(folder):
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def arrays(name, files, read):
+def arrays(
+    name: str, files: Sequence[str], read: Callable[[], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
     """{name: array} that `read` gives, read once: it is kept until one of `files` changes.
 
     Args:
@@ -39,25 +42,25 @@ def arrays(name, files, read):
     """
     if _folder is None:
         return read()
-    seen = hashlib.sha256()
+    version = hashlib.sha256()
     try:
         for file in files:
             about = os.stat(file)
-            seen.update(f"{file} {about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}\n".encode())
+            version.update(f"{file} {about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}\n".encode())
     except OSError:  # not a path of this machine, or gone: `read` knows more of that
         return read()
     path = _folder / "images" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.npz"
     # Absent, or damaged in one of many ways: then it is read again.
-    with contextlib.suppress(Exception), path.open("rb") as file, np.load(file) as kept:
-        if kept["of"] == seen.hexdigest():
+    with contextlib.suppress(Exception), path.open("rb") as old, np.load(old) as kept:
+        if kept["of"] == version.hexdigest():
             return {key: kept[key] for key in kept.files if key != "of"}
     found = read()
     part = path.with_suffix(f".{os.getpid()}.part")
     with contextlib.suppress(OSError):  # a full disk stops no run
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with part.open("wb") as file:
-                np.savez(file, of=seen.hexdigest(), **found)
+            with part.open("wb") as new:
+                np.savez(new, of=np.array(version.hexdigest()), **found)  # type: ignore[arg-type]
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)

@@ -2,10 +2,11 @@
 
 A checkpoint holds the State (step, parameters, EMA, optimiser) and, as JSON, the position
 in the data and the sums of the metrics since they were last written out. A checkpoint that
-was cut off while it was written is never seen: orbax renames it when it is whole.
+was cut off while it was written does not count: orbax renames it when it is whole.
 """
 
 import pathlib
+from typing import TYPE_CHECKING, Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -13,11 +14,14 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from vdm.errors import UserError
 
+if TYPE_CHECKING:
+    from vdm.step import State
+
 
 class Checkpoints:
     """The checkpoints of one workdir."""
 
-    def __init__(self, workdir, newest, read_only=False):
+    def __init__(self, workdir: pathlib.Path, newest: int, read_only: bool = False):
         """Keeps the `newest` newest, and the one with the lowest "bpd"."""
         self._path = pathlib.Path(workdir).absolute() / "checkpoints"
         policy = keep.AnyPreservationPolicy(
@@ -46,25 +50,23 @@ class Checkpoints:
             },
         )
 
-    def save(self, step, state, rest, bpd=None):
+    def save(self, step: int, state: "State", rest: dict[str, Any], bpd: float | None = None) -> None:
         """Saves in the background. `rest` is a JSON dictionary, `bpd` the test bits/dim."""
         self._manager.save(
             step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_parts(state)), rest=ocp.args.JsonSave(rest)
-            ),
+            args=ocp.args.Composite(state=ocp.args.StandardSave(_parts(state)), rest=ocp.args.JsonSave(rest)),
             metrics=None if bpd is None else {"bpd": float(bpd)},
         )
 
-    def steps(self):
+    def steps(self) -> list[int]:
         """All steps that are kept, in order."""
         return sorted(self._manager.all_steps())
 
-    def best(self):
+    def best(self) -> int | None:
         """The step with the lowest test bits/dim, or None where none was evaluated."""
         return self._manager.best_step()
 
-    def restore(self, like, step):
+    def restore(self, like: "State", step: int | None) -> tuple["State", dict[str, Any]]:
         """The State and the rest of a step.
 
         Args:
@@ -76,16 +78,13 @@ class Checkpoints:
         """
         if step is None:
             raise UserError(
-                f"no checkpoint in {str(self._path)!r} was evaluated; set config.eval.checkpoint "
-                "to 'newest'."
+                f"no checkpoint in {str(self._path)!r} was evaluated; set config.eval.checkpoint to 'newest'."
             )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _parts(like))
         self._check(step, abstract)
         restored = self._manager.restore(
             step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract), rest=ocp.args.JsonRestore()
-            ),
+            args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), rest=ocp.args.JsonRestore()),
         )
         return type(like)(**restored.state), restored.rest
 
@@ -99,9 +98,7 @@ class Checkpoints:
 
         saved, wanted = shapes(saved), shapes(abstract)
         for name in sorted({*saved, *wanted}):
-            have, want = (
-                tuple(tree[name].shape) if name in tree else "absent" for tree in (saved, wanted)
-            )
+            have, want = (tuple(tree[name].shape) if name in tree else "absent" for tree in (saved, wanted))
             if have != want:
                 raise UserError(
                     f"the checkpoint of step {step} in {str(self._path)!r} is one of another "
@@ -109,11 +106,11 @@ class Checkpoints:
                     "config that it was trained with, or another --workdir."
                 )
 
-    def preempted(self, step):
-        """Whether the cluster has told any process to end, agreed by all of them."""
+    def preempted(self, step: int) -> bool:
+        """Whether the cluster has asked any process to end; all of them agree."""
         return self._manager.reached_preemption(step)
 
-    def close(self):
+    def close(self) -> None:
         """Waits until all that was saved is on disk, and lets go of the threads."""
         self._manager.close()
 

@@ -5,12 +5,15 @@ what is shared (the state, the data set) is one replicated array without a devic
 what is split (batches, results per example) has a leading axis of devices.
 """
 
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree
 import numpy as np
 
 from vdm.errors import one_of
@@ -24,7 +27,13 @@ def _sharding(*spec):
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
-def over_devices(function, kind, split_in, split_out, donate=()):
+def over_devices(
+    function: Callable[..., tuple],
+    kind: str,
+    split_in: Sequence[bool],
+    split_out: Sequence[bool],
+    donate: Sequence[int] = (),
+) -> Any:
     """Maps `function` over the devices.
 
     Args:
@@ -42,9 +51,7 @@ def over_devices(function, kind, split_in, split_out, donate=()):
         axes_in, axes_out = (
             tuple(0 if split else None for split in splits) for splits in (split_in, split_out)
         )
-        return jax.pmap(
-            function, axis_name=AXIS, in_axes=axes_in, out_axes=axes_out, donate_argnums=donate
-        )
+        return jax.pmap(function, axis_name=AXIS, in_axes=axes_in, out_axes=axes_out, donate_argnums=donate)
 
     specs_in, specs_out = (
         tuple(PartitionSpec(AXIS) if split else PartitionSpec() for split in splits)
@@ -52,10 +59,7 @@ def over_devices(function, kind, split_in, split_out, donate=()):
     )
 
     def on_shard(*args):
-        args = [
-            jax.tree.map(lambda v: v[0], arg) if split else arg
-            for arg, split in zip(args, split_in)
-        ]
+        args = [jax.tree.map(lambda v: v[0], arg) if split else arg for arg, split in zip(args, split_in)]
         results = function(*args)
         return tuple(
             jax.tree.map(lambda v: v[None], result) if split else result
@@ -79,34 +83,35 @@ def over_devices(function, kind, split_in, split_out, donate=()):
     def call(*args):
         return mapped(*placed(args))
 
-    call.lower = lambda *args: mapped.lower(*placed(args))  # as jit and pmap have
+    # As jit and pmap have.
+    call.lower = lambda *args: mapped.lower(*placed(args))  # type: ignore[attr-defined]
     return call
 
 
-def replicate(tree):
+def replicate(tree: PyTree) -> PyTree[Array]:
     """The same values, given by every host, as one array on all devices."""
     if jax.process_count() == 1:
         return jax.device_put(tree, _sharding())
     return as_global(jax.tree.map(jnp.asarray, tree))
 
 
-def replicated_like(tree):
+def replicated_like(tree: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
     """The shapes and types of `tree` as those of what `replicate` gives."""
     return jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=_sharding()), tree)
 
 
-def compile_ahead(function, *args):
-    """Traces what `over_devices` mapped, and starts to compile it in another thread, which the process
-    waits for also where it ends before.
+def compile_ahead(function: Any, *args: PyTree) -> Callable[[], Any]:
+    """Traces a function of `over_devices`, and starts to compile it in another thread. The process does not
+    end before that thread does.
 
     Args:
-      *args: of its first call; what is shared, as `replicated_like` has it or as it is.
+      *args: of its first call, or their shapes (`replicated_like`) where they are replicated.
 
     Returns:
-      A function of nothing, which waits until the call finds it compiled.
+      a function () → None that waits until it is compiled.
 
     Raises:
-      Exception: as the call itself would, here or where it is waited for.
+      Exception: what the call itself would raise, here or while waiting.
     """
     if jax.process_count() > 1:  # pmap has no shapes without values there
         return lambda: None
@@ -117,33 +122,31 @@ def compile_ahead(function, *args):
     return compiled.result
 
 
-def as_global(tree):
+def as_global(tree: PyTree) -> PyTree:
     """Replicated results as arrays over the devices of all hosts, as checkpoints want them:
     what pmap returns spans the devices of its own host only."""
 
     def one(value):
         if jax.process_count() == 1 or not value.is_fully_addressable:
             return value
-        return multihost_utils.host_local_array_to_global_array(
-            value, _sharding().mesh, PartitionSpec()
-        )
+        return multihost_utils.host_local_array_to_global_array(value, _sharding().mesh, PartitionSpec())
 
     return jax.tree.map(one, tree)
 
 
-def split(tree):
+def split(tree: PyTree) -> PyTree[Array]:
     """Host arrays with a leading axis of local devices, as one array over all devices."""
     sharding = _sharding(AXIS)
     return jax.tree.map(lambda v: jax.make_array_from_process_local_data(sharding, v), tree)
 
 
-def per_device(tree):
+def per_device(tree: PyTree) -> PyTree:
     """Splits the leading axis of host arrays over this host's devices: [devices, …]."""
     devices = jax.local_device_count()
     return jax.tree.map(lambda v: np.asarray(v).reshape(devices, -1, *v.shape[1:]), tree)
 
 
-def local(tree):
+def local(tree: PyTree[Array]) -> PyTree:
     """This host's part of results that are split: NumPy, the axis of devices flattened."""
 
     def one(value):
@@ -154,7 +157,7 @@ def local(tree):
     return jax.tree.map(one, tree)
 
 
-def gather(values):
+def gather(values: PyTree) -> PyTree:
     """NumPy arrays of every host, one after the other."""
     if jax.process_count() == 1:
         return values

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
 import numpy as np
 
 # What a draw is for: each use folds its own number into the key.
@@ -26,23 +27,23 @@ class Rng(NamedTuple):
     """
 
     key: jax.Array
-    index: jax.Array
+    index: jax.Array  # type: ignore[assignment]  # also a method of tuples
     size: int
 
-    def shared(self, use):
+    def shared(self, use: int) -> Key[Array, ""]:
         """One key for the whole global batch."""
         return jax.random.fold_in(self.key, use)
 
-    def keys(self, use):
-        """One key for each example: [batch]."""
+    def keys(self, use: int) -> Key[Array, "batch"]:
+        """One key for each example."""
         return fold_in(jnp.broadcast_to(self.shared(use), self.index.shape), self.index)
 
-    def normal(self, use, shape):
-        """Standard normal draws, float32 [batch, *shape]."""
+    def normal(self, use: int, shape: tuple[int, ...]) -> Float[Array, "batch *shape"]:
+        """Standard normal draws."""
         return jax.vmap(lambda key: jax.random.normal(key, shape))(self.keys(use))
 
-    def strata(self):
-        """i/n for the i-th of n examples: [batch]."""
+    def strata(self) -> Float[Array, "batch"]:
+        """i/n for the i-th of n examples."""
         return self.index.astype(jnp.float32) / self.size
 
 
@@ -60,22 +61,22 @@ class Spread(NamedTuple):
     """
 
     key: jax.Array
-    index: jax.Array
+    index: jax.Array  # type: ignore[assignment]  # also a method of tuples
     number: jax.Array
     images: jax.Array
     passes: jax.Array
 
-    def shared(self, use):
+    def shared(self, use: int) -> Key[Array, ""]:
         """One key for the whole set of passes."""
         return jax.random.fold_in(self.key, use)
 
-    def keys(self, use):
-        """One key for each image in each pass: [batch]."""
+    def keys(self, use: int) -> Key[Array, "batch"]:
+        """One key for each image in each pass."""
         place = self.number * self.images + self.index
         return fold_in(jnp.broadcast_to(self.shared(use), place.shape), place)
 
-    def normal(self, use, shape):
-        """Standard normal draws, float32 [batch, *shape].
+    def normal(self, use: int, shape: tuple[int, ...]) -> Float[Array, "batch *shape"]:
+        """Standard normal draws.
 
         Each value has a random start on the circle of the normal's quantiles, and goes on by
         the golden ratio of a turn from pass to pass: any few passes in a row lie far apart.
@@ -87,7 +88,7 @@ class Spread(NamedTuple):
         cell = jax.lax.bitcast_convert_type(turn, jnp.int32) >> 8
         return math.sqrt(2.0) * jax.lax.erf_inv((cell.astype(jnp.float32) + 0.5) / 2.0**23)
 
-    def strata(self):
+    def strata(self) -> Float[Array, "batch"]:
         """Pass k of image i has the place (k + i/n) / passes: the places of one image are spread
         evenly over [0, 1), and so are those of all images."""
         first = self.number.astype(jnp.float32) + self.index.astype(jnp.float32) / self.images

@@ -1,17 +1,17 @@
-"""What a run draws and writes: pictures hold the samples, and a curve comes of any metrics."""
+"""Samples as one picture: every sample is in it, and points are where they belong."""
 
 import numpy as np
 from PIL import Image
 
 from vdm.diffusion import encoder
-from vdm.reporting import figures, report
+from vdm.reporting import pictures
 
 
 def test_grid_shows_every_sample(tmp_path):
-    """Each sample stands in the grid, row by row, its lowest level black, its highest white."""
+    """Each sample is in the grid, row by row, its lowest level black, its highest white."""
     samples = np.zeros((5, 8, 8, 1), np.uint8)
     samples[4] = 16
-    figures.save_samples(tmp_path / "grid.png", samples, 17)
+    pictures.save_samples(tmp_path / "grid.png", samples, 17)
     with Image.open(tmp_path / "grid.png") as image:
         grid = np.asarray(image)
     side = grid.shape[1] // (3 * 9 + 1)  # three columns of 8 pixels and a line
@@ -20,22 +20,12 @@ def test_grid_shows_every_sample(tmp_path):
     np.testing.assert_array_equal(small[1:9, 1:9], 0)
 
 
-def test_points_are_drawn_where_they_are(tmp_path):
+def test_points_are_plotted_where_they_are(tmp_path):
     """Dark pixels in the upper right quarter alone, for points there; 8 bits do not wrap."""
     points = np.full((50, 1, 1, 2), 224, np.uint8)
     assert np.all(encoder.scale(points, 256) == 0.75390625)
-    figures.save_samples(tmp_path / "points.png", points, 256)
+    pictures.save_samples(tmp_path / "points.png", points, 256)
     with Image.open(tmp_path / "points.png") as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)
     blue = np.argwhere(pixels[..., 2] - pixels[..., 0] > 60)  # rows from the top, columns
     assert len(blue) and (blue[:, 0] < 300).all() and (blue[:, 1] > 300).all()
-
-
-def test_curve_of_training_rows_alone_and_of_a_cut_off_file(tmp_path):
-    metrics = tmp_path / "metrics.jsonl"
-    row = '{"step": 1, "split": "train", "bpd": 2.5, "diffusion": 2.4, "prior": 0.1}\n'
-    metrics.write_text(row + '{"step": 2, "spl')
-    assert [r["step"] for r in report.read_metrics(metrics)] == [1]
-    figures.save_curve(tmp_path / "elbo.png", metrics)
-    with Image.open(tmp_path / "elbo.png") as image:
-        assert image.size[0] > 800

@@ -1,0 +1,108 @@
+"""The trials of a study: which runs it has, and which of them have finished."""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
+import itertools
+import pathlib
+import sys
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vdm import commandline, config as config_lib, workdir as workdir_lib
+from vdm.config import flat
+from vdm.errors import UserError, require
+
+Grid = Callable[[ConfigDict], Mapping[str, Mapping[str, Any]]]
+
+# What the final number of a run depends on, beside its training.
+EVALUATION = ("eval.passes", "eval.images")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One run of a study: a variant with a seed.
+
+    Attributes:
+      folder: its workdir.
+      config: complete.
+      command: what trains it, or goes on with that.
+    """
+
+    variant: str
+    folder: pathlib.Path
+    config: ConfigDict
+    command: list[str]
+
+    @property
+    def steps(self) -> int:
+        """After how many steps it ends."""
+        return self.config.train.steps
+
+
+def make_trials(grid: Grid, file: str, args: Sequence[str], workdir: pathlib.Path, seeds: int) -> list[Trial]:
+    """The trials of every variant and seed, the first seed of all variants first.
+
+    Args:
+      grid: as in sweep.main.
+      file: of the base config.
+      args: --config.FIELD=VALUE of all variants.
+
+    Raises:
+      UserError: the file is none, or the grid sets what is no field, or what `args` set too.
+    """
+    load = functools.cache(config_lib.load)
+    given, trials = commandline.fields_of(args), []
+    require("seed" not in given, "--config.seed is the study's to set; give --seeds, how many there are.")
+    variants = grid(commandline.apply(load(file), args))
+    own = {fields.get("config", file) for fields in variants.values()}
+    require(
+        file in own,
+        f"--config is {file!r}, but this study has configs of its own: {', '.join(sorted(own))}; leave it out, "
+        "and set fields by --config.FIELD=VALUE.",
+    )
+    for seed, (variant, fields) in itertools.product(range(seeds), variants.items()):
+        own_file = fields.get("config", file)
+        fields = {name: value for name, value in fields.items() if name != "config"}
+        twice = sorted(set(given) & set(fields))
+        require(
+            not twice,
+            f"--config.{' and --config.'.join(twice)} cannot be set: the study itself sets it, in {variant!r}.",
+        )
+        # The config is built of the very arguments that the run's process gets.
+        all_args = [*args, *(f"--config.{name}={value}" for name, value in fields.items()), f"--config.seed={seed}"]
+        try:
+            config = commandline.apply(load(own_file), all_args)
+        except UserError as error:
+            raise UserError(f"variant {variant!r}: {error}") from error
+        folder = workdir / f"{variant}-{seed}"
+        trials.append(Trial(variant, folder, config, command(own_file, folder, all_args)))
+    return trials
+
+
+def command(file: str, folder: pathlib.Path, args: Sequence[str]) -> list[str]:
+    """The command of a run with a config file and --config.FIELD=VALUE."""
+    return [sys.executable, "-m", "vdm.main", f"--config={file}", f"--workdir={folder}", *args]
+
+
+def finished(trial: Trial) -> bool:
+    """Whether the last step was saved, which is the last thing that a run does."""
+    return (trial.folder / "eval.json").exists() and (workdir_lib.newest(trial.folder) or 0) >= trial.steps
+
+
+def check_configs(done: Sequence[Trial]) -> None:
+    """Raises UserError where a finished run has another config than its trial, or was evaluated in another
+    way, and so is no result of this study."""
+    for trial in done:
+        if not (trial.folder / "config.json").exists():
+            continue
+        workdir_lib.check_config(trial.folder, trial.config)
+        was, asked = flat(workdir_lib.read_config(trial.folder)), flat(trial.config)
+        other = [name for name in EVALUATION if was[name] != asked[name]]
+        require(
+            not other,
+            f"{str(trial.folder)!r} was evaluated with another {' and '.join(other)}; set "
+            + ", ".join(f"--config.{name}={was[name]}" for name in other)
+            + ", or give another --workdir.",
+        )

@@ -1,0 +1,69 @@
+"""Runs the trials of a study, so many at once, until all have ended or it is asked to stop."""
+
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import pathlib
+import signal
+import time
+
+from experiments import jobs
+from experiments.plan import Trial, finished
+from experiments.progress import Progress
+
+Start = Callable[[list[Trial]], list[jobs.Process] | list[jobs.Job]]
+
+
+def run_all(trials: Sequence[Trial], start: Start, at_once: int) -> dict[pathlib.Path, str]:
+    """Runs trials, so many at once, and prints how it goes; returns why each folder failed that did.
+
+    Args:
+      start: starts trials.
+
+    Raises:
+      KeyboardInterrupt: asked to stop, by Ctrl-C, SIGTERM or the end of the terminal, all have.
+    """
+    waiting, running, failed, answered = list(trials), [], {}, 0
+    with stop_signals() as asked, contextlib.closing(Progress(trials)) as progress:
+        while running or waiting and not asked:
+            if waiting and not asked and len(running) < at_once:
+                new = waiting[: at_once - len(running)]
+                running += zip(new, start(new))
+                del waiting[: len(new)]
+                for trial in new:
+                    progress.say(f"{trial.folder.name}: started")
+            for _ in asked[answered:]:
+                for _, job in running:
+                    job.send(signal.SIGKILL if answered else signal.SIGINT)  # at SIGINT it saves
+                answered += 1
+                progress.say("stopping; once more to kill the runs, unsaved")
+            for trial, job in list(running):
+                why = job.poll()
+                if why is None:
+                    continue
+                running.remove((trial, job))
+                if asked and not finished(trial):
+                    progress.say(f"{trial.folder.name}: {why}")
+                    continue
+                if not finished(trial):
+                    failed[trial.folder] = why or f"it ended without a checkpoint of step {trial.steps}"
+                progress.end(trial, failed.get(trial.folder))
+            progress.update([trial for trial, _ in running])
+            time.sleep(jobs.POLL)
+    if asked:
+        raise KeyboardInterrupt
+    return failed
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collects signals to stop in the list that it yields; one that is ignored, as by nohup, stays so."""
+    asked: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, lambda number, _: asked.append(number))
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,82 @@
+"""The progress of a study: a bar over the steps of all trials, and a line for each."""
+
+from collections.abc import Sequence
+import contextlib
+import json
+import sys
+import time
+
+from tqdm import tqdm
+
+from experiments.plan import Trial
+from experiments.workdirs import number
+from vdm.reporting.metrics import read_metrics
+from vdm.reporting.text import fixed
+
+LOOK = 2.0  # seconds between looks at the metrics
+
+
+class Progress:
+    """A bar over the steps of all trials, and a line for each; lines alone off a terminal."""
+
+    def __init__(self, trials: Sequence[Trial]):
+        self._steps = {trial.folder: steps_taken(trial) for trial in trials}
+        self._total = {trial.folder: trial.steps for trial in trials}
+        self._ended, self._failed = 0, 0
+        self._first = sum(self._steps.values())
+        self._began = self._looked = time.monotonic()
+        self._bar = tqdm(
+            total=sum(self._total.values()), initial=self._first, unit="step", smoothing=0, disable=None,
+            dynamic_ncols=True,
+        )  # fmt: skip
+
+    def update(self, running: Sequence[Trial]) -> None:
+        """Moves the bar, now and then."""
+        if time.monotonic() - self._looked < LOOK:
+            return
+        self._looked = time.monotonic()
+        self._steps |= {trial.folder: steps_taken(trial) for trial in running}
+        self._bar.total = sum(self._total.values())
+        self._bar.update(sum(self._steps.values()) - self._bar.n)
+        done = self._ended - self._failed
+        self._bar.set_postfix_str(f"{done} done, {self._failed} failed, {len(running)} running")
+
+    def end(self, trial: Trial, why: str | None) -> None:
+        """Prints that a trial has ended: its score, or why it failed."""
+        self._looked = 0.0
+        self._ended += 1
+        self._failed += bool(why)
+        self._steps[trial.folder] = steps_taken(trial) if why else trial.steps
+        self._total[trial.folder] = self._steps[trial.folder]  # what a failed one lacks takes no time
+        steps, left = sum(self._steps.values()), sum(self._total.values()) - sum(self._steps.values())
+        text = f"{self._ended}/{len(self._total)} {trial.folder.name}: {why or score(trial)}"
+        if left and steps > self._first:
+            seconds = left * (time.monotonic() - self._began) / (steps - self._first)
+            text += f"; {tqdm.format_interval(seconds)} left"
+        self.say(text)
+
+    def say(self, text: str) -> None:
+        """Prints a line without breaking the bar."""
+        with contextlib.suppress(OSError):  # the terminal may be gone, but not the runs
+            tqdm.write(text)
+            sys.stdout.flush()
+
+    def close(self) -> None:
+        """Leaves the bar as it is in the end."""
+        self.update([])
+        self._bar.close()
+
+
+def steps_taken(trial: Trial) -> int:
+    """The step of the newest line of metrics."""
+    rows = read_metrics(trial.folder / "metrics.jsonl")
+    return min(rows[-1]["step"], trial.steps) if rows else 0
+
+
+def score(trial: Trial) -> str:
+    """Bits/dim of a finished run, and the seconds that it took."""
+    found = json.loads((trial.folder / "eval.json").read_text())
+    rows = read_metrics(trial.folder / "metrics.jsonl")
+    bpd, se = (fixed(number(found, name)) for name in ("bpd", "bpd_se"))
+    seconds = f", {rows[-1]['seconds']:.0f} s" if rows else ""
+    return f"{bpd} ± {se} bits/dim{seconds}"

@@ -1,0 +1,109 @@
+"""Tables of variants, with error bars over their seeds."""
+
+from collections.abc import Iterable, Mapping, Sequence
+import math
+import pathlib
+
+import numpy as np
+
+from experiments.output import make_folder, write_csv
+from experiments.workdirs import Record, Variants, number, read_variants
+from vdm.evaluation.estimate import standard_error
+from vdm.reporting import figures
+from vdm.reporting.text import fixed, markdown_table
+
+CAPTION = """
+Bits/dim of the test split and its terms, means over seeds. "± over seeds" is the standard error of that
+mean by how far the seeds are apart. {}
+It counts what a seed changes: the first parameters, the order of the data, the noise of training and of
+evaluation; but not which test images were drawn, as all seeds have the same. "± of one run" is the mean of
+the runs' own standard errors, which count the images and the Monte-Carlo noise of evaluation, but not what
+another seed would change. Seconds are from a run's start on, compilation and evaluations included."""
+
+
+def write_table(
+    variants: Variants,
+    out: pathlib.Path | str,
+    name: str = "table",
+    more: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
+    caption: str = "",
+) -> str:
+    """Writes NAME.md, NAME.csv (a row for each variant) and NAME_runs.csv (a row for each run); returns the
+    Markdown.
+
+    Args:
+      more: further columns, {column: {variant: (mean, standard error)}}.
+      caption: what they are.
+
+    Raises:
+      UserError: as `read_variants` and `make_folder` do.
+    """
+    found, more, out = read_variants(variants), more or {}, make_folder(out)
+    terms = figures.term_names(record.final for records in found.values() for record in records)
+    rows = [_variant_row(variant, records, terms, more) for variant, records in found.items()]
+    runs = [_run_row(variant, record, terms) for variant, records in found.items() for record in records]
+    columns = {"bits/dim": "bpd", "± over seeds": "bpd_se_seeds", "± of one run": "bpd_se_run"}
+    for column in more:
+        columns |= {column: column, f"{column} ±": f"{column}_se"}
+    columns |= {term: term for term in terms}
+    cells = [
+        [row["variant"], *(fixed(row[key]) for key in columns.values()), str(row["seeds"]), row["step"],
+         f"{row['seconds']:.0f}"]
+        for row in rows
+    ]  # fmt: skip
+    text = markdown_table(["variant", *columns, "seeds", "step", "seconds"], cells)
+    text += f"\n{CAPTION.format(seeds_note(row['seeds'] for row in rows))}\n" + (f"{caption}\n" if caption else "")
+    (out / f"{name}.md").write_text(text)
+    write_csv(out / f"{name}.csv", rows)
+    write_csv(out / f"{name}_runs.csv", runs)
+    return text
+
+
+def seeds_note(counts: Iterable[int]) -> str:
+    """How well a standard error over so many seeds is known: that of n values has n − 1 degrees of freedom,
+    and is itself known to about 1 part in √(2n − 2)."""
+    from scipy import stats  # only now, as it takes a while to import
+
+    notes = []
+    for count in sorted(set(counts)):
+        if count == 1:
+            notes.append("One seed says nothing of it (–).")
+            continue
+        freedom, width = count - 1, stats.t.ppf(0.975, count - 1)
+        plural = "s" * (freedom > 1)
+        notes.append(
+            f"Of {count} seeds it has {freedom} degree{plural} of freedom, so it is itself known to "
+            f"{1 / math.sqrt(2 * freedom):.0%}, and a 95% interval is ± {width:.1f} times it."
+        )
+    return " ".join(notes)
+
+
+def _variant_row(variant, records, terms, more):
+    row = {"variant": variant}
+    for name in ("bpd", *terms):
+        values = np.array([number(record.final, name) for record in records])
+        own = [number(record.final, f"{name}_se") for record in records]
+        row |= {name: float(values.mean()), f"{name}_se_seeds": standard_error(values)}
+        row[f"{name}_se_run"] = float(np.mean(own))
+    for column, numbers in more.items():
+        row[column], row[f"{column}_se"] = numbers.get(variant, (math.nan, math.nan))
+    seconds = float(np.mean([number(record.newest, "seconds") for record in records]))
+    return row | {"seeds": len(records), "step": progress(records), "seconds": seconds}
+
+
+def _run_row(variant, record, terms):
+    row = {"variant": variant, "seed": record.config.seed, "folder": record.folder}
+    for name in ("bpd", *terms):
+        parts = [f"{name}{part}" for part in ("", "_se", "_se_images", "_se_noise")]
+        row |= {part: number(record.final, part) for part in parts}
+    row |= {name: record.final.get(name, math.nan) for name in ("images", "passes", "step")}
+    return row | {"steps": record.config.train.steps, "seconds": number(record.newest, "seconds")}
+
+
+def progress(records: Sequence[Record]) -> str:
+    """The step that the final numbers are of: "500", "500–1500", "500 of 1500", or "–"."""
+    if not all(record.final for record in records):
+        return "–"
+    now, end = [record.final["step"] for record in records], [record.config.train.steps for record in records]
+    spans = ["–".join(map(str, sorted({min(steps), max(steps)}))) for steps in (now, end)]
+    return spans[0] if now == end else " of ".join(spans)

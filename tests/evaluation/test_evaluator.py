@@ -1,0 +1,130 @@
+"""Evaluation by the ELBO: its mean, its error bars, its units, and that no schedule changes it."""
+
+import dataclasses
+import math
+
+import exact
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tqdm import tqdm
+
+from vdm.diffusion.schedule import SCHEDULES, Schedule
+from vdm.evaluation.estimate import combine
+from vdm.evaluation.evaluator import make_evaluator
+from vdm.evaluation.passes import Pass, over_split
+from vdm.runtime.randomness import Rng
+
+PARAMS = {"schedule": {}, "net": {}}
+SHAPE = (2, 2, 1)
+
+
+@pytest.fixture(scope="module")
+def digits_like():
+    """An optimal denoiser, 512 pictures and their true bits/dim."""
+    log_p = exact.log_probabilities(SHAPE, 5)
+    return log_p, *exact.pictures(log_p, 512)
+
+
+# ---- error bars -------------------------------------------------------------------------
+
+
+def estimates(model, images, sets, length, spread_out=True):
+    """Estimates of two sets of draws each: spread evenly, or independent draws of everything."""
+
+    def draw(params, rng, batch, _):
+        if spread_out:
+            return model.draw(params, rng, batch).terms
+        key = jax.random.fold_in(rng.key, rng.number)
+        independent = dataclasses.replace(model, times="iid")
+        return independent.draw(params, Rng(key, rng.index, rng.images), batch).terms
+
+    one_pass = over_split(draw, exact.config(), exact.split(images, 5))
+
+    def one_set(number):
+        drawn = [
+            one_pass(PARAMS, Pass(number, k, length), np.float32(0), len(images), tqdm(disable=True))
+            for k in range(length)
+        ]
+        return length, jax.tree.map(lambda *terms: sum(terms), *drawn)
+
+    pairs = [(one_set(2 * i), one_set(2 * i + 1)) for i in range(sets // 2)]
+    return [combine(pair, SHAPE) for pair in pairs]
+
+
+def test_the_noise_is_estimated_as_it_is(digits_like):
+    """Over 24 evaluations the spread of the result is the noise that one evaluation estimates."""
+    log_p, images, _ = digits_like
+    found = estimates(exact.model(log_p, -8.0, 5.0), images, 48, 10)
+    spread = np.std([estimate.mean["bpd"] for estimate in found], ddof=1)
+    noise = math.sqrt(np.mean([estimate.noise["bpd"] ** 2 for estimate in found]))
+    assert noise / 1.5 < spread < 1.5 * noise  # it is known to ± 15%
+
+
+def test_spread_draws_beat_independent_ones(digits_like):
+    """At the same number of network evaluations; and both have the same mean."""
+    log_p, images, _ = digits_like
+    model, data = exact.model(log_p, -8.0, 5.0), exact.split(images, 5)
+    independent = estimates(model, images, 8, 10, spread_out=False)
+    noise_iid = math.sqrt(np.mean([estimate.noise["bpd"] ** 2 for estimate in independent]))
+    estimate, _ = make_evaluator(model, exact.config(), data)(PARAMS, 80)
+    assert estimate.noise["bpd"] < 0.6 * (noise_iid / 2.0)  # of four times the passes
+    mean_iid = np.mean([estimate.mean["bpd"] for estimate in independent])
+    assert abs(estimate.mean["bpd"] - mean_iid) < 3.0 * noise_iid / 2.0
+
+
+def test_target_is_met_or_the_budget_spent(digits_like):
+    log_p, images, _ = digits_like
+    model, data = exact.model(log_p, -8.0, 5.0), exact.split(images, 5)
+    evaluate = make_evaluator(model, exact.config(max_passes=60), data)
+    first, _ = evaluate(PARAMS, 4)
+    target = 0.6 * first.noise["bpd"]
+    met, _ = evaluate(PARAMS, 4, target_se=target)
+    assert met.noise["bpd"] <= target and 4 < met.passes < 60
+    assert evaluate(PARAMS, 4, target_se=1e-9)[0].passes == 60
+
+
+# ---- the number -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape, vocab_size", [((1, 1, 2), 3), ((3, 2, 1), 17), ((2, 2, 3), 256)])
+def test_units_for_any_shape_and_vocab_size(shape, vocab_size):
+    """Independent uniform values hold log2 V bits each, whatever the shape."""
+    log_p = np.full((*shape, vocab_size), -math.log(vocab_size))
+    images, truth = exact.pictures(log_p, 512)
+    np.testing.assert_allclose(truth, math.log2(vocab_size))
+    model = exact.model(log_p, -2.0 * math.log(vocab_size) - 5.0, 8.0)
+    estimate, _ = make_evaluator(model, exact.config(), exact.split(images, vocab_size))(PARAMS, 40)
+    assert abs(estimate.mean["bpd"] - math.log2(vocab_size)) < 3.5 * estimate.noise["bpd"]
+    assert estimate.noise["bpd"] < 0.03 * math.log2(vocab_size)
+
+
+class Cubic(Schedule):
+    """γ(t) that is slow at first."""
+
+    def __call__(self, t):
+        return self.gamma_min + (self.gamma_max - self.gamma_min) * (0.2 * t + 0.8 * t**3)
+
+
+def test_no_schedule_between_the_same_ends_changes_the_elbo(digits_like):
+    """VDM sec. 5.1: in continuous time the diffusion term depends on the end points alone, for any denoiser
+    of z and γ: here for a wrong one, so that the integral is none of data."""
+    log_p, images, truth = digits_like
+    wrong = np.roll(log_p, 1, axis=-1)
+    config, data = exact.config(), exact.split(images, 5)
+    found = {}
+    builtin = [SCHEDULES.builtin[name] for name in ("fixed_linear", "learned_net", "cosine")]
+    for schedule in (*builtin, Cubic):
+        model = exact.model(wrong, -8.0, 5.0, schedule=schedule)
+        params = {"schedule": model.schedule.init(jax.random.key(0), jnp.zeros(1)), "net": {}}
+        estimate, _ = make_evaluator(model, config, data)(params, 60)
+        found[schedule.__name__] = (estimate.mean["bpd"], estimate.noise["bpd"])
+    mean = np.mean([bpd for bpd, _ in found.values()])
+    assert mean > truth.mean() + 0.1
+    for bpd, noise in found.values():
+        assert abs(bpd - mean) < 3.5 * noise and noise < 0.02 * mean, found
+    # Another end point is another model: the same check sees it.
+    shorter = exact.model(wrong, -8.0, -3.0)
+    estimate, _ = make_evaluator(shorter, config, data)(PARAMS, 60)
+    assert abs(estimate.mean["bpd"] - mean) > 5.0 * estimate.noise["bpd"]

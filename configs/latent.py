@@ -1,4 +1,4 @@
-"""A latent VDM on the digits: a VAE whose prior is a VDM, told the class, trained jointly.
+"""A latent VDM on the digits: a VAE whose prior is a VDM conditioned on the class, trained jointly.
 
   python -m vdm.main --config=configs/latent.py --workdir=/tmp/latent
   python -m vdm.main --workdir=/tmp/latent --mode=sample --config.model.guidance=2.0

@@ -7,8 +7,7 @@ from typing import NoReturn
 
 from absl import flags, logging
 
-from vdm.component import did_you_mean
-from vdm.errors import UserError, one_line
+from vdm.errors import UserError, did_you_mean, one_line
 
 
 def main(

@@ -23,10 +23,11 @@ NOTES = {
     "band": "bands, and bars of diamonds: mean ± its standard error over seeds, at their mean time",
     "pair": "bands, and bars of diamonds, of two seeds: from one to the other, at their mean time",
     "bar": "bars of a single run: ± s.e. of its last evaluation (images and Monte-Carlo noise)",
-    "final": "diamonds: the final estimates, of more passes over the test split than the points of the curves",
+    "final": "diamonds: final estimates, of more passes over the test split than the points of the curves",
     "thin": "thin: each seed, where they are not equally far",
     "faint": "faint: training after the last evaluation, one draw",
 }
+SMALLEST = 1e-3  # bits/dim that a panel shows at least
 Curve = Float[np.ndarray, "3 evaluations"]  # step, x and y of each
 
 
@@ -65,6 +66,7 @@ def plot_curves(variants: Variants, out: pathlib.Path | str, name: str = "curves
         lines.append(Line2D([], [], label=variant + seeds, marker=".", **style))
     for panel, axes in panels.items():
         figures.limit_y(axes, shown[panel])
+        widen_y(axes)
         title = figures.TERMS.get(panel, (panel,))[0] if panel in terms else "test split"
         axes.set(title=title, xlabel="seconds" if panel == "seconds" else "step")
         axes.ticklabel_format(axis="y", scilimits=(-2, 4))
@@ -74,6 +76,14 @@ def plot_curves(variants: Variants, out: pathlib.Path | str, name: str = "curves
     caption = "; ".join(text for note, text in NOTES.items() if note in notes)
     figure.supxlabel(textwrap.fill(caption, 150), fontsize=9)
     return save_figure(figure, out, name)
+
+
+def widen_y(axes: Any) -> None:
+    """Shows at least SMALLEST bits/dim, so that a term of next to nothing is not blown up to a panel of noise."""
+    low, high = axes.get_ylim()
+    if high - low < SMALLEST:
+        low = max(0.0, 0.5 * (low + high - SMALLEST))
+        axes.set_ylim(low, low + SMALLEST)
 
 
 def style_of(place: int) -> dict[str, Any]:
@@ -125,7 +135,7 @@ class _Plot:
         if len(records) == 1:
             error, note = np.full(2, number(records[0].final, f"{self._y}_se")), "bar"
         colour = self._style["color"]
-        self._axes.plot(x, mean, color=colour, marker="D", ms=4, ls="none", mec="white", mew=0.5, zorder=3)
+        self._axes.plot(x, mean, color=colour, marker="D", ms=5, ls="none", zorder=3)
         if self._bars:
             self._axes.errorbar(x, mean, error[:, None], color=colour, ls="none", capsize=3)
             self.shown.append([mean - error[0], mean + error[1]])

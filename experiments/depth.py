@@ -6,73 +6,85 @@ A model trained at each T, ∞ among them, is evaluated as a chain of each other
 how many steps there are. The schedule is a straight line, the same for all.
 """
 
-import csv
-import dataclasses
+from collections.abc import Mapping
+import pathlib
+import textwrap
+from typing import Any
 
+from ml_collections import ConfigDict
 import numpy as np
 
-from experiments import results, sweep, workdirs
-from vdm import run as run_lib
-from vdm.evaluation import evaluate
-from vdm.reporting import report
-from vdm.runtime import workdir as workdir_lib
-from vdm.evaluation.evaluate import standard_error
+from experiments import sweep, tables, workdirs
+from experiments.curves import plot_curves
+from experiments.output import write_csv
+from vdm import run as run_lib, workdir as workdir_lib
+from vdm.evaluation.estimate import standard_error
+from vdm.evaluation.evaluator import make_evaluator
+from vdm.reporting.text import fixed, markdown_table
 
 TRAINED, EVALUATED = (10, 100, 1_000, 0), (10, 30, 100, 300, 1_000, 0)
 
+Estimates = Mapping[int, tuple[float, float]]  # T to bits/dim and its standard error
 
-def name_of(timesteps):
+
+def name_of(timesteps: int) -> str:
     """What a depth is called."""
     return f"T={timesteps}" if timesteps else "T=inf"
 
 
-def grid(config):
-    """{variant: fields}."""
+def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
+    """The fields of each variant."""
     line = {"model.schedule.name": "fixed_linear"}
     return {name_of(timesteps): line | {"model.timesteps": timesteps} for timesteps in TRAINED}
 
 
-def results_of(workdir, found):
+def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> list[pathlib.Path]:
     """Writes depth.md and depth.csv, and the table and curves of the runs; returns their paths."""
     numbers = {variant: [by_depth(folder) for folder in folders] for variant, folders in found.items()}
-    cells = []
-    for variant, seeds in numbers.items():
-        own = [np.mean([seed[t][1] for seed in seeds]) for t in EVALUATED]  # one set of images for all seeds
-        over = [standard_error(np.array([seed[t][0] for seed in seeds])) for t in EVALUATED]
-        means = [np.mean([seed[t][0] for seed in seeds]) for t in EVALUATED]
-        cells.append([variant, *(f"{m:.4f} ± {report.fixed(s)}" for m, s in zip(means, over)), f"{max(own):.4f}"])
-    header = ["trained with", *(f"evaluated with {name_of(t)}" for t in EVALUATED), "largest s.e. of one run"]
-    text = report.markdown_table(header, cells)
-    text += "\n\nBits/dim, mean over seeds ± its standard error by how far the seeds are apart.\n"
+    text = table(numbers)
     print(text)
     (workdir / "depth.md").write_text(text)
-    with (workdir / "depth.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["trained", "run", "evaluated", "bpd", "bpd_se"])
-        for variant, seeds in numbers.items():
-            for folder, seed in zip(found[variant], seeds):
-                rows.writerows([variant, folder, name_of(t), *seed[t]] for t in EVALUATED)
-    results.table(found, workdir)
-    return [workdir / "depth.md", workdir / "depth.csv", workdir / "table.md", *results.curves(found, workdir)]
+    rows = [
+        {"trained": variant, "run": folder, "evaluated": name_of(t), "bpd": seed[t][0], "bpd_se": seed[t][1]}
+        for variant, seeds in numbers.items()
+        for folder, seed in zip(found[variant], seeds)
+        for t in EVALUATED
+    ]
+    write_csv(workdir / "depth.csv", rows)
+    tables.write_table(found, workdir)
+    return [workdir / "depth.md", workdir / "depth.csv", workdir / "table.md", *plot_curves(found, workdir)]
 
 
-def by_depth(folder):
-    """{T: (bits/dim, standard error)} of a run, as it was kept, or else as `at_each_depth` finds it."""
+def table(numbers: Mapping[str, list[Estimates]]) -> str:
+    """Markdown: of each variant, the mean over seeds at each depth."""
+    cells = []
+    for variant, seeds in numbers.items():
+        largest = max(np.mean([seed[t][1] for seed in seeds]) for t in EVALUATED)
+        values = [np.array([seed[t][0] for seed in seeds]) for t in EVALUATED]
+        bars = [f"{v.mean():.4f} ± {fixed(standard_error(v))}" for v in values]
+        cells.append([variant, *bars, f"{largest:.4f}"])
+    header = ["trained with", *(f"evaluated with {name_of(t)}" for t in EVALUATED), "largest s.e. of one run"]
+    note = f"""Bits/dim, mean over seeds ± its standard error by how far the seeds are apart.
+{tables.seeds_note(map(len, numbers.values()))} The standard error of one run counts the test images, which are
+the same for all, and the noise of evaluation."""
+    return f"{markdown_table(header, cells)}\n\n{textwrap.fill(note, 110)}\n"
+
+
+def by_depth(folder: pathlib.Path) -> Estimates:
+    """Bits/dim of a run at each depth, as it was kept, or else as `at_each_depth` finds it."""
     found = workdirs.kept(folder, "depth", at_each_depth)
     return {timesteps: found[name_of(timesteps)] for timesteps in EVALUATED}
 
 
-def at_each_depth(folder):
+def at_each_depth(folder: pathlib.Path) -> dict[str, tuple[float, float]]:
     """{name of T: (bits/dim, standard error)} of a run as a chain of each depth."""
-    config = workdir_lib.get_config(folder / "config.json")
-    this = run_lib.restore(config, folder)
+    config = workdir_lib.read_config(folder)
+    run = run_lib.restore(config, folder)
     numbers = {}
     for timesteps in EVALUATED:
-        model = dataclasses.replace(this.model, timesteps=timesteps)
-        name = f"{folder.name}, {name_of(timesteps)}"
-        estimate, _ = evaluate.make_evaluator(model, config, this.data)(
-            this.state.ema, config.eval.passes, progress=True, what=name
-        )
+        evaluate = make_evaluator(run.model.at_depth(timesteps), config, run.data)
+        title = f"{folder.name}, {name_of(timesteps)}"
+        estimate, _ = evaluate(run.state.ema, config.eval.passes, progress=True, title=title)
         numbers[name_of(timesteps)] = estimate.mean["bpd"], estimate.se["bpd"]
     return numbers
 

@@ -2,19 +2,26 @@
 
   python -m experiments.fourier_features --workdir=runs/fourier_features --config=configs/digits.py
 
-The levels of a value are 2/V apart, so that a wave of V/2 cycles per unit, or a multiple of it, has the
-same phase at each: it tells where z is between two levels. Waves of other frequencies tell as finely
-where z is, but not how far from the next level.
+The levels of a value are 2/V apart. A wave of V/2 cycles per unit, or of a multiple of that, has the same
+phase at each level, and so shows where z lies between two levels. A wave of another frequency resolves z as
+finely, but not its distance from the next level.
 """
 
-from experiments import results, sweep
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments import sweep, tables, workdirs
+from experiments.curves import plot_curves
+from vdm.data import sources
 
 
-def grid(config):
-    """{variant: fields}."""
+def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
+    """The fields of each variant."""
     off = {"model.parameterisation": "eps", "model.net.fourier": 0}
     on = off | {"model.net.fourier": 2}
-    lattice = config.data.vocab_size / 2.0
+    lattice = sources.load(config.data).spec.vocab_size / 2.0
     return {
         "none": off,
         "lattice": on,
@@ -24,13 +31,13 @@ def grid(config):
     }
 
 
-def results_of(workdir, found):
-    """Writes the table and the curves of {variant: [workdirs]}; returns their paths."""
-    print(results.table(found, workdir))
-    return [workdir / "table.md", workdir / "table.csv", *results.curves(found, workdir)]
+def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> list[pathlib.Path]:
+    """Writes the table and the curves; returns their paths."""
+    print(tables.write_table(found, workdir))
+    return [workdir / "table.md", workdir / "table.csv", *plot_curves(found, workdir)]
 
 
 if __name__ == "__main__":
-    # ε must find the levels by itself: it goes down to where z tells them (VDM sec. 5.1).
+    # A network that predicts ε must find the levels by itself: so γ starts where z shows them (VDM sec. 5.1).
     fields = sweep.SHORT | {"model.schedule.gamma_min": -13.3}
     sweep.main(__doc__, grid, results_of, config="configs/digits.py", seeds=2, fields=fields)

@@ -2,87 +2,121 @@
 
   python -m experiments.identity --workdir=runs/identity
 
-A VAE with a latent of one or two numbers is small enough to integrate: log p(x) and the KL are sums over a grid of
-z, and the ELBO is the mean of the model's own loss over many draws, so that the two sides are found
-apart. Every checkpoint of its training is measured on the test images. Writes identity.md and identity.csv; and
-identity.png and identity.pdf: both sides over training, and, of a latent of two numbers, q(z|x) on p(z|x).
+A VAE with a latent of one or two numbers is small enough to integrate: log p(x) and the KL are sums over a
+grid of z, and the ELBO is the mean of the model's own loss over many draws, so the two sides are computed
+independently. Every checkpoint of its training is measured on the test images. Writes identity.md and
+identity.csv; and identity.png and identity.pdf: both sides over training, and, of a latent of two numbers,
+q(z|x) on p(z|x).
 """
 
+from collections.abc import Mapping
 import math
+import pathlib
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 from matplotlib.figure import Figure
+from ml_collections import ConfigDict
 import numpy as np
 from tqdm import tqdm
 
-from experiments import results, sweep
-from vdm import run as run_lib
+from experiments import sweep, workdirs
+from experiments.output import save_figure, write_csv
+from vdm import run as run_lib, workdir as workdir_lib
+from vdm.baselines.vae import VAE
+from vdm.contract import Params
+from vdm.data.dataset import Images
 from vdm.diffusion import decoder, elbo
-from vdm.evaluation import evaluate
-from vdm.reporting import report
-from vdm.runtime import checkpoint, workdir as workdir_lib
+from vdm.evaluation.evaluator import make_evaluator
+from vdm.reporting.text import markdown_table
+from vdm.runtime import checkpoint
 
 LATENTS = (1, 2)
 PASSES = 1_000  # draws of the ELBO for each image
 HALF, POINTS = 8.0, {1: 8_001, 2: 801}  # the grid: from −HALF to HALF, so many points along each axis
 CHUNK = 2**25  # log-probabilities of levels that are computed at once
-SHOWN = 4  # images whose posterior is drawn
+SHOWN = 4  # images whose posterior is plotted
+
+PerImage = Float[np.ndarray, "images"]
 
 
-def grid(config):
-    """{variant: fields}."""
+class Posterior(NamedTuple):
+    """p(z|x) of the first images on the grid, and mean and standard deviation of q(z|x); z of two numbers."""
+
+    density: Float[np.ndarray, "shown points points"]
+    mean: Float[np.ndarray, "shown 2"]
+    deviation: Float[np.ndarray, "shown 2"]
+
+
+class Sums(NamedTuple):
+    """Sums over the grid. log_p: log p(x), and kl: KL(q(z|x) ‖ p(z|x)), nats; mass: ∫ q(z|x) dz."""
+
+    log_p: PerImage
+    kl: PerImage
+    mass: PerImage
+    posterior: Posterior | None
+
+
+class Measured(NamedTuple):
+    """Both sides of the identity at each checkpoint of a run.
+
+    Attributes:
+      rows: {"step"; "log_p", "elbo", "kl": means over images, bits/dim; "apart": log_p − elbo − kl, and
+        "apart_se" its noise over these images, which is all the ELBO's; "mass": the smallest ∫ q(z|x) dz
+        on the grid}.
+      posterior: at the last step, where z has two numbers.
+    """
+
+    rows: list[dict[str, float]]
+    posterior: Posterior | None
+
+
+def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
+    """The fields of each variant."""
     return {f"latent={size}": {"model.latent": size} for size in LATENTS}
 
 
-def results_of(workdir, found):
-    """Writes the table and the figure of {variant: [workdirs]}; returns their paths."""
-    of = {
+def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> list[pathlib.Path]:
+    """Writes the table and the figure; returns their paths."""
+    measured = {
         folder.name if len(folders) > 1 else variant: measure(folder)
         for variant, folders in found.items()
         for folder in folders
     }
-    text = table(of)
+    text = table(measured)
     print(text)
     (workdir / "identity.md").write_text(text)
-    rows = [{"variant": variant, **row} for variant, measured in of.items() for row in measured["rows"]]
-    results.write_csv(workdir / "identity.csv", rows)
-    return [workdir / "identity.md", workdir / "identity.csv", *draw(workdir, of)]
+    rows = [{"variant": variant, **row} for variant, one in measured.items() for row in one.rows]
+    write_csv(workdir / "identity.csv", rows)
+    return [workdir / "identity.md", workdir / "identity.csv", *plot_identity(workdir, measured)]
 
 
-def measure(folder):
-    """Both sides of the identity at each checkpoint of a run.
-
-    Returns:
-      {"rows": [{"step", "log_p", "elbo", "kl", means over images, bits/dim; "apart": log_p − elbo − kl, and
-      "apart_se" its noise over these images, which is all the ELBO's;
-      "mass": the least ∫ q(z|x) dz on the grid}], "posterior": of the first images, at the last step, p(z|x)
-      on the grid [SHOWN, points, points], and mean and standard deviation of q [SHOWN, 2] each; where z has two
-      numbers}.
-    """
-    config = workdir_lib.get_config(folder / "config.json")
-    this = run_lib.build(config)
+def measure(folder: pathlib.Path) -> Measured:
+    """Both sides of the identity at each checkpoint of a run."""
+    config = workdir_lib.read_config(folder)
+    parts = run_lib.build(config)
     checkpoints = checkpoint.Checkpoints(folder, config.train.keep, read_only=True)
-    evaluator = evaluate.make_evaluator(this.model, config, this.data)
-    images = this.data.test.read(np.arange(config.eval.images or this.data.test.size))["image"]
-    found = {"rows": []}
+    evaluate = make_evaluator(parts.model, config, parts.data)
+    images = parts.data.test.read(np.arange(config.eval.images or parts.data.test.size))["image"]
+    rows, posterior = [], None
     for step in tqdm(checkpoints.steps(), folder.name, disable=None):
-        state, _ = checkpoints.restore(this.like, step)
-        estimate, _ = evaluator(state.ema, PASSES)
-        log_p, kl, mass, posterior = integrate(this.model, state.ema, images)
-        log_p, kl = (elbo.bits_per_dim(nats, images.shape[1:]) for nats in (log_p, kl))
+        state, _ = checkpoints.restore(parts.like, step)
+        estimate, _ = evaluate(state.ema, PASSES)
+        sums = integrate(parts.model, state.ema, images)
+        log_p, kl = (elbo.bits_per_dim(nats, images.shape[1:]) for nats in (sums.log_p, sums.kl))
         bound = -estimate.values["bpd"]
         apart = log_p - bound - kl
-        row = {"step": step, "log_p": log_p.mean(), "elbo": bound.mean(), "kl": kl.mean(), "apart": apart.mean()}
-        found["rows"].append(row | {"apart_se": estimate.noise["bpd"], "mass": mass.min()})
-        found["posterior"] = posterior
+        means = {"log_p": log_p.mean(), "elbo": bound.mean(), "kl": kl.mean(), "apart": apart.mean()}
+        rows.append({"step": step, **means, "apart_se": estimate.noise["bpd"], "mass": sums.mass.min()})
+        posterior = sums.posterior
     checkpoints.close()
-    return found
+    return Measured(rows, posterior)
 
 
-def integrate(model, params, images):
-    """By a sum over a grid of z, in float64 but for the networks: log p(x) and KL(q(z|x) ‖ p(z|x)), nats
-    [images], ∫ q(z|x) dz [images]; and (p(z|x) [SHOWN, points, points], mean, standard deviation of q), or None."""
+def integrate(model: VAE, params: Params, images: Images) -> Sums:
+    """The Sums over a grid of z, in float64 but for the networks."""
     size = model.latent
     axis = np.linspace(-HALF, HALF, POINTS[size])
     z = np.stack(np.meshgrid(*[axis] * size, indexing="ij"), axis=-1).reshape(-1, size)
@@ -117,8 +151,9 @@ def integrate(model, params, images):
         if size == 2 and i < SHOWN:
             shown.append(np.exp(log_joint - log_p[i]).reshape(len(axis), len(axis)))
     if not shown:
-        return log_p, kl, mass, None
-    return log_p, kl, mass, (np.stack(shown), q.mean[:SHOWN], np.exp(0.5 * q.log_variance[:SHOWN]))
+        return Sums(log_p, kl, mass, None)
+    deviation = np.exp(0.5 * q.log_variance[:SHOWN])
+    return Sums(log_p, kl, mass, Posterior(np.stack(shown), q.mean[:SHOWN], deviation))
 
 
 def _log_normal(z, mean, log_variance):
@@ -127,53 +162,61 @@ def _log_normal(z, mean, log_variance):
     return -0.5 * each.sum(axis=1)
 
 
-def table(of):
-    """What `measure` found, of each variant, as Markdown."""
+def table(measured: Mapping[str, Measured]) -> str:
+    """What `measure` found of each variant, as Markdown."""
     header = ("latent", "step", "log p(x)", "ELBO", "KL(q ‖ p(z|x))", "log p − ELBO − KL", "± noise")
-    cells = [
-        [variant.partition("=")[2], str(row["step"]), *(f"{row[name]:.4f}" for name in ("log_p", "elbo", "kl")),
-         f"{row['apart']:+.5f}", f"{row['apart_se']:.5f}"]
-        for variant, measured in of.items()
-        for row in measured["rows"]
-    ]  # fmt: skip
-    least = min(row["mass"] for measured in of.values() for row in measured["rows"])
-    return report.markdown_table(header, cells) + f"""
+    cells = []
+    for variant, one in measured.items():
+        for row in one.rows:
+            numbers = [f"{row[name]:.4f}" for name in ("log_p", "elbo", "kl")]
+            numbers += [f"{row['apart']:+.5f}", f"{row['apart_se']:.5f}"]
+            cells.append([variant.partition("=")[2], str(row["step"]), *numbers])
+    smallest = min(row["mass"] for one in measured.values() for row in one.rows)
+    return f"""{markdown_table(header, cells)}
 
-Bits/dim, means over the test images. log p(x) and KL by a sum over a grid of z, on which ∫ q(z|x) dz is at least
-{least:.6f} for every image; the ELBO by {PASSES} draws of the model's own loss for each image, whose noise is ±.
+Bits/dim, means over the test images. log p(x) and KL by a sum over a grid of z, on which ∫ q(z|x) dz is at
+least {smallest:.6f} for every image; the ELBO by {PASSES} draws of the model's own loss for each image, whose
+noise is ±.
 """
 
 
-def draw(workdir, of):
-    """Draws identity.png and identity.pdf."""
-    posteriors = [measured["posterior"] for measured in of.values() if measured["posterior"]]
-    figure = Figure(figsize=(5 * len(of) + 5 * bool(posteriors), 4.3), layout="constrained")
-    panels = figure.subfigures(1, len(of) + bool(posteriors), squeeze=False)[0]
-    for panel, (variant, measured) in zip(panels, of.items()):
+def plot_identity(workdir: pathlib.Path, measured: Mapping[str, Measured]) -> list[pathlib.Path]:
+    """Writes identity.png and identity.pdf."""
+    posteriors = [one.posterior for one in measured.values() if one.posterior]
+    figure = Figure(figsize=(5 * len(measured) + 5 * bool(posteriors), 4.3), layout="constrained")
+    panels = figure.subfigures(1, len(measured) + bool(posteriors), squeeze=False)[0]
+    for panel, (variant, one) in zip(panels, measured.items()):
         axes = panel.subplots()
         step, log_p, bound, kl = (
-            np.array([row[name] for row in measured["rows"]]) for name in ("step", "log_p", "elbo", "kl")
+            np.array([row[name] for row in one.rows]) for name in ("step", "log_p", "elbo", "kl")
         )
-        axes.fill_between(step, bound, bound + kl, color="tab:orange", alpha=0.3, lw=0, label="KL(q(z|x) ‖ p(z|x))")
+        label = "KL(q(z|x) ‖ p(z|x))"
+        axes.fill_between(step, bound, bound + kl, color="tab:orange", alpha=0.3, lw=0, label=label)
         axes.plot(step, bound, color="tab:blue", label="ELBO, the model's own draws")
         axes.plot(step, log_p, "k.", ms=7, label="log p(x), summed over a grid of z")
         axes.set(xlabel="step", ylabel="bits/dim", title=variant.replace("latent=", "latent numbers: "))
         axes.grid(alpha=0.3)
         axes.legend(loc="lower right")
     if posteriors:
-        density, mean, deviation = posteriors[-1]
         panels[-1].suptitle("p(z|x) of four test images; red: q(z|x), 1 and 2 σ")
-        for axes, p, m, s in zip(panels[-1].subplots(2, 2).flat, density, mean, deviation):
-            axis = np.linspace(-HALF, HALF, len(p))
-            axes.contourf(axis, axis, p.T, levels=12, cmap="Greys")
-            angle = np.linspace(0.0, 2.0 * math.pi, 100)
-            for far in (1, 2):
-                axes.plot(m[0] + far * s[0] * np.cos(angle), m[1] + far * s[1] * np.sin(angle), color="tab:red", lw=1)
-            of_p = np.array([axis @ p.sum(axis=1), axis @ p.sum(axis=0)]) / p.sum()
-            middle, wide = 0.5 * (m + of_p), 0.6 * np.abs(m - of_p).max() + 4.0 * s.max()
-            low, high = middle - wide, middle + wide
-            axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
-    return results.save(figure, workdir, "identity")
+        for axes, *one in zip(panels[-1].subplots(2, 2).flat, *posteriors[-1]):
+            _plot_posterior(axes, *one)
+    return save_figure(figure, workdir, "identity")
+
+
+def _plot_posterior(axes, density, mean, deviation):
+    """p(z|x) of one image on the grid, and q(z|x) as ellipses."""
+    axis = np.linspace(-HALF, HALF, len(density))
+    axes.contourf(axis, axis, density.T, levels=12, cmap="Greys")
+    angle = np.linspace(0.0, 2.0 * math.pi, 100)
+    for sigmas in (1, 2):
+        x, y = (mean[k] + sigmas * deviation[k] * wave(angle) for k, wave in enumerate((np.cos, np.sin)))
+        axes.plot(x, y, color="tab:red", lw=1)
+    true_mean = np.array([axis @ density.sum(axis=1), axis @ density.sum(axis=0)]) / density.sum()
+    middle = 0.5 * (mean + true_mean)
+    wide = 0.6 * np.abs(mean - true_mean).max() + 4.0 * deviation.max()
+    low, high = middle - wide, middle + wide
+    axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
 
 
 if __name__ == "__main__":

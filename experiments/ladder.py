@@ -2,28 +2,36 @@
 
   python -m experiments.ladder --workdir=runs/ladder
 
-Each rung is a config of configs/; between the hierarchical VAE and the VDM come its three restrictions, one
-after the other, by the networks of the VAE; and the VDM itself, first with as many steps as they have. Writes ladder.md and ladder.csv, what each reaches, whether that is exact or a bound, and what it
-costs; and ladder.png and ladder.pdf, samples of each in a row and the curves. On MNIST, the rungs of vectors:
+Each rung is a config of configs/. Between the hierarchical VAE and the VDM come its three restrictions, one
+after the other, by the networks of the VAE; and the VDM itself comes first with as many steps as they have.
+Writes ladder.md and ladder.csv: what each reaches, whether that is exact or a bound, and what it costs; and
+ladder.png and ladder.pdf: samples of each in a row, and the curves. On MNIST, the rungs of vectors:
 
   python -m experiments.ladder --workdir=runs/ladder_mnist --only=naive,VAE,MHVAE,MHVAE_I,latent_VDM \\
-      --config.data.name=mnist --config.data.vocab_size=256 --config.data.data_dir=$HOME/tensorflow_datasets
+      --config.data.name=mnist --config.data.data_dir=$HOME/tensorflow_datasets
 """
 
+from collections.abc import Mapping, Sequence
+import pathlib
+import textwrap
 import time
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
+from ml_collections import ConfigDict
 import numpy as np
 from tqdm import tqdm
 
-from experiments import results, sweep, workdirs
-from vdm import model as model_lib, run as run_lib, sample
+from experiments import curves, sweep, tables, workdirs
+from experiments.output import save_figure, write_csv
+from vdm import model as model_lib, run as run_lib, sample, workdir as workdir_lib
 from vdm.diffusion import encoder
-from vdm.reporting import figures, report
-from vdm.runtime import workdir as workdir_lib
-from vdm.evaluation.evaluate import standard_error
+from vdm.evaluation.estimate import standard_error
+from vdm.reporting import figures
+from vdm.reporting.text import fixed, markdown_table
 
 RUNGS = {
     "naive": "configs/naive.py",
@@ -38,13 +46,33 @@ RUNGS = {
     "latent VDM": "configs/latent.py",
 }
 SHOWN = 12  # samples of each rung in the figure
-TIMED = 64  # samples that are drawn to see how long one takes
+TIMED = 64  # samples that are drawn to measure how long one takes
 GUIDANCE = 2.0  # of the latent VDM's samples in a row of their own
 
+Pictures = UInt8[np.ndarray, "pictures height width channels"]
+Records = Mapping[str, Sequence[workdirs.Record]]
 
-def grid(config):
-    """{variant: fields}: a rung's config, and its restrictions."""
-    found = {name.replace(", ", "_").replace(" ", "_"): {"config": file} for name, file in RUNGS.items()}
+
+class Samples(NamedTuple):
+    """What the model of a run draws.
+
+    Attributes:
+      rows: of the figure, SHOWN pictures each, by what they are; "" for plain samples.
+      seconds: of one sample.
+      parameters: how many the model has.
+    """
+
+    rows: dict[str, Pictures]
+    seconds: float
+    parameters: int
+    vocab_size: int
+
+
+def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
+    """The fields of each variant: a rung's config, and its restrictions."""
+    found: dict[str, dict[str, Any]] = {
+        name.replace(", ", "_").replace(" ", "_"): {"config": file} for name, file in RUNGS.items()
+    }
     for name, fields in found.items():
         if name.startswith("MHVAE_"):
             fields["model.restrictions"] = name.removeprefix("MHVAE_").replace("+", ",")
@@ -57,83 +85,82 @@ def grid(config):
     return found
 
 
-def results_of(workdir, found):
-    """Writes the table and the figure of {variant: [workdirs]}; returns their paths."""
-    runs, drawn = workdirs.read_variants(found), {}
+def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> list[pathlib.Path]:
+    """Writes the table and the figure; returns their paths."""
+    records, samples = workdirs.read_variants(found), {}
     for variant, (folder, *_) in tqdm(found.items(), "samples", disable=None):
-        drawn[variant] = draw(folder)
-    rows = [row_of(variant, runs[variant], drawn[variant]) for variant in runs]
+        samples[variant] = draw_samples(folder)
+    rows = [row_of(variant, records[variant], samples[variant]) for variant in records]
     text = table(rows)
     print(text)
     (workdir / "ladder.md").write_text(text)
-    results.write_csv(workdir / "ladder.csv", rows)
-    return [workdir / "ladder.md", workdir / "ladder.csv", *draw_ladder(workdir, runs, drawn)]
+    write_csv(workdir / "ladder.csv", rows)
+    return [workdir / "ladder.md", workdir / "ladder.csv", *plot_ladder(workdir, records, samples)]
 
 
-# ---- the table --------------------------------------------------------------------------
+# ---- samples ----------------------------------------------------------------------------
 
 
-def draw(folder):
-    """What the model of a run draws.
-
-    Returns:
-      {"rows": {name: uint8 [SHOWN, height, width, channels]}, "seconds": of one sample, "parameters": how
-      many, "vocab_size"}.
-    """
-    config = workdir_lib.get_config(folder / "config.json")
+def draw_samples(folder: pathlib.Path) -> Samples:
+    """The Samples of a run."""
+    config = workdir_lib.read_config(folder)
     config.sample.num = config.sample.batch_size = TIMED
-    this = run_lib.restore(config, folder)
-    sampler = sample.make_sampler(this.model, config, this.data)
-    sampler(this.state.ema)  # compiles it
-    begun = time.monotonic()
-    rows = {"": sampler(this.state.ema)[:SHOWN]}
-    seconds = (time.monotonic() - begun) / TIMED
+    run = run_lib.restore(config, folder)
+    sampler = sample.make_sampler(run.model, config, run.data)
+    sampler(run.state.ema)  # compiles it
+    start = time.monotonic()
+    rows = {"": sampler(run.state.ema)[:SHOWN]}
+    seconds = (time.monotonic() - start) / TIMED
     if config.model.name == "naive":
-        rows["given the upper half"] = lower_halves(this)
-    if config.model.drop_label:
+        rows["given the upper half"] = predict_lower_halves(run)
+    if config.model.get("drop_label"):
         config.model.guidance = GUIDANCE
-        guided = sample.make_sampler(model_lib.build(config, this.data.spec), config, this.data)
-        rows[f"guided, w = {GUIDANCE:g}"] = guided(this.state.ema)[:SHOWN]
-    count = sum(value.size for value in jax.tree.leaves(this.state.params))
-    return {"rows": rows, "seconds": seconds, "parameters": count, "vocab_size": this.data.spec.vocab_size}
+        guided = sample.make_sampler(model_lib.build(config, run.data.spec), config, run.data)
+        rows[f"guided, w = {GUIDANCE:g}"] = guided(run.state.ema)[:SHOWN]
+    count = sum(value.size for value in jax.tree.leaves(run.state.params))
+    return Samples(rows, seconds, count, run.data.spec.vocab_size)
 
 
-def lower_halves(this):
-    """Test images, whose lower half is what the naive model predicts from the upper: uint8 [SHOWN or less, …]."""
-    count = min(SHOWN, this.data.test.size)
-    batch = this.data.test.read(np.arange(count)) | {"augmented": np.zeros(count, np.float32)}
-    model, params = this.model, this.state.ema
+def predict_lower_halves(run: run_lib.Run) -> Pictures:
+    """The first test images, with what the naive model predicts from the upper half for the lower one."""
+    count = min(SHOWN, run.data.test.size)
+    batch = run.data.test.read(np.arange(count)) | {"augmented": np.zeros(count, np.float32)}
+    model, params = run.model, run.state.ema
     upper = model.is_upper()
 
     @jax.jit
     def predict(batch):
         x = encoder.scale(batch["image"], model.vocab_size)
-        lower = model.average(params, x * upper, 1.0, model.told(batch))
+        lower = model.average(params, x * upper, 1.0, model.condition_of(batch))
         return encoder.unscale(jnp.where(upper > 0, x, lower), model.vocab_size).astype(jnp.uint8)
 
     return np.asarray(predict(batch))
 
 
-def row_of(variant, runs, drawn):
+# ---- the table --------------------------------------------------------------------------
+
+
+def row_of(variant: str, records: Sequence[workdirs.Record], samples: Samples) -> dict[str, Any]:
     """A row of ladder.csv: bits/dim and its terms, means over seeds, and what the rung costs."""
-    values = np.array([workdirs.number(run.final, "bpd") for run in runs])
+    values = np.array([workdirs.number(record.final, "bpd") for record in records])
     row = {
         "model": variant.replace("_", " "),
         "bpd": float(values.mean()),
         "bpd_se_seeds": standard_error(values),
-        "bpd_se_run": float(np.mean([workdirs.number(run.final, "bpd_se") for run in runs])),
-        "is": "exact" if runs[0].final.get("estimator", "").startswith("exact") else "ELBO",
-        "parameters": drawn["parameters"],
-        "seeds": len(runs),
-        "steps": results.progress(runs),
-        "training_seconds": float(np.mean([workdirs.number(run.newest, "seconds") for run in runs])),
-        "seconds_per_sample": drawn["seconds"],
+        "bpd_se_run": float(np.mean([workdirs.number(record.final, "bpd_se") for record in records])),
+        "is": "exact" if records[0].final.get("estimator", "").startswith("exact") else "ELBO",
+        "parameters": samples.parameters,
+        "seeds": len(records),
+        "steps": tables.progress(records),
+        "training_seconds": float(np.mean([workdirs.number(record.newest, "seconds") for record in records])),
+        "seconds_per_sample": samples.seconds,
     }
-    terms = figures.term_names(run.final for run in runs)
-    return row | {term: float(np.mean([workdirs.number(run.final, term) for run in runs])) for term in terms}
+    terms = figures.term_names(record.final for record in records)
+    means = {t: float(np.mean([workdirs.number(record.final, t) for record in records])) for t in terms}
+    return row | means
 
 
-def table(rows):
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as Markdown, the terms of each in one cell."""
     header = ("model", "bits/dim", "± over seeds", "± of one run", "which is", "parameters", "seeds", "steps",
               "training, s", "a sample, ms", "terms")  # fmt: skip
@@ -141,71 +168,82 @@ def table(rows):
     for row in rows:
         terms = list(row)[list(row).index("seconds_per_sample") + 1 :]
         levels = [name for name in terms if name.startswith("level_")]
-        told = {name: row[name] for name in terms if name not in levels}
+        shown = {name: row[name] for name in terms if name not in levels}
         if levels:
-            told[f"{len(levels)} levels"] = sum(row[name] for name in levels)
+            shown[f"{len(levels)} levels"] = sum(row[name] for name in levels)
         cells.append([
-            row["model"], *(report.fixed(row[name]) for name in ("bpd", "bpd_se_seeds", "bpd_se_run")), row["is"],
+            row["model"], *(fixed(row[name]) for name in ("bpd", "bpd_se_seeds", "bpd_se_run")), row["is"],
             f"{row['parameters']:,}", str(row["seeds"]), row["steps"], f"{row['training_seconds']:.0f}",
             f"{1e3 * row['seconds_per_sample']:.3g}",
-            ", ".join(f"{name} {value:.3f}" for name, value in told.items()),
+            ", ".join(f"{name} {value:.3f}" for name, value in shown.items()),
         ])  # fmt: skip
-    text = report.markdown_table(header, cells)
-    return text + f"""
-
-Bits/dim of the test split. "± over seeds" is the standard error of the mean over seeds by how far they are
-apart, "± of one run" counts the test images and the noise of evaluation. An ELBO bounds −log p(x) from above.
-Seconds are of a run from its start on, with compilation and evaluations; a sample's are of {TIMED} drawn at once.
-Naive predictor, autoregressor and VDM are transformers; VAE, MHVAE and latent VDM residual MLPs.
-"""
+    note = f"""Bits/dim of the test split. "± over seeds" is the standard error of the mean over seeds by how far
+they are apart. {tables.seeds_note(row["seeds"] for row in rows)} "± of one run" counts the test images and the
+noise of evaluation. An ELBO bounds −log p(x) from above. Seconds are of a run from its start on, with
+compilation and evaluations; a sample's are of {TIMED} drawn at once. Naive predictor, autoregressor and VDM are
+transformers; VAE, MHVAE and latent VDM residual MLPs."""
+    return f"{markdown_table(header, cells)}\n\n{textwrap.fill(note, 110)}\n"
 
 
 # ---- the figure -------------------------------------------------------------------------
 
 
-def draw_ladder(workdir, runs, drawn):
-    """Draws ladder.png and ladder.pdf: samples of each rung in a row, and the curves over training time."""
-    shown = [
-        (variant, name, pictures, drawn[variant]["vocab_size"])
-        for variant in drawn
-        for name, pictures in drawn[variant]["rows"].items()
+def plot_ladder(
+    workdir: pathlib.Path, records: Records, samples: Mapping[str, Samples]
+) -> list[pathlib.Path]:
+    """Writes ladder.png and ladder.pdf: samples of each rung in a row, and the curves over training time."""
+    rows = [
+        (variant, name, pictures, samples[variant].vocab_size)
+        for variant in samples
+        for name, pictures in samples[variant].rows.items()
     ]
-    figure = Figure(figsize=(15, 0.62 * len(shown) + 0.6), layout="constrained")
+    figure = Figure(figsize=(15, 0.62 * len(rows) + 0.6), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(9, 6))
-    panels = left.subplots(len(shown), 2, squeeze=False, width_ratios=(1, 6))
-    for (told, axes), (variant, name, pictures, vocab_size) in zip(panels, shown):
-        axes.imshow(strip(pictures / (vocab_size - 1)), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        bpd = np.mean([workdirs.number(run.final, "bpd") for run in runs[variant]])
+    panels = left.subplots(len(rows), 2, squeeze=False, width_ratios=(1, 6))
+    for (label_axes, axes), (variant, name, pictures, vocab_size) in zip(panels, rows):
+        row = side_by_side(pictures / (vocab_size - 1))
+        axes.imshow(row, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        bpd = np.mean([workdirs.number(record.final, "bpd") for record in records[variant]])
         label = name or f"{variant.replace('_', ' ')}\n{bpd:.3f} bits/dim"
-        told.text(1.0, 0.5, label, ha="right", va="center", fontsize=9, wrap=True)
-        told.set_axis_off()
+        label_axes.text(1.0, 0.5, label, ha="right", va="center", fontsize=9, wrap=True)
+        label_axes.set_axis_off()
         axes.set_axis_off()
     left.suptitle("samples, none chosen")
-    axes, ends = right.subplots(), []
-    for place, (variant, of_seeds) in enumerate(runs.items()):
-        curves = [
-            np.array([[workdirs.number(row, key) for row in run.test] for key in ("step", "seconds", "bpd")])
-            for run in of_seeds
-        ]
-        seconds, values = results.over_seeds(curves)
-        style = results.style_of(place)
-        axes.plot(seconds, values.mean(axis=0), label=variant.replace("_", " "), marker=".", **style)
-        ends.append(values.mean(axis=0)[-1])
-    axes.set(xscale="log", xlabel="seconds of training", ylabel="bits/dim, test split", title="mean over seeds")
+    plot_progress(right.subplots(), records)
+    return save_figure(figure, workdir, "ladder")
+
+
+def plot_progress(axes: Any, records: Records) -> None:
+    """Plots the mean over seeds against training time: the curve of each rung, and its final estimate."""
+    ends = []
+    for place, (variant, seeds) in enumerate(records.items()):
+        style = curves.style_of(place)
+        label = variant.replace("_", " ")
+        if all(record.test for record in seeds):
+            each = [curves.curve_of(record, "seconds", "bpd") for record in seeds]
+            seconds, values = curves.over_seeds(each)
+            axes.plot(seconds, values.mean(axis=0), label=label, marker=".", **style)
+        x, y = (np.mean([workdirs.number(one.final, name) for one in seeds]) for name in ("seconds", "bpd"))
+        axes.plot(x, y, color=style["color"], marker="D", ms=5, ls="none", zorder=3)
+        ends.append(y)
+    axes.plot([], [], color="gray", marker="D", ms=5, ls="none", label="final estimate")
+    title = "mean over seeds; points: few passes, equal draws;\ndiamonds: the final estimate, of more passes"
+    axes.set(xscale="log", xlabel="seconds of training", ylabel="bits/dim, test split", title=title)
     axes.set_ylim(min(ends) - 0.05, min(max(ends), 2.0 * min(ends)) + 0.3)
     figures.plain_ticks(axes.xaxis)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    return results.save(figure, workdir, "ladder")
 
 
-def strip(pictures):
-    """Pictures [n, height, width, channels] of values up to 1 side by side, white between them: [height,
-    n · (width + 1)(, 3)]."""
-    apart = np.pad(pictures, ((0, 0), (0, 0), (0, 1), (0, 0)), constant_values=1.0)
-    row = np.concatenate(list(apart), axis=1)
+def side_by_side(
+    pictures: Float[np.ndarray, "pictures height width channels"],
+) -> Float[np.ndarray, "height all_widths ..."]:
+    """Pictures of values up to 1 in a row, white between them: gray, or three channels."""
+    padded = np.pad(pictures, ((0, 0), (0, 0), (0, 1), (0, 0)), constant_values=1.0)
+    row = np.concatenate(list(padded), axis=1)
     return row[..., :3] if row.shape[-1] >= 3 else row[..., 0]
 
 
 if __name__ == "__main__":
-    sweep.main(__doc__, grid, results_of, config="configs/digits.py", seeds=2, fields={"train.eval_every": 100})
+    every = {"train.eval_every": 100}
+    sweep.main(__doc__, grid, results_of, config="configs/digits.py", seeds=2, fields=every)

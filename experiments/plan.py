@@ -59,8 +59,8 @@ def make_trials(grid: Grid, file: str, args: Sequence[str], workdir: pathlib.Pat
     own = {fields.get("config", file) for fields in variants.values()}
     require(
         file in own,
-        f"--config is {file!r}, but this study has configs of its own: {', '.join(sorted(own))}; leave it out, "
-        "and set fields by --config.FIELD=VALUE.",
+        f"--config is {file!r}, but this study has configs of its own: {', '.join(sorted(own))}; leave it "
+        "out, and set fields by --config.FIELD=VALUE.",
     )
     for seed, (variant, fields) in itertools.product(range(seeds), variants.items()):
         own_file = fields.get("config", file)
@@ -68,10 +68,12 @@ def make_trials(grid: Grid, file: str, args: Sequence[str], workdir: pathlib.Pat
         twice = sorted(set(given) & set(fields))
         require(
             not twice,
-            f"--config.{' and --config.'.join(twice)} cannot be set: the study itself sets it, in {variant!r}.",
+            f"--config.{' and --config.'.join(twice)} cannot be set: the study itself sets it, in "
+            f"{variant!r}.",
         )
-        # The config is built of the very arguments that the run's process gets.
-        all_args = [*args, *(f"--config.{name}={value}" for name, value in fields.items()), f"--config.seed={seed}"]
+        # The config is built from the very arguments that the run's process gets.
+        own_fields = {**fields, "seed": seed}
+        all_args = [*args, *(f"--config.{name}={value}" for name, value in own_fields.items())]
         try:
             config = commandline.apply(load(own_file), all_args)
         except UserError as error:

@@ -9,33 +9,66 @@ does not favour few samples. Writes sampling.md, and sampling.png with the dista
 of one and the same noise.
 """
 
-import dataclasses
+from collections.abc import Mapping, Sequence
 import pathlib
-import sys
+from typing import NamedTuple
 
-from absl import app, flags, logging
+from absl import flags
 import jax
+from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 import numpy as np
 from tqdm import tqdm
 
-from vdm import run as run_lib, sample
-from vdm.diffusion import encoder, model as diffusion_lib
-from vdm.reporting import report
-from vdm.runtime import cache, workdir as workdir_lib
-from vdm.errors import UserError, require
+from experiments import command
+from vdm import model as model_lib, run as run_lib, sample, workdir as workdir_lib
+from vdm.contract import Ability
+from vdm.data.dataset import Images, Split
+from vdm.diffusion import encoder
 from vdm.diffusion.sampler import SAMPLERS
+from vdm.errors import require
+from vdm.reporting import figures
+from vdm.reporting.text import markdown_table
+from vdm.runtime import cache
 
-FLAGS = flags.FLAGS
+FLAGS = flags.FlagValues()
+flags.DEFINE_string(
+    "workdir", None, "A trained workdir of a diffusion model.", required=True, flag_values=FLAGS
+)
+flags.DEFINE_integer("num", 1_000, "Samples for each distance.", lower_bound=2, flag_values=FLAGS)
+flags.DEFINE_list(
+    "evaluations", ["5", "10", "20", "50", "100", "250"], "Steps of a sampler.", flag_values=FLAGS
+)
+
+Case = tuple[str, int]  # a sampler, and its network evaluations
+Influence = Float[np.ndarray, "n"]
 
 
-def energy_distance(x, y):
-    """The unbiased energy distance of samples x [n, d] and y [m, d].
+class Distance(NamedTuple):
+    """An energy distance, and by how much each of x and each of y moves it."""
 
-    Returns:
-      the distance; and how much each of x, and each of y, moves it, [n] and [m], so that
-      `standard_error` of these is its standard error: up to a third too large near distance 0.
-    """
+    value: float
+    of_x: Influence
+    of_y: Influence
+
+    @property
+    def se(self) -> float:
+        """Its standard error: up to a third too large near distance 0."""
+        return standard_error(self.of_x, self.of_y)
+
+
+class Compared(NamedTuple):
+    """The distance of each case, that of the training images, the samples of each case, and the levels of a
+    value."""
+
+    distances: dict[Case, Distance]
+    training: Distance
+    samples: dict[Case, UInt8[np.ndarray, "num height width channels"]]
+    vocab_size: int
+
+
+def energy_distance(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -> Distance:
+    """The unbiased energy distance of samples x and y."""
     across = _distances(x, y)
     within_x = _distances(x, x).sum(axis=1) / (len(x) - 1)
     within_y = _distances(y, y).sum(axis=1) / (len(y) - 1)
@@ -43,7 +76,7 @@ def energy_distance(x, y):
     # To first order; a sample is in both places of a pair, hence twice.
     of_x = 2.0 * (across.mean(axis=1) - within_x)
     of_y = 2.0 * (across.mean(axis=0) - within_y)
-    return value, of_x, of_y
+    return Distance(value, of_x, of_y)
 
 
 def _distances(a, b):
@@ -51,86 +84,87 @@ def _distances(a, b):
     return np.sqrt(np.maximum(squares, 0.0))
 
 
-def standard_error(*influences):
-    """Of what independent samples move by `influences`, each [n]."""
+def standard_error(*influences: Influence) -> float:
+    """The standard error of what independent samples move by `influences`."""
     return float(np.sqrt(sum(np.var(i, ddof=1) / len(i) for i in influences)))
 
 
-def images_of(split, most=2_000):
+def images_of(split: Split, most: int = 2_000) -> Images:
     """The images of a split, or so many of them."""
     return split.read(np.arange(min(split.size, most)))["image"]
 
 
-def run(workdir, num, evaluations):
+def compare(workdir: pathlib.Path, num: int, evaluations: Sequence[int]) -> Compared:
     """Draws with every sampler and number of evaluations, and compares with the test images.
 
-    Returns:
-      {(sampler, evaluations): energy_distance(…)}, that of the training images, the samples by
-      the same names, and the levels of a value.
+    Raises:
+      UserError: the workdir has no checkpoint, or its model has no denoiser.
     """
     require(
         workdir_lib.newest(workdir) is not None, f"--workdir is {str(workdir)!r}, which has no checkpoint."
     )
-    config = workdir_lib.get_config(workdir / "config.json")
+    config = workdir_lib.read_config(workdir)
     config.sample.num = num
     config.sample.batch_size = -(-min(num, 500) // jax.device_count()) * jax.device_count()
-    this = run_lib.restore(config, workdir)
+    run = run_lib.restore(config, workdir)
     require(
-        isinstance(this.model, diffusion_lib.Diffusion),
-        f"the model of {str(workdir)!r} is no diffusion model, so it has no steps to choose.",
+        Ability.DENOISER in run.model.abilities,
+        f"the model of {str(workdir)!r} is no diffusion model of pictures, so it has no steps to choose.",
     )
-    vocab_size = this.data.spec.vocab_size
+    vocab_size = run.data.spec.vocab_size
 
     def flat(images):
         x = encoder.scale(np.asarray(images), vocab_size)
         return np.asarray(x, np.float64).reshape(len(images), -1)
 
-    held_out = flat(images_of(this.data.test))
-    drawn, found = {}, {}
+    held_out = flat(images_of(run.data.test))
+    samples, distances = {}, {}
+    config.model.timesteps = 0
     cases = [(name, n) for n in evaluations for name in SAMPLERS]
     bar = tqdm(cases, "samples", disable=None)
     for name, n in bar:
         bar.set_postfix_str(f"{name}, {n} evaluations")
-        model = dataclasses.replace(this.model, sampler=name, sample_steps=n, timesteps=0)
-        drawn[name, n] = sample.make_sampler(model, config, this.data)(this.state.ema)
-        found[name, n] = energy_distance(flat(drawn[name, n]), held_out)
-    trained = energy_distance(flat(images_of(this.data.train)), held_out)
-    return found, trained, drawn, vocab_size
+        config.model.sampler, config.model.sample_steps = name, n
+        model = model_lib.build(config, run.data.spec)
+        samples[name, n] = sample.make_sampler(model, config, run.data)(run.state.ema)
+        distances[name, n] = energy_distance(flat(samples[name, n]), held_out)
+    training = energy_distance(flat(images_of(run.data.train)), held_out)
+    return Compared(distances, training, samples, vocab_size)
 
 
-def table(found, trained):
+def table(distances: Mapping[Case, Distance], training: Distance) -> str:
     """Markdown: each distance, and how far it is from that of the longest ancestral chain."""
-    longest = ("ancestral", max(n for _, n in found))
-    other, other_x, other_y = found[longest]
+    longest = ("ancestral", max(n for _, n in distances))
+    other = distances[longest]
     rows = []
-    for case, (value, of_x, of_y) in found.items():
-        cells = [f"{value:.4f}", f"{standard_error(of_x, of_y):.4f}", "", ""]
+    for case, distance in distances.items():
+        cells = [f"{distance.value:.4f}", f"{distance.se:.4f}", "", ""]
         if case != longest:
             # Samples start from the same noise, and the test images are the same for both: what
             # they move in common cancels.
-            apart = standard_error(of_x - other_x, of_y - other_y)
-            cells[2:] = [f"{value - other:+.4f}", f"{apart:.4f}"]
+            apart = standard_error(distance.of_x - other.of_x, distance.of_y - other.of_y)
+            cells[2:] = [f"{distance.value - other.value:+.4f}", f"{apart:.4f}"]
         rows.append([case[0], str(case[1]), *cells])
-    value, *moved = trained
-    rows.append(["training images", "", f"{value:.4f}", f"{standard_error(*moved):.4f}", "", ""])
+    rows.append(["training images", "", f"{training.value:.4f}", f"{training.se:.4f}", "", ""])
     header = ("samples", "evaluations", "energy distance", "± s.e.")
-    return report.markdown_table((*header, "minus " + " ".join(map(str, longest)), "± s.e."), rows)
+    return markdown_table((*header, "minus " + " ".join(map(str, longest)), "± s.e."), rows)
 
 
-def draw(path, found, trained, drawn, vocab_size, shown=8):
-    """Distances over evaluations, and beside them a few samples of each case, of one noise."""
-    evaluations = sorted({n for _, n in found})
+def plot_sampling(path: pathlib.Path, compared: Compared, shown: int = 8) -> None:
+    """Plots the distances over evaluations, and right of them a few samples of each case, of one noise."""
+    evaluations = sorted({n for _, n in compared.distances})
     size = (5.0 + 0.45 * shown * len(SAMPLERS), 1.0 + 0.5 * len(evaluations))
     figure = Figure(figsize=size, layout="constrained")
     left, *grids = figure.subplots(
         1, 1 + len(SAMPLERS), width_ratios=[5.0, *[0.45 * shown] * len(SAMPLERS)]
     )
     for k, name in enumerate(SAMPLERS):
-        values = [found[name, n] for n in evaluations]
-        bars = [standard_error(*moved) for _, *moved in values]
-        beside = [n * 1.05 ** (k - 1) for n in evaluations]
-        left.errorbar(beside, [v for v, *_ in values], bars, marker="o", ms=4, label=name, capsize=2)
-    left.axhline(trained[0], color="gray", ls=":", label="training images")
+        distances = [compared.distances[name, n] for n in evaluations]
+        # A little apart, so that no bar hides another.
+        x = [n * 1.05 ** (k - 1) for n in evaluations]
+        y, bars = [distance.value for distance in distances], [distance.se for distance in distances]
+        left.errorbar(x, y, bars, marker="o", ms=4, label=name, capsize=2)
+    left.axhline(compared.training.value, color="gray", ls=":", label="training images")
     left.set(xscale="log", xlabel="network evaluations", ylabel="energy distance ± s.e.")
     left.set_xticks(evaluations, evaluations)
     left.minorticks_off()
@@ -138,38 +172,30 @@ def draw(path, found, trained, drawn, vocab_size, shown=8):
     left.legend()
     for axes, name in zip(grids, SAMPLERS):
         line = [(0, 0), (1, 0), (1, 0), (0, 0)]  # a line between samples
-        rows = [np.pad(drawn[name, n][:shown], line, constant_values=vocab_size // 2) for n in evaluations]
+        gray, top = compared.vocab_size // 2, compared.vocab_size - 1
+        rows = [np.pad(compared.samples[name, n][:shown], line, constant_values=gray) for n in evaluations]
         whole = np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
-        axes.imshow(np.squeeze(whole) / (vocab_size - 1), cmap="gray", vmin=0.0, vmax=1.0)
+        axes.imshow(np.squeeze(whole) / top, cmap="gray", vmin=0.0, vmax=1.0)
         side = rows[0].shape[1]
         axes.set(title=name, xticks=[])
         axes.set_yticks([side * (i + 0.5) for i in range(len(rows))], evaluations)
-    figure.savefig(path, dpi=110)
+    figures.save(figure, path)
 
 
-def main(argv):
-    """Prints and writes the table, and draws the figure."""
-    logging.set_verbosity(logging.ERROR)  # the libraries' own reports are not the study's
+def run(others: Sequence[str]) -> None:
+    """Prints and writes the table, and plots the figure."""
+    command.refuse_others(others)
+    wrong = [n for n in FLAGS.evaluations if not n.isdigit() or int(n) < 1]
+    require(not wrong, f"--evaluations has {wrong}; accepted: 1 or more, joined by commas.")
     workdir = pathlib.Path(FLAGS.workdir).expanduser()
     cache.enable(cache.FOLDER)
-    try:
-        require(not argv[1:], f"{' '.join(argv[1:])!r} is no flag; see --help.")
-        wrong = [n for n in FLAGS.evaluations if not n.isdigit() or int(n) < 1]
-        require(not wrong, f"--evaluations has {wrong}; accepted: 1 or more, joined by commas.")
-        found, trained, drawn, vocab_size = run(
-            workdir, FLAGS.num, sorted({int(n) for n in FLAGS.evaluations})
-        )
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    text = table(found, trained)
+    compared = compare(workdir, FLAGS.num, sorted({int(n) for n in FLAGS.evaluations}))
+    text = table(compared.distances, compared.training)
     print(text)
     (workdir / "sampling.md").write_text(text + "\n")
-    draw(workdir / "sampling.png", found, trained, drawn, vocab_size)
+    plot_sampling(workdir / "sampling.png", compared)
     print(f"{workdir}: sampling.md, sampling.png")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "A trained workdir of a diffusion model.", required=True)
-    flags.DEFINE_integer("num", 1_000, "Samples for each distance.", lower_bound=2)
-    flags.DEFINE_list("evaluations", ["5", "10", "20", "50", "100", "250"], "Steps of a sampler.")
-    app.run(main)
+    command.main(__doc__, FLAGS, run)

@@ -9,112 +9,136 @@ varies), and with times and noise drawn independently. Prints a Markdown table, 
 schedule_invariance.md in the workdir.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import pathlib
-import sys
+from typing import Any
 
-from absl import app, flags, logging
-from flax import linen as nn
+from absl import flags
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
+from ml_collections import ConfigDict
 
-from vdm.diffusion import model as diffusion_lib
-from vdm.evaluation import estimators, evaluate
-from vdm.reporting import report
-from vdm import run as run_lib
-from vdm.diffusion import schedule
-from vdm.runtime import workdir as workdir_lib
-from vdm.errors import UserError, require
+from experiments import command
+from vdm import run as run_lib, workdir as workdir_lib
+from vdm.contract import Ability, Model, Params
+from vdm.diffusion.schedule import Schedule
+from vdm.diffusion.schedule.fixed import Cosine, LinearBeta
+from vdm.errors import require
+from vdm.evaluation.estimate import Estimate, combine
+from vdm.evaluation.evaluator import make_evaluator
+from vdm.evaluation.passes import run_passes
+from vdm.reporting.text import markdown_table
 from vdm.runtime.randomness import Rng
 
-FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", None, "A trained workdir of a diffusion model.", required=True)
-flags.DEFINE_integer("passes", 100, "Times each test image is evaluated, for each number.")
+FLAGS = flags.FlagValues()
+flags.DEFINE_string(
+    "workdir", None, "A trained workdir of a diffusion model.", required=True, flag_values=FLAGS
+)
+flags.DEFINE_integer(
+    "passes", 100, "Times each test image is evaluated, for each number.", flag_values=FLAGS
+)
+
+HEADER = ("schedule", "bits/dim", "± noise", "i.i.d.: bits/dim", "± noise", "ratio of noise")
+Row = tuple[str, float, float, float, float, float]
 
 
-class Bent(nn.Module):
+class Bent(Schedule):
     """γ_0 + (γ_1 − γ_0) (t + bend · t (1 − t)): slow at first where −1 < bend < 0, fast where
     0 < bend < 1."""
 
-    gamma_min: float
-    gamma_max: float
-    bend: float
+    bend: float = 0.0
 
-    def __call__(self, t):
+    def __call__(self, t: Float[Array, "*times"]) -> Float[Array, "*times"]:
         return self.gamma_min + (self.gamma_max - self.gamma_min) * t * (1.0 + self.bend * (1.0 - t))
 
 
-def schedules(model, params):
-    """Name → (schedule, its parameters), all from γ_0 to γ_1 of the trained one."""
+class Instead(Schedule):
+    """Another schedule in the place of the trained one. gamma_min and gamma_max stay those that the trained
+    one started from, as the network sees γ relative to them."""
+
+    other: Schedule | None = None
+
+    def __call__(self, t: Float[Array, "*times"]) -> Float[Array, "*times"]:
+        return self.other(t)
+
+
+def schedules(model: Any, params: Params) -> dict[str, tuple[Schedule, Any]]:
+    """Name to a schedule and its parameters, all from γ_0 to γ_1 of the trained one."""
+    trained = model.schedule
     low, high = (float(g) for g in model.gamma(params, jnp.array([0.0, 1.0])))
-    return {
-        "as trained": (model.schedule, params["schedule"]),
-        "cosine": (schedule.Cosine(low, high), {}),
-        "linear_beta": (schedule.LinearBeta(low, high), {}),
-        "slow at first": (Bent(low, high, -0.9), {}),
-        "fast at first": (Bent(low, high, 0.9), {}),
+    ends = dict(shape=model.shape, gamma_min=low, gamma_max=high)
+    others = {
+        "cosine": Cosine(**ends),
+        "linear_beta": LinearBeta(**ends),
+        "slow at first": Bent(**ends, bend=-0.9),
+        "fast at first": Bent(**ends, bend=0.9),
+    }
+    start = dict(shape=model.shape, gamma_min=trained.gamma_min, gamma_max=trained.gamma_max)
+    return {"as trained": (trained, params["schedule"])} | {
+        name: (Instead(**start, other=other), {}) for name, other in others.items()
     }
 
 
-def independent(config, this, passes):
+def independent_estimate(config: ConfigDict, run: run_lib.Run, passes: int) -> Estimate:
     """The Estimate by i.i.d. times and noise, one set for each pass."""
-    plain = dataclasses.replace(this.model, times="iid")
+    model = dataclasses.replace(run.model, times="iid")
 
-    def loss(params, rng, batch, _):
+    def one_draw(params, rng, batch, _):
         key = jax.random.fold_in(rng.key, rng.number)
-        return plain.loss(params, Rng(key, rng.index, rng.images), batch, False)
+        return model.draw(params, Rng(key, rng.index, rng.images), batch).terms
 
-    terms = estimators.passes(loss, config, this, passes, "independent draws")
+    terms = run_passes(one_draw, config, run, passes, "independent draws")
     sets = [(1, {name: nats[k] for name, nats in terms.items()}) for k in range(passes)]
-    return evaluate.combine(sets, this.data.spec.shape)
+    return combine(sets, run.data.spec.shape)
 
 
-def run(workdir, passes):
-    """The rows: name, bits/dim, s.e. from noise, the same by independent draws, their ratio."""
+def is_invariant(model: Model) -> bool:
+    """Whether the ELBO does not depend on the schedule between its end points."""
+    return {Ability.DENOISER, Ability.ONE_GAMMA} <= model.abilities and model.depth == 0
+
+
+def measure(workdir: pathlib.Path, passes: int) -> list[Row]:
+    """The rows: name, bits/dim, s.e. from noise, the same by independent draws, ratio of the noise.
+
+    Raises:
+      UserError: the workdir has no checkpoint, or its model is not invariant.
+    """
     require(passes >= 2, f"--passes is {passes}; accepted: 2 or more.")
     require(
         workdir_lib.newest(workdir) is not None, f"--workdir is {str(workdir)!r}, which has no checkpoint."
     )
-    config = workdir_lib.get_config(workdir / "config.json")
-    this = run_lib.restore(config, workdir)
+    config = workdir_lib.read_config(workdir)
+    run = run_lib.restore(config, workdir)
     require(
-        isinstance(this.model, diffusion_lib.Diffusion)
-        and this.model.timesteps == 0
-        and not isinstance(this.model.schedule, schedule.Multivariate),
-        f"the model of {str(workdir)!r} is none of continuous time with one γ for all values, so it is not invariant.",
+        is_invariant(run.model),
+        f"the model of {str(workdir)!r} is none of continuous time with one γ for all values, so it is not "
+        "invariant.",
     )
-    rows = []
-    for name, (made, made_params) in schedules(this.model, this.state.ema).items():
-        model = dataclasses.replace(this.model, schedule=made)
-        params = this.state.ema | {"schedule": made_params}
-        other = this._replace(model=model, state=this.state._replace(ema=params))
-        spread, _ = evaluate.make_evaluator(model, config, this.data)(
-            params, passes, progress=True, what=name
-        )
-        iid = independent(config, other, passes)
+    rows: list[Row] = []
+    for name, (schedule, schedule_params) in schedules(run.model, run.state.ema).items():
+        model = dataclasses.replace(run.model, schedule=schedule)
+        params = run.state.ema | {"schedule": schedule_params}
+        other = run._replace(model=model, state=run.state._replace(ema=params))
+        spread, _ = make_evaluator(model, config, run.data)(params, passes, progress=True, title=name)
+        iid = independent_estimate(config, other, passes)
         noise, noise_iid = spread.noise["bpd"], iid.noise["bpd"]
-        rows.append(
-            (name, spread.mean["bpd"], noise, iid.mean["bpd"], noise_iid, noise / noise_iid)
-        )
+        rows.append((name, spread.mean["bpd"], noise, iid.mean["bpd"], noise_iid, noise / noise_iid))
         print(f"{name}: {rows[-1][1]:.4f} ± {noise:.4f}", flush=True)
     return rows
 
 
-def main(argv):
+def run(others: Sequence[str]) -> None:
     """Prints and writes the table."""
-    logging.set_verbosity(logging.ERROR)  # the libraries' own reports are not the study's
-    workdir = pathlib.Path(FLAGS.workdir)
-    try:
-        require(not argv[1:], f"{' '.join(argv[1:])!r} is no flag; see --help.")
-        rows = run(workdir, FLAGS.passes)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    header = ("schedule", "bits/dim", "± noise", "i.i.d.: bits/dim", "± noise", "ratio of noise")
+    command.refuse_others(others)
+    workdir = pathlib.Path(FLAGS.workdir).expanduser()
+    rows = measure(workdir, FLAGS.passes)
     cells = [[name, *(f"{number:.4f}" for number in numbers)] for name, *numbers in rows]
-    table = report.markdown_table(header, cells)
+    table = markdown_table(HEADER, cells)
     print(f"\n{table}\n\nEach of {FLAGS.passes} passes over the test images.")
     (workdir / "schedule_invariance.md").write_text(table + "\n")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.main(__doc__, FLAGS, run)

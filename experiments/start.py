@@ -4,12 +4,13 @@
   python -m experiments.start --config=configs/digits.py
   python -m experiments.start --config=configs/cifar10.py --config.data.data_dir=$HOME/tensorflow_datasets
 
-Starts `python -m vdm.main` in a workdir of its own with the flags given, and without any with those of the
-CIFAR-10 model on random pictures; ends it where it says that it starts at step 0; and prints the seconds
+Starts `python -m vdm.main` with the flags given, each time in a workdir of its own; without any, with the
+CIFAR-10 model on random pictures. Ends it where it says that it starts at step 0, and prints the seconds
 until then, less those of `import jax`, as a Markdown table. The first start compiles everything and reads the
 images from their files; the others find both in a cache.
 """
 
+from collections.abc import Sequence
 import os
 import pathlib
 import subprocess
@@ -20,32 +21,33 @@ import time
 import numpy as np
 from tqdm import tqdm
 
-from vdm.reporting import report
+from vdm.reporting.text import markdown_table
 
 AGAIN = 5  # starts after the first
 
 
-def random_pictures(folder):
+def random_pictures(folder: pathlib.Path) -> list[str]:
     """Flags of the CIFAR-10 model on pictures written there."""
     images = np.random.default_rng(0).integers(0, 256, (4096, 32, 32, 3)).astype(np.uint8)
     np.savez(folder / "pictures.npz", image=images)
-    return ["--config=configs/cifar10.py", "--config.data.name=npz", f"--config.data.data_dir={folder}/pictures.npz"]
+    data = ["--config.data.name=npz", f"--config.data.data_dir={folder}/pictures.npz"]
+    return ["--config=configs/cifar10.py", *data]
 
 
-def seconds(command, awaited):
-    """How long a command takes until it prints a line that begins so.
+def seconds_until(command: Sequence[str], awaited: str) -> float:
+    """How long a command takes until it prints a line that begins with `awaited`.
 
     Raises:
       SystemExit: it failed before.
     """
-    begun, lines = time.monotonic(), []
+    start, lines = time.monotonic(), []
     # Where it is set, JAX's own variable goes before --cache.
     env = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         for line in process.stdout:
             if line.startswith(awaited):
-                return time.monotonic() - begun
+                return time.monotonic() - start
             lines.append(line)
         sys.exit("".join(lines[-20:]) + f"{' '.join(command)} never said {awaited!r}")
     finally:
@@ -53,26 +55,31 @@ def seconds(command, awaited):
         process.communicate()
 
 
-def main(flags):
+def main(flags: Sequence[str]) -> None:
     """Measures, and prints the table."""
     if {"-h", "--help"} & set(flags):
         print(__doc__)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        folder = pathlib.Path(folder)
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
         flags = flags or random_pictures(folder)
         command = [sys.executable, "-m", "vdm.main", *flags, f"--cache={folder}/cache"]
-        imported, whole = [], []
+        imports, starts = [], []
         for number in tqdm(range(1 + AGAIN), "starts", disable=None):
-            imported.append(seconds([sys.executable, "-c", "import jax, jax.numpy; print('done', flush=True)"], "done"))
-            whole.append(seconds([*command, f"--workdir={folder}/{number}"], "starting at step"))
-    rest = np.subtract(whole, np.median(imported))
-    measured = {"import jax": imported, "first start, that aside": rest[:1], "second start, that aside": rest[1:]}
+            script = "import jax, jax.numpy; print('done', flush=True)"
+            imports.append(seconds_until([sys.executable, "-c", script], "done"))
+            starts.append(seconds_until([*command, f"--workdir={folder}/{number}"], "starting at step"))
+    own = np.subtract(starts, np.median(imports))
+    measured = {
+        "import jax": imports,
+        "first start, without the import": own[:1],
+        "later start, without the import": own[1:],
+    }
     rows = [
         (name, str(len(taken)), *(f"{of(taken):.2f}" for of in (np.median, np.min, np.max)))
         for name, taken in measured.items()
     ]
-    print(report.markdown_table(("seconds", "starts", "median", "least", "most"), rows))
+    print(markdown_table(("seconds", "starts", "median", "lowest", "highest"), rows))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,31 @@ from vdm import commandline
 from vdm.errors import one_of, require
 
 FLAGS = flags.FlagValues()
+flags.DEFINE_string(
+    "workdir", None, "Folder of the study: its results, and a workdir for each run.", flag_values=FLAGS
+)
+flags.DEFINE_integer(
+    "seeds", 2, "How many runs of each variant, of seeds 0, 1, …", lower_bound=1, flag_values=FLAGS
+)
+flags.DEFINE_list("only", [], "Variants to run; all, where none is given.", flag_values=FLAGS)
+flags.DEFINE_integer("jobs", 1, "Runs at a time on this machine.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_enum(
+    "cluster",
+    None,
+    ["slurm", "local"],
+    "Submit the runs by submitit, as an array of Slurm, and wait; local: try that without Slurm.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_list(
+    "cluster_options",
+    [],
+    "submitit's parameters, such as slurm_partition=gpu,timeout_min=600,gpus_per_node=1",
+    flag_values=FLAGS,
+)
+flags.DEFINE_bool(
+    "dry_run", False, "Print the command of each run, or Slurm's script, and run none.", flag_values=FLAGS
+)
+
 # About half the digits' steps: a study of them ends within an hour on two cores.
 SHORT = {"train.steps": 800, "train.eval_every": 200, "train.checkpoint_every": 400}
 
@@ -48,7 +73,7 @@ def main(
       seeds: how many, where no --seeds is given.
       fields: {dotted field: value} of all runs, where the user sets no other.
     """
-    define_flags(seeds)
+    FLAGS.set_default("seeds", seeds)
     given = commandline.split(sys.argv)
     set_by_user = commandline.fields_of(given.args)
     own = [f"--config.{name}={value}" for name, value in (fields or {}).items() if name not in set_by_user]
@@ -62,26 +87,6 @@ def main(
             raise
 
     command.main(doc, FLAGS, run, given.rest)
-
-
-def define_flags(seeds: int) -> None:
-    """Defines the flags of a study, with so many seeds where none are given."""
-
-    def define(kind, name, default, text, **more):
-        kind(name, default, text, flag_values=FLAGS, **more)
-
-    text = "Folder of the study: its results, and a workdir for each run."
-    define(flags.DEFINE_string, "workdir", None, text)
-    text = "How many runs of each variant, of seeds 0, 1, …"
-    define(flags.DEFINE_integer, "seeds", seeds, text, lower_bound=1)
-    define(flags.DEFINE_list, "only", [], "Variants to run; all, where none is given.")
-    define(flags.DEFINE_integer, "jobs", 1, "Runs at a time on this machine.", lower_bound=1)
-    text = "Submit the runs by submitit, as an array of Slurm, and wait; local: try that without Slurm."
-    flags.DEFINE_enum("cluster", None, ["slurm", "local"], text, flag_values=FLAGS)
-    text = "submitit's parameters, such as slurm_partition=gpu,timeout_min=600,gpus_per_node=1"
-    define(flags.DEFINE_list, "cluster_options", [], text)
-    text = "Print the command of each run, or Slurm's script, and run none."
-    define(flags.DEFINE_bool, "dry_run", False, text)
 
 
 def study(grid: plan.Grid, results: Results, file: str, args: Sequence[str]) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 import math
 import pathlib
+import textwrap
 
 import numpy as np
 
@@ -12,13 +13,12 @@ from vdm.evaluation.estimate import standard_error
 from vdm.reporting import figures
 from vdm.reporting.text import fixed, markdown_table
 
-CAPTION = """
-Bits/dim of the test split and its terms, means over seeds. "± over seeds" is the standard error of that
-mean by how far the seeds are apart. {}
-It counts what a seed changes: the first parameters, the order of the data, the noise of training and of
-evaluation; but not which test images were drawn, as all seeds have the same. "± of one run" is the mean of
-the runs' own standard errors, which count the images and the Monte-Carlo noise of evaluation, but not what
-another seed would change. Seconds are from a run's start on, compilation and evaluations included."""
+CAPTION = """Bits/dim of the test split and its terms, means over seeds. "± over seeds" is the standard error of
+that mean by how far the seeds are apart. {} It counts what a seed changes: the first parameters, the order of
+the data, the noise of training and of evaluation; but not which test images were drawn, as all seeds have the
+same. "± of one run" is the mean of the runs' own standard errors, which count the images and the Monte-Carlo
+noise of evaluation, but not what another seed would change. Seconds are from a run's start on, compilation
+and evaluations included."""
 
 
 def write_table(
@@ -52,7 +52,8 @@ def write_table(
         for row in rows
     ]  # fmt: skip
     text = markdown_table(["variant", *columns, "seeds", "step", "seconds"], cells)
-    text += f"\n{CAPTION.format(seeds_note(row['seeds'] for row in rows))}\n" + (f"{caption}\n" if caption else "")
+    note = textwrap.fill(CAPTION.format(seeds_note(row["seeds"] for row in rows)), 110)
+    text += f"\n\n{note}\n" + (f"{caption}\n" if caption else "")
     (out / f"{name}.md").write_text(text)
     write_csv(out / f"{name}.csv", rows)
     write_csv(out / f"{name}_runs.csv", runs)

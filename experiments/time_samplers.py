@@ -2,72 +2,84 @@
 
   python -m experiments.time_samplers --workdir=runs/time_samplers --config=configs/digits.py
 
-All of them train on the same mean; what differs is its noise. The table has, after training, the
-variance of a batch's mean loss over other times and noise, the pictures held fixed.
+All of them train on the same mean; what differs is its noise. The interior of the learned γ is trained for
+the least variance. The table has, after training, the variance of a batch's mean loss over other times and
+noise, the pictures held fixed.
 """
+
+from collections.abc import Sequence
+import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 import numpy as np
 
-from experiments import results, sweep, workdirs
-from vdm import run as run_lib
-from vdm.data import dataset as data_lib
+from experiments import sweep, tables, workdirs
+from experiments.curves import plot_curves
+from vdm import run as run_lib, workdir as workdir_lib
+from vdm.data.batches import eval_batches
 from vdm.diffusion import elbo, times
-from vdm.runtime import workdir as workdir_lib
-from vdm.evaluation.evaluate import standard_error
+from vdm.evaluation.estimate import standard_error
 from vdm.runtime.randomness import Rng
 
 REPEATS = 500
-CAPTION = """"Variance of a batch" is that of the mean loss of one batch of test images, as long as in training,
-over times and noise, in (bits/dim)²; ± counts these draws alone."""
+CAPTION = """"Variance of a batch" is that of the mean loss of one batch of test images, as large as in
+training, over times and noise, in (bits/dim)²; ± counts these draws alone."""
+
+SCHEDULES = {
+    "fixed_linear": {"model.schedule.name": "fixed_linear"},
+    "piecewise": {"model.schedule.name": "piecewise", "objective.name": "least_variance"},
+}
 
 
-def grid(config):
-    """{variant: fields}."""
+def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
+    """The fields of each variant."""
     return {
-        f"{schedule}_{name}": {"model.schedule.name": schedule, "model.times": name}
-        for schedule in ("fixed_linear", "piecewise")
+        f"{schedule}_{name}": fields | {"model.times": name}
+        for schedule, fields in SCHEDULES.items()
         for name in times.TIMES
     }
 
 
-def results_of(workdir, found):
-    """Writes the table and the curves of {variant: [workdirs]}; returns their paths."""
-    noise = {variant: mean_of([kept_variance(folder) for folder in folders]) for variant, folders in found.items()}
-    print(results.table(found, workdir, more={"variance of a batch": noise}, caption=CAPTION))
-    return [workdir / "table.md", workdir / "table.csv", *results.curves(found, workdir)]
+def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> list[pathlib.Path]:
+    """Writes the table and the curves; returns their paths."""
+    noise = {
+        variant: mean_of([kept_variance(folder) for folder in folders]) for variant, folders in found.items()
+    }
+    print(tables.write_table(found, workdir, more={"variance of a batch": noise}, caption=CAPTION))
+    return [workdir / "table.md", workdir / "table.csv", *plot_curves(found, workdir)]
 
 
-def kept_variance(folder):
+def kept_variance(folder: pathlib.Path) -> tuple[float, float]:
     """`batch_variance`, as it was kept."""
     return workdirs.kept(folder, "variance", lambda folder: {"variance": batch_variance(folder)})["variance"]
 
 
-def batch_variance(folder):
+def batch_variance(folder: pathlib.Path) -> tuple[float, float]:
     """The variance of the mean loss of a batch of test images over times and noise, (bits/dim)², and its
     standard error, by the fourth moment."""
-    config = workdir_lib.get_config(folder / "config.json")
-    this = run_lib.restore(config, folder)
-    size = min(config.train.batch_size, this.data.test.size)
-    batch = next(data_lib.eval_batches(this.data.test, size))
-    root = jax.random.fold_in(jax.random.key(config.seed), 3)  # of each seed its own draws
-    moments = this.state.moments
+    config = workdir_lib.read_config(folder)
+    run = run_lib.restore(config, folder)
+    size = min(config.train.batch_size, run.data.test.size)
+    batch = next(eval_batches(run.data.test, size))
+    root = jax.random.fold_in(jax.random.key(config.seed), 3)  # each seed has its own draws
+    moments = run.state.moments
     cdf = None if moments is None else times.cdf(moments)
 
     @jax.jit
     def once(params, number):
         rng = Rng(jax.random.fold_in(root, number), jnp.arange(size), size)
-        return sum(this.model.draw(params, rng, batch, False, cdf).terms.values()).mean()
+        return sum(run.model.draw(params, rng, batch, cdf=cdf).terms.values()).mean()
 
-    nats = np.array([once(this.state.ema, number) for number in range(REPEATS)], np.float64)
-    bits = elbo.bits_per_dim(nats, this.data.spec.shape)
-    square = np.square(bits - bits.mean())
-    return bits.var(ddof=1), standard_error(square)
+    nats = np.array([once(run.state.ema, number) for number in range(REPEATS)], np.float64)
+    bits = elbo.bits_per_dim(nats, run.data.spec.shape)
+    return float(bits.var(ddof=1)), standard_error(np.square(bits - bits.mean()))
 
 
-def mean_of(numbers):
-    """The mean of [(value, standard error)] that are independent, and its standard error."""
+def mean_of(numbers: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The mean of independent values, from (value, standard error) of each; and its standard error."""
     values, errors = np.array(numbers).T
     return float(values.mean()), float(np.sqrt(np.sum(errors**2)) / len(errors))
 

@@ -157,8 +157,9 @@ def image_values(record: Record) -> Float[np.ndarray, "images"] | None:
 def image_source(record: Record) -> tuple[Any, ...]:
     """What says which test images there are: config.data, but for what touches training alone, and how many
     were evaluated."""
-    fields = sorted(record.config.data.items())
-    return *(field for field in fields if field[0] not in ("augment", "on_device_gib")), record.final.get("images")
+    in_training = ("augment", "on_device_gib")
+    fields = sorted((name, value) for name, value in record.config.data.items() if name not in in_training)
+    return *fields, record.final.get("images")
 
 
 def kept(

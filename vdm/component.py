@@ -8,7 +8,6 @@ A name is that of a built-in component, or the import path "module:Class" of one
 
 from collections.abc import Mapping
 import dataclasses
-import difflib
 import importlib
 import importlib.util
 import pathlib
@@ -16,7 +15,7 @@ import re
 from types import ModuleType
 from typing import Any, ClassVar
 
-from vdm.errors import UserError, require
+from vdm.errors import UserError, did_you_mean, require
 
 # The import path of a component of one's own, and no TFDS version, as in mnist:3.0.1.
 OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -68,12 +67,6 @@ def choose(field: str, value: Any, accepted: Any) -> None:
     if value not in accepted:
         names = ", ".join(map(repr, accepted))
         raise Refused(field, f"{names}.{did_you_mean(str(value), map(str, accepted))}".removesuffix("."))
-
-
-def did_you_mean(name: str, names: Any) -> str:
-    """ " Did you mean 'x'?" with the nearest of `names`; "" where none is near."""
-    near = difflib.get_close_matches(name, list(names), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,10 +12,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vdm.component import Registry, did_you_mean, load_file
+from vdm.component import Registry, load_file
 from vdm.data.sources import SOURCES
 from vdm.diffusion.objective import OBJECTIVES
-from vdm.errors import UserError, one_line, require
+from vdm.errors import UserError, did_you_mean, one_line, require
 from vdm.model import MODELS
 from vdm.optimizer import OPTIMIZERS
 
@@ -135,17 +135,16 @@ def _update(config: ConfigDict, given: Mapping[str, Any], path: str, drop: bool)
 def unread(section: Any, path: str, field: str) -> UserError:
     """That a section of a config, at `path`, has no such field."""
     where = f"config.{path}.{field}" if path else f"config.{field}"
-    fields, hint = list(section), ""
-    if path in COMPONENTS and section["name"] not in (builtin := COMPONENTS[path].builtin):
-        # A data set of TFDS may be a misspelt source.
-        hint = did_you_mean(section["name"], builtin)
-    reader = f"is read by {section['name']!r}" if "name" in section else "there is"
-    hint = hint or did_you_mean(field, fields)
+    fields = sorted(section, key=lambda name: (name != "name", name))
+    reader = f"{section['name']!r} has no such field" if "name" in section else "there is no such field"
+    hint = did_you_mean(field, fields)
+    if path in COMPONENTS and section["name"] not in COMPONENTS[path].builtin:
+        # A misspelt source is taken for a data set of TFDS.
+        hint = did_you_mean(section["name"], COMPONENTS[path].builtin) or hint
     if not hint:
-        known = flat(default())
-        near = difflib.get_close_matches(where.removeprefix("config."), known, n=1, cutoff=0.7)
+        near = difflib.get_close_matches(where.removeprefix("config."), flat(default()), n=1, cutoff=0.7)
         hint = f" Did you mean 'config.{near[0]}'?" if near else ""
-    return UserError(f"{where} is no field that {reader}; accepted: {', '.join(fields)}.{hint}")
+    return UserError(f"{where} is set, but {reader}; accepted: {', '.join(fields)}.{hint}")
 
 
 def load(file: str) -> ConfigDict:
@@ -184,14 +183,22 @@ def describe() -> str:
     """The components of every kind and their fields with the defaults, as text."""
     lines = []
 
-    def of(registry, path):
-        lines.append(f"\nconfig.{path}.name")
-        for name, cls in registry.builtin.items():
+    def add(registry, path, of=""):
+        lines.append(f"\nconfig.{path}.name{of}")
+        components = dict(registry.builtin)
+        if registry.otherwise is not None:
+            components["any other name"] = registry.otherwise
+        for name, cls in components.items():
             fields = ", ".join(f"{field} = {value!r}" for field, value in cls.config_fields().items())
             lines.append(f"  {name}: {fields or '–'}")
-        return {part: below for cls in registry.builtin.values() for part, below in cls.sections.items()}
+        shown = {}
+        for name, cls in components.items():
+            for part, below in cls.sections.items():
+                kinds = (part, tuple(below.builtin.values()))
+                shown.setdefault(kinds, (below, []))[1].append(name)
+        for (part, _), (below, models) in shown.items():
+            add(below, f"{path}.{part}", f" of {', '.join(models)}")
 
     for path, registry in COMPONENTS.items():
-        for part, below in of(registry, path).items():
-            of(below, f"{path}.{part}")
+        add(registry, path)
     return "\n".join(lines)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from vdm.component import Component
+from vdm.data.dataset import Spec
 from vdm.parameters import Role, alike
 
 Params = Any
@@ -75,6 +76,15 @@ class Ability(enum.Enum):
 class Model(Component):
     """A generative model of pictures. The first block of methods is every model's; each of the second
     belongs to the abilities that its docstring names."""
+
+    @classmethod
+    def build(cls, section: Any, spec: Spec) -> "Model":
+        """The model that a section config.model describes, for pictures as `spec` has them.
+
+        Raises:
+          UserError: a field has a value that is not accepted.
+        """
+        raise NotImplementedError
 
     @property
     def abilities(self) -> frozenset[Ability]:

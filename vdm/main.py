@@ -21,8 +21,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from vdm import commandline
-from vdm.component import did_you_mean
-from vdm.errors import UserError, one_line, one_of, require
+from vdm.errors import UserError, did_you_mean, one_line, one_of, require
 from vdm.runtime import cache
 
 MODES = {"train": "vdm.train", "eval": "vdm.evaluation.evaluate", "sample": "vdm.sample"}

@@ -6,7 +6,7 @@ import inspect
 from ml_collections import ConfigDict
 import numpy as np
 
-from vdm.component import Registry, build, did_you_mean
+from vdm.component import Registry, build
 from vdm.data import tfds
 from vdm.data.dataset import Data, Split
 from vdm.data.digits import Digits
@@ -14,7 +14,7 @@ from vdm.data.folder import Folder
 from vdm.data.npz import Npz
 from vdm.data.source import Source
 from vdm.data.swirl import Swirl
-from vdm.errors import UserError, require
+from vdm.errors import UserError, did_you_mean, require
 
 SOURCES = Registry(
     Source,

@@ -28,7 +28,7 @@ def log_prob(
     The logits are taken relative to that of the true level, and the distance of two levels from
     their whole numbers: the true level's is exactly 0, nothing large cancels in float32, and no
     log-probability is above 0. The largest is the nearest level's, so Σ_v is taken in one go over
-    the levels, forward and backward, and nothing of size [..., vocab_size] is ever there.
+    the levels, forward and backward, and no array of size [..., vocab_size] is made.
     """
     x = encoder.scale(levels, vocab_size)
     u = z_0 / encoder.alpha(gamma_0)

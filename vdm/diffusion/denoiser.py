@@ -32,9 +32,9 @@ def eps_hat(
 
     eps: ε̂ = z_t + output, so that an output of zero is right where all is noise.
     x: x̂ = output. v: v̂ = output.
-    levels: the output is, for each value, a log-probability over its levels as the rest
-      of the picture tells it; times the likelihood N(z_t; α x_v, σ²) of what the value's
-      own z_t tells, this is its posterior, and x̂ the posterior's mean.
+    levels: the output is, for each value, the log-probability of each of its levels given the rest of the
+      picture. Times the likelihood N(z_t; α x_v, σ²) of the value's own z_t this is its posterior, and x̂ is
+      the posterior's mean.
 
     Args:
       gamma: one for each picture, or one for each value.

@@ -50,7 +50,7 @@ def diffusion(
     """½ Σ w (ε − ε̂)²: the lecture's denoising matching term, by one draw of t and ε.
 
     Args:
-      weight: of each picture, or of each value: γ'(t) in continuous time (VDM eq. 17, 18), and
+      weight: of each picture, or of each value: γ'(t) in continuous time (VDM eq. 17), and
         T (e^{γ_t − γ_s} − 1) in a chain of T steps (VDM eq. 14), see `step_weight`.
     """
     return 0.5 * _sum(weight * jnp.square(eps - eps_hat))

@@ -59,7 +59,7 @@ def transition(z_s: Values, gamma_s: Gamma, gamma_t: Gamma) -> tuple[Values, Gam
 
 
 def posterior(z_t: Values, x: Values, gamma_s: Gamma, gamma_t: Gamma) -> tuple[Values, Gamma]:
-    """q(z_s|z_t, x), s < t: its mean and its variance (VDM app. A.2, eq. 25–27).
+    """q(z_s|z_t, x), s < t: its mean and its variance (VDM app. A.2).
 
     mean     α_{t|s} σ_s²/σ_t² z_t + α_s σ²_{t|s}/σ_t² x
     variance σ²_{t|s} σ_s²/σ_t² = σ_s² (1 − e^{γ_s − γ_t})

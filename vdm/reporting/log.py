@@ -1,11 +1,11 @@
 """How a run is reported as it goes: a bar on a terminal or plain lines, files, pictures."""
 
+from collections.abc import Mapping
 import math
 import pathlib
 import shutil
 import sys
 import time
-from collections.abc import Mapping
 
 from jaxtyping import UInt8
 from ml_collections import ConfigDict

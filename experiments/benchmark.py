@@ -1,0 +1,182 @@
+"""One case of the speed study: a size of the CIFAR-10 model is trained, evaluated and sampled, timed."""
+
+from collections.abc import Callable
+import dataclasses
+import tempfile
+import time
+from typing import Any
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+from ml_collections import ConfigDict
+import numpy as np
+
+from configs import cifar10
+from experiments.flops import matmul_rate, unet_flops
+from vdm import config as config_lib, model as model_lib, optimizer as optimizer_lib, sample
+from vdm import step as step_lib
+from vdm.contract import Model
+from vdm.data import resident
+from vdm.data.batches import eval_batches, train_batches
+from vdm.data.dataset import Data, Spec, Split, in_memory
+from vdm.diffusion import objective as objective_lib
+from vdm.evaluation.evaluator import make_evaluator
+from vdm.runtime import devices
+
+SPEC = Spec((32, 32, 3), 256, 10)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is measured: a size of the CIFAR-10 model."""
+
+    depth: int
+    width: int
+    batch: int
+    dtype: str
+    remat: str
+
+    def __str__(self) -> str:
+        return f"{self.depth} × {self.width}, batch {self.batch}, {self.dtype}, remat {self.remat}"
+
+
+def configure(case: Case) -> ConfigDict:
+    """The config of a Case."""
+    config = cifar10.get_config()
+    net = dict(depth=case.depth, width=case.width, dtype=case.dtype, remat=case.remat)
+    config.model.net.update(net)
+    config.train.batch_size = config.eval.batch_size = case.batch
+    config.sample.num = config.sample.batch_size = case.batch
+    config.model.sampler = "dpm2m"
+    config.model.sample_steps = 2
+    return config_lib.complete(config)
+
+
+def seconds_of(function: Callable[[], Any]) -> float:
+    """How long a call takes until its result is there."""
+    start = time.perf_counter()
+    jax.block_until_ready(function())
+    return time.perf_counter() - start
+
+
+def compile_times(mapped: Any, args: tuple[Any, ...]) -> tuple[float, float, float, Any]:
+    """Seconds to trace and to compile a function, and to get both back from a cache on disk; and
+    the program."""
+
+    def once():
+        jax.clear_caches()
+        start = time.perf_counter()
+        lowered = mapped.lower(*args)
+        traced = time.perf_counter()
+        program = lowered.compile()
+        return traced - start, time.perf_counter() - traced, program
+
+    folder_before = jax.config.jax_compilation_cache_dir
+    seconds_before = jax.config.jax_persistent_cache_min_compile_time_secs
+    with tempfile.TemporaryDirectory() as folder:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        compilation_cache.reset_cache()
+        trace, compiled, _ = once()
+        trace_again, loaded, program = once()
+        jax.config.update("jax_compilation_cache_dir", folder_before)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds_before)
+        compilation_cache.reset_cache()
+    return trace, compiled, trace_again + loaded, program
+
+
+def measure(case: Case, steps: int) -> dict[str, float]:
+    """{name: number} of a Case, by so many training steps; times in seconds."""
+    config = configure(case)
+    model = model_lib.build(config, SPEC)
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (4 * case.batch, *SPEC.shape)).astype(np.uint8)
+    split = in_memory(images)
+    data = Data(split, split, SPEC)
+    mapped, args = training_step(config, model, split, random)
+    state, arrays, batch = args
+    substeps = batch["index"].shape[1]
+    trace, compiled, start, program = compile_times(mapped, args)
+    memory = program.memory_analysis()
+
+    forward = unet_flops(config.model.net, SPEC, SPEC.shape[-1], condition_size=1)
+    work = 3 * forward * case.batch * substeps
+    rate = matmul_rate(case.dtype, 0.7)
+
+    def train():
+        nonlocal state
+        state, metrics = mapped(state, arrays, batch)
+        return metrics
+
+    seconds_of(train)
+    taken, rates = [], [rate()]
+    for _ in range(steps):
+        taken.append(seconds_of(train))
+        rates.append(rate())
+    shares = [
+        work / seconds / (0.5 * (before + after))
+        for seconds, before, after in zip(taken, rates, rates[1:])
+    ]
+    step = float(np.median(taken)) / substeps
+
+    evaluate = make_evaluator(model, config, data)
+    evaluate(state.ema, 1)
+    evaluation = seconds_of(lambda: evaluate(state.ema, 1)[0].values["bpd"])
+    sampler = sample.make_sampler(model, config, data)
+    sampler(state.ema)
+    sampling = seconds_of(lambda: sampler(state.ema))
+    return {
+        "trace": trace,
+        "compile": compiled,
+        "start with cache": start,
+        "step": step,
+        "examples/s": case.batch / step,
+        "share": float(np.median(shares)),
+        "share, lowest": min(shares),
+        "share, highest": max(shares),
+        "matmul TFLOP/s": float(np.median(rates)) / 1e12,
+        "forward GFLOP/image": forward / 1e9,
+        "temporary MB/image": memory.temp_size_in_bytes * jax.device_count() / case.batch / 1e6,
+        "evaluation images/s": len(images) / evaluation,
+        "sampling evaluations/s": case.batch * config.model.sample_steps / sampling,
+        "input images/s": input_rate(config, split),
+    }
+
+
+def training_step(
+    config: ConfigDict, model: Model, split: Split, random: np.random.Generator
+) -> tuple[Any, tuple[Any, ...]]:
+    """The training step over all devices, and the arguments of a call: state, data, and a batch of random
+    indices."""
+    objective = objective_lib.build(config.objective, model)
+    example = next(eval_batches(split, 1))
+    params = jax.eval_shape(lambda: step_lib.init_params(model, 0, example))
+    optimizer = optimizer_lib.build(config.optimizer, config.train.steps, model, params)
+    state = devices.replicate(step_lib.make_init(model, optimizer, 0, example)())
+    arrays = devices.replicate(resident.arrays(split, config.data))
+    substeps = 1 if jax.default_backend() == "cpu" else 10
+    index = random.integers(0, split.size, (substeps, config.train.batch_size)).astype(np.int32)
+    batch = {"index": np.stack(np.split(index, jax.device_count(), axis=1))}
+    mapped = devices.over_devices(
+        step_lib.make_step(model, objective, optimizer, config, SPEC.shape),
+        "pmap",
+        split_in=(False, False, True),
+        split_out=(False, False),
+        donate=(0,),
+    )
+    return mapped, (state, arrays, batch)
+
+
+def input_rate(config: ConfigDict, split: Split, seconds: float = 2.0) -> float:
+    """Images a second that the input pipeline reads where the data is not kept on the devices."""
+    config = config.copy_and_resolve_references()
+    config.data.on_device_gib = 0.0
+    config.train.steps = 10**9
+    batches = train_batches(split, config, ((step, 1) for step in range(10**9)))
+    next(batches)
+    count, start = 0, time.perf_counter()
+    while (passed := time.perf_counter() - start) < seconds:
+        next(batches)
+        count += 1
+    batches.close()
+    return count * config.train.batch_size / passed

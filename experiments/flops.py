@@ -1,0 +1,60 @@
+"""What a model computes, counted by formula; and what this machine computes in a large product."""
+
+from collections.abc import Callable
+import time
+from typing import Any
+
+import jax
+
+from vdm.data.dataset import Spec
+
+
+def unet_flops(net: Any, spec: Spec, out_channels: int, condition_size: int) -> int:
+    """Floating-point operations of one forward pass of a U-Net for one picture: two for each
+    multiply-add of its products (all else is about a hundredth of them).
+
+    Args:
+      net: config.model.net.
+      condition_size: how many numbers the network is conditioned on beside γ, and one for γ itself.
+    """
+    height, width, channels = spec.shape
+    pixels, wide = height * width, net.width
+
+    def conv(into, out):
+        return 9 * pixels * into * out
+
+    def block(into):
+        shortcut = pixels * into * wide if into != wide else 0
+        return conv(into, wide) + conv(wide, wide) + 4 * wide * wide + shortcut
+
+    # Queries, keys, values and their output, and twice all pixels by all pixels.
+    attention = 4 * pixels * wide**2 + 2 * pixels**2 * wide
+    blocks = (net.depth + 2) * block(wide) + (net.depth + 1) * block(2 * wide)
+    attentions = 1 if net.attention == "middle" else 2 * net.depth + 2
+    embedding = 4 * wide * (wide + condition_size) + (4 * wide) ** 2
+    ends = conv(channels * (1 + 2 * net.fourier), wide) + conv(wide, out_channels)
+    return 2 * (blocks + attentions * attention + embedding + ends)
+
+
+def matmul_rate(dtype: str, seconds: float) -> Callable[[], float]:
+    """Returns () → floating-point operations a second of a product of square matrices, all devices
+    of this host together, sustained for about so long."""
+    side = 2048 if jax.default_backend() == "cpu" else 8192
+    times = 1 if jax.default_backend() == "cpu" else 20
+    fill = jax.pmap(lambda key: jax.random.normal(key, (side, side), dtype) / side**0.5)
+    a = fill(jax.random.split(jax.random.key(0), jax.local_device_count()))
+
+    def power(a):
+        return jax.lax.fori_loop(0, times, lambda _, b: a @ b, a)
+
+    multiply = jax.pmap(power)
+    jax.block_until_ready(multiply(a))
+
+    def rate():
+        count, start = 0, time.perf_counter()
+        while (passed := time.perf_counter() - start) < seconds:
+            jax.block_until_ready(multiply(a))
+            count += 1
+        return count * times * len(a) * 2.0 * side**3 / passed
+
+    return rate

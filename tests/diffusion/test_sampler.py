@@ -1,0 +1,77 @@
+"""The samplers against data whose optimal denoiser is known."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_helpers import rng
+import exact
+from vdm.diffusion import encoder, sampler
+
+
+def test_sampler_with_the_exact_denoiser_draws_the_data():
+    """For Gaussian data x ~ N(m, s²) and its own optimal x̂, samples have that mean and
+    variance, up to the error of 200 steps, and noise of z_0 beside them."""
+    m, s2, count = 0.3, 0.04, 20_000
+
+    def predict_x(z_t, gamma):
+        alpha, sigma2 = encoder.alpha(gamma), jax.nn.sigmoid(gamma)
+        return (m * sigma2 + alpha * s2 * z_t) / (alpha**2 * s2 + sigma2)
+
+    @jax.jit
+    def sample():
+        gammas = jnp.linspace(-10.0, 6.0, 201)
+        z_1 = jax.random.normal(jax.random.key(0), (count, 1, 1, 1))
+        return sampler.ancestral(predict_x, gammas, z_1, jax.random.split(jax.random.key(1), count))
+
+    z_0 = np.asarray(sample(), np.float64)
+    assert abs(z_0.mean() - m) < 4 * np.sqrt(s2 / count) + 0.003
+    assert abs(z_0.var() - s2) < 4 * s2 * np.sqrt(2 / count) + 0.03 * s2
+
+
+@pytest.mark.parametrize("order, sooner", [(1, 2.0), (2, 4.0)])
+def test_solvers_converge_to_the_flow_of_gaussian_data(order, sooner):
+    """The flow of N(m, s²) keeps each z at its quantile; with twice the steps the error falls to a
+    half (DDIM) or a quarter (DPM-Solver++ 2M)."""
+    m, s2 = 0.3, 0.04
+
+    def moments(gamma):
+        alpha, sigma2 = encoder.alpha(gamma), jax.nn.sigmoid(gamma)
+        return alpha * m, jnp.sqrt(alpha**2 * s2 + sigma2)
+
+    def predict_x(z_t, gamma):
+        mean, deviation = moments(gamma)
+        return m + encoder.alpha(gamma) * s2 / deviation**2 * (z_t - mean)
+
+    @jax.jit
+    def all_errors():
+        z_1 = jnp.linspace(-2.0, 2.0, 9).reshape(9, 1, 1, 1)
+        (mean_1, deviation_1), (mean_0, deviation_0) = moments(6.0), moments(-8.0)
+        want = mean_0 + (z_1 - mean_1) * deviation_0 / deviation_1
+
+        def error(steps):
+            gammas = jnp.linspace(-8.0, 6.0, steps + 1)
+            return jnp.abs(sampler.solve(predict_x, gammas, z_1, order) - want).max()
+
+        return [error(steps) for steps in (40, 80, 160)]
+
+    errors = list(map(float, all_errors()))
+    for coarse, fine in zip(errors, errors[1:]):
+        assert 0.75 * sooner < coarse / fine < 1.5 * sooner
+    assert errors[0] < 0.05
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm2m"])
+def test_few_steps_of_a_solver_draw_the_data(name):
+    """Of independent values, whose optimal denoiser is known: 20 steps give their probabilities."""
+    log_p = exact.log_probabilities((2, 2, 1), 5)
+    made = exact.model(log_p, -9.0, 5.0)
+    made = dataclasses.replace(made, sampler=name, sample_steps=20)
+    count = 4_000
+    drawn = np.asarray(jax.jit(lambda: made.sample({"schedule": {}, "net": {}}, rng(size=count), {}))())
+    share = (drawn[..., None] == np.arange(5)).mean(axis=0)
+    noise = np.sqrt(np.exp(log_p) / count)
+    assert np.abs(share - np.exp(log_p)).max() < 4 * noise.max() + 0.02

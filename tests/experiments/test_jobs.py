@@ -1,0 +1,122 @@
+"""The runs of a study as processes of this machine, and as jobs of a cluster."""
+
+import signal
+import sys
+
+import pytest
+
+from experiments import jobs, plan, pool
+from sweep_helpers import (  # noqa: F401
+    counted,
+    ended,
+    start_study,
+    study_here,
+    trial_of,
+    wait_for,
+)
+
+
+def test_no_run_is_done_by_two(tmp_path):
+    trial = trial_of(tmp_path, "stubborn-0")
+    first, second = jobs.start([trial])[0], jobs.start([trial])[0]
+    wait_for(lambda: counted(tmp_path, "ready"))
+    assert first.poll() is None and "another process" in second.poll()
+    first.send(signal.SIGKILL)
+    wait_for(lambda: first.poll() == "killed by SIGKILL")
+    assert counted(tmp_path, "starts") == {"stubborn-0": 1}
+
+
+def test_why_it_failed_is_of_this_start_alone(tmp_path):
+    """log.txt is appended to, and an error of an earlier start says nothing of this one."""
+
+    def why(script):
+        job = jobs.Process(["sh", "-c", script], tmp_path / "run")
+        return job()
+
+    assert why("echo 'error: the first'; echo then; exit 3") == "the first"
+    assert why("echo the second; echo; exit 3") == "the second"
+    assert why("exit 3") == "exit code 3"
+    assert why("exit 0") == ""
+    assert "No such file" in jobs.Process(["/nowhere/x"], tmp_path / "run")()
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert log.index("the first") < log.index("the second")
+
+
+# ---- submitit ---------------------------------------------------------------------------
+
+
+def test_submitit_is_named_where_it_is_absent(study_here, monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    code, _, err = study_here({"good": {}}, "--cluster=local")
+    assert code == 2 and "pip install -e '.[slurm]'" in err
+
+
+def test_submitted_to_submitit_on_this_machine(tmp_path):
+    trials = [trial_of(tmp_path, name) for name in ("good-0", "bad-0")]
+    executor = jobs.make_executor("local", tmp_path / "submitit", [])
+    failed = pool.run_all(trials, lambda new: jobs.submit(executor, new), len(trials))
+    assert failed == {tmp_path / "bad-0": "no such data"}
+    assert plan.finished(trials[0]) and counted(tmp_path, "starts") == {"good-0": 1, "bad-0": 1}
+
+
+def test_a_job_whose_time_is_up_saves_and_is_queued_again(tmp_path):
+    """Slurm sends SIGUSR2 to all processes of the job; submitit's then asks for a checkpoint."""
+    trial = trial_of(tmp_path, "slow-0")
+    job = jobs.Process(trial.command, trial.folder).start()
+    wait_for(lambda: counted(tmp_path, "ready"))
+    job.send(signal.SIGUSR2)
+    again = job.checkpoint()
+    assert job.poll() == "stopped, saved" and counted(tmp_path, "signals") == {"slow-0": 1}
+    assert again.result() == "" and plan.finished(trial)
+    assert counted(tmp_path, "starts") == {"slow-0": 2}
+
+
+# Slurm's commands. sbatch keeps the script, and runs each task of an array of two unless it is to queue only.
+SLURM = {
+    "sbatch": """cp "$1" {folder}/script
+[ -e {folder}/queue_only ] || for task in 0 1; do
+SLURM_JOB_ID=$((8 + task)) SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=$task sh {folder}/script > /dev/null 2>&1 &
+done
+echo Submitted batch job 7""",
+    "srun": """while [ "${{1#--}}" != "$1" ]; do [ "$1" = --unbuffered ] || shift; shift; done; exec "$@" """,
+    "scancel": """echo "$1" >> {folder}/cancelled""",
+    "sacct": """echo 'JobID|State|NodeList'
+sed 's/$/|CANCELLED|x/' {folder}/cancelled 2> /dev/null; true""",
+}
+OPTIONS = ["--cluster=slurm", "--cluster_options=slurm_partition=gpu,timeout_min=600,gpus_per_node=1"]
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """Puts Slurm's commands where the study finds them."""
+    for name, script in SLURM.items():
+        path = tmp_path / name
+        path.write_text("#!/bin/sh\n" + script.format(folder=tmp_path) + "\n")
+        path.chmod(0o755)
+
+
+def test_submitted_to_slurm_as_one_array(slurm, start_study, tmp_path):
+    code, shown, err = ended(start_study("good", *OPTIONS, "--dry_run"))
+    assert code == 0 and not (tmp_path / "W").exists(), err
+    code, out, err = ended(start_study("good", *OPTIONS))
+    assert code == 0 and "good-1: 1.5000" in out, out + err
+    assert counted(tmp_path / "W", "starts") == {"good-0": 1, "good-1": 1}
+    script = (tmp_path / "script").read_text()
+    for option in ("array=0-1%2", "partition=gpu", "time=600", "gpus-per-node=1", "job-name=W"):
+        assert f"#SBATCH --{option}\n" in script
+    assert shown.startswith(script)
+    tasks = shown.removeprefix(script).strip().splitlines()
+    assert [line.split(": ")[0] for line in tasks] == ["# task 0", "# task 1"]
+    assert f"{tmp_path}/W/good-1" in tasks[1]
+
+
+def test_stopped_it_cancels_what_is_queued(slurm, start_study, tmp_path):
+    (tmp_path / "queue_only").touch()
+    process = start_study("good", *OPTIONS)
+    wait_for((tmp_path / "script").exists)
+    assert "0 of 2 runs have finished; 2 to run" in process.stdout.readline()
+    assert "started" in process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    code, out, err = ended(process)
+    assert code == 130 and "the same command goes on" in out, out + err
+    assert (tmp_path / "cancelled").read_text().split() == ["7_0", "7_1"]

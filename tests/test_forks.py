@@ -1,0 +1,228 @@
+"""Each example of one's own component trains, resumes bit for bit, and is evaluated by its workdir alone."""
+
+import importlib
+import json
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+
+from conftest import ROOT, TINY, make_config, metrics, state
+import jax
+import pytest
+
+from vdm import commandline, main, train, workdir as workdir_lib
+from vdm.errors import UserError, one_line
+
+FORKS = {
+    "power": {"model.schedule.name": "examples.power:Power", "model.schedule.power": 5.0},
+    "mixer": {"model.net.name": "examples.mixer:Mixer"},
+    "min_snr": {"objective.name": "examples.min_snr:MinSNR", "model.schedule.name": "cosine"},
+    "stripes": {"data.name": "examples.stripes:Stripes", "data.noise": 1.0},
+    "lion": {"optimizer.name": "examples.lion:Lion", "optimizer.weight_decay": 0.1},
+}
+
+
+def fields(fork):
+    """The fields of its tiny run, which is saved at half its 12 steps."""
+    tiny = {name.removeprefix("config."): value for name, value in TINY.items() if "config." in name}
+    times = {"train.checkpoint_every": 6, "train.eval_every": 6, "train.sample_every": 0}
+    return tiny | times | FORKS[fork]
+
+
+def unload(*modules):
+    for name in modules:
+        sys.modules.pop(name, None)
+
+
+def cli(*args):
+    """The exit code of a command, in this process."""
+    for flag in ("workdir", "mode", "cache"):
+        main.FLAGS[flag].unparse()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["vdm", "--cache=", *map(str, args)])
+        return main.cli()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """Of the eight: a program for one is compiled in a fraction of the time."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with pytest.MonkeyPatch.context() as patch:
+        only = jax.local_devices()[:1]
+        patch.setattr(jax, "devices", lambda *_: only)
+        patch.setattr(jax, "device_count", lambda *_: 1)
+        patch.setattr(jax, "local_device_count", lambda *_: 1)
+        yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module", params=FORKS)
+def trained(request, tmp_path_factory):
+    """(name, config, workdir) of a run that was never stopped."""
+    unload(f"examples.{request.param}")
+    workdir = tmp_path_factory.mktemp(request.param)
+    config = make_config(fields(request.param), "configs/digits.py")
+    train.run(config, workdir)
+    return request.param, config, workdir
+
+
+@pytest.fixture
+def without_examples(monkeypatch, tmp_path):
+    """Another current folder, from which there is no module called examples."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path and pathlib.Path(path) != ROOT])
+    examples = [name for name in sys.modules if name.partition(".")[0] == "examples"]
+    kept = {name: sys.modules.pop(name) for name in examples}
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("examples.power")
+    yield
+    unload(*[name for name in sys.modules if name.partition(".")[0] == "examples"])
+    sys.modules.update(kept)
+
+
+def test_each_is_one_short_file_whose_command_is_a_run():
+    found = {path.stem for path in (ROOT / "examples").glob("*.py")} - {"__init__"}
+    assert set(FORKS) <= found
+    for name in FORKS:
+        text = (ROOT / "examples" / f"{name}.py").read_text()
+        assert len(text.splitlines()) <= 25, name
+        command = re.search(r"^python -m vdm\.main .*?(?<!\\)$", text.replace("\\\\\n", ""), re.M)[0]
+        given = commandline.split(shlex.split(command)[2:])
+        assert given.file == "configs/digits.py" and given.rest == [f"--workdir=/tmp/{name}"]
+        assert any(f"=examples.{name}:" in arg for arg in given.args), name
+        commandline.apply(main_config(given.file), given.args)
+
+
+def main_config(file):
+    from vdm import config
+
+    return config.load(str(ROOT / file))
+
+
+def test_its_own_fields_are_in_the_config_and_it_is_kept(trained):
+    name, config, workdir = trained
+    saved = workdir_lib.flat(json.loads((workdir / "config.json").read_text()))
+    assert saved == workdir_lib.flat(config) and saved.items() >= FORKS[name].items()
+    kept = [path.name for path in (workdir / "components").iterdir()]
+    assert kept == [f"examples.{name}.py"]
+    assert (workdir / "components" / kept[0]).read_text() == (ROOT / "examples" / f"{name}.py").read_text()
+
+
+def test_resumed_it_is_the_run_that_was_never_stopped(trained, tmp_path):
+    _, config, whole = trained
+    shutil.copytree(whole, tmp_path / "stopped")
+    shutil.rmtree(tmp_path / "stopped" / "checkpoints" / "12")
+    train.run(config, tmp_path / "stopped")
+    assert state(tmp_path / "stopped") == state(whole) != state(whole, 6)
+    assert metrics(tmp_path / "stopped") == metrics(whole)
+    assert [row["step"] for row in metrics(whole) if row["split"] == "train"] == [3, 6, 9, 12]
+
+
+def test_evaluated_by_its_workdir_alone(trained, without_examples):
+    """From another folder, without the file that it was started with."""
+    name, _, workdir = trained
+    ended = json.loads((workdir / "eval.json").read_text())
+    (workdir / "eval.json").unlink()
+    assert cli("--mode=eval", f"--workdir={workdir}") == 0
+    found = json.loads((workdir / "eval.json").read_text())
+    assert found["bpd"] == pytest.approx(ended["bpd"], rel=1e-6) and found["estimator"].startswith("ELBO")
+    assert sys.modules[f"examples.{name}"].__file__ == str(workdir / "components" / f"examples.{name}.py")
+
+
+@pytest.fixture
+def own_file(tmp_path, monkeypatch):
+    """(file, workdir) of a run whose schedule is a module in the current folder."""
+    file = tmp_path / "my_schedule.py"
+    shutil.copyfile(ROOT / "examples" / "power.py", file)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = make_config(fields("power") | {"model.schedule.name": "my_schedule:Power"}, "configs/digits.py")
+    workdir_lib.write_config(tmp_path / "W", config) if (tmp_path / "W").mkdir() is None else None
+    yield file, tmp_path / "W", config
+    unload("my_schedule")
+
+
+def test_a_file_that_changed_since_the_start_is_refused(own_file):
+    file, workdir, config = own_file
+    workdir_lib.check_config(workdir, config)
+    file.write_text(file.read_text().replace("2.0 * self.power * jnp.log", "1.9 * self.power * jnp.log"))
+    unload("my_schedule")
+    importlib.invalidate_caches()
+    importlib.import_module("my_schedule")
+    for refuse in (workdir_lib.check_config, workdir_lib.write_config):
+        with pytest.raises(UserError) as error:
+            refuse(workdir, config)
+        line = one_line(error.value)
+        for text in (str(file), "is not what it was", str(workdir), "set it back", "another --workdir"):
+            assert text in line
+    assert "2.0 * self" in (workdir / "components" / "my_schedule.py").read_text()
+
+
+def test_a_process_elsewhere_trains_with_it_and_evaluates_without_it(tmp_path):
+    """Two processes: the first in the folder of the file, the second in an empty one after it is gone."""
+    file = tmp_path / "my_lion.py"
+    shutil.copyfile(ROOT / "examples" / "lion.py", file)
+    (tmp_path / "empty").mkdir()
+    few = {"train.steps": 2, "optimizer.name": "my_lion:Lion"}
+    given = {"config": ROOT / "configs" / "digits.py"} | {f"config.{k}": v for k, v in (fields("lion") | few).items()}
+    env = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+
+    def run(folder, **flags):
+        line = [sys.executable, "-m", "vdm.main", "--cache=", f"--workdir={tmp_path / 'W'}"]
+        line += [f"--{name}={value}" for name, value in flags.items()]
+        return subprocess.run(line, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+
+    done = run(tmp_path, **given)
+    assert done.returncode == 0, done.stderr
+    bpd = json.loads((tmp_path / "W" / "eval.json").read_text())["bpd"]
+    file.unlink()
+    done = run(tmp_path / "empty", mode="eval")
+    assert done.returncode == 0, done.stderr
+    assert f"{bpd:.4f}" in done.stdout
+
+
+TYPOS = {
+    "module": ({"model.schedule.name": "exampels.power:Power"}, "no module 'exampels'", "in the current folder"),
+    "file": ({"model.schedule.name": "examples.powre:Power"}, "no module 'examples.powre'", "'module:Class'"),
+    "class": ({"model.schedule.name": "examples.power:Powre"}, "defines: Power.", "Did you mean 'Power'?"),
+    "kind": ({"model.net.name": "examples.power:Power"}, "no vdm.nets.network.Network", "defines: none"),
+    "imported": ({"optimizer.name": "examples.lion:Optimizer"}, "'Optimizer'", "it defines: Lion."),
+    "field": ({"model.schedule.name": "examples.power:Power", "model.schedule.pwoer": 3}, "pwoer is set, but 'examples.power:Power' has no such field",
+              "'examples.power:Power'; accepted: name, gamma_max, gamma_min, power.", "Did you mean 'power'?"),
+    "value": ({"model.schedule.name": "examples.power:Power", "model.schedule.power": -1}, "power is -1.0",
+              "accepted: more than 0."),
+    "no colon": ({"model.schedule.name": "examples.power.Power"}, "'examples.power.Power'", "'module:Class'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TYPOS)
+def test_a_typo_is_one_line_and_exit_code_2(case, tmp_path, capfd):
+    changes, *texts = TYPOS[case]
+    args = [f"--config.{name}={value}" for name, value in changes.items()]
+    assert cli(f"--config={ROOT / 'configs/digits.py'}", f"--workdir={tmp_path / 'W'}", *args) == 2
+    error = capfd.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1, error
+    for text in texts:
+        assert text in error, error
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("import no_such_package\n", "needs the module 'no_such_package'"),
+        ("1 / 0\n", "cannot be imported: ZeroDivisionError"),
+        ("class Power(:\n", "cannot be imported: SyntaxError"),
+    ],
+)
+def test_a_file_that_fails_is_one_line(code, text, tmp_path, monkeypatch):
+    (tmp_path / "my_broken.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=text):
+        make_config({"model.schedule.name": "my_broken:Power"}, "configs/digits.py")
+    unload("my_broken")

@@ -79,7 +79,7 @@ def number_table(records: Mapping[str, Record]) -> str:
         above = ["", "", ""] if record is first else [fixed(drop), fixed(se), how]
         counts = [str(record.final.get(name, "–")) for name in ("images", "passes")]
         cells.append([label, *own, *above, *counts, tables.progress([record])])
-    header = ("run", "bits/dim", "± s.e.", "of it noise", "minus the first", "± s.e.", "how")
+    header = ("run", "bits/dim", "± s.e.", "± noise", "minus the first", "± s.e.", "how")
     notes = [f"- {how}: {text}" for how, text in HOW.items() if how in {row[6] for row in cells}]
     table = markdown_table((*header, "images", "passes", "step"), cells)
     return "\n".join([table, CAPTION, "", *notes]).rstrip()

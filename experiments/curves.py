@@ -20,10 +20,11 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # 
 DASHES = ("-", "--", ":")  # the second once all colours are taken
 
 NOTES = {
-    "band": "bands, and bars of diamonds: mean ± its standard error over seeds, at their mean time",
-    "pair": "bands, and bars of diamonds, of two seeds: from one to the other, at their mean time",
+    "band": "bands: mean ± its standard error over seeds, at their mean time",
+    "pair": "bands of two seeds: from one to the other, at their mean time",
     "bar": "bars of a single run: ± s.e. of its last evaluation (images and Monte-Carlo noise)",
     "final": "diamonds: final estimates, of more passes over the test split than the points of the curves",
+    "final_bar": "bars of diamonds: as the bands",
     "thin": "thin: each seed, where they are not equally far",
     "faint": "faint: training after the last evaluation, one draw",
 }
@@ -131,7 +132,7 @@ class _Plot:
     def _final(self, records):
         x = np.mean([number(record.final, self._x) for record in records])
         values = np.array([number(record.final, self._y) for record in records])
-        mean, error, note = values.mean(), *_spread(values)
+        mean, (error, _), note = values.mean(), _spread(values), "final_bar"
         if len(records) == 1:
             error, note = np.full(2, number(records[0].final, f"{self._y}_se")), "bar"
         colour = self._style["color"]

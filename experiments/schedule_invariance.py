@@ -17,7 +17,7 @@ from typing import Any
 from absl import flags
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from experiments import command

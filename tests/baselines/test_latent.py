@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from configs import default, latent as latent_config
-from test_vae import parameters
+from baseline_helpers import random_parameters
+from conftest import make_config
 from vdm import model
-from vdm.data import dataset as data
+from vdm.data.dataset import Spec
 from vdm.errors import UserError
 from vdm.runtime.randomness import Rng
 
@@ -21,17 +21,28 @@ AXIS = np.linspace(-8.0, 8.0, 101)
 CELL = AXIS[1] - AXIS[0]
 
 
+SMALL = {
+    "name": "latent",
+    "latent": 1,
+    "timesteps": 2,
+    "parameterisation": "v",
+    "schedule.name": "fixed_linear",
+    "schedule.gamma_min": -1.5,
+    "schedule.gamma_max": 1.0,
+    "net.name": "mlp",
+    "net.depth": 1,
+    "net.width": 16,
+    "net.fourier": 0,
+    "net.dropout": 0.0,
+}
+
+
 def made(classes=CLASSES, **changes):
     """A small model of one latent number, on pictures of one value, as a chain of two steps; its parameters."""
-    config = default.get_config()
-    config.model.update_from_flattened_dict({
-        "name": "latent", "latent": 1, "timesteps": 2, "parameterisation": "v",
-        "schedule.name": "fixed_linear", "schedule.gamma_min": -1.5, "schedule.gamma_max": 1.0, "net.name": "mlp",
-        "net.depth": 1, "net.width": 16, "net.fourier": 0, "net.dropout": 0.0, **changes,
-    })  # fmt: skip
-    built = model.build(config, data.Spec((1, 1, 1), LEVELS, classes))
+    config = make_config({f"model.{name}": value for name, value in (SMALL | changes).items()})
+    built = model.build(config, Spec((1, 1, 1), LEVELS, classes))
     batch = {"image": np.zeros((1, 1, 1, 1), np.uint8), "label": np.zeros(1, np.int32)}
-    params = parameters(built, batch)
+    params = random_parameters(built, batch)
     embedding = params["net"]["params"]["Embedding_0"]["Dense_0"]
     embedding["kernel"] = embedding["kernel"].at[-CLASSES:].multiply(20.0)  # of the label
     layers = params["net"]["params"]["layers"]["embed"]
@@ -49,15 +60,21 @@ def integrated(built, params, label):
     gammas = np.array([-1.5, -0.25, 1.0])
     alpha, sigma = np.sqrt(special.expit(-gammas)), np.sqrt(special.expit(gammas))
     points = jnp.asarray(AXIS, jnp.float32)[:, None]
-    told = jax.nn.one_hot(jnp.full(len(AXIS), label), CLASSES) if built.vdm.condition == "label" else None
+    conditioned = built.vdm.condition == "label"
+    condition = jax.nn.one_hot(jnp.full(len(AXIS), label), CLASSES) if conditioned else None
+
+    @jax.jit
+    def net(gamma):
+        time = jnp.full(len(AXIS), (gamma + 1.5) / 2.5)
+        return built.vdm.net.apply(params["net"], points[:, None, None], time, condition)
 
     def v_hat(gamma):
-        time = jnp.full(len(AXIS), (gamma + 1.5) / 2.5)
-        return np.asarray(built.vdm.net.apply(params["net"], points[:, None, None], time, told), np.float64).ravel()
+        return np.asarray(net(gamma), np.float64).ravel()
 
     x = (2.0 * np.arange(LEVELS) + 1.0) / LEVELS - 1.0
-    mu = np.asarray(built.encoder.apply(params["encoder"], jnp.asarray(x, jnp.float32)[:, None]), np.float64)
-    output = np.asarray(built.decoder.apply(params["decoder"], points), np.float64)
+    apply = jax.jit(lambda net, params, h: net.apply(params, h), static_argnums=0)
+    mu = np.asarray(apply(built.encoder, params["encoder"], jnp.asarray(x, jnp.float32)[:, None]), np.float64)
+    output = np.asarray(apply(built.decoder, params["decoder"], points), np.float64)
     logits = -0.5 * np.exp(-output[:, 1:]) * (output[:, :1] - x) ** 2
     log_p = (logits - special.logsumexp(logits, axis=1, keepdims=True)).T[:, :, None, None]
     log_p = log_p + stats.norm.logpdf(AXIS)
@@ -97,11 +114,12 @@ def test_elbo_and_samples_against_quadrature(condition):
         @jax.jit
         def draws(x):
             batch = {"image": jnp.full((COUNT, 1, 1, 1), x), "label": jnp.full(COUNT, label)}
-            return built.loss(params, rng(), batch, False)
+            return built.draw(params, rng(), batch).terms
 
         for x in range(LEVELS):
             terms = draws(jnp.int32(x))
-            assert set(terms) == {"reconstruction", "prior", "diffusion"} | ({"label"} if len(labels) > 1 else set())
+            of_label = {"label"} if condition == "label" else set()
+            assert set(terms) == {"reconstruction", "prior", "diffusion"} | of_label
             nats = np.asarray(sum(terms.values()), np.float64)
             want = gaps[x] - log_p[x] + math.log(len(labels))
             assert nats.mean() == pytest.approx(want, abs=4 * nats.std() / math.sqrt(COUNT))
@@ -123,9 +141,9 @@ def test_guidance_goes_on_from_no_label_beyond_the_label():
         vdm = dataclasses.replace(built.vdm, guidance=guidance)
         return jax.jit(lambda: vdm.sample_z_0(params, rng(8), {"label": label}))()
 
-    told, untold = z_0(0.0, label), z_0(0.0, jnp.full(8, -1))
-    assert np.abs(told - untold).max() > 0.1
-    np.testing.assert_allclose(z_0(1.5, label), 2.5 * told - 1.5 * untold, atol=1e-5)
+    labelled, unlabelled = z_0(0.0, label), z_0(0.0, jnp.full(8, -1))
+    assert np.abs(labelled - unlabelled).max() > 0.1
+    np.testing.assert_allclose(z_0(1.5, label), 2.5 * labelled - 1.5 * unlabelled, atol=1e-5)
 
 
 def test_labels_are_dropped_in_training_alone():
@@ -134,12 +152,12 @@ def test_labels_are_dropped_in_training_alone():
 
     def nats(label, train):
         batch = {"image": jnp.ones((count, 1, 1, 1), jnp.int32), "label": label}
-        return built.loss(params, rng(count), batch, train)["diffusion"]
+        return built.draw(params, rng(count), batch, train).terms["diffusion"]
 
     nats = jax.jit(nats, static_argnums=1)
-    told, untold, train = nats(some, False), nats(jnp.full(count, -1), False), nats(some, True)
-    dropped = np.isclose(train, untold, rtol=1e-5)
-    np.testing.assert_allclose(train[~dropped], told[~dropped], rtol=1e-5)
+    labelled, unlabelled, train = nats(some, False), nats(jnp.full(count, -1), False), nats(some, True)
+    dropped = np.isclose(train, unlabelled, rtol=1e-5)
+    np.testing.assert_allclose(train[~dropped], labelled[~dropped], rtol=1e-5)
     assert abs(dropped.mean() - 0.3) < 4 * math.sqrt(0.21 / count)
 
 
@@ -147,15 +165,14 @@ def test_labels_are_dropped_in_training_alone():
     "changes, text",
     [
         ({"latent": 0}, "latent is 0; accepted: 1 or more"),
-        ({"parameterisation": "levels"}, "'levels', but latents have no levels; accepted: 'eps', 'x', 'v'"),
+        ({"parameterisation": "levels"}, "parameterisation is 'levels'; accepted: 'eps', 'x', 'v'"),
         ({"drop_label": 1.0}, "drop_label is 1.0; accepted: 0 up to, but not, 1"),
-        ({"drop_label": 0.1, "condition": "none"}, "drop_label is 0.1, which needs config.model.condition = 'label'"),
+        ({"drop_label": 0.1, "condition": "none"}, "drop_label is 0.1; accepted: 0, unless condition = 'label'"),
         ({"guidance": -1.0}, "guidance is -1.0; accepted: 0"),
-        ({"guidance": 1.0, "drop_label": 0.0}, "guidance is 1.0, which needs config.model.drop_label > 0"),
+        ({"guidance": 1.0, "drop_label": 0.0}, "guidance is 1.0; accepted: 0, unless drop_label > 0"),
     ],
 )
 def test_bad_values_are_refused(changes, text):
-    config = latent_config.get_config()
-    config.model.update_from_flattened_dict(changes)
+    config = make_config({f"model.{name}": value for name, value in changes.items()}, "configs/latent.py")
     with pytest.raises(UserError, match=text):
-        model.build(config, data.Spec((8, 8, 1), 17, 10))
+        model.build(config, Spec((8, 8, 1), 17, 10))

@@ -8,28 +8,32 @@ import numpy as np
 import optax
 import pytest
 
-from configs import default
+from conftest import make_config
 from vdm import model
-from vdm.data import dataset as data
+from vdm.data.dataset import Spec
 from vdm.diffusion import encoder
 from vdm.runtime.randomness import Rng
 
 LEVELS = 3
 
 
+NET = {"name": "mlp", "depth": 1, "width": 32, "fourier": 0, "dropout": 0.0}
+
+
 def made(shape, **changes):
     """A small predictor of pictures of a shape, and its parameters pushed about."""
-    config = default.get_config()
-    config.update_from_flattened_dict({"model.name": "naive", **changes})
-    config.model.net.update(dict(name="mlp", depth=1, width=32, fourier=0, dropout=0.0))
-    predictor = model.build(config, data.Spec(shape, LEVELS, 4))
+    net = {f"model.net.{name}": value for name, value in NET.items()}
+    predictor = model.build(make_config({"model.name": "naive"} | net | changes), Spec(shape, LEVELS, 4))
     batch = {
-        "image": np.zeros((2, *shape), np.uint8), "label": np.zeros(2, np.int32), "augmented": np.zeros(2, np.float32)
-    }  # fmt: skip
-    params = predictor.init(jax.random.key(0), batch)
+        "image": np.zeros((2, *shape), np.uint8),
+        "label": np.zeros(2, np.int32),
+        "augmented": np.zeros(2, np.float32),
+    }
+    params = jax.jit(predictor.init)(jax.random.key(0), batch)
     leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return predictor, tree.unflatten([v + 0.3 * jax.random.normal(k, v.shape) for k, v in zip(keys, leaves)])
+    random = np.random.default_rng(0)
+    pushed = [v + 0.3 * random.normal(size=v.shape).astype(np.float32) for v in leaves]
+    return predictor, tree.unflatten(pushed)
 
 
 def rng(size):
@@ -40,13 +44,14 @@ def rng(size):
 def test_probabilities_sum_to_one(shape):
     predictor, params = made(shape)
     images = np.array(list(itertools.product(range(LEVELS), repeat=int(np.prod(shape))))).reshape(-1, *shape)
-    terms = predictor.loss(params, rng(len(images)), {"image": images.astype(np.uint8)}, False)
+    batch = {"image": images.astype(np.uint8)}
+    terms = jax.jit(lambda: predictor.draw(params, rng(len(images)), batch).terms)()
     log_p = -np.asarray(sum(terms.values()), np.float64)
     assert np.exp(log_p).sum() == pytest.approx(1.0, abs=1e-5)
     assert log_p.std() > 0.1
     upper = np.asarray(terms["upper"])
     same = {tuple(image[: shape[0] // 2].ravel()): nats for image, nats in zip(images, upper)}
-    for image, nats in zip(images, upper):  # told by nothing but itself
+    for image, nats in zip(images, upper):  # nothing but itself counts
         assert nats == pytest.approx(same[tuple(image[: shape[0] // 2].ravel())], abs=1e-5)
 
 
@@ -54,28 +59,30 @@ def test_it_learns_the_average_of_all_answers():
     """Of pictures whose lower value is, given the upper, one of two with known probabilities, what it
     predicts is their mean, a level that never occurs."""
     predictor, params = made((2, 1, 1))
-    draw = np.random.default_rng(0)
-    upper = draw.integers(0, 3, 3_000)
+    random = np.random.default_rng(0)
+    upper = random.integers(0, 3, 300)
     p_high = np.array([0.2, 0.5, 0.7])  # of level 2 rather than 0
-    lower = 2 * (draw.uniform(size=3_000) < p_high[upper])
+    lower = 2 * (random.uniform(size=300) < p_high[upper])
     images = np.stack([upper, lower], axis=1).reshape(-1, 2, 1, 1).astype(np.uint8)
     optimizer = optax.adam(1e-2)
 
     @jax.jit
     def step(carry, _):
         params, state = carry
-        loss = lambda p: sum(t.mean() for t in predictor.loss(p, rng(3_000), {"image": images}, True).values())  # noqa: E731
+        terms = lambda p: predictor.draw(p, rng(300), {"image": images}, train=True).terms
+        loss = lambda p: sum(t.mean() for t in terms(p).values())
         updates, state = optimizer.update(jax.grad(loss)(params), state)
         return (optax.apply_updates(params, updates), state), None
 
     (params, _), _ = jax.jit(lambda c: jax.lax.scan(step, c, length=600))((params, optimizer.init(params)))
-    x = encoder.scale(np.arange(3), LEVELS)
+    x = np.asarray(encoder.scale(np.arange(3), LEVELS))
     given = jnp.zeros((3, 2, 1, 1)).at[:, 0, 0, 0].set(x)
-    found = predictor.average(params, given, 1.0, None)[:, 1, 0, 0]
-    seen = np.array([x[lower[upper == u]].mean() for u in range(3)])
-    np.testing.assert_allclose(found, seen, atol=0.02)
-    assert np.abs(seen - x[0]).min() > 0.2 and np.abs(seen - x[2]).min() > 0.2  # no level that occurs
-    first = predictor.average(params, jnp.zeros((1, 2, 1, 1)), 0.0, None)[0, 0, 0, 0]
+    average = jax.jit(lambda given, time: predictor.average(params, given, time, None))
+    found = average(given, 1.0)[:, 1, 0, 0]
+    means = np.array([x[lower[upper == u]].mean() for u in range(3)])
+    np.testing.assert_allclose(found, means, atol=0.02)
+    assert np.abs(means - x[0]).min() > 0.2 and np.abs(means - x[2]).min() > 0.2  # no level that occurs
+    first = average(jnp.zeros((1, 2, 1, 1)), 0.0)[0, 0, 0, 0]
     assert float(first) == pytest.approx(x[upper].mean(), abs=0.02)
 
 
@@ -83,6 +90,6 @@ def test_samples_are_all_one_average_unless_labels_differ():
     for condition, count in (("none", 1), ("label", 4)):
         predictor, params = made((4, 2, 1), **{"model.condition": condition})
         batch = {"label": np.arange(8) % 4, "augmented": np.zeros(8, np.float32)}
-        drawn = predictor.sample(params, rng(8), batch)
+        drawn = np.asarray(jax.jit(lambda: predictor.sample(params, rng(8), batch))())
         assert drawn.shape == (8, 4, 2, 1) and drawn.dtype == np.uint8 and drawn.max() < LEVELS
-        assert len({bytes(np.asarray(one)) for one in drawn}) <= count
+        assert len({bytes(one) for one in drawn}) <= count

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from baseline_helpers import random_parameters
+from conftest import make_config
 import exact
-from configs import default, vae as vae_config
 from vdm import model, run, step
-from vdm.data import dataset as data
-from vdm.diffusion import gaussian
-from vdm.evaluation import estimators
 from vdm.baselines import vae
+from vdm.data.dataset import Spec
 from vdm.errors import UserError
+from vdm.evaluation import elbo_rows, estimators
 from vdm.runtime.randomness import Rng
 
 LEVELS, SHAPE = 3, (1, 2, 1)
@@ -26,25 +26,9 @@ COUNT = 20_000
 
 def made(latent=1, **changes):
     """A small VAE, and its parameters."""
-    config = default.get_config()
-    config.model.net.update(dict(depth=1, width=16))
-    config.update_from_flattened_dict({"model.name": "vae", "model.latent": latent, **changes})
-    built = model.build(config, data.Spec(SHAPE, LEVELS, 4))
-    return built, parameters(built, {})
-
-
-def parameters(built, batch):
-    """Random parameters, but of q such that it is wide enough to weigh its draws."""
-    shapes = jax.eval_shape(built.init, jax.random.key(0), batch)
-    draw = np.random.default_rng(0)
-
-    def one(path, leaf):
-        names = [getattr(key, "key", None) for key in path]
-        size = 0.5 if names[0] in ("encoder", "up", "down") and "out" in names or names[0] == "prior" else 1.0
-        value = draw.normal(size=leaf.shape) * size / math.sqrt(max(4, *leaf.shape[:1]))
-        return jnp.asarray(value + (names[-1] == "scale"), jnp.float32)
-
-    return jax.tree_util.tree_map_with_path(one, shapes)
+    small = {"model.name": "vae", "model.latent": latent, "model.net.depth": 1, "model.net.width": 16}
+    built = model.build(make_config(small | changes), Spec(SHAPE, LEVELS, 4))
+    return built, random_parameters(built, {})
 
 
 def rng(count=COUNT, number=0):
@@ -75,12 +59,12 @@ def test_elbo_and_importance_weights_against_quadrature(latent):
     log_p = np.log(np.sum(np.exp(log_prior[:, None] + log_p_x), axis=0) * cell)
     assert np.exp(log_p).sum() == pytest.approx(1.0, abs=1e-4)
 
-    q = jax.tree.map(np.asarray, built.encode(params, PICTURES))
+    q = jax.tree.map(np.asarray, jax.jit(built.encode)(params, PICTURES))
 
     @jax.jit
     def draws(picture):
         batch = {"image": jnp.broadcast_to(picture, (COUNT, *SHAPE))}
-        return built.loss(params, rng(), batch, False), built.log_weight(params, rng(), batch)
+        return built.draw(params, rng(), batch).terms, built.log_weight(params, rng(), batch)
 
     gaps = []
     for i, picture in enumerate(PICTURES):
@@ -115,42 +99,23 @@ def test_samples_have_the_integrated_probabilities():
     assert log_p_x.std(axis=0).min() > 0.5
 
 
-@pytest.mark.parametrize("standard", [True, False])
-def test_kl_is_the_integral(standard):
-    """KL(q ‖ p) = ∫ q (log q − log p) of each of three numbers; log_prob is SciPy's; draws have q's moments."""
-    draw = np.random.default_rng(0)
-    q = gaussian.Gaussian(*draw.normal(size=(2, 4, 3)).astype(np.float32))
-    p = gaussian.STANDARD if standard else gaussian.Gaussian(*draw.normal(size=(2, 4, 3)).astype(np.float32))
-    z = np.linspace(-25.0, 25.0, 20_001)[:, None, None]
-    log_q, log_p = (stats.norm.logpdf(z, of.mean, np.exp(0.5 * of.log_variance)) for of in (q, p))
-    want = np.sum(np.exp(log_q) * (log_q - log_p), axis=(0, 2)) * 2.5e-3
-    np.testing.assert_allclose(gaussian.kl(q, p), want, rtol=1e-4)
-    at = draw.normal(size=(4, 3)).astype(np.float32)
-    want = stats.norm.logpdf(at, p.mean, np.exp(0.5 * p.log_variance)).sum(axis=1)
-    np.testing.assert_allclose(gaussian.log_prob(p, at), want, rtol=1e-5)
-    drawn = np.asarray(gaussian.draw(q, draw.normal(size=(COUNT, 4, 3))))
-    bar = 4 * np.exp(0.5 * q.log_variance) / math.sqrt(COUNT)
-    assert (np.abs(drawn.mean(axis=0) - q.mean) < bar).all()
-    assert (np.abs(drawn.std(axis=0) - np.exp(0.5 * q.log_variance)) < bar).all()
-
-
 def test_dropout_acts_in_training_alone():
     built, params = made(**{"model.net.dropout": 0.5})
     batch = {"image": PICTURES}
-    loss = lambda *args: built.loss(params, rng(9, args[0]), batch, args[1])["prior"]  # noqa: E731
-    both = jax.jit(lambda number: (loss(number, True), loss(number, False)))
+    prior = lambda number, train: built.draw(params, rng(9, number), batch, train).terms["prior"]
+    both = jax.jit(lambda number: (prior(number, True), prior(number, False)))
     (train, test), (other_train, other_test) = both(0), both(1)
     assert np.abs(train - test).max() > 1e-2 and np.abs(train - other_train).max() > 1e-2
     np.testing.assert_array_equal(test, other_test)
 
 
 def test_descent_brings_the_bound_to_the_entropy_of_the_data():
-    """Where the two values are one, drawn from three: log 3 nats, which takes a z that tells them."""
+    """Where the two values are one, drawn from three: log 3 nats, which takes a z that tells them apart."""
     built, _ = made()
     batch = {"image": jnp.tile(jnp.repeat(jnp.arange(LEVELS), 2).reshape(-1, *SHAPE), (32, 1, 1, 1))}
 
     def loss(params, number):
-        terms = built.loss(params, rng(32 * LEVELS, number), batch, False)
+        terms = built.draw(params, rng(32 * LEVELS, number), batch).terms
         return sum(jnp.mean(nats) for nats in terms.values())
 
     def one(params, number):
@@ -171,13 +136,12 @@ def test_the_table_of_estimators():
     _, cell, log_prior, log_p_x = integrated(built, params)
     log_p = np.log(np.sum(np.exp(log_prior[:, None] + log_p_x), axis=0) * cell)
     images = np.tile(PICTURES, (16, 1, 1, 1))
-    state = step.State(None, params, params, None)
-    this = run.Run(exact.split(images, LEVELS), built, state)
-    config = exact.config(passes=40, chain__samples=64)
-    first, profile = estimators.elbo_row(config, this, built)
+    this = run.Run(exact.split(images, LEVELS), built, step.State(None, params, params, None))
+    config = exact.config(passes=40, chain__samples=64, estimators="all")
+    first, profile = elbo_rows.elbo_row(config, this, built)
     assert (first.name, first.bounds, profile) == ("ELBO", "the model", None)
-    assert estimators.of_model(built) == ("elbo", "chain")
-    rows, series, checks = estimators.measure(config, this, ["elbo", "chain"], [first])
+    assert estimators.choose(config, built) == ["elbo", "chain"]
+    rows, series, checks, _ = estimators.measure(config, this, ["elbo", "chain"])
     assert [row.name for row in rows] == ["ELBO", "importance-weighted, K = 64"] and rows[1].evaluations == 64
     assert "yes" in checks[0]
     truth = -log_p.mean() / (2 * math.log(2.0))
@@ -189,15 +153,13 @@ def test_the_table_of_estimators():
 @pytest.mark.parametrize(
     "changes, text",
     [
-        ({"latent": 0}, "latent is 0; accepted: 1 or more"),
-        ({"condition": "label"}, "condition is 'label'; accepted: 'none'"),
-        ({"net.width": 0}, "net.width is 0; accepted: 1 or more"),
-        ({"net.dropout": 1.0}, "dropout is 1.0; accepted: 0 up to"),
-        ({"net.dtype": "float16"}, "'float16'; accepted: 'float32', 'bfloat16'"),
+        ({"model.latent": 0}, "latent is 0; accepted: 1 or more"),
+        ({"model.condition": "label"}, "config.model.condition is set, but 'vae' has no such field"),
+        ({"model.net.width": 0}, "net.width is 0; accepted: 1 or more"),
+        ({"model.net.dropout": 1.0}, "dropout is 1.0; accepted: 0 up to"),
+        ({"model.net.dtype": "float16"}, "'float16'; accepted: 'float32', 'bfloat16'"),
     ],
 )
 def test_bad_values_are_refused(changes, text):
-    config = vae_config.get_config()
-    config.model.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=text):
-        model.build(config, data.Spec(SHAPE, LEVELS, 4))
+        model.build(make_config(changes, "configs/vae.py"), Spec(SHAPE, LEVELS, 4))

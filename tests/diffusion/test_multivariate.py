@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vdm.diffusion import context, encoder, model as diffusion_lib, schedule
+from vdm.diffusion import encoder, model as diffusion_lib
+from vdm.diffusion.schedule.multivariate import Multivariate
 from vdm.runtime.randomness import Rng
 
 LEVELS, LOW, HIGH = 3, -9.0, 7.0
@@ -18,7 +19,7 @@ COUNT = 60_000
 
 class Enumerated:
     """A network that gives the optimal x̂ of two values with the joint probabilities p [V, V], under the
-    γ that `gamma` has at each t and the context it is told: it finds t from the mean γ that it is told."""
+    γ that `gamma` has at each t and context: it finds t from the mean γ, which is its `time`."""
 
     def __init__(self, p, gamma):
         self.p, self.gamma = p, gamma
@@ -26,15 +27,15 @@ class Enumerated:
     def init(self, *args):
         return {}
 
-    def apply(self, params, z, time, told=None, keys=None):
+    def apply(self, params, z, time, context=None, keys=None):
         mean = time * (HIGH - LOW) + LOW
-        if told is None:
+        if context is None:
             grid = jnp.linspace(0.0, 1.0, 4_001)
             gamma = self.gamma(jnp.interp(mean, self.gamma(grid, None).mean(axis=(1, 2, 3)), grid), None)
         else:  # of each picture its own
             grid = jnp.linspace(0.0, 1.0, 401)[:, None].repeat(len(z), axis=1)
-            means = self.gamma(grid, told).mean(axis=(2, 3, 4))
-            gamma = self.gamma(jax.vmap(jnp.interp, (0, 1, 1))(mean, means, grid), told)
+            means = self.gamma(grid, context).mean(axis=(2, 3, 4))
+            gamma = self.gamma(jax.vmap(jnp.interp, (0, 1, 1))(mean, means, grid), context)
         gamma = gamma.reshape(-1, 1, 2)
         x = encoder.scale(jnp.stack(jnp.indices((LEVELS, LEVELS)), -1).reshape(1, -1, 2), LEVELS)
         far = jnp.square(z.reshape(-1, 1, 2) - encoder.alpha(gamma) * x) / jax.nn.sigmoid(gamma)
@@ -42,25 +43,29 @@ class Enumerated:
         return (posterior @ x[0]).reshape(-1, *SHAPE)
 
 
-def pair(of=None):
-    """Two dependent values, a schedule bent another way for each, and the optimal denoiser."""
+def pair(context=0):
+    """Two dependent values, a schedule bent another way for each, and the optimal denoiser; with a context of
+    that size, it bends the schedule of each picture."""
     p = np.random.default_rng(0).gamma(0.7, size=(LEVELS, LEVELS)) + 0.02
     p /= p.sum()
-    made = schedule.Multivariate(LOW, HIGH, SHAPE)
+    schedule = Multivariate(shape=SHAPE, gamma_min=LOW, gamma_max=HIGH, context=context)
     params = {
         name: jnp.asarray(values, jnp.float32).reshape(SHAPE)
         for name, values in dict(a=[30.0, -10.0], b=[-20.0, 5.0], d=[-4.0, 6.0]).items()
     }
-    if of is not None:
-        shift = 4.0 * np.random.default_rng(3).normal(size=(of.size, 3 * 2)).astype(np.float32)
+    if context:
+        shift = 4.0 * np.random.default_rng(3).normal(size=(context, 3 * 2)).astype(np.float32)
         params["shift"] = {"kernel": jnp.asarray(shift)}
     params = {"params": params}
-    gamma = lambda t, c: made.apply(params, t, c)  # noqa: E731
     model = diffusion_lib.Diffusion(
-        schedule=made, net=Enumerated(p, gamma), parameterisation="x", shape=SHAPE,
-        vocab_size=LEVELS, classes=0, condition="none", timesteps=0, times="stratified",
-        gamma_range=(LOW, HIGH), sampler="ancestral", sample_steps=200, context=of,
-    )  # fmt: skip
+        schedule=schedule,
+        net=Enumerated(p, lambda t, c: schedule.apply(params, t, c)),
+        shape=SHAPE,
+        vocab_size=LEVELS,
+        classes=0,
+        parameterisation="x",
+        sample_steps=200,
+    )
     return model, {"schedule": params, "net": {}}, p
 
 
@@ -81,8 +86,7 @@ def test_elbo_of_the_optimal_denoiser_is_the_enumerated_likelihood(timesteps):
     def nats(picture, number):
         image = jnp.broadcast_to(picture, (COUNT, *SHAPE))
         draws = Rng(jax.random.key(number), jnp.arange(COUNT), COUNT)
-        terms = model.loss(params, draws, {"image": image}, False)
-        return sum(terms.values())
+        return sum(model.draw(params, draws, {"image": image}).terms.values())
 
     for number, picture in enumerate(np.ndindex(LEVELS, LEVELS)):
         values = np.asarray(nats(np.reshape(picture, SHAPE), number), np.float64)
@@ -99,13 +103,13 @@ def test_the_likelihood_needs_the_noise_of_each_value():
     wrong = jax.tree.map(lambda v: v[:, :1].repeat(2, axis=1), params["schedule"])
     draws = Rng(jax.random.key(0), jnp.arange(COUNT), COUNT)
     image = jnp.broadcast_to(jnp.array([0, 1]).reshape(SHAPE), (COUNT, *SHAPE))
-    terms = jax.jit(lambda: model.loss({"schedule": wrong, "net": {}}, draws, {"image": image}, False))()
+    terms = jax.jit(lambda: model.draw({"schedule": wrong, "net": {}}, draws, {"image": image}).terms)()
     assert abs(float(sum(t.mean() for t in terms.values())) + np.log(p[0, 1])) > 0.05
 
 
 def with_context():
     """`pair` under a context that bends the noise of each picture in another way, and q(c|x)."""
-    model, params, p = pair(context.Encoder(3))
+    model, params, p = pair(context=3)
     params["context"] = model.context.init(jax.random.key(1), jnp.zeros((1, *SHAPE)))
     return model, params, p
 
@@ -116,7 +120,8 @@ def test_a_context_costs_its_kl():
     count = 20_000
     picture = jnp.array([2, 0]).reshape(SHAPE)
     draws = Rng(jax.random.key(0), jnp.arange(count), count)
-    terms = jax.jit(lambda: model.loss(params, draws, {"image": jnp.broadcast_to(picture, (count, *SHAPE))}, False))()
+    batch = {"image": jnp.broadcast_to(picture, (count, *SHAPE))}
+    terms = jax.jit(lambda: model.draw(params, draws, batch).terms)()
     total = np.asarray(sum(terms.values()), np.float64)
     mean, log_variance = model.context.apply(params["context"], encoder.scale(picture[None], LEVELS))
     c = np.random.default_rng(0).normal(size=(400_000, 3)) * np.exp(0.5 * log_variance) + mean

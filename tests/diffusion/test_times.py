@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import default
-from test_diffusion import rng, small
-from vdm import step
-from vdm.diffusion import times
-from vdm.runtime import devices
+from conftest import make_config
+from diffusion_helpers import rng, small
+from vdm import optimizer as optimizer_lib, step
+from vdm.diffusion import objective, times
 from vdm.evaluation.profile import UNIFORM
+from vdm.runtime import devices
 from vdm.runtime.randomness import Rng
 
 
@@ -34,29 +34,27 @@ def test_warped_times_leave_every_average(rng=np.random.default_rng(0)):
     np.testing.assert_allclose(ones, 1.0, rtol=1e-5)
 
 
-def watched(made, params, batch, steps=50):
-    """What is remembered after some steps of training that change nothing."""
+def moments_of(made, params, batch, steps=50):
+    """The running moments after some steps of training that change nothing."""
 
-    @jax.jit
-    def once(seen, number):
-        draw = made.draw(params, rng(number), batch, False, times.cdf(seen))
-        return times.remember(seen, times.moments(draw.t, draw.terms["diffusion"] / draw.weight))
+    def once(moments, number):
+        draw = made.draw(params, rng(number), batch, cdf=times.cdf(moments))
+        new = times.moments(draw.t, draw.terms["diffusion"] / draw.time_weight)
+        return times.remember(moments, new), None
 
-    seen = jnp.zeros((3, times.PARTS))
-    for number in range(steps):
-        seen = once(seen, number)
-    return seen
+    return jax.jit(lambda: jax.lax.scan(once, jnp.zeros((3, times.PARTS)), jnp.arange(steps))[0])()
 
 
 def test_importance_keeps_the_mean_and_lowers_the_noise():
     """Of the diffusion term, over many draws of the times and noise of a batch."""
     made, params, batch = small(**{"model.times": "importance", "model.schedule.name": "linear_beta"})
-    cdf = times.cdf(watched(made, params, batch))
+    cdf = times.cdf(moments_of(made, params, batch))
     assert np.diff(cdf).max() > 3.0 / times.PARTS
     found = {}
     for name, given in dict(importance=cdf, stratified=None).items():
-        one = jax.jit(lambda n, given=given: made.draw(params, rng(n), batch, False, given).terms["diffusion"].mean())
-        values = np.array([one(n) for n in range(1_000, 1_300)], np.float64)
+        one = lambda n, cdf: made.draw(params, rng(n), batch, cdf=cdf).terms["diffusion"].mean()
+        numbers = jnp.arange(1_000, 1_300)
+        values = np.asarray(jax.jit(lambda: jax.lax.map(lambda n: one(n, given), numbers))(), np.float64)
         found[name] = values.mean(), values.std(ddof=1) / np.sqrt(len(values))
     (mean, noise), (want, wide) = found["importance"], found["stratified"]
     assert abs(mean - want) < 4 * np.hypot(noise, wide)
@@ -71,25 +69,33 @@ def test_moments_are_sums_by_part():
     np.testing.assert_allclose(times.moments(t, loss), want, rtol=1e-4)
 
 
-def test_before_anything_is_seen_times_are_uniform():
+def test_before_the_first_draw_times_are_uniform():
     np.testing.assert_allclose(times.cdf(jnp.zeros((3, times.PARTS))), UNIFORM, atol=1e-6)
 
 
-def test_a_step_remembers_what_it_saw():
-    """The step of training gives on, beside the parameters, the moments of its own draws."""
+def test_a_step_remembers_its_own_draws():
+    """The step of training returns, beside the parameters, the moments of its own draws."""
     changes = {"model.times": "importance", "model.net.dropout": 0.0}
     made, params, batch = small(**changes)
-    config = default.get_config()
-    config.update_from_flattened_dict({"model.times": "importance"})
-    optimizer = step.make_optimizer(config.optimizer, 10)
+    config = make_config()
+    optimizer = optimizer_lib.build(config.optimizer, 10, made, params)
     state = step.make_init(made, optimizer, 0, batch)()
+    one_step = step.make_step(made, objective.build(config.objective, made), optimizer, config, (4, 4, 1))
     mapped = jax.pmap(
-        step.make_step(made, optimizer, config, (4, 4, 1)), axis_name=devices.AXIS,
-        in_axes=(None, None, 0), out_axes=None, devices=jax.devices()[:1],
-    )  # fmt: skip
+        one_step,
+        axis_name=devices.AXIS,
+        in_axes=(None, None, 0),
+        out_axes=None,
+        devices=jax.devices()[:1],
+    )
     after, _ = mapped(state, {}, {name: values[None, None] for name, values in batch.items()})
     assert float(after.moments[0].sum()) == 64.0
     root = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), 0)
     draws = Rng(root, jnp.arange(64), 64)
-    seen = made.draw(state.params, draws, batch, True, jnp.asarray(UNIFORM))
-    np.testing.assert_allclose(after.moments, times.moments(seen.t, seen.terms["diffusion"]), rtol=1e-3)
+
+    @jax.jit
+    def moments():
+        draw = made.draw(state.params, draws, batch, train=True, cdf=jnp.asarray(UNIFORM))
+        return times.moments(draw.t, draw.terms["diffusion"])
+
+    np.testing.assert_allclose(after.moments, moments(), rtol=1e-3)

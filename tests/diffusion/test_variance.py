@@ -1,6 +1,6 @@
-"""The schedule that is learned for least variance: its gradient against finite differences."""
+"""A schedule that is learned for least variance: its gradient against finite differences."""
 
-import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from configs import default
-from test_diffusion import rng, small
-from vdm import step
+from conftest import make_config
+from diffusion_helpers import rng, small
+from vdm import optimizer as optimizer_lib
+from vdm.diffusion import objective
+from vdm.diffusion.schedule.learned import Piecewise
+from vdm.errors import UserError
+from vdm.parameters import Role, alike
 
 DIMS = 16
 
@@ -30,7 +34,12 @@ def along(direction, step, params):
     return params | {"schedule": moved}
 
 
-@pytest.mark.parametrize("name", ["min_variance", "piecewise"])
+def minimised(made, params, rng, batch, train=False):
+    """What the objective "least_variance" makes of one draw."""
+    return objective.LeastVariance()(made.draw(params, rng, batch, train=train, apart=True))
+
+
+@pytest.mark.parametrize("name", ["learned_net", "piecewise"])
 def test_gradient_is_that_of_the_variance(name):
     """Along a random direction of the interior, against finite differences: of the mean square on the
     same draws, which it is exactly, and of their variance, which it is within the noise of the
@@ -39,17 +48,17 @@ def test_gradient_is_that_of_the_variance(name):
         **{"model.schedule.name": name, "model.schedule.gamma_min": -4.0, "model.schedule.gamma_max": 3.0}
     )
     numbers = jnp.arange(200)
-    draw = np.random.default_rng(1)
-    direction = jax.tree.map(lambda v: draw.normal(size=v.shape).astype(np.float32), params["schedule"])
+    random = np.random.default_rng(1)
+    direction = jax.tree.map(lambda v: random.normal(size=v.shape).astype(np.float32), params["schedule"])
 
     @jax.jit
     def nats(step):
         moved = along(direction, step, params)
-        loss = lambda n: made.loss(moved, rng(n), batch, False)["diffusion"]  # noqa: E731
+        loss = lambda n: made.draw(moved, rng(n), batch).terms["diffusion"]
         return jax.lax.map(loss, numbers) / DIMS
 
     def one_gradient(n):
-        mean = lambda p: made.loss(p, rng(n), batch, False)["diffusion"].mean()  # noqa: E731
+        mean = lambda p: minimised(made, p, rng(n), batch)["diffusion"].mean()
         found = jax.grad(mean)(params)["schedule"]
         return sum(jnp.vdot(d, g) for d, g in zip(jax.tree.leaves(direction), jax.tree.leaves(found)))
 
@@ -68,18 +77,15 @@ def test_gradient_is_that_of_the_variance(name):
 
 
 def test_ends_and_network_keep_the_gradient_of_the_elbo():
-    changes = {"model.schedule.learn_ends": True}
-    made, params, batch = trained_like(**{"model.schedule.name": "min_variance"} | changes)
-    plain = dataclasses.replace(made, schedule=dataclasses.replace(made.schedule, min_variance=False))
+    made, params, batch = trained_like(**{"model.schedule.name": "learned_net", "model.schedule.learn_ends": True})
 
-    def gradient(model):
-        return jax.jit(
-            jax.value_and_grad(lambda p: sum(t.mean() for t in model.loss(p, rng(), batch, True).values()))
-        )(params)
+    def gradient(terms):
+        return jax.jit(jax.value_and_grad(lambda p: sum(t.mean() for t in terms(p).values())))(params)
 
-    (value, found), (want_value, want) = gradient(made), gradient(plain)
+    value, found = gradient(lambda p: minimised(made, p, rng(), batch, train=True))
+    want_value, want = gradient(lambda p: made.draw(p, rng(), batch, train=True).terms)
     assert float(value) == pytest.approx(float(want_value), rel=1e-6)
-    same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)  # noqa: E731
+    same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
     jax.tree.map(same, found["net"], want["net"])
     inner, outer = (g["schedule"]["params"] for g in (found, want))
     jax.tree.map(same, inner.pop("ends"), outer.pop("ends"))
@@ -87,29 +93,39 @@ def test_ends_and_network_keep_the_gradient_of_the_elbo():
 
 
 def test_at_finite_depth_the_interior_is_trained_for_the_elbo():
-    made, params, batch = trained_like(**{"model.schedule.name": "min_variance", "model.timesteps": 10})
-    draw = np.random.default_rng(0)
-    direction = jax.tree.map(lambda v: draw.normal(size=v.shape).astype(np.float32), params["schedule"])
+    """There it changes the ELBO itself, so its gradient is the ELBO's, and least variance is refused."""
+    made, params, batch = trained_like(**{"model.schedule.name": "learned_net", "model.timesteps": 10})
+    random = np.random.default_rng(0)
+    direction = jax.tree.map(lambda v: random.normal(size=v.shape).astype(np.float32), params["schedule"])
 
     @jax.jit
     def loss(step):
-        return made.loss(along(direction, step, params), rng(), batch, False)["diffusion"].mean()
+        return made.draw(along(direction, step, params), rng(), batch).terms["diffusion"].mean()
 
     h = 0.002
     numeric = (float(loss(h)) - float(loss(-h))) / (2 * h)
-    assert float(jax.grad(loss)(0.0)) == pytest.approx(numeric, rel=0.03)
+    assert float(jax.jit(jax.grad(loss))(0.0)) == pytest.approx(numeric, rel=0.03)
+    section = make_config({"objective.name": "least_variance"}).objective
+    with pytest.raises(UserError, match="needs continuous time"):
+        objective.build(section, made)
 
 
 def test_the_interior_is_clipped_apart():
     """However large its gradient is, the network's steps are the same; and so for end points."""
-    config = default.get_config()
-    config.optimizer.clip = 1.0
-    optimizer = step.make_optimizer(config.optimizer, 100)
+    schedule = Piecewise(shape=(4, 4, 1), learn_ends=True)
+
+    def roles(params):
+        return {"net": alike(params["net"], Role()), "schedule": schedule.roles(params["schedule"])}
+
     params = {
         "net": {"kernel": jnp.ones(4)},
         "schedule": {"params": {"share": jnp.ones(3), "ends": {"start": jnp.ones(())}}},
     }
 
+    section = make_config({"optimizer.clip": 1.0}).optimizer
+    optimizer = optimizer_lib.build(section, 100, SimpleNamespace(roles=roles), params)
+
+    @jax.jit
     def after(scale):
         state, now = optimizer.init(params), params
         for large in (scale, 0.0):

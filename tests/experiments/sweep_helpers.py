@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from unittest import mock
 
 from ml_collections import ConfigDict
 import pytest
+import submitit  # noqa: F401: it closes the streams of other log handlers, so not while these are redirected
 
 from conftest import ROOT, command
 from experiments import plan, sweep
@@ -100,9 +102,10 @@ def study_here(tmp_path):
             sweep.FLAGS[flag].unparse()
         out, err = io.StringIO(), io.StringIO()
         argv = ["study", f"--workdir={tmp_path / 'W'}", *args]
+        one_device = mock.patch.dict(os.environ, command(tmp_path)[1])
         with (
-            mock.patch.object(sys, "argv", argv), contextlib.chdir(ROOT), contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(err), pytest.raises(SystemExit) as exit,
+            one_device, mock.patch.object(sys, "argv", argv), contextlib.chdir(ROOT),
+            contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as exit,
         ):  # fmt: skip
             sweep.main("The help of a study.", lambda config: grid, write_found, config="configs/digits.py")
         return exit.value.code, out.getvalue(), err.getvalue()

@@ -1,28 +1,65 @@
-"""The study of the identity: its sums over a grid against those of test_vae.py, and its whole."""
+"""The study of the identity: its sums over a grid against those of SciPy over another, and its whole."""
 
 import csv
+import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 
-import test_vae
+from conftest import make_config
 from experiments import identity
-from test_models import one_device, tiny  # noqa: F401
-from vdm import train
+from model_helpers import one_device, save_run, tiny_config  # noqa: F401
+from vdm import model as model_lib
+from vdm.baselines import vae
+from vdm.data.dataset import Spec
+
+LEVELS, SHAPE = 3, (1, 2, 1)
+PICTURES = np.array(list(itertools.product(range(LEVELS), repeat=2)), np.uint8).reshape(-1, *SHAPE)
+
+
+def small_vae(latent):
+    """A VAE of all pictures of two values, and random parameters, but of q such that it is no point."""
+    fields = {"model.latent": latent, "model.net.depth": 1, "model.net.width": 16}
+    model = model_lib.build(make_config(fields, "configs/vae.py"), Spec(SHAPE, LEVELS, 0))
+    random = np.random.default_rng(0)
+
+    def one(path, leaf):
+        scale = 0.5 if path[0].key == "encoder" and path[-1].key in ("kernel", "bias") else 1.0
+        value = scale * random.normal(size=leaf.shape) / max(2.0, np.sqrt(leaf.shape[0]))
+        return jnp.asarray(value + (path[-1].key == "scale"), jnp.float32)
+
+    shapes = jax.eval_shape(model.init, jax.random.key(0), {})
+    return model, jax.tree_util.tree_map_with_path(one, shapes)
+
+
+def quadrature(model, params):
+    """The points z, the weight of one, log p(z), and log p(x|z) [points, pictures]."""
+    axis = np.linspace(-8.0, 8.0, 321 if model.latent == 1 else 81)
+    z = np.stack(np.meshgrid(*[axis] * model.latent, indexing="ij"), axis=-1).reshape(-1, model.latent)
+
+    @jax.jit
+    def log_p(z, picture):
+        p_x = model.decode(params, z)
+        return vae.log_likelihood(jnp.broadcast_to(picture, (len(z), *SHAPE)), p_x, LEVELS)
+
+    log_p_x = np.stack([log_p(z, picture) for picture in PICTURES], axis=1).astype(np.float64)
+    return z, (axis[1] - axis[0]) ** model.latent, stats.norm.logpdf(z).sum(axis=1), log_p_x
 
 
 @pytest.mark.parametrize("latent", [1, 2])
 def test_sums_over_the_grid(latent):
     """log p(x), and the KL to the posterior by densities of SciPy on another grid."""
-    built, params = test_vae.made(latent)
-    log_p, kl, mass, posterior = identity.integrate(built, params, test_vae.PICTURES)
-    z, cell, log_prior, log_p_x = test_vae.integrated(built, params)
+    built, params = small_vae(latent)
+    log_p, kl, mass, posterior = identity.integrate(built, params, PICTURES)
+    z, cell, log_prior, log_p_x = quadrature(built, params)
     want = np.log(np.sum(np.exp(log_prior[:, None] + log_p_x), axis=0) * cell)
     np.testing.assert_allclose(log_p, want, atol=1e-4)
     np.testing.assert_allclose(mass, 1.0, atol=1e-4)
-    q = jax.tree.map(np.asarray, built.encode(params, test_vae.PICTURES))
+    q = jax.tree.map(np.asarray, built.encode(params, PICTURES))
+    assert np.exp(log_p).sum() == pytest.approx(1.0, abs=1e-4) and kl.min() > 1e-3
     for i in range(len(log_p)):
         log_q = stats.norm.logpdf(z, q.mean[i], np.exp(0.5 * q.log_variance[i])).sum(axis=1)
         log_posterior = log_prior + log_p_x[:, i] - want[i]
@@ -37,12 +74,11 @@ def test_sums_over_the_grid(latent):
         assert posterior is None
 
 
-def test_both_sides_of_a_trained_model_agree(tmp_path, monkeypatch):
+def test_both_sides_of_a_run_agree(tmp_path, monkeypatch, one_device):  # noqa: F811
     monkeypatch.setattr(identity, "PASSES", 40)
     monkeypatch.setattr(identity, "POINTS", {2: 161})
-    folder = tmp_path / "latent=2-0"
-    folder.mkdir()
-    train.run(tiny("vae", **{"model.latent": 2, "train.steps": 4, "train.checkpoint_every": 4, "eval.images": 50}), folder)
+    fields = {"model.latent": 2, "train.steps": 4, "eval.images": 50}
+    folder = save_run(tmp_path / "latent=2-0", tiny_config("vae", **fields))
     identity.results_of(tmp_path, {"latent=2": [folder]})
     with (tmp_path / "identity.csv").open() as file:
         rows = list(csv.DictReader(file))

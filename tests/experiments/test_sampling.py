@@ -9,34 +9,29 @@ from experiments import sampling
 
 def test_energy_distance_of_two_normals():
     """In one dimension E|X − Y| is known for normals: N(0, 1) and N(1, 1)."""
-    draw = np.random.default_rng(0)
-    x, y = draw.normal(0.0, 1.0, (3_000, 1)), draw.normal(1.0, 1.0, (2_000, 1))
+    random = np.random.default_rng(0)
+    x, y = random.normal(0.0, 1.0, (3_000, 1)), random.normal(1.0, 1.0, (2_000, 1))
 
     def folded(mean, deviation):  # E|N(mean, deviation²)|
-        tail = math.exp(-(mean**2) / (2 * deviation**2))
-        return deviation * math.sqrt(2 / math.pi) * tail + mean * math.erf(
-            mean / (deviation * math.sqrt(2))
-        )
+        tail = deviation * math.sqrt(2 / math.pi) * math.exp(-(mean**2) / (2 * deviation**2))
+        return tail + mean * math.erf(mean / (deviation * math.sqrt(2)))
 
     want = 2 * folded(1.0, math.sqrt(2)) - 2 * folded(0.0, math.sqrt(2))
-    value, *moved = sampling.energy_distance(x, y)
-    se = sampling.standard_error(*moved)
-    assert abs(value - want) < 4 * se
-    assert 0.005 < se < 0.05
+    found = sampling.energy_distance(x, y)
+    assert abs(found.value - want) < 4 * found.se
+    assert 0.005 < found.se < 0.05
 
 
 def test_energy_distance_has_no_bias_and_its_error_is_the_spread():
-    """Over many pairs of sets of one distribution the mean is 0. Of shifted ones, the standard
-    error told is the spread seen."""
-    draw = np.random.default_rng(0)
-    same = [sampling.energy_distance(*draw.normal(size=(2, 30, 2)))[0] for _ in range(400)]
+    """Over many pairs of sets of one distribution the mean is 0. Of shifted ones, the estimated
+    standard error is the spread."""
+    random = np.random.default_rng(0)
+    same = [sampling.energy_distance(*random.normal(size=(2, 30, 2))).value for _ in range(400)]
     assert abs(np.mean(same)) < 4 * np.std(same) / math.sqrt(400)
 
-    values, errors = [], []
-    for _ in range(200):
-        value, *moved = sampling.energy_distance(
-            draw.normal(size=(60, 2)), draw.normal(size=(50, 2)) + 0.8
-        )
-        values.append(value)
-        errors.append(sampling.standard_error(*moved))
-    assert 0.8 < np.mean(errors) / np.std(values) < 1.25
+    shifted = [
+        sampling.energy_distance(random.normal(size=(60, 2)), random.normal(size=(50, 2)) + 0.8)
+        for _ in range(200)
+    ]
+    spread = np.std([found.value for found in shifted])
+    assert 0.8 < np.mean([found.se for found in shifted]) / spread < 1.25

@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from configs import digits
-from experiments import speed
-from vdm import model, step
-from vdm.data import dataset as data
+from conftest import make_config
+from experiments import benchmark, flops
+from vdm import model as model_lib, optimizer as optimizer_lib, step as step_lib
+from vdm.data.dataset import Spec
+from vdm.diffusion import objective as objective_lib
 from vdm.runtime import devices
 
 
@@ -18,25 +19,25 @@ from vdm.runtime import devices
 def test_counted_operations_are_those_of_the_compiler(attention):
     """Within 5%: the compiler also counts norms, and leaves out products with what lies around
     a picture."""
-    config = speed.configure(speed.Case(2, 64, 1, "float32", "none"))
+    config = benchmark.configure(benchmark.Case(2, 64, 1, "float32", "none"))
     config.model.net.attention = attention
-    made = model.build(config, speed.SPEC)
-    net = made.net.clone(unroll=True)  # of a loop the compiler counts one turn
+    model = model_lib.build(config, benchmark.SPEC)
+    net = model.net.clone(unroll=True)  # of a loop the compiler counts one turn
     z, one = np.zeros((1, 32, 32, 3), np.float32), np.zeros(1, np.float32)
     params = jax.eval_shape(net.init, jax.random.key(0), z, one, one[:, None])
     apply = jax.jit(lambda params: net.apply(params, z, one, one[:, None]))
     counted = apply.lower(params).compile().cost_analysis()["flops"]
-    assert counted == pytest.approx(speed.unet_flops(config.model.net, speed.SPEC, 3, 1), rel=0.05)
+    assert counted == pytest.approx(flops.unet_flops(config.model.net, benchmark.SPEC, 3, 1), rel=0.05)
 
 
 @pytest.mark.parametrize("kind", devices.KINDS)
 def test_a_step_sends_the_gradient_once(kind):
     """In the compiled program of 8 devices every all-reduce together has the gradient's size, and
     the three terms of the loss, and no other communication is there."""
-    config = digits.get_config()
-    spec = data.Spec((8, 8, 1), 17, 10)
-    made = model.build(config, spec)
-    optimizer = step.make_optimizer(config.optimizer, 10)
+    config = make_config({"model.net.depth": 1}, "configs/digits.py")
+    spec = Spec((8, 8, 1), 17, 10)
+    model = model_lib.build(config, spec)
+    objective = objective_lib.build(config.objective, model)
     batch = {
         "image": np.zeros((8, 1, 2, 8, 8, 1), np.uint8),
         "label": np.zeros((8, 1, 2), np.int32),
@@ -46,20 +47,24 @@ def test_a_step_sends_the_gradient_once(kind):
         "label": np.zeros(1, np.int32),
         "augmented": np.zeros(1, np.float32),
     }
-    state = devices.replicate(step.make_init(made, optimizer, 0, example)())
+    params = jax.eval_shape(lambda: step_lib.init_params(model, 0, example))
+    optimizer = optimizer_lib.build(config.optimizer, 10, model, params)
+    init = step_lib.make_init(model, optimizer, 0, example)
+    like = devices.replicated_like(jax.eval_shape(init))
     mapped = devices.over_devices(
-        step.make_step(made, optimizer, config, spec.shape),
+        step_lib.make_step(model, objective, optimizer, config, spec.shape),
         kind,
         split_in=(False, False, True),
         split_out=(False, False),
     )
-    text = mapped.lower(state, {}, batch).compile().as_text()
-    sent = re.findall(r"= (.*?) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(", text)
+    text = mapped.lower(like, {}, batch).compile().as_text()
+    collectives = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
+    sent = re.findall(rf"= (.*?) ({collectives})(?:-start)?\(", text)
     assert {name for _, name in sent} == {"all-reduce"}
     sizes = [
         math.prod(map(int, filter(None, shape.split(","))))
         for result, _ in sent
         for shape in re.findall(r"f32\[([\d,]*)\]", result)
     ]
-    parameters = sum(value.size for value in jax.tree.leaves(state.params))
+    parameters = sum(value.size for value in jax.tree.leaves(like.params))
     assert sum(sizes) == parameters + 4  # the three terms, and the mean square of their sum

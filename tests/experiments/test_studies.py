@@ -1,6 +1,6 @@
-"""What the studies measure of a run, against numbers found in another way."""
+"""What the studies measure of a run, against numbers computed in another way."""
 
-import csv
+import dataclasses
 import json
 
 import jax
@@ -8,24 +8,37 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import digits
-from conftest import run
-from experiments import depth, fourier_features, noise_schedules, time_samplers, workdirs
-from vdm import run as run_lib
-from vdm.data import dataset as data_lib
+from conftest import make_config
+from experiments import (
+    depth,
+    fourier_features,
+    noise_schedules,
+    plan,
+    schedule_invariance,
+    time_samplers,
+    workdirs,
+)
+from model_helpers import one_device, save_run, tiny_config  # noqa: F401
+from record_helpers import read_csv
+from vdm import model as model_lib, run as run_lib, workdir as workdir_lib
+from vdm.data.batches import eval_batches
+from vdm.data.dataset import Spec
 from vdm.diffusion import elbo
-from vdm.runtime import workdir as workdir_lib
 from vdm.runtime.randomness import Rng
+
+STUDIES = (noise_schedules, time_samplers, depth, fourier_features)
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    """A tiny run with independent times."""
-    folder = tmp_path_factory.mktemp("study") / "piecewise-0"
-    fields = {"config.model.times": "iid", "config.model.schedule.name": "piecewise"}
-    done = run(folder, **fields)
-    assert done.returncode == 0, done.stderr
-    return folder
+def workdir(tmp_path_factory, one_device):  # noqa: F811
+    """A tiny run with independent times and a learned schedule."""
+    fields = {
+        "model.times": "iid",
+        "model.schedule.name": "piecewise",
+        "model.net.name": "mlp",
+        "objective.name": "least_variance",
+    }
+    return save_run(tmp_path_factory.mktemp("study") / "piecewise-0", tiny_config("digits", **fields))
 
 
 @pytest.fixture(autouse=True)
@@ -36,17 +49,17 @@ def few_depths(monkeypatch):
 @pytest.fixture(scope="module")
 def variances(workdir):
     """The variance of one draw of each test image's bits/dim, [images], by 200 draws in another way."""
-    this = run_lib.restore(workdir_lib.get_config(workdir / "config.json"), workdir)
-    images = this.data.test.size
-    batch = next(data_lib.eval_batches(this.data.test, images))
+    run = run_lib.restore(workdir_lib.read_config(workdir), workdir)
+    images = run.data.test.size
+    batch = next(eval_batches(run.data.test, images))
 
     @jax.jit
     def once(number):
         rng = Rng(jax.random.fold_in(jax.random.key(77), number), jnp.arange(images), images)
-        return sum(this.model.loss(this.state.ema, rng, batch, False).values())
+        return sum(run.model.draw(run.state.ema, rng, batch).terms.values())
 
     nats = np.stack([once(number) for number in range(200)]).astype(np.float64)
-    return elbo.bits_per_dim(nats, this.data.spec.shape).var(axis=0, ddof=1)
+    return elbo.bits_per_dim(nats, run.data.spec.shape).var(axis=0, ddof=1)
 
 
 def test_variance_of_a_draw(workdir, variances):
@@ -60,7 +73,8 @@ def test_variance_of_a_draw(workdir, variances):
     assert not np.allclose(found["before"], found["after"], atol=1e-4)
     # Kept: a second look takes it from the file.
     found = workdirs.kept(workdir, "schedule", lambda _: found)
-    assert workdirs.kept(workdir, "schedule", None) == found == json.loads((workdir / "schedule.json").read_text())
+    assert workdirs.kept(workdir, "schedule", None) == found
+    assert json.loads((workdir / "schedule.json").read_text()) == found
 
 
 def test_variance_of_a_batch_of_independent_times(workdir, variances):
@@ -79,22 +93,61 @@ def test_depth_without_a_chain_is_the_runs_own_number(workdir):
 
 def test_studies_write_tables_and_figures(workdir, tmp_path):
     found = {"piecewise": [workdir]}
-    for study in (noise_schedules, time_samplers, depth, fourier_features):
+    for study in STUDIES:
         out = tmp_path / study.__name__
         out.mkdir()
         files = study.results_of(out, found)
         assert all(path.stat().st_size for path in files)
         assert {"table.md", "curves.png", "curves.pdf"} <= {path.name for path in files}
-    with (tmp_path / "experiments.noise_schedules" / "table.csv").open(newline="") as file:
-        (row,) = csv.DictReader(file)
-    mean, se = noise_schedules.mean_variance([noise_schedules.measure(workdir)])
+    (row,) = read_csv(tmp_path / "experiments.noise_schedules" / "table.csv")
+    kept = json.loads((workdir / "schedule.json").read_text())
+    mean, se = noise_schedules.mean_variance([kept])
     assert float(row["variance of a draw"]) == pytest.approx(mean)
     assert float(row["variance of a draw_se"]) == pytest.approx(se)
+    rows = read_csv(tmp_path / "experiments.depth" / "depth.csv")
+    assert [row["evaluated"] for row in rows] == ["T=10", "T=inf"] and rows[0]["trained"] == "piecewise"
 
 
-def test_grids_set_fields_that_there_are():
-    for study in (noise_schedules, time_samplers, depth, fourier_features):
-        variants = study.grid(digits.get_config())
-        assert len({json.dumps(fields) for fields in variants.values()}) == len(variants) >= 4
-        for fields in variants.values():
-            digits.get_config().update_from_flattened_dict(fields)  # raises where there is none
+@pytest.mark.parametrize("study", STUDIES)
+def test_grids_set_fields_that_there_are(study, tmp_path):
+    trials = plan.make_trials(study.grid, "configs/digits.py", ["--config.train.keep=3"], tmp_path, 1)
+    assert len({str(trial.config) for trial in trials}) == len(trials) >= 4
+    assert all(trial.config.train.keep == 3 for trial in trials)
+
+
+def test_a_run_of_the_commit_before_is_a_result(tmp_path):
+    """Its config named a schedule where there is an objective now, and had fields that nothing read."""
+    (trial,) = (
+        trial
+        for trial in plan.make_trials(noise_schedules.grid, "configs/digits.py", [], tmp_path, 1)
+        if trial.variant == "min_variance"
+    )
+    old = trial.config.to_dict()
+    del old["objective"]
+    old["model"]["schedule"] = {"name": "min_variance", "gamma_min": -9.0, "gamma_max": 5.0, "context": 0}
+    old["data"] |= {"vocab_size": 17, "image_size": 0}
+    old["eval"]["passes_in_training"] = 2
+    trial.folder.mkdir()
+    (trial.folder / "config.json").write_text(json.dumps(old))
+    plan.check_configs([trial])
+
+
+def test_other_schedules_between_the_ends_that_were_learned():
+    """The ends are the trained ones, and for one γ the denoiser is the trained one: it sees γ as before."""
+    config = make_config({"model.net.name": "mlp", "model.net.depth": 1}, "configs/digits.py")
+    model = model_lib.build(config, Spec((8, 8, 1), 17, 10))
+    batch = {"image": np.zeros((2, 8, 8, 1), np.uint8), "label": np.zeros(2, np.int32)}
+    params = model.init(jax.random.key(0), batch)
+    params["net"] = jax.tree.map(lambda v: v + 0.1, params["net"])
+    params["schedule"]["params"] |= {"start": jnp.float32(-7.0), "width": jnp.float32(10.0)}
+    assert schedule_invariance.is_invariant(model)
+    z, gamma = jnp.ones((2, 8, 8, 1)), jnp.array([-6.0, 1.0])
+    want = model.eps_hat(params, z, gamma, None)
+    for name, (schedule, own) in schedule_invariance.schedules(model, params).items():
+        other = dataclasses.replace(model, schedule=schedule)
+        changed = params | {"schedule": own}
+        t = jnp.array([0.0, 0.5, 1.0])
+        low, middle, high = other.gamma(changed, t)
+        np.testing.assert_allclose([low, high], [-7.0, 3.0], atol=1e-3)
+        assert (abs(middle + 2.0) < 1e-3) == (name == "as trained")
+        np.testing.assert_array_equal(other.eps_hat(changed, z, gamma, None), want)

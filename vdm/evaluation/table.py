@@ -53,7 +53,7 @@ def tables(rows: Sequence[Row], series: dict[str, list[Row]], checks: Sequence[s
 def table(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table; each is compared to the first, image by image, on the images of both."""
     header = (
-        "estimator", "bounds −log p of", "bits/dim", "± s.e.", "of it noise",
+        "estimator", "bounds −log p of", "bits/dim", "± s.e.", "± noise",
         "minus the first", "± s.e.", "images", "evaluations/image", "seconds",
     )  # fmt: skip
     cells = []

@@ -1,0 +1,53 @@
+"""Tiny runs of the models of configs/, as training leaves them, in this process and on one device."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from conftest import TINY, make_config
+from record_helpers import line
+from vdm import run as run_lib, workdir as workdir_lib
+from vdm.evaluation.estimate import write_json
+from vdm.evaluation.evaluator import make_evaluator
+from vdm.runtime import devices
+from vdm.runtime.checkpoint import Checkpoints
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """One of the eight: a program for one is compiled in a fraction of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        first = jax.local_devices()[:1]
+        patch.setattr(jax, "devices", lambda *_: first)
+        patch.setattr(jax, "device_count", lambda *_: 1)
+        patch.setattr(jax, "local_device_count", lambda *_: 1)
+        yield
+
+
+def tiny_config(name, **fields):
+    """The config of a model, with what TINY changes but for its network's kind."""
+    tiny = {key.removeprefix("config."): value for key, value in TINY.items() if key.startswith("config.")}
+    del tiny["model.net.name"], tiny["model.sample_steps"]
+    return make_config(tiny | fields, f"configs/{name}.py")
+
+
+def save_run(folder, config):
+    """Writes a workdir as training leaves it; in place of training, noise is added to the parameters."""
+    parts, random = run_lib.build(config), np.random.default_rng(0)
+    state = parts.init()
+    params = jax.tree.map(lambda v: v + 0.1 * random.normal(size=v.shape).astype(np.float32), state.params)
+    step = config.train.steps
+    state = devices.replicate(state._replace(step=jnp.int32(step), params=params, ema=params))
+    folder.mkdir()
+    workdir_lib.write_config(folder, config)
+    checkpoints = Checkpoints(folder, 1)
+    checkpoints.save(step, state, {"running": {"count": 0}, "seconds": 1.0})
+    checkpoints.close()
+    estimate, _ = make_evaluator(parts.model, config, parts.data)(state.ema, config.eval.passes)
+    write_json(folder / "eval.json", estimate, step)
+    rows = [{**line(step, 3.0, split="train"), "draw_sd": 2.0}, line(step, 3.0)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder

@@ -1,0 +1,75 @@
+"""The ladder: its rungs are models, and its table and figure are of their runs."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from conftest import ROOT
+from experiments import ladder
+from model_helpers import one_device, save_run, tiny_config  # noqa: F401
+from record_helpers import read_csv
+from vdm import commandline, config as config_lib, model as model_lib, run as run_lib
+from vdm import workdir as workdir_lib
+from vdm.contract import Ability
+from vdm.data.dataset import Spec
+from vdm.diffusion import encoder
+
+
+@pytest.fixture(scope="module", params=["naive", "latent"])
+def workdir(request, tmp_path_factory, one_device):  # noqa: F811
+    """A tiny run of a model that has a row of samples of its own."""
+    fields = {"model.net.depth": 1, "eval.images": 50}
+    return save_run(tmp_path_factory.mktemp(request.param) / "run", tiny_config(request.param, **fields))
+
+
+def test_a_row_of_the_ladder(workdir, tmp_path, monkeypatch):
+    """Its numbers are those of the run, and what is drawn is what the figure shows."""
+    monkeypatch.setattr(ladder, "TIMED", 16)
+    samples = ladder.draw_samples(workdir)
+    monkeypatch.setattr(ladder, "draw_samples", lambda folder: samples)
+    ladder.results_of(tmp_path, {"the_model": [workdir]})
+    (row,) = read_csv(tmp_path / "ladder.csv")
+    found = json.loads((workdir / "eval.json").read_text())
+    assert float(row["bpd"]) == pytest.approx(found["bpd"]) and row["model"] == "the model"
+    config = workdir_lib.read_config(workdir)
+    run = run_lib.restore(config, workdir)
+    assert int(row["parameters"]) == sum(np.size(value) for value in jax.tree.leaves(run.state.params))
+    assert row["is"] == ("exact" if Ability.EXACT in run.model.abilities else "ELBO")
+    assert float(row["seconds_per_sample"]) > 0 and (tmp_path / "ladder.png").stat().st_size > 10_000
+    assert f"| the model | {found['bpd']:>8.4f} |" in (tmp_path / "ladder.md").read_text()
+
+    more = {"naive": "given the upper half", "latent": "guided, w = 2"}[config.model.name]
+    assert list(samples.rows) == ["", more]
+    for pictures in samples.rows.values():
+        assert pictures.shape == (12, 8, 8, 1) and pictures.max() <= 16
+    if config.model.name == "naive":
+        check_lower_halves(run)
+    else:
+        assert np.abs(samples.rows[more].astype(int) - samples.rows[""]).max() > 3
+
+
+def check_lower_halves(run):
+    """They are what the model predicts of the upper halves; by parameters that make much of what is given."""
+    random = np.random.default_rng(0)
+    params = jax.tree.map(lambda v: v + 0.3 * random.normal(size=v.shape).astype(np.float32), run.state.ema)
+    pictures = ladder.predict_lower_halves(run._replace(state=run.state._replace(ema=params)))
+    real = run.data.test.read(np.arange(12))["image"]
+    given = np.where(np.arange(8)[:, None, None] < 4, encoder.scale(real, 17), 0.0)
+    want = encoder.unscale(run.model.average(params, given, 1.0, None), 17)
+    np.testing.assert_array_equal(pictures[:, :4], real[:, :4])
+    np.testing.assert_allclose(pictures[:, 4:].astype(int), want[:, 4:], atol=1)
+    assert np.ptp(pictures[:, 4:].astype(int), axis=0).max() > 3
+
+
+def test_every_rung_is_a_model():
+    built = {}
+    for variant, fields in ladder.grid(None).items():
+        fields = dict(fields)
+        raw = config_lib.load(str(ROOT / fields.pop("config")))
+        config = commandline.apply(raw, [f"--config.{name}={value}" for name, value in fields.items()])
+        built[variant] = model_lib.build(config, Spec((8, 8, 1), 17, 10))
+    assert len(built) == 10 and len({str(one) for one in built.values()}) == 10
+    assert [type(one).__name__ for one in built.values()].count("MHVAE") == 4
+    assert not built["MHVAE_I+II+III"].learned_prior and built["MHVAE_I+II"].learned_prior

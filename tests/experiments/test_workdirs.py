@@ -1,0 +1,112 @@
+"""What studies read of workdirs, at every stage of a run and of older versions."""
+
+import json
+
+import pytest
+
+from experiments import workdirs
+from record_helpers import line, write_workdir
+from vdm.errors import UserError
+
+
+def test_final_number_of_runs_at_every_stage(tmp_path):
+    """eval.json where it is there, unless the run has gone on since; else the newest test line,
+    also under a line that was cut off."""
+    lines = [line(100, 3.0), line(150, 2.7, split="train"), line(200, 2.5)]
+    at_200 = write_workdir(tmp_path / "going", lines)
+    with (at_200 / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 300, "split": "te')
+    going = workdirs.read(at_200)
+    assert going.final["bpd"] == 2.5 and going.newest["step"] == 200 and not going.has_own_final
+    done = workdirs.read(write_workdir(tmp_path / "done", lines, steps=200, final=line(200, 2.4)))
+    assert done.final["bpd"] == 2.4 and done.final["seconds"] == 20 and done.has_own_final
+    best = write_workdir(tmp_path / "best", lines, steps=200, final=line(100, 2.9))  # of a better checkpoint
+    assert workdirs.read(best).final["bpd"] == 2.9 and workdirs.read(best).final["seconds"] == 10
+    longer = write_workdir(tmp_path / "longer", lines, steps=300, final=line(100, 2.9))
+    assert workdirs.read(longer).final["bpd"] == 2.5
+    fresh = workdirs.read(write_workdir(tmp_path / "fresh", []))
+    assert fresh.final == {} and fresh.newest == {"step": 0} and not fresh.has_own_final
+
+
+def test_the_curve_has_what_compares(tmp_path):
+    """A run's "final" line is none of its curve; nor is the last "test" line of an older version, which has
+    more passes than those before it."""
+    points = [line(100, 3.0), line(200, 2.5)]
+    new = [*points, line(300, 2.4), line(300, 2.3, split="final", passes=20)]
+    old = [*points, line(300, 2.3, passes=20)]
+    for name, lines, steps in (("new", new, [100, 200, 300]), ("old", old, [100, 200])):
+        record = workdirs.read(write_workdir(tmp_path / name, lines))
+        assert [row["step"] for row in record.test] == steps
+        assert record.final["bpd"] == 2.3 and record.has_own_final
+        assert record.newest["step"] == 300
+    # One that went on has two of them.
+    longer = [*old, *(line(step, 2.0) for step in (400, 500)), line(600, 1.9, passes=20)]
+    record = workdirs.read(write_workdir(tmp_path / "longer", longer, steps=600))
+    assert [row["step"] for row in record.test] == [100, 200, 400, 500]
+    only = workdirs.read(write_workdir(tmp_path / "only", [line(300, 2.3, passes=20)]))
+    assert [row["step"] for row in only.test] == [300] and not only.has_own_final
+
+
+def test_config_of_an_older_version(tmp_path):
+    """Its fields are those of this version, so that data that is the same compares as such."""
+    fields = {"name": "digits", "vocab_size": 17, "data_dir": "", "image_size": 0, "augment": ""}
+    old = workdirs.read(write_workdir(tmp_path / "old", [], data=fields))
+    new = workdirs.read(write_workdir(tmp_path / "new", [], data={"name": "digits", "on_device_gib": 0.5}))
+    assert "vocab_size" not in old.config.data
+    assert workdirs.image_source(old) == workdirs.image_source(new)
+    npz = [
+        workdirs.read(write_workdir(tmp_path / f"npz{n}", [], data={"name": "npz", "vocab_size": n}))
+        for n in (16, 256)
+    ]
+    assert workdirs.image_source(npz[0]) != workdirs.image_source(npz[1])
+    schedule = {"name": "min_variance", "gamma_min": -9.0, "learn_ends": False}
+    model = {"name": "diffusion", "timesteps": 0, "schedule": schedule, "net": {"name": "mlp"}}
+    record = workdirs.read(write_workdir(tmp_path / "schedule", [], model=model))
+    assert record.config.model.schedule.name == "learned_net"
+    assert record.config.objective.name == "least_variance"
+
+
+def test_sweeps_are_taken_apart(tmp_path):
+    """VARIANT-SEED become variants; a workdir is itself, whatever its name; other folders are none."""
+    for name in ("lr-1e-3-0", "lr-1e-3-1", "wide-0"):
+        write_workdir(tmp_path / "sweep" / name, [])
+    write_workdir(tmp_path / "digits-7", [])
+    (tmp_path / "sweep" / "curves").mkdir()
+    found = workdirs.find([tmp_path / "sweep", tmp_path / "digits-7"])
+    names = {label: [run.name for run in runs] for label, runs in found.items()}
+    assert names == {
+        "sweep/lr-1e-3": ["lr-1e-3-0", "lr-1e-3-1"],
+        "sweep/wide": ["wide-0"],
+        "digits-7": ["digits-7"],
+    }
+    assert list(workdirs.find([tmp_path / "sweep"])) == ["lr-1e-3", "wide"]
+
+
+def test_folders_that_are_no_runs_are_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "config.json").write_text('{"seed"')
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"epochs": 3}')
+    for name, words in (
+        ("none", "'.*none' does not exist; give"),
+        ("empty", "'.*empty' is no workdir of a run: it has no config.json"),
+        ("other", "'.*other' is no run"),
+        ("bad", "config.json' is damaged"),
+    ):
+        with pytest.raises(UserError, match=words):
+            workdirs.find([tmp_path / name])
+    a, b = write_workdir(tmp_path / "a", []), write_workdir(tmp_path / "b", [])
+    with pytest.raises(UserError, match="'v' has one seed twice: .*a, .*b; give each seed once"):
+        workdirs.read_variants({"v": [a, b]})
+    with pytest.raises(UserError, match="no run to show"):
+        workdirs.read_variants({"v": []})
+
+
+def test_a_measure_is_kept_until_another_evaluation(tmp_path):
+    folder = write_workdir(tmp_path / "a", [], final=line(300, 2.0))
+    found = workdirs.kept(folder, "depth", lambda folder: {"T=10": (1.0, 0.5)})
+    assert found == {"T=10": [1.0, 0.5], "step": 300} == json.loads((folder / "depth.json").read_text())
+    assert workdirs.kept(folder, "depth", None) == found
+    (folder / "eval.json").write_text(json.dumps({"step": 400}))
+    assert workdirs.kept(folder, "depth", lambda folder: {"T=10": 2}) == {"T=10": 2, "step": 400}

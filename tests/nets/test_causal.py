@@ -1,0 +1,87 @@
+"""The causal transformer: what a value depends on, and one step after the other."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdm.nets import causal, layers
+from vdm.runtime.randomness import Rng
+
+LEVELS = 3
+
+
+def made(tokens, classes=0, **fields):
+    """A small network, and random parameters; conditioned on a label where there are classes."""
+    fields = dict(depth=2, width=16, heads=2, dropout=0.5) | fields
+    net = causal.Causal(tokens=tokens, vocab_size=LEVELS, unroll=True, **fields)
+    condition = jnp.zeros((1, classes)) if classes else None
+    like = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, tokens), jnp.int32), condition)
+    random = np.random.default_rng(0)
+    return net, jax.tree.map(lambda v: jnp.float32(0.3 * random.normal(size=v.shape)), like)
+
+
+def test_a_value_is_seen_by_those_after_it_alone():
+    net, params = made(12)
+    levels = np.random.default_rng(0).integers(0, LEVELS, (1, 12))
+    logits = jax.jit(net.apply)
+    want = logits(params, levels)
+    for i in range(12):
+        changed = levels.copy()
+        changed[0, i] = (changed[0, i] + 1) % LEVELS
+        moved = np.abs(np.asarray(logits(params, changed)) - want)[0].max(axis=-1)
+        np.testing.assert_array_equal(moved[: i + 1], 0.0)
+        assert i == 11 or moved[i + 1 :].min() > 1e-4
+
+
+@pytest.mark.parametrize("tokens", [5, 150])  # one block of queries, and several
+def test_causal_attention_on_a_cpu_is_that_of_jax(tokens):
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 7, tokens, 2, 8))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def out_and_gradients(attend):
+        out, pull = jax.vjp(attend, q, k, v)
+        return out, *pull(jnp.cos(out))
+
+    in_blocks = lambda *qkv: layers.attend_on_cpu(*qkv, causal.attend_in_blocks)
+    for got, want in zip(*map(out_and_gradients, (in_blocks, causal.attend_before))):
+        np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("classes, dtype, error", [(0, "float32", 1e-5), (4, "bfloat16", 0.03)])
+def test_step_after_step_it_is_the_same_network(classes, dtype, error):
+    net, params = made(12, classes, dtype=dtype)
+    levels = np.random.default_rng(0).integers(0, LEVELS, (5, 12))
+    condition = jax.nn.one_hot(np.arange(5) % 4, 4) if classes else None
+    want = np.asarray(jax.jit(net.apply)(params, levels, condition))
+    kept = net.nothing(5)
+    assert kept.dtype == dtype and want.dtype == np.float32
+
+    @jax.jit
+    def step(*args):
+        return net.apply(params, *args, condition, method="step")
+
+    for at in range(12):
+        before = levels[:, at - 1] if at else np.full(5, 2)  # of no meaning
+        logits, kept = step(before, kept, at)
+        np.testing.assert_allclose(logits, want[:, at], atol=error * np.abs(want).max())
+
+
+def test_unrolled_is_the_same_function():
+    """And so are its gradients, where nothing is kept for them."""
+    net, params = made(4)
+    keys = Rng(jax.random.key(0), jnp.arange(81), 81).keys(0)
+    levels = np.stack(np.unravel_index(np.arange(81), (LEVELS,) * 4), axis=1)  # all of four values
+
+    def out_and_gradient(net):
+        def loss(params):
+            out = net.apply(params, levels, None, keys)
+            return jnp.square(out).mean(), out
+
+        return jax.jit(jax.grad(loss, has_aux=True))(params)
+
+    want = out_and_gradient(net)
+    got = out_and_gradient(net.clone(unroll=False, remat="block"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-3), got, want)

@@ -1,0 +1,159 @@
+"""The programs of the paper's model for accelerators that no machine of the tests has: they lower for CUDA and
+for TPU, in the form that is meant for these and not in the one that is fast on a CPU."""
+
+import re
+
+from conftest import make_config
+import jax
+from jax.sharding import Mesh, PartitionSpec
+import numpy as np
+import pytest
+
+from vdm import model as model_lib
+from vdm import optimizer as optimizer_lib
+from vdm import sample as sample_lib
+from vdm import step as step_lib
+from vdm.data.dataset import Data, Spec, in_memory
+from vdm.diffusion import objective as objective_lib
+from vdm.evaluation.evaluator import make_evaluator
+from vdm.runtime import devices
+
+PLATFORMS = {"cuda": "gpu", "tpu": "tpu"}  # and what jax.default_backend() says there
+PROGRAMS = ("step", "evaluation", "sampler")
+
+# What a program may call that is no operation of StableHLO: how arrays lie on devices, random bits on a GPU,
+# and the inverse of the error function, which XLA expands.
+CALLS = {
+    "Sharding",
+    "SPMDFullToShardShape",
+    "SPMDShardToFullShape",
+    "cu_threefry2x32_ffi",
+    "chlo.erf_inv",
+    "mhlo.erf_inv",
+}
+
+
+class Caught(Exception):
+    """What was to run over the devices: a function of one, and which arguments are split."""
+
+
+def catch(function, kind, split_in, split_out, donate=()):
+    """In place of devices.over_devices."""
+
+    def call(*args):
+        raise Caught(function, split_in, split_out, args)
+
+    return call
+
+
+def caught(call, *args):
+    with pytest.raises(Caught) as error:
+        call(*args)
+    return error.value.args
+
+
+def program(name, config, monkeypatch):
+    """(function of one device, which arguments and results are split, arguments) as a run has them."""
+    spec = Spec((32, 32, 3), 256, 10)
+    zeros = np.zeros((256, *spec.shape), np.uint8)
+    data = Data(in_memory(zeros), in_memory(zeros), spec)
+    model = model_lib.build(config, spec)
+    batch = {"image": zeros[:1], "label": np.zeros(1, np.int32), "augmented": np.zeros(1, np.float32)}
+    params = jax.eval_shape(lambda: step_lib.init_params(model, config.seed, batch))
+    if name == "step":
+        optimizer = optimizer_lib.build(config.optimizer, config.train.steps, model, params)
+        objective = objective_lib.build(config.objective, model)
+        step = step_lib.make_step(model, objective, optimizer, config, spec.shape)
+        state = jax.eval_shape(step_lib.make_init(model, optimizer, config.seed, batch))
+        images = {"image": jax.ShapeDtypeStruct((50_000, *spec.shape), np.uint8)}
+        labels = {"label": jax.ShapeDtypeStruct((50_000,), np.int32)}
+        index = jax.ShapeDtypeStruct((1, config.train.substeps, config.train.batch_size), np.int32)
+        return step, (False, False, True), (False, False), (state, images | labels, {"index": index})
+    monkeypatch.setattr(devices, "over_devices", catch)
+    if name == "evaluation":
+        return caught(make_evaluator(model, config, data), params, 1)
+    return caught(sample_lib.make_sampler(model, config, data), params)
+
+
+def lowered(name, platform, monkeypatch, config):
+    """StableHLO of a program, its numbers of how often it goes around a loop and so on as they are."""
+    with monkeypatch.context() as patch:
+        only = jax.local_devices()[:1]
+        patch.setattr(jax, "devices", lambda *_: only)
+        patch.setattr(jax, "device_count", lambda *_: 1)
+        patch.setattr(jax, "local_device_count", lambda *_: 1)
+        if platform != "cpu":
+            patch.setattr(jax, "default_backend", lambda: PLATFORMS[platform])
+        function, split_in, split_out, args = program(name, config, patch)
+
+        def on_shard(*args):
+            args = [jax.tree.map(lambda v: v[0], arg) if split else arg for arg, split in zip(args, split_in)]
+            results = function(*args)
+            return tuple(
+                jax.tree.map(lambda v: v[None], result) if split else result
+                for result, split in zip(results, split_out)
+            )
+
+        specs = [[PartitionSpec(devices.AXIS) if split else PartitionSpec() for split in splits]
+                 for splits in (split_in, split_out)]  # fmt: skip
+        mesh = Mesh(np.array(only), (devices.AXIS,))
+        mapped = jax.shard_map(
+            on_shard, mesh=mesh, in_specs=tuple(specs[0]), out_specs=tuple(specs[1]), check_vma=False
+        )
+        shapes = jax.tree.map(lambda v: jax.ShapeDtypeStruct(np.shape(v), v.dtype), args)
+        exported = jax.export.export(jax.jit(mapped), platforms=[platform])(*shapes)
+    assert exported.platforms == (platform,)
+    return exported.mlir_module()
+
+
+# All of configs/cifar10.py but its depth, and the steps of one call.
+PAPER = {"model.net.depth": 2, "train.substeps": 2}
+PADDED = r"window = \{pad = (\[\[\d, \d\], \[\d, \d\]\])"
+OF_KERNEL = "[f, 0, 1, b]x[i, 0, 1, o]->[0, 1, b, f]"  # the gradient of a kernel, as a convolution
+SCORES = "tensor<{}x1x1024x1024xf32>"  # of attention among all pixels of so many pictures
+
+
+def paper(**changes):
+    return make_config(PAPER | {name.replace("__", "."): v for name, v in changes.items()}, "configs/cifar10.py")
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_papers_model_lowers_for_accelerators(name, platform, monkeypatch):
+    """Its convolutions are plain 3 × 3 ones, and so are their gradients; attention takes all pictures at once."""
+    text = lowered(name, platform, monkeypatch, paper())
+    assert set(re.findall(r"custom_call @([\w.$]+)", text)) <= CALLS
+    assert set(re.findall(PADDED, text)) == {"[[1, 1], [1, 1]]"}
+    assert text.count("stablehlo.convolution") == (42 if name == "step" else 14)
+    assert text.count(OF_KERNEL) == (14 if name == "step" else 0)
+    assert SCORES.format(64 if name == "sampler" else 128) in text and SCORES.format(1) not in text
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_on_a_cpu_it_is_the_other_form(name, monkeypatch):
+    """So that the test before this one sees it where it is."""
+    text = lowered(name, "cpu", monkeypatch, paper())
+    assert set(re.findall(PADDED, text)) == {"[[1, 2], [1, 1]]"}
+    assert OF_KERNEL not in text and SCORES.format(1) in text
+    assert SCORES.format(128) not in text and SCORES.format(64) not in text
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_bfloat16_is_that_of_the_products(platform, monkeypatch):
+    text = lowered("step", platform, monkeypatch, paper(model__net__dtype="bfloat16"))
+    results = re.findall(r"stablehlo\.convolution.*-> tensor<[\dx]*x(\w+)>", text)
+    assert results.count("bf16") == 3 * 12 and results.count("f32") == 3 * 2, "all but the first and the last"
+
+
+def test_a_loop_does_not_grow_with_depth(monkeypatch):
+    """On accelerators layers that are alike are a loop, also those that a CPU runs one by one."""
+    transformer = {"model.net.name": "transformer", "model.net.width": 32, "model.net.patch": 4}
+
+    def products(platform, depth, **fields):
+        config = make_config(PAPER | fields | {"model.net.depth": depth}, "configs/cifar10.py")
+        text = lowered("step", platform, monkeypatch, config)
+        return text.count("stablehlo.dot_general") + text.count("stablehlo.convolution")
+
+    assert products("tpu", 2) == products("tpu", 5)
+    assert products("cuda", 2, **transformer) == products("cuda", 5, **transformer)
+    assert products("cpu", 5, **transformer) > 1.5 * products("cpu", 2, **transformer)

@@ -1,0 +1,93 @@
+"""The training step: the average of the parameters, and several steps in one call."""
+
+from conftest import TINY, make_config
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdm import run as run_lib
+from vdm import step as step_lib
+from vdm.runtime.devices import AXIS
+
+LARGEST = 0.3  # decay of the average, which (1 + n)/(10 + n) is beyond from n = 3 on
+
+
+@pytest.fixture(scope="module")
+def built():
+    """(Parts, (state, data, batch) → (state, metrics)) of a tiny run, on one device of the eight."""
+    tiny = {name.removeprefix("config."): value for name, value in TINY.items() if "config." in name}
+    config = make_config(tiny | {"optimizer.warmup": 0, "train.ema": LARGEST}, "configs/digits.py")
+    with pytest.MonkeyPatch.context() as patch:
+        only = jax.local_devices()[:1]
+        patch.setattr(jax, "devices", lambda *_: only)
+        patch.setattr(jax, "device_count", lambda *_: 1)
+        patch.setattr(jax, "local_device_count", lambda *_: 1)
+        parts = run_lib.build(config)
+        step = step_lib.make_step(parts.model, parts.objective, parts.optimizer, config, parts.data.spec.shape)
+        mapped = jax.vmap(step, in_axes=(None, None, 0), axis_name=AXIS)
+        yield parts, jax.jit(lambda *args: jax.tree.map(lambda v: v[0], mapped(*args)))
+
+
+def batch_of(parts, steps, size=16):
+    """So many batches, one after the other."""
+    chosen = parts.data.train.read(np.arange(steps * size))
+    return {
+        name: jnp.asarray(chosen[name]).reshape(1, steps, size, *chosen[name].shape[1:])
+        for name in ("image", "label")
+    }
+
+
+def float64(tree):
+    return [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(tree)]
+
+
+def test_the_average_is_its_recursion(built):
+    """e ← d e + (1 − d) p with d = min(largest, (1 + n)/(10 + n)), n the steps taken before: n = 0 at first."""
+    parts, step = built
+    state = parts.init()
+    expected, batches = float64(state.params), batch_of(parts, 6)
+    for n in range(6):
+        state, _ = step(state, {}, jax.tree.map(lambda v: v[:, n : n + 1], batches))
+        keep = min(LARGEST, (1 + n) / (10 + n))
+        expected = [keep * e + (1 - keep) * p for e, p in zip(expected, float64(state.params))]
+        for found, wanted in zip(float64(state.ema), expected):
+            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-7)
+    moved = [np.abs(e - p).max() for e, p in zip(float64(state.ema), float64(state.params))]
+    assert max(moved) > 1e-4, "the average is not the parameters"
+    assert int(state.step) == 6
+
+
+def weights(steps, largest):
+    """The weight of the parameters after each step in the average, and last that of the start."""
+    keep = np.asarray([float(step_lib.ema_decay(jnp.asarray(n), largest)) for n in range(steps)])
+    after = np.append(np.cumprod(keep[::-1])[::-1][1:], 1.0)
+    return (1 - keep) * after, np.prod(keep)
+
+
+def test_the_average_is_of_the_last_tenth():
+    """Below the largest decay a step's weight grows with the eighth power of its number, so that
+    1 − 0.9⁹ = 61% of it lies in the last tenth; above, it is that of a common average."""
+    of_step, of_start = weights(1_000, 0.99999)
+    assert of_step.sum() + of_start == pytest.approx(1.0, abs=1e-5) and of_start < 1e-15
+    assert of_step[-100:].sum() == pytest.approx(1 - 0.9**9, abs=0.01)
+    slope = np.log(of_step[800] / of_step[400]) / np.log(806 / 406)
+    assert slope == pytest.approx(8.0, abs=0.1)
+    of_step, _ = weights(1_000, 0.9)
+    np.testing.assert_allclose(of_step[-50:], 0.1 * 0.9 ** np.arange(50)[::-1], rtol=1e-4)
+
+
+def test_steps_in_one_call_are_the_steps_one_by_one(built):
+    """The same metrics of each and the same state: noise depends on the step alone."""
+    parts, step = built
+    batches = batch_of(parts, 3)
+    together, metrics = step(parts.init(), {}, batches)
+    state, apart = parts.init(), []
+    for n in range(3):
+        state, one = step(state, {}, jax.tree.map(lambda v: v[:, n : n + 1], batches))
+        apart.append(one)
+    for name, values in metrics.items():
+        np.testing.assert_allclose(values, [one[name][0] for one in apart], rtol=1e-4)
+    for found, wanted in zip(float64(together.params), float64(state.params)):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    assert set(metrics) == {"reconstruction", "prior", "diffusion", "loss", "draw_sd", "grad_norm"}

@@ -13,7 +13,10 @@ import numpy as np
 
 from configs import cifar10
 from experiments.flops import matmul_rate, unet_flops
-from vdm import config as config_lib, model as model_lib, optimizer as optimizer_lib, sample
+from vdm import config as config_lib
+from vdm import model as model_lib
+from vdm import optimizer as optimizer_lib
+from vdm import sample
 from vdm import step as step_lib
 from vdm.contract import Model
 from vdm.data import resident
@@ -114,8 +117,7 @@ def measure(case: Case, steps: int) -> dict[str, float]:
         taken.append(seconds_of(train))
         rates.append(rate())
     shares = [
-        work / seconds / (0.5 * (before + after))
-        for seconds, before, after in zip(taken, rates, rates[1:])
+        work / seconds / (0.5 * (before + after)) for seconds, before, after in zip(taken, rates, rates[1:])
     ]
     step = float(np.median(taken)) / substeps
 

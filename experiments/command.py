@@ -50,7 +50,7 @@ def parse(values: flags.FlagValues, args: Sequence[str]) -> list[str]:
         hint = did_you_mean(error.flagname, list(values))
         raise UserError(f"--{error.flagname} is no flag.{hint} See --help.") from error
     except flags.Error as error:
-        raise UserError(f"{one_line(error)}. See --help.") from error
+        raise UserError(f"{one_line(error).removesuffix('.')}. See --help.") from error
 
 
 def refuse_others(others: Sequence[str]) -> None:

@@ -23,7 +23,8 @@ NOTES = {
     "band": "bands: mean ± its standard error over seeds, at their mean time",
     "pair": "bands of two seeds: from one to the other, at their mean time",
     "bar": "bars of a single run: ± s.e. of its last evaluation (images and Monte-Carlo noise)",
-    "final": "diamonds: final estimates, of more passes over the test split than the points of the curves",
+    "final": "diamonds: final estimates, of config.eval.passes; points: of passes_in_training, "
+    "with the same noise at each",
     "final_bar": "bars of diamonds: as the bands",
     "thin": "thin: each seed, where they are not equally far",
     "faint": "faint: training after the last evaluation, one draw",
@@ -80,7 +81,7 @@ def plot_curves(variants: Variants, out: pathlib.Path | str, name: str = "curves
 
 
 def widen_y(axes: Any) -> None:
-    """Shows at least SMALLEST bits/dim, so that a term of next to nothing is not blown up to a panel of noise."""
+    """Shows at least SMALLEST bits/dim, so that a term near zero does not fill a panel with noise."""
     low, high = axes.get_ylim()
     if high - low < SMALLEST:
         low = max(0.0, 0.5 * (low + high - SMALLEST))

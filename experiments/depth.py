@@ -17,7 +17,8 @@ import numpy as np
 from experiments import sweep, tables, workdirs
 from experiments.curves import plot_curves
 from experiments.output import write_csv
-from vdm import run as run_lib, workdir as workdir_lib
+from vdm import run as run_lib
+from vdm import workdir as workdir_lib
 from vdm.evaluation.estimate import standard_error
 from vdm.evaluation.evaluator import make_evaluator
 from vdm.reporting.text import fixed, markdown_table
@@ -65,8 +66,8 @@ def table(numbers: Mapping[str, list[Estimates]]) -> str:
         cells.append([variant, *bars, f"{largest:.4f}"])
     header = ["trained with", *(f"evaluated with {name_of(t)}" for t in EVALUATED), "largest s.e. of one run"]
     note = f"""Bits/dim, mean over seeds ± its standard error by how far the seeds are apart.
-{tables.seeds_note(map(len, numbers.values()))} The standard error of one run counts the test images, which are
-the same for all, and the noise of evaluation."""
+{tables.seeds_note(map(len, numbers.values()))} The standard error of one run counts the test images, which
+are the same for all, and the noise of evaluation."""
     return f"{markdown_table(header, cells)}\n\n{textwrap.fill(note, 110)}\n"
 
 

@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from experiments import sweep, workdirs
 from experiments.output import save_figure, write_csv
-from vdm import run as run_lib, workdir as workdir_lib
+from vdm import run as run_lib
+from vdm import workdir as workdir_lib
 from vdm.baselines.vae import VAE
 from vdm.contract import Params
 from vdm.data.dataset import Images
@@ -199,8 +200,8 @@ def plot_identity(workdir: pathlib.Path, measured: Mapping[str, Measured]) -> li
         axes.legend(loc="lower right")
     if posteriors:
         panels[-1].suptitle("p(z|x) of four test images; red: q(z|x), 1 and 2 σ")
-        for axes, *one in zip(panels[-1].subplots(2, 2).flat, *posteriors[-1]):
-            _plot_posterior(axes, *one)
+        for axes, density, mean, deviation in zip(panels[-1].subplots(2, 2).flat, *posteriors[-1]):
+            _plot_posterior(axes, density, mean, deviation)
     return save_figure(figure, workdir, "identity")
 
 

@@ -83,6 +83,7 @@ class Process:
         """Stops it, saved, and gives it back to be queued again. Submitit calls this when time is up."""
         from submitit.helpers import DelayedSubmission
 
+        assert self._process is not None
         self.send(signal.SIGINT)
         with contextlib.suppress(ChildProcessError):  # no Popen.wait, which locks: poll may be below us
             os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)

@@ -27,7 +27,10 @@ from tqdm import tqdm
 
 from experiments import curves, sweep, tables, workdirs
 from experiments.output import save_figure, write_csv
-from vdm import model as model_lib, run as run_lib, sample, workdir as workdir_lib
+from vdm import model as model_lib
+from vdm import run as run_lib
+from vdm import sample
+from vdm import workdir as workdir_lib
 from vdm.diffusion import encoder
 from vdm.evaluation.estimate import standard_error
 from vdm.reporting import figures
@@ -177,11 +180,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{1e3 * row['seconds_per_sample']:.3g}",
             ", ".join(f"{name} {value:.3f}" for name, value in shown.items()),
         ])  # fmt: skip
-    note = f"""Bits/dim of the test split. "± over seeds" is the standard error of the mean over seeds by how far
-they are apart. {tables.seeds_note(row["seeds"] for row in rows)} "± of one run" counts the test images and the
-noise of evaluation. An ELBO bounds −log p(x) from above. Seconds are of a run from its start on, with
-compilation and evaluations; a sample's are of {TIMED} drawn at once. Naive predictor, autoregressor and VDM are
-transformers; VAE, MHVAE and latent VDM residual MLPs."""
+    note = f"""Bits/dim of the test split. "± over seeds" is the standard error of the mean over seeds by how
+far they are apart. {tables.seeds_note(row["seeds"] for row in rows)} "± of one run" counts the test images
+and the noise of evaluation. An ELBO bounds −log p(x) from above. Seconds are of a run from its start on, with
+compilation and evaluations; a sample's are of {TIMED} drawn at once. Naive predictor, autoregressor and VDM
+are transformers; VAE, MHVAE and latent VDM residual MLPs."""
     return f"{markdown_table(header, cells)}\n\n{textwrap.fill(note, 110)}\n"
 
 
@@ -227,7 +230,8 @@ def plot_progress(axes: Any, records: Records) -> None:
         axes.plot(x, y, color=style["color"], marker="D", ms=5, ls="none", zorder=3)
         ends.append(y)
     axes.plot([], [], color="gray", marker="D", ms=5, ls="none", label="final estimate")
-    title = "mean over seeds; points: few passes, equal draws;\ndiamonds: the final estimate, of more passes"
+    title = "mean over seeds; diamonds: final estimates, of config.eval.passes;\n"
+    title += "points: of passes_in_training, with the same noise at each"
     axes.set(xscale="log", xlabel="seconds of training", ylabel="bits/dim, test split", title=title)
     axes.set_ylim(min(ends) - 0.05, min(max(ends), 2.0 * min(ends)) + 0.3)
     figures.plain_ticks(axes.xaxis)

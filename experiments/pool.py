@@ -22,7 +22,9 @@ def run_all(trials: Sequence[Trial], start: Start, at_once: int) -> dict[pathlib
     Raises:
       KeyboardInterrupt: asked to stop, by Ctrl-C, SIGTERM or the end of the terminal, all have.
     """
-    waiting, running, failed, answered = list(trials), [], {}, 0
+    waiting, answered = list(trials), 0
+    running: list[tuple[Trial, jobs.Process | jobs.Job]] = []
+    failed: dict[pathlib.Path, str] = {}
     with stop_signals() as asked, contextlib.closing(Progress(trials)) as progress:
         while running or waiting and not asked:
             if waiting and not asked and len(running) < at_once:

@@ -21,7 +21,10 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import command
-from vdm import model as model_lib, run as run_lib, sample, workdir as workdir_lib
+from vdm import model as model_lib
+from vdm import run as run_lib
+from vdm import sample
+from vdm import workdir as workdir_lib
 from vdm.contract import Ability
 from vdm.data.dataset import Images, Split
 from vdm.diffusion import encoder
@@ -32,9 +35,7 @@ from vdm.reporting.text import markdown_table
 from vdm.runtime import cache
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string(
-    "workdir", None, "A trained workdir of a diffusion model.", required=True, flag_values=FLAGS
-)
+flags.DEFINE_string("workdir", None, "A trained workdir of a diffusion model.", flag_values=FLAGS)
 flags.DEFINE_integer("num", 1_000, "Samples for each distance.", lower_bound=2, flag_values=FLAGS)
 flags.DEFINE_list(
     "evaluations", ["5", "10", "20", "50", "100", "250"], "Steps of a sampler.", flag_values=FLAGS
@@ -155,9 +156,7 @@ def plot_sampling(path: pathlib.Path, compared: Compared, shown: int = 8) -> Non
     evaluations = sorted({n for _, n in compared.distances})
     size = (5.0 + 0.45 * shown * len(SAMPLERS), 1.0 + 0.5 * len(evaluations))
     figure = Figure(figsize=size, layout="constrained")
-    left, *grids = figure.subplots(
-        1, 1 + len(SAMPLERS), width_ratios=[5.0, *[0.45 * shown] * len(SAMPLERS)]
-    )
+    left, *grids = figure.subplots(1, 1 + len(SAMPLERS), width_ratios=[5.0, *[0.45 * shown] * len(SAMPLERS)])
     for k, name in enumerate(SAMPLERS):
         distances = [compared.distances[name, n] for n in evaluations]
         # A little apart, so that no bar hides another.
@@ -185,6 +184,7 @@ def plot_sampling(path: pathlib.Path, compared: Compared, shown: int = 8) -> Non
 def run(others: Sequence[str]) -> None:
     """Prints and writes the table, and plots the figure."""
     command.refuse_others(others)
+    require(FLAGS.workdir, "--workdir is missing; give the workdir of a run.")
     wrong = [n for n in FLAGS.evaluations if not n.isdigit() or int(n) < 1]
     require(not wrong, f"--evaluations has {wrong}; accepted: 1 or more, joined by commas.")
     workdir = pathlib.Path(FLAGS.workdir).expanduser()

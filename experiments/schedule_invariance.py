@@ -21,7 +21,8 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from experiments import command
-from vdm import run as run_lib, workdir as workdir_lib
+from vdm import run as run_lib
+from vdm import workdir as workdir_lib
 from vdm.contract import Ability, Model, Params
 from vdm.diffusion.schedule import Schedule
 from vdm.diffusion.schedule.fixed import Cosine, LinearBeta
@@ -33,12 +34,8 @@ from vdm.reporting.text import markdown_table
 from vdm.runtime.randomness import Rng
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string(
-    "workdir", None, "A trained workdir of a diffusion model.", required=True, flag_values=FLAGS
-)
-flags.DEFINE_integer(
-    "passes", 100, "Times each test image is evaluated, for each number.", flag_values=FLAGS
-)
+flags.DEFINE_string("workdir", None, "A trained workdir of a diffusion model.", flag_values=FLAGS)
+flags.DEFINE_integer("passes", 100, "Times each test image is evaluated, for each number.", flag_values=FLAGS)
 
 HEADER = ("schedule", "bits/dim", "± noise", "i.i.d.: bits/dim", "± noise", "ratio of noise")
 Row = tuple[str, float, float, float, float, float]
@@ -132,6 +129,7 @@ def measure(workdir: pathlib.Path, passes: int) -> list[Row]:
 def run(others: Sequence[str]) -> None:
     """Prints and writes the table."""
     command.refuse_others(others)
+    require(FLAGS.workdir, "--workdir is missing; give the workdir of a run.")
     workdir = pathlib.Path(FLAGS.workdir).expanduser()
     rows = measure(workdir, FLAGS.passes)
     cells = [[name, *(f"{number:.4f}" for number in numbers)] for name, *numbers in rows]

@@ -13,12 +13,12 @@ from vdm.evaluation.estimate import standard_error
 from vdm.reporting import figures
 from vdm.reporting.text import fixed, markdown_table
 
-CAPTION = """Bits/dim of the test split and its terms, means over seeds. "± over seeds" is the standard error of
-that mean by how far the seeds are apart. {} It counts what a seed changes: the first parameters, the order of
-the data, the noise of training and of evaluation; but not which test images were drawn, as all seeds have the
-same. "± of one run" is the mean of the runs' own standard errors, which count the images and the Monte-Carlo
-noise of evaluation, but not what another seed would change. Seconds are from a run's start on, compilation
-and evaluations included."""
+CAPTION = """Bits/dim of the test split and its terms, means over seeds. "± over seeds" is the standard error
+of that mean by how far the seeds are apart. {} It counts what a seed changes: the first parameters, the order
+of the data, the noise of training and of evaluation; but not which test images were drawn, as all seeds have
+the same. "± of one run" is the mean of the runs' own standard errors, which count the images and the
+Monte-Carlo noise of evaluation, but not what another seed would change. Seconds are from a run's start on,
+compilation and evaluations included."""
 
 
 def write_table(

@@ -42,8 +42,8 @@ class Record:
 
     folder: pathlib.Path
     config: ConfigDict
-    train: list[Row]
-    test: list[Row]
+    train: Sequence[Row]
+    test: Sequence[Row]
     newest: Row
     final: Row
 
@@ -82,7 +82,7 @@ def read(folder: pathlib.Path | str) -> Record:
     return Record(folder, config, train, test, newest, final)
 
 
-def comparable(test: list[Row]) -> list[Row]:
+def comparable(test: Sequence[Row]) -> list[Row]:
     """The lines that have as many passes as most: others have other draws, and would make a curve jump.
 
     In runs of older versions the last line had more passes than those before it.

@@ -1,5 +1,6 @@
 """Eight virtual CPU devices for every test, so that one process can be many devices; and tiny runs."""
 
+import contextlib
 import os
 import pathlib
 import subprocess
@@ -38,6 +39,7 @@ TINY = {
     "config.sample.batch_size": 4,
 }
 
+# What the clock says in a line of metrics.jsonl.
 TIMING = ("seconds", "steps_per_second")
 
 
@@ -48,6 +50,20 @@ def make_config(fields=None, file=None):
 
     raw = config.default() if file is None else config.load(str(ROOT / file))
     return commandline.apply(raw, [f"--config.{name}={value}" for name, value in (fields or {}).items()])
+
+
+@contextlib.contextmanager
+def few_devices(count=1):
+    """Shows JAX so many of the eight devices: a program for one is compiled in a fraction of the time."""
+    import jax
+    import pytest
+
+    with pytest.MonkeyPatch.context() as patch:
+        first = jax.local_devices()[:count]
+        patch.setattr(jax, "devices", lambda *_: first)
+        patch.setattr(jax, "device_count", lambda *_: count)
+        patch.setattr(jax, "local_device_count", lambda *_: count)
+        yield
 
 
 def command(workdir, devices=1, **flags):

@@ -19,14 +19,14 @@ SPLITS = {
         ["--workdir=W", "--config.seed=1", "--mode", "eval", "--config=a.py", "--cache="],
         ("a.py", ["--config.seed=1"], ["--workdir=W", "--mode", "eval", "--cache="]),
     ),
-    "negative": (["--config.model.schedule.gamma_min", "-9.0"], ("", ["--config.model.schedule.gamma_min=-9.0"], [])),
+    "negative": (["--config.a.gamma_min", "-9.0"], ("", ["--config.a.gamma_min=-9.0"], [])),
     "bool alone": (["--config.a", "--config.b", "2"], ("", ["--config.a", "--config.b=2"], [])),
     "bool at the end": (["--noconfig.a", "--config.b"], ("", ["--noconfig.a", "--config.b"], [])),
     "an equals sign within": (["--config.a=b=c"], ("", ["--config.a=b=c"], [])),
     "empty": (["--config.data.augment="], ("", ["--config.data.augment="], [])),
     "no config": (["--workdir=W", "x"], ("", [], ["--workdir=W", "x"])),
     "like it": (["--configs=a.py", "--configurable"], ("", [], ["--configs=a.py", "--configurable"])),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", SPLITS)
@@ -63,8 +63,15 @@ FIELD = "config.model.schedule.learn_ends"
 
 @pytest.mark.parametrize(
     ("arg", "value"),
-    [("--{}", True), ("--{}=true", True), ("--{}=1", True), ("--{}=false", False), ("--{}=0", False), ("--no{}", False)],
-)  # fmt: skip
+    [
+        ("--{}", True),
+        ("--{}=true", True),
+        ("--{}=1", True),
+        ("--{}=false", False),
+        ("--{}=0", False),
+        ("--no{}", False),
+    ],
+)
 def test_bools(arg, value):
     assert apply(LEARNED, arg.format(FIELD)).model.schedule.learn_ends is value
 
@@ -79,15 +86,28 @@ def test_the_config_is_locked_and_complete():
 REFUSED = {
     "type": (["--config.train.steps=many"], "config.train.steps=many", "int"),
     "bool": ([LEARNED, f"--{FIELD}=maybe"], "learn_ends=maybe"),
-    "field": (["--config.train.stepz=3"], "config.train.stepz is set, but there is no", "Did you mean 'steps'?"),
+    "field": (
+        ["--config.train.stepz=3"],
+        "config.train.stepz is set, but there is no",
+        "Did you mean 'steps'?",
+    ),
     "section": (["--config.optimiser.clip=1"], "config.optimiser is set", "Did you mean 'optimizer'?"),
-    "a section set": (["--config.model.net=unet"], "config.model.net is a section", "its fields: ", "depth, "),
+    "a section set": (
+        ["--config.model.net=unet"],
+        "config.model.net is a section",
+        "its fields: ",
+        "depth, ",
+    ),
     "below a value": (["--config.seed.x=1"], "config.seed.x is set, but there is no such field"),
     "of another component": (
         ["--config.model.schedule.name=fixed_linear", f"--{FIELD}=true"],
         "learn_ends is set, but 'fixed_linear' has no such field; accepted: name, gamma_max, gamma_min.",
     ),
-    "misplaced": (["--config.batch_size=3"], "config.batch_size is set", "Did you mean 'config.eval.batch_size'?"),
+    "misplaced": (
+        ["--config.batch_size=3"],
+        "config.batch_size is set",
+        "Did you mean 'config.eval.batch_size'?",
+    ),
 }
 
 

@@ -114,7 +114,9 @@ def test_an_integer_is_a_number():
 
 
 def test_a_change_of_component_keeps_the_fields_that_the_new_one_reads():
-    given = raw(model={"schedule": {"name": "learned_net", "gamma_min": -9.0, "learn_ends": True, "hidden": 8}})
+    given = raw(
+        model={"schedule": {"name": "learned_net", "gamma_min": -9.0, "learn_ends": True, "hidden": 8}}
+    )
     names = {"model.schedule.name": "piecewise"}
     found = config.complete(given, names).model.schedule
     assert found.to_dict() == {

@@ -15,8 +15,11 @@ from conftest import ROOT, TINY, make_config, metrics, state
 import jax
 import pytest
 
-from vdm import commandline, main, train, workdir as workdir_lib
+from vdm import commandline, main, train
+from vdm import config as config_lib
+from vdm import workdir as workdir_lib
 from vdm.errors import UserError, one_line
+from vdm.reporting import log
 
 FORKS = {
     "power": {"model.schedule.name": "examples.power:Power", "model.schedule.power": 5.0},
@@ -30,7 +33,7 @@ FORKS = {
 def fields(fork):
     """The fields of its tiny run, which is saved at half its 12 steps."""
     tiny = {name.removeprefix("config."): value for name, value in TINY.items() if "config." in name}
-    times = {"train.checkpoint_every": 6, "train.eval_every": 6, "train.sample_every": 0}
+    times = {"train.checkpoint_every": 6, "train.eval_every": 0, "train.sample_every": 0}
     return tiny | times | FORKS[fork]
 
 
@@ -49,14 +52,15 @@ def cli(*args):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """Of the eight: a program for one is compiled in a fraction of the time."""
+def quick():
+    """One device of the eight, as a program for one is compiled in a fraction of the time; and no curves."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with pytest.MonkeyPatch.context() as patch:
         only = jax.local_devices()[:1]
         patch.setattr(jax, "devices", lambda *_: only)
         patch.setattr(jax, "device_count", lambda *_: 1)
         patch.setattr(jax, "local_device_count", lambda *_: 1)
+        patch.setattr(log, "save_curve", lambda *_: None)
         yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
@@ -96,13 +100,7 @@ def test_each_is_one_short_file_whose_command_is_a_run():
         given = commandline.split(shlex.split(command)[2:])
         assert given.file == "configs/digits.py" and given.rest == [f"--workdir=/tmp/{name}"]
         assert any(f"=examples.{name}:" in arg for arg in given.args), name
-        commandline.apply(main_config(given.file), given.args)
-
-
-def main_config(file):
-    from vdm import config
-
-    return config.load(str(ROOT / file))
+        commandline.apply(config_lib.load(str(ROOT / given.file)), given.args)
 
 
 def test_its_own_fields_are_in_the_config_and_it_is_kept(trained):
@@ -137,14 +135,16 @@ def test_evaluated_by_its_workdir_alone(trained, without_examples):
 
 @pytest.fixture
 def own_file(tmp_path, monkeypatch):
-    """(file, workdir) of a run whose schedule is a module in the current folder."""
+    """(file, workdir, config) of a run whose schedule is a module in the current folder."""
     file = tmp_path / "my_schedule.py"
     shutil.copyfile(ROOT / "examples" / "power.py", file)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     config = make_config(fields("power") | {"model.schedule.name": "my_schedule:Power"}, "configs/digits.py")
-    workdir_lib.write_config(tmp_path / "W", config) if (tmp_path / "W").mkdir() is None else None
-    yield file, tmp_path / "W", config
+    workdir = tmp_path / "W"
+    workdir.mkdir()
+    workdir_lib.write_config(workdir, config)
+    yield file, workdir, config
     unload("my_schedule")
 
 
@@ -169,8 +169,8 @@ def test_a_process_elsewhere_trains_with_it_and_evaluates_without_it(tmp_path):
     file = tmp_path / "my_lion.py"
     shutil.copyfile(ROOT / "examples" / "lion.py", file)
     (tmp_path / "empty").mkdir()
-    few = {"train.steps": 2, "optimizer.name": "my_lion:Lion"}
-    given = {"config": ROOT / "configs" / "digits.py"} | {f"config.{k}": v for k, v in (fields("lion") | few).items()}
+    few = fields("lion") | {"train.steps": 2, "optimizer.name": "my_lion:Lion"}
+    given = {"config": ROOT / "configs" / "digits.py"} | {f"config.{k}": v for k, v in few.items()}
     env = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
 
     def run(folder, **flags):
@@ -187,18 +187,26 @@ def test_a_process_elsewhere_trains_with_it_and_evaluates_without_it(tmp_path):
     assert f"{bpd:.4f}" in done.stdout
 
 
+POWER = {"model.schedule.name": "examples.power:Power"}
 TYPOS = {
-    "module": ({"model.schedule.name": "exampels.power:Power"}, "no module 'exampels'", "in the current folder"),
+    "module": (
+        {"model.schedule.name": "exampels.power:Power"},
+        "no module 'exampels'",
+        "in the current folder",
+    ),
     "file": ({"model.schedule.name": "examples.powre:Power"}, "no module 'examples.powre'", "'module:Class'"),
     "class": ({"model.schedule.name": "examples.power:Powre"}, "defines: Power.", "Did you mean 'Power'?"),
     "kind": ({"model.net.name": "examples.power:Power"}, "no vdm.nets.network.Network", "defines: none"),
     "imported": ({"optimizer.name": "examples.lion:Optimizer"}, "'Optimizer'", "it defines: Lion."),
-    "field": ({"model.schedule.name": "examples.power:Power", "model.schedule.pwoer": 3}, "pwoer is set, but 'examples.power:Power' has no such field",
-              "'examples.power:Power'; accepted: name, gamma_max, gamma_min, power.", "Did you mean 'power'?"),
-    "value": ({"model.schedule.name": "examples.power:Power", "model.schedule.power": -1}, "power is -1.0",
-              "accepted: more than 0."),
+    "field": (
+        POWER | {"model.schedule.pwoer": 3},
+        "config.model.schedule.pwoer is set, but 'examples.power:Power' has no such field",
+        "accepted: name, gamma_max, gamma_min, power.",
+        "Did you mean 'power'?",
+    ),
+    "value": (POWER | {"model.schedule.power": -1}, "power is -1.0; accepted: more than 0."),
     "no colon": ({"model.schedule.name": "examples.power.Power"}, "'examples.power.Power'", "'module:Class'"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", TYPOS)

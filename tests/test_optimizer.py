@@ -18,8 +18,7 @@ from vdm import step as step_lib
 from vdm.data import sources
 from vdm.data.batches import eval_batches
 from vdm.errors import UserError
-from vdm.optimizer import AdamW, Muon, Optimizer
-from vdm.parameters import Role
+from vdm.optimizer import AdamW, Optimizer
 
 
 @functools.cache
@@ -98,7 +97,10 @@ MATRICES = {
     "latent": ({"file": "configs/latent.py"}, MLP),
     "naive": ({"file": "configs/naive.py"}, TRANSFORMER),
     "unet": (SMALL_UNET, UNET),
-    "unet with attention everywhere": (SMALL_UNET | {"model__net__attention": "everywhere"}, UNET | EVERYWHERE),
+    "unet with attention everywhere": (
+        SMALL_UNET | {"model__net__attention": "everywhere"},
+        UNET | EVERYWHERE,
+    ),
 }
 
 
@@ -109,13 +111,17 @@ def test_these_are_matrices_and_no_others(case):
     roles, values = flat(model.roles(params)), flat(params)
     assert {path: role.matrix for path, role in roles.items() if role.matrix} == expected
     for path, (inner, outer) in expected.items():
-        assert min(math.prod(values[path].shape[axis] for axis in axes) for axes in (inner, outer)) >= 16, path
+        assert min(math.prod(values[path].shape[axis] for axis in axes) for axes in (inner, outer)) >= 16, (
+            path
+        )
 
 
 @pytest.mark.parametrize("name", ["vae", "mhvae"])
 def test_muon_is_refused_without_matrices(name):
     model, params = model_of(file=f"configs/{name}.py")
-    with pytest.raises(UserError, match="config.optimizer.name is 'muon', but no parameter .* accepted .*'adamw'"):
+    with pytest.raises(
+        UserError, match="config.optimizer.name is 'muon', but no parameter .* accepted .*'adamw'"
+    ):
         optimizer_lib.build(section("muon"), 10, model, params)
     optimizer_lib.build(section("adamw"), 10, model, params)
 
@@ -127,7 +133,11 @@ def test_muon_is_refused_without_matrices(name):
     ("fields", "path", "to_matrices"),
     [
         ({}, "layers/Dense_0/kernel", lambda v: v),
-        ({}, "layers/modulation/kernel", lambda v: v.transpose(0, 2, 1, 3).reshape(-1, v.shape[1], v.shape[3])),
+        (
+            {},
+            "layers/modulation/kernel",
+            lambda v: v.transpose(0, 2, 1, 3).reshape(-1, v.shape[1], v.shape[3]),
+        ),
         (SMALL_UNET, "down/Block_0/Conv_0/kernel", lambda v: v.reshape(v.shape[0], -1, v.shape[-1])),
         (SMALL_UNET, "up/Block_0/Conv_0/kernel", lambda v: v.reshape(v.shape[0], -1, v.shape[-1])),
         (SMALL_UNET, "middle_0/Conv_1/kernel", lambda v: v.reshape(1, -1, v.shape[-1])),
@@ -159,7 +169,7 @@ def test_muon_moves_what_is_no_matrix_as_nadam():
     model, params = model_of()
     given = section("muon", learning_rate=0.01, weight_decay=0.0, b1=0.8, b2=0.9)
     tx = optimizer_lib.build(given, 10, model, params)
-    value, state, update = random_like(params), None, None
+    value = random_like(params)
     state = tx.init(value)
     first, second, path = 0.0, 0.0, "patch_in/kernel"
     for n in (1, 2):
@@ -203,7 +213,10 @@ MUON_DECAYS = pytest.mark.xfail(strict=True, reason="optax.contrib.muon gives it
 @pytest.mark.parametrize("schedule", ["learned_linear", "learned_net", "multivariate"])
 def test_a_schedule_is_not_decayed(name, schedule):
     """Without a gradient all other parameters shrink by rate · weight decay, and a schedule stays."""
-    more = {"learned_net": {"model__schedule__learn_ends": True}, "multivariate": {"model__schedule__context": 3}}
+    more = {
+        "learned_net": {"model__schedule__learn_ends": True},
+        "multivariate": {"model__schedule__context": 3},
+    }
     model, params = model_of(model__net__name="mlp", model__schedule__name=schedule, **more.get(schedule, {}))
     tx = optimizer_lib.build(section(name, learning_rate=0.1, weight_decay=0.5), 10, model, params)
     value, zeros = random_like(params), jax.tree.map(lambda s: jnp.zeros(s.shape), params)
@@ -285,9 +298,3 @@ def test_values_that_are_not_accepted(fields, text):
         with pytest.raises(UserError) as error:
             optimizer_lib.build(section(name, **fields), 10, model, params)
         assert str(error.value) == f"config.optimizer.{text}"
-
-
-def test_decayed_is_the_mask_of_the_roles():
-    roles = {"a": Role(), "b": Role(decayed=False), "c": Role(matrix=LONE, interior=True)}
-    assert optimizer_lib.decayed(roles) == {"a": True, "b": False, "c": True}
-    assert Muon.needs_matrices and not AdamW.needs_matrices

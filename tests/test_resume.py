@@ -7,37 +7,11 @@ import signal
 import subprocess
 import time
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from PIL import Image
 import pytest
 
-from conftest import ROOT, command, only, run
-from vdm.reporting import report
-
-TIMING = ("seconds", "steps_per_second")
-
-
-def state(workdir, step=12):
-    """Every array of a checkpoint, as bytes by name."""
-    path = workdir / "checkpoints" / str(step) / "state"
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    with ocp.StandardCheckpointer() as checkpointer:
-        like = jax.tree.map(
-            lambda saved: jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=here),
-            checkpointer.metadata(path).item_metadata.tree,
-        )
-        tree = checkpointer.restore(path, like)
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path): np.asarray(value).tobytes() for path, value in flat}
-
-
-def metrics(workdir):
-    """The lines of metrics.jsonl without what the clock says."""
-    rows = report.read_metrics(workdir / "metrics.jsonl")
-    return [{k: v for k, v in row.items() if k not in TIMING} for row in rows]
-
+from conftest import ROOT, command, metrics, only, run, state
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):

@@ -24,7 +24,9 @@ def built():
         patch.setattr(jax, "device_count", lambda *_: 1)
         patch.setattr(jax, "local_device_count", lambda *_: 1)
         parts = run_lib.build(config)
-        step = step_lib.make_step(parts.model, parts.objective, parts.optimizer, config, parts.data.spec.shape)
+        step = step_lib.make_step(
+            parts.model, parts.objective, parts.optimizer, config, parts.data.spec.shape
+        )
         mapped = jax.vmap(step, in_axes=(None, None, 0), axis_name=AXIS)
         yield parts, jax.jit(lambda *args: jax.tree.map(lambda v: v[0], mapped(*args)))
 
@@ -43,7 +45,7 @@ def float64(tree):
 
 
 def test_the_average_is_its_recursion(built):
-    """e ← d e + (1 − d) p with d = min(largest, (1 + n)/(10 + n)), n the steps taken before: n = 0 at first."""
+    """e ← d e + (1 − d) p with d = min(largest, (1 + n)/(10 + n)) after n steps, n = 0 at first."""
     parts, step = built
     state = parts.init()
     expected, batches = float64(state.params), batch_of(parts, 6)
@@ -91,3 +93,11 @@ def test_steps_in_one_call_are_the_steps_one_by_one(built):
     for found, wanted in zip(float64(together.params), float64(state.params)):
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
     assert set(metrics) == {"reconstruction", "prior", "diffusion", "loss", "draw_sd", "grad_norm"}
+
+
+def test_noise_depends_on_the_step_alone(built):
+    """The same parameters and pictures meet the same noise at the same step, and other noise at another."""
+    parts, step = built
+    state, batch = parts.init(), batch_of(parts, 1)
+    losses = [float(step(state._replace(step=jnp.int32(n)), {}, batch)[1]["loss"][0]) for n in (0, 0, 7)]
+    assert losses[0] == losses[1] != losses[2]

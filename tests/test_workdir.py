@@ -1,4 +1,4 @@
-"""What a workdir keeps of its run: the config, the modules of its own components; and one of an older version."""
+"""What a workdir keeps of its run: the config and the modules of its own components; older versions."""
 
 import copy
 import json
@@ -65,7 +65,10 @@ def test_what_changes_no_number_of_the_training_may_differ(tmp_path):
     ("changes", "text"),
     [
         ({"seed": 5}, "seed was 0, is 5"),
-        ({"train.batch_size": 64, "train.ema": 0.9}, "train.batch_size was 128, is 64; train.ema was 0.999, is 0.9"),
+        (
+            {"train.batch_size": 64, "train.ema": 0.9},
+            "train.batch_size was 128, is 64; train.ema was 0.999, is 0.9",
+        ),
         ({"model.net.width": 32}, "model.net.width was 64, is 32"),
         ({"model.schedule.name": "cosine"}, "model.schedule.name was 'learned_linear', is 'cosine'"),
         ({"optimizer.name": "adamw"}, "optimizer.name was 'muon', is 'adamw'"),
@@ -154,7 +157,9 @@ def test_another_version_is_refused_before_a_field_that_differs(own):
 
 
 def test_built_in_components_are_not_kept(tmp_path):
-    workdir_lib.write_config(tmp_path, make_config({"model.schedule.name": "vdm.diffusion.schedule.fixed:Cosine"}))
+    workdir_lib.write_config(
+        tmp_path, make_config({"model.schedule.name": "vdm.diffusion.schedule.fixed:Cosine"})
+    )
     assert not (tmp_path / "components").exists()
 
 
@@ -163,7 +168,8 @@ def test_built_in_components_are_not_kept(tmp_path):
 # As the version before components owned their fields wrote it for its configs/digits.py.
 OLD = {
     "data": {
-        "augment": "", "data_dir": "", "image_size": 0, "name": "digits", "on_device_gib": 1.0, "vocab_size": 17,
+        "augment": "", "data_dir": "", "image_size": 0, "name": "digits", "on_device_gib": 1.0,
+        "vocab_size": 17,
     },
     "eval": {
         "batch_size": 120, "chain": {"samples": 16, "timesteps": 50}, "checkpoint": "newest",
@@ -191,8 +197,8 @@ OLD = {
     "sample": {"batch_size": 64, "num": 64},
     "seed": 0,
     "train": {
-        "accumulate": 1, "batch_size": 128, "checkpoint_every": 500, "ema": 0.999, "eval_every": 500, "keep": 2,
-        "log_every": 100, "sample_every": 0, "steps": 2000, "substeps": 20,
+        "accumulate": 1, "batch_size": 128, "checkpoint_every": 500, "ema": 0.999, "eval_every": 500,
+        "keep": 2, "log_every": 100, "sample_every": 0, "steps": 2000, "substeps": 20,
     },
 }  # fmt: skip
 
@@ -238,7 +244,9 @@ def test_an_older_schedule_said_what_is_minimised(schedule, model, expected, tmp
 
 
 def test_an_older_vae_has_no_schedule(tmp_path):
-    workdir = old(tmp_path, "min_variance", name="vae", net=OLD["model"]["net"] | {"name": "mlp", "width": 256})
+    workdir = old(
+        tmp_path, "min_variance", name="vae", net=OLD["model"]["net"] | {"name": "mlp", "width": 256}
+    )
     found = workdir_lib.read_config(workdir)
     assert found.objective.name == "elbo"
     assert found.model.to_dict() == {

@@ -1,5 +1,6 @@
 """Objectives: their weights, their gradients, and that what is reported is the ELBO whatever is minimised."""
 
+import functools
 import json
 import math
 
@@ -7,10 +8,12 @@ from conftest import TINY, make_config
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from vdm import component, step as step_lib, train
+from vdm import component, train
 from vdm import run as run_lib
+from vdm import step as step_lib
 from vdm.config import flat
 from vdm.contract import Draw
 from vdm.data.batches import eval_batches
@@ -70,13 +73,17 @@ def test_the_peak_of_edm():
 def test_the_shift_of_sigmoid():
     gamma = jnp.asarray([-3.0, 0.0, 2.0])
     np.testing.assert_allclose(
-        Weighted("sigmoid", shift=-1.0).weight(gamma), 1.0 / (1.0 + np.exp(1.0 - np.asarray(gamma))), rtol=1e-6
+        Weighted("sigmoid", shift=-1.0).weight(gamma),
+        1.0 / (1.0 + np.exp(1.0 - np.asarray(gamma))),
+        rtol=1e-6,
     )
 
 
 def test_only_the_diffusion_term_is_weighted():
     two = jnp.asarray([1.0, 2.0])
-    draw = Draw({"reconstruction": two, "prior": 3 * two, "diffusion": 5 * two}, gamma=jnp.asarray([-2.0, 4.0]))
+    draw = Draw(
+        {"reconstruction": two, "prior": 3 * two, "diffusion": 5 * two}, gamma=jnp.asarray([-2.0, 4.0])
+    )
     found = Weighted("flow_matching")(draw)
     np.testing.assert_allclose(found["diffusion"], [5.0 * math.exp(-1.0), 10.0 * math.exp(2.0)], rtol=1e-6)
     assert found["prior"] is draw.terms["prior"] and found["reconstruction"] is draw.terms["reconstruction"]
@@ -162,25 +169,36 @@ def test_a_step_reports_the_elbo_and_beside_it_what_is_minimised(name):
     _, metrics = one_step(config, parts, params, batch)
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), 0)
     rng = randomness.Rng(key, jnp.arange(16), 16)
-    draw = jax.jit(parts.model.draw)(params, rng, batch)
-    elbo = sum(np.asarray(nats, np.float64) for nats in draw.terms.values())
+
+    @jax.jit
+    @functools.partial(jax.grad, has_aux=True)
+    def by_hand(params):
+        draw = parts.model.draw(params, rng, batch)
+        weight = 1.0 / (1.0 + jnp.exp(-2.0 - draw.gamma)) if name == "weighted" else 1.0
+        others = draw.terms["prior"] + draw.terms["reconstruction"]
+        minimised = jnp.mean(weight * draw.terms["diffusion"] + others)
+        return minimised, (draw.terms, minimised)
+
+    grads, (terms, minimised) = by_hand(params)
+    elbo = sum(np.asarray(nats, np.float64) for nats in terms.values())
     assert metrics["loss"] == pytest.approx(elbo.mean(), rel=1e-5)
     assert metrics["draw_sd"] == pytest.approx(elbo.std(), rel=1e-3)
-    for term, nats in draw.terms.items():
+    for term, nats in terms.items():
         assert metrics[term] == pytest.approx(float(jnp.mean(nats)), rel=1e-5)
+    # That of the variance is not in this gradient: see test_variance.
+    same = metrics["grad_norm"] == pytest.approx(float(optax.tree.norm(grads)), rel=1e-3)
+    assert same == (name != "least_variance")
     assert ("objective" in metrics) == (name == "weighted")
     if name == "weighted":
-        weighted = FORMULAS["sigmoid"](-np.asarray(draw.gamma, np.float64)) * draw.terms["diffusion"]
-        others = draw.terms["prior"] + draw.terms["reconstruction"]
-        assert metrics["objective"] == pytest.approx(float(np.mean(weighted + others)), rel=1e-5)
+        assert metrics["objective"] == pytest.approx(float(minimised), rel=1e-5)
         assert metrics["objective"] < 0.9 * metrics["loss"]
 
 
 def test_a_weighted_run_reports_the_elbo_of_its_parameters(tmp_path):
-    """Its test bits/dim are those of the same parameters and noise, summed here from the model's own terms."""
-    # One pass, whose times are uniform.
-    config = make_config(fields(objective__name="weighted", train__steps=6, train__eval_every=0, eval__passes=1),
-                         "configs/digits.py")  # fmt: skip
+    """Its test bits/dim are those of its parameters under the same noise, summed here from the terms."""
+    # Of one pass the times are uniform.
+    few = {"train__steps": 6, "train__eval_every": 0, "eval__passes": 1}
+    config = make_config(fields(objective__name="weighted", **few), "configs/digits.py")
     train.run(config, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     restored = run_lib.restore(config, tmp_path)
@@ -224,7 +242,11 @@ REFUSED = {
         "'weighted', which needs a schedule whose end points are not learned.",
     ),
     "weighted with learned ends of a network": (
-        {"objective.name": "weighted", "model.schedule.name": "learned_net", "model.schedule.learn_ends": True},
+        {
+            "objective.name": "weighted",
+            "model.schedule.name": "learned_net",
+            "model.schedule.learn_ends": True,
+        },
         "which needs a schedule whose end points are not learned.",
     ),
     "weighted with a schedule for each value": (

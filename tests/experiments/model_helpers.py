@@ -1,24 +1,26 @@
 """Tiny runs of the models of configs/, as training leaves them, in this process and on one device."""
 
+import contextlib
 import json
 
+from conftest import TINY, make_config
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from conftest import TINY, make_config
 from record_helpers import line
-from vdm import run as run_lib, workdir as workdir_lib
+
+from vdm import run as run_lib
+from vdm import workdir as workdir_lib
 from vdm.evaluation.estimate import write_json
 from vdm.evaluation.evaluator import make_evaluator
 from vdm.runtime import devices
 from vdm.runtime.checkpoint import Checkpoints
 
 
-@pytest.fixture(scope="module")
+@contextlib.contextmanager
 def one_device():
-    """One of the eight: a program for one is compiled in a fraction of the time."""
+    """Shows JAX one of the eight devices: a program for one is compiled in a fraction of the time."""
     with pytest.MonkeyPatch.context() as patch:
         first = jax.local_devices()[:1]
         patch.setattr(jax, "devices", lambda *_: first)

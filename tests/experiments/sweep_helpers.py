@@ -9,11 +9,11 @@ import sys
 import time
 from unittest import mock
 
+from conftest import ROOT, command
 from ml_collections import ConfigDict
 import pytest
-import submitit  # noqa: F401: it closes the streams of other log handlers, so not while these are redirected
+import submitit  # noqa: F401  its import closes the streams of other log handlers: so not while redirected
 
-from conftest import ROOT, command
 from experiments import plan, sweep
 
 # In place of vdm.main: what it does is in the name of its folder.
@@ -72,45 +72,38 @@ def write_found(workdir, found):
     return [path]
 
 
-@pytest.fixture
-def start_study(tmp_path):
-    """(names of variants, *flags) → the process of a study of stand-ins in tmp_path/W."""
+def start_study(tmp_path, variants, *args):
+    """The process of a study of stand-ins in tmp_path/W; `variants` are their names."""
     (tmp_path / "stand_in.py").write_text(STAND_IN)
-
-    def start(variants, *args):
-        grid = {name: {} for name in variants.split()}
-        text = STUDY.format(grid=json.dumps(grid), stand_in=str(tmp_path / "stand_in.py"))
-        (tmp_path / "study.py").write_text(text)
-        args = [f"--workdir={tmp_path / 'W'}", "--config.train.steps=3", *args]
-        env = command(tmp_path)[1]  # one device
-        path = [tmp_path, ROOT, ROOT / "tests", ROOT / "tests" / "experiments"]
-        env |= {"PYTHONPATH": ":".join(map(str, path)), "PATH": f"{tmp_path}:{env['PATH']}"}
-        return subprocess.Popen(
-            [sys.executable, str(tmp_path / "study.py"), *args], env=env, cwd=ROOT,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        )  # fmt: skip
-
-    return start
+    grid = {name: {} for name in variants.split()}
+    text = STUDY.format(grid=json.dumps(grid), stand_in=str(tmp_path / "stand_in.py"))
+    (tmp_path / "study.py").write_text(text)
+    args = [f"--workdir={tmp_path / 'W'}", "--config.train.steps=3", *args]
+    env = command(tmp_path)[1]  # one device
+    path = [tmp_path, ROOT, ROOT / "tests", ROOT / "tests" / "experiments"]
+    env |= {"PYTHONPATH": ":".join(map(str, path)), "PATH": f"{tmp_path}:{env['PATH']}"}
+    return subprocess.Popen(
+        [sys.executable, str(tmp_path / "study.py"), *args], env=env, cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
 
 
-@pytest.fixture
-def study_here(tmp_path):
-    """(grid, *flags) → exit code, stdout and stderr of a study of real runs in tmp_path/W, in this process."""
-
-    def run(grid, *args):
-        for flag in sweep.FLAGS:
-            sweep.FLAGS[flag].unparse()
-        out, err = io.StringIO(), io.StringIO()
-        argv = ["study", f"--workdir={tmp_path / 'W'}", *args]
-        one_device = mock.patch.dict(os.environ, command(tmp_path)[1])
-        with (
-            one_device, mock.patch.object(sys, "argv", argv), contextlib.chdir(ROOT),
-            contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as exit,
-        ):  # fmt: skip
-            sweep.main("The help of a study.", lambda config: grid, write_found, config="configs/digits.py")
-        return exit.value.code, out.getvalue(), err.getvalue()
-
-    return run
+def study_here(tmp_path, grid, *args):
+    """Exit code, stdout and stderr of a study of real runs in tmp_path/W, in this process."""
+    for flag in sweep.FLAGS:
+        sweep.FLAGS[flag].unparse()
+    out, err = io.StringIO(), io.StringIO()
+    argv = ["study", f"--workdir={tmp_path / 'W'}", *args]
+    with (
+        mock.patch.dict(os.environ, command(tmp_path)[1]),  # one device
+        mock.patch.object(sys, "argv", argv),
+        contextlib.chdir(ROOT),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as exit,
+    ):
+        sweep.main("The help of a study.", lambda config: grid, write_found, config="configs/digits.py")
+    return exit.value.code, out.getvalue(), err.getvalue()
 
 
 def ended(process):

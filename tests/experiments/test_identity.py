@@ -3,21 +3,27 @@
 import csv
 import itertools
 
+from conftest import make_config
 import jax
 import jax.numpy as jnp
+from model_helpers import one_device, save_run, tiny_config
 import numpy as np
 import pytest
 from scipy import stats
 
-from conftest import make_config
 from experiments import identity
-from model_helpers import one_device, save_run, tiny_config  # noqa: F401
 from vdm import model as model_lib
 from vdm.baselines import vae
 from vdm.data.dataset import Spec
 
 LEVELS, SHAPE = 3, (1, 2, 1)
 PICTURES = np.array(list(itertools.product(range(LEVELS), repeat=2)), np.uint8).reshape(-1, *SHAPE)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def single():
+    with one_device():
+        yield
 
 
 def small_vae(latent):
@@ -74,7 +80,7 @@ def test_sums_over_the_grid(latent):
         assert posterior is None
 
 
-def test_both_sides_of_a_run_agree(tmp_path, monkeypatch, one_device):  # noqa: F811
+def test_both_sides_of_a_run_agree(tmp_path, monkeypatch):
     monkeypatch.setattr(identity, "PASSES", 40)
     monkeypatch.setattr(identity, "POINTS", {2: 161})
     fields = {"model.latent": 2, "train.steps": 4, "eval.images": 50}

@@ -4,16 +4,9 @@ import signal
 import sys
 
 import pytest
+from sweep_helpers import counted, ended, start_study, study_here, trial_of, wait_for
 
 from experiments import jobs, plan, pool
-from sweep_helpers import (  # noqa: F401
-    counted,
-    ended,
-    start_study,
-    study_here,
-    trial_of,
-    wait_for,
-)
 
 
 def test_no_run_is_done_by_two(tmp_path):
@@ -45,9 +38,9 @@ def test_why_it_failed_is_of_this_start_alone(tmp_path):
 # ---- submitit ---------------------------------------------------------------------------
 
 
-def test_submitit_is_named_where_it_is_absent(study_here, monkeypatch):
+def test_submitit_is_named_where_it_is_absent(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
-    code, _, err = study_here({"good": {}}, "--cluster=local")
+    code, _, err = study_here(tmp_path, {"good": {}}, "--cluster=local")
     assert code == 2 and "pip install -e '.[slurm]'" in err
 
 
@@ -75,7 +68,8 @@ def test_a_job_whose_time_is_up_saves_and_is_queued_again(tmp_path):
 SLURM = {
     "sbatch": """cp "$1" {folder}/script
 [ -e {folder}/queue_only ] || for task in 0 1; do
-SLURM_JOB_ID=$((8 + task)) SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=$task sh {folder}/script > /dev/null 2>&1 &
+export SLURM_JOB_ID=$((8 + task)) SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=$task
+sh {folder}/script > /dev/null 2>&1 &
 done
 echo Submitted batch job 7""",
     "srun": """while [ "${{1#--}}" != "$1" ]; do [ "$1" = --unbuffered ] || shift; shift; done; exec "$@" """,
@@ -95,10 +89,10 @@ def slurm(tmp_path):
         path.chmod(0o755)
 
 
-def test_submitted_to_slurm_as_one_array(slurm, start_study, tmp_path):
-    code, shown, err = ended(start_study("good", *OPTIONS, "--dry_run"))
+def test_submitted_to_slurm_as_one_array(slurm, tmp_path):
+    code, shown, err = ended(start_study(tmp_path, "good", *OPTIONS, "--dry_run"))
     assert code == 0 and not (tmp_path / "W").exists(), err
-    code, out, err = ended(start_study("good", *OPTIONS))
+    code, out, err = ended(start_study(tmp_path, "good", *OPTIONS))
     assert code == 0 and "good-1: 1.5000" in out, out + err
     assert counted(tmp_path / "W", "starts") == {"good-0": 1, "good-1": 1}
     script = (tmp_path / "script").read_text()
@@ -110,9 +104,9 @@ def test_submitted_to_slurm_as_one_array(slurm, start_study, tmp_path):
     assert f"{tmp_path}/W/good-1" in tasks[1]
 
 
-def test_stopped_it_cancels_what_is_queued(slurm, start_study, tmp_path):
+def test_stopped_it_cancels_what_is_queued(slurm, tmp_path):
     (tmp_path / "queue_only").touch()
-    process = start_study("good", *OPTIONS)
+    process = start_study(tmp_path, "good", *OPTIONS)
     wait_for((tmp_path / "script").exists)
     assert "0 of 2 runs have finished; 2 to run" in process.stdout.readline()
     assert "started" in process.stdout.readline()

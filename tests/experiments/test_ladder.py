@@ -2,23 +2,32 @@
 
 import json
 
+from conftest import ROOT
 import jax
+from model_helpers import one_device, save_run, tiny_config
 import numpy as np
 import pytest
-
-from conftest import ROOT
-from experiments import ladder
-from model_helpers import one_device, save_run, tiny_config  # noqa: F401
 from record_helpers import read_csv
-from vdm import commandline, config as config_lib, model as model_lib, run as run_lib
+
+from experiments import ladder
+from vdm import commandline
+from vdm import config as config_lib
+from vdm import model as model_lib
+from vdm import run as run_lib
 from vdm import workdir as workdir_lib
 from vdm.contract import Ability
 from vdm.data.dataset import Spec
 from vdm.diffusion import encoder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def single():
+    with one_device():
+        yield
+
+
 @pytest.fixture(scope="module", params=["naive", "latent"])
-def workdir(request, tmp_path_factory, one_device):  # noqa: F811
+def workdir(request, tmp_path_factory):
     """A tiny run of a model that has a row of samples of its own."""
     fields = {"model.net.depth": 1, "eval.images": 50}
     return save_run(tmp_path_factory.mktemp(request.param) / "run", tiny_config(request.param, **fields))

@@ -3,12 +3,14 @@
 import dataclasses
 import json
 
+from conftest import make_config
 import jax
 import jax.numpy as jnp
+from model_helpers import one_device, save_run, tiny_config
 import numpy as np
 import pytest
+from record_helpers import read_csv
 
-from conftest import make_config
 from experiments import (
     depth,
     fourier_features,
@@ -18,9 +20,9 @@ from experiments import (
     time_samplers,
     workdirs,
 )
-from model_helpers import one_device, save_run, tiny_config  # noqa: F401
-from record_helpers import read_csv
-from vdm import model as model_lib, run as run_lib, workdir as workdir_lib
+from vdm import model as model_lib
+from vdm import run as run_lib
+from vdm import workdir as workdir_lib
 from vdm.data.batches import eval_batches
 from vdm.data.dataset import Spec
 from vdm.diffusion import elbo
@@ -29,8 +31,14 @@ from vdm.runtime.randomness import Rng
 STUDIES = (noise_schedules, time_samplers, depth, fourier_features)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def single():
+    with one_device():
+        yield
+
+
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory, one_device):  # noqa: F811
+def workdir(tmp_path_factory):
     """A tiny run with independent times and a learned schedule."""
     fields = {
         "model.times": "iid",

@@ -41,12 +41,12 @@ def test_causal_attention_on_a_cpu_is_that_of_jax(tokens):
     q, k, v = jax.random.normal(jax.random.key(0), (3, 7, tokens, 2, 8))
 
     @functools.partial(jax.jit, static_argnums=0)
-    def out_and_gradients(attend):
+    def out_and_gradients(attend, q, k, v):
         out, pull = jax.vjp(attend, q, k, v)
         return out, *pull(jnp.cos(out))
 
     in_blocks = lambda *qkv: layers.attend_on_cpu(*qkv, causal.attend_in_blocks)
-    for got, want in zip(*map(out_and_gradients, (in_blocks, causal.attend_before))):
+    for got, want in zip(*(out_and_gradients(attend, q, k, v) for attend in (in_blocks, causal.attend_before))):
         np.testing.assert_allclose(got, want, atol=1e-5)
 
 

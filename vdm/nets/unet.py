@@ -108,13 +108,14 @@ def with_gradient_of(value, h):
 
 
 @jax.custom_jvp
-def once(gradient):
-    """`gradient`, which cannot be differentiated.
+def once(value, *sources):
+    """`value`, which cannot be differentiated, neither by itself nor by `sources`.
 
     Raises:
       UserError: it is.
     """
-    return gradient
+    del sources
+    return value
 
 
 @once.defjvp
@@ -125,7 +126,10 @@ def _(primals, tangents):
     )
 
 
-with_gradient_of.defvjp(lambda value, h: (value, None), lambda _, gradient: (None, once(gradient)))
+# A second derivative goes through the value, which is a constant to it, or through the gradient.
+with_gradient_of.defvjp(
+    lambda value, h: (once(value, h), None), lambda _, gradient: (None, once(gradient))
+)
 
 
 MIDDLE = ("middle_0", "middle_attention", "middle_1")

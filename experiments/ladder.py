@@ -230,8 +230,7 @@ def plot_progress(axes: Any, records: Records) -> None:
         axes.plot(x, y, color=style["color"], marker="D", ms=5, ls="none", zorder=3)
         ends.append(y)
     axes.plot([], [], color="gray", marker="D", ms=5, ls="none", label="final estimate")
-    title = "mean over seeds; diamonds: final estimates, of config.eval.passes;\n"
-    title += "points: of passes_in_training, with the same noise at each"
+    title = "mean over seeds; diamonds: final estimates;\npoints: of fewer passes, with the same noise at each"
     axes.set(xscale="log", xlabel="seconds of training", ylabel="bits/dim, test split", title=title)
     axes.set_ylim(min(ends) - 0.05, min(max(ends), 2.0 * min(ends)) + 0.3)
     figures.plain_ticks(axes.xaxis)

@@ -13,11 +13,7 @@ import numpy as np
 
 from configs import cifar10
 from experiments.flops import matmul_rate, unet_flops
-from vdm import config as config_lib
-from vdm import model as model_lib
-from vdm import optimizer as optimizer_lib
-from vdm import sample
-from vdm import step as step_lib
+from vdm import config as config_lib, model as model_lib, optimizer as optimizer_lib, sample, step as step_lib
 from vdm.contract import Model
 from vdm.data import resident
 from vdm.data.batches import eval_batches, train_batches

@@ -24,8 +24,7 @@ from tqdm import tqdm
 
 from experiments import sweep, workdirs
 from experiments.output import save_figure, write_csv
-from vdm import run as run_lib
-from vdm import workdir as workdir_lib
+from vdm import run as run_lib, workdir as workdir_lib
 from vdm.baselines.vae import VAE
 from vdm.contract import Params
 from vdm.data.dataset import Images

@@ -27,10 +27,7 @@ from tqdm import tqdm
 
 from experiments import curves, sweep, tables, workdirs
 from experiments.output import save_figure, write_csv
-from vdm import model as model_lib
-from vdm import run as run_lib
-from vdm import sample
-from vdm import workdir as workdir_lib
+from vdm import model as model_lib, run as run_lib, sample, workdir as workdir_lib
 from vdm.diffusion import encoder
 from vdm.evaluation.estimate import standard_error
 from vdm.reporting import figures
@@ -230,7 +227,7 @@ def plot_progress(axes: Any, records: Records) -> None:
         axes.plot(x, y, color=style["color"], marker="D", ms=5, ls="none", zorder=3)
         ends.append(y)
     axes.plot([], [], color="gray", marker="D", ms=5, ls="none", label="final estimate")
-    title = "mean over seeds; diamonds: final estimates;\npoints: of fewer passes, with the same noise at each"
+    title = "mean over seeds; diamonds: final estimates;\npoints: fewer passes, the same noise at each"
     axes.set(xscale="log", xlabel="seconds of training", ylabel="bits/dim, test split", title=title)
     axes.set_ylim(min(ends) - 0.05, min(max(ends), 2.0 * min(ends)) + 0.3)
     figures.plain_ticks(axes.xaxis)

@@ -25,8 +25,7 @@ from tqdm import tqdm
 from experiments import sweep, tables, workdirs
 from experiments.curves import plot_curves, style_of
 from experiments.output import save_figure
-from vdm import run as run_lib
-from vdm import workdir as workdir_lib
+from vdm import run as run_lib, workdir as workdir_lib
 from vdm.diffusion import elbo
 from vdm.evaluation.estimate import standard_error
 from vdm.evaluation.evaluator import make_evaluator

@@ -10,9 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vdm import commandline
-from vdm import config as config_lib
-from vdm import workdir as workdir_lib
+from vdm import commandline, config as config_lib, workdir as workdir_lib
 from vdm.config import flat
 from vdm.errors import UserError, require
 

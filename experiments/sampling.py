@@ -21,10 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import command
-from vdm import model as model_lib
-from vdm import run as run_lib
-from vdm import sample
-from vdm import workdir as workdir_lib
+from vdm import model as model_lib, run as run_lib, sample, workdir as workdir_lib
 from vdm.contract import Ability
 from vdm.data.dataset import Images, Split
 from vdm.diffusion import encoder

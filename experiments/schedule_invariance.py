@@ -21,8 +21,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from experiments import command
-from vdm import run as run_lib
-from vdm import workdir as workdir_lib
+from vdm import run as run_lib, workdir as workdir_lib
 from vdm.contract import Ability, Model, Params
 from vdm.diffusion.schedule import Schedule
 from vdm.diffusion.schedule.fixed import Cosine, LinearBeta

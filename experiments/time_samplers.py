@@ -18,8 +18,7 @@ import numpy as np
 
 from experiments import sweep, tables, workdirs
 from experiments.curves import plot_curves
-from vdm import run as run_lib
-from vdm import workdir as workdir_lib
+from vdm import run as run_lib, workdir as workdir_lib
 from vdm.data.batches import eval_batches
 from vdm.diffusion import elbo, times
 from vdm.evaluation.estimate import standard_error

@@ -44,8 +44,8 @@ TIMING = ("seconds", "steps_per_second")
 
 
 def make_config(fields=None, file=None):
-    """The complete config of a file, or without one of the defaults, with fields set by dotted names as on the
-    command line."""
+    """The complete config of a file, or without one of the defaults, with fields set by dotted names as on
+    the command line."""
     from vdm import commandline, config
 
     raw = config.default() if file is None else config.load(str(ROOT / file))

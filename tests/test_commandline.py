@@ -1,8 +1,8 @@
 """The command line: --config.FIELD=VALUE in all its forms, and what it refuses."""
 
-from conftest import ROOT
 import pytest
 
+from conftest import ROOT
 from vdm import commandline, config
 from vdm.errors import UserError, one_line
 

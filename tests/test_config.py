@@ -1,8 +1,8 @@
 """The config: defaults, what is refused, a change of component, and config files."""
 
-from conftest import ROOT, make_config
 import pytest
 
+from conftest import ROOT, make_config
 from vdm import config
 from vdm.errors import UserError, one_line
 

@@ -11,13 +11,11 @@ import signal
 import subprocess
 import sys
 
-from conftest import ROOT, TINY, make_config, metrics, state
 import jax
 import pytest
 
-from vdm import commandline, main, train
-from vdm import config as config_lib
-from vdm import workdir as workdir_lib
+from conftest import ROOT, TINY, make_config, metrics, state
+from vdm import commandline, config as config_lib, main, train, workdir as workdir_lib
 from vdm.errors import UserError, one_line
 from vdm.reporting import log
 

@@ -39,8 +39,8 @@ def together(workdir, **flags):
 
 
 def test_two_processes_train_save_and_resume_together(tmp_path):
-    """Stopped at steps 4 and 8, and each time resumed under the other kind, they end where one process of four
-    devices does."""
+    """Stopped at steps 4 and 8, and each time resumed under the other kind, they end where one process of
+    four devices does."""
     flags = {"config.train.log_every": 4, "config.train.sample_every": 4}
     for steps, kind in ((4, "pmap"), (8, "shard_map"), (12, "pmap")):
         fields = {"config.train.steps": steps, "config.parallel": kind}

@@ -4,16 +4,13 @@ form that is meant for these and not in the one that is fast on a CPU."""
 import math
 import re
 
-from conftest import make_config
 import jax
 from jax.sharding import Mesh, PartitionSpec
 import numpy as np
 import pytest
 
-from vdm import model as model_lib
-from vdm import optimizer as optimizer_lib
-from vdm import sample as sample_lib
-from vdm import step as step_lib
+from conftest import make_config
+from vdm import model as model_lib, optimizer as optimizer_lib, sample as sample_lib, step as step_lib
 from vdm.data.dataset import Data, Spec, in_memory
 from vdm.diffusion import objective as objective_lib
 from vdm.evaluation.evaluator import make_evaluator

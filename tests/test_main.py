@@ -45,7 +45,11 @@ BAD_VALUES = {
     "patch": ({"model.net.patch": 3}, "patch is 3", "height 8 and width 8"),
     "dropout": ({"model.net.dropout": 1.0}, "dropout is 1.0"),
     "fourier": ({"model.net.fourier": -1}, "fourier is -1", "0 or more"),
-    "label": ({"data.name": "swirl", "model.net.name": "mlp", "model.condition": "label"}, "no labels", "'none'"),
+    "label": (
+        {"data.name": "swirl", "model.net.name": "mlp", "model.condition": "label"},
+        "no labels",
+        "'none'",
+    ),
     "optimizer": ({"optimizer.name": "adam"}, "'adam'", "Did you mean 'adamw'"),
     "decay": ({"optimizer.decay": "step"}, "'step'", "'constant', 'cosine'"),
     "parallel": ({"parallel": "pmpa"}, "'pmpa'", "Did you mean 'pmap'"),
@@ -112,5 +116,12 @@ def test_workdir_of_no_run():
 def test_help_shows_the_commands():
     done = run("unused", help="true", **only())
     assert done.returncode == 0, done.stderr
-    for text in ("--config=configs/digits.py", "--mode", "--workdir", "config.model.schedule.name", "gamma_min = -13.3", "train.steps"):
+    for text in (
+        "--config=configs/digits.py",
+        "--mode",
+        "--workdir",
+        "config.model.schedule.name",
+        "gamma_min = -13.3",
+        "train.steps",
+    ):
         assert text in done.stdout

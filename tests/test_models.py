@@ -90,7 +90,9 @@ def test_evaluated_and_sampled(trained, capsys):
     assert f"total ({'exact' if exact else 'ELBO'})" in capsys.readouterr().out
     terms = [name for name in found if f"{name}_se_noise" in found and name != "bpd"]
     assert found["bpd"] == pytest.approx(sum(found[name] for name in terms), rel=1e-6)
-    assert any("importance" in row["name"] for row in found.get("rows", [])) == (config.model.name in ("vae", "mhvae"))
+    assert any("importance" in row["name"] for row in found.get("rows", [])) == (
+        config.model.name in ("vae", "mhvae")
+    )
     sample.run(config, workdir)
     with np.load(workdir / "samples.npz") as samples:
         assert samples["image"].shape == (8, 8, 8, 1) and samples["image"].max() <= 16

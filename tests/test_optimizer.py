@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import math
 
-from conftest import make_config
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -12,9 +11,8 @@ import numpy as np
 import optax
 import pytest
 
-from vdm import model as model_lib
-from vdm import optimizer as optimizer_lib
-from vdm import step as step_lib
+from conftest import make_config
+from vdm import model as model_lib, optimizer as optimizer_lib, step as step_lib
 from vdm.data import sources
 from vdm.data.batches import eval_batches
 from vdm.errors import UserError

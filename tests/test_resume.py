@@ -13,6 +13,7 @@ import pytest
 
 from conftest import ROOT, command, metrics, only, run, state
 
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run that was never stopped."""
@@ -31,9 +32,7 @@ def assert_same(workdir, whole):
 
 def kill_when(line, env, ready):
     """Starts a run and kills it as soon as `ready()` holds; returns whether it was killed."""
-    process = subprocess.Popen(
-        line, env=env, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen(line, env=env, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and not ready():
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
@@ -51,9 +50,7 @@ def test_killed_during_a_save_at_a_save_and_between(tmp_path, whole):
         return any("tmp" in path.name for path in checkpoints.glob("*"))
 
     def saved(step):
-        return lambda: any(
-            path.name.isdigit() and int(path.name) >= step for path in checkpoints.glob("*")
-        )
+        return lambda: any(path.name.isdigit() and int(path.name) >= step for path in checkpoints.glob("*"))
 
     def logged(step):
         return lambda: any(row["step"] >= step for row in metrics(workdir))

@@ -1,13 +1,12 @@
 """The training step: the average of the parameters, and several steps in one call."""
 
-from conftest import TINY, make_config
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm import run as run_lib
-from vdm import step as step_lib
+from conftest import TINY, make_config
+from vdm import run as run_lib, step as step_lib
 from vdm.runtime.devices import AXIS
 
 LARGEST = 0.3  # decay of the average, which (1 + n)/(10 + n) is beyond from n = 3 on

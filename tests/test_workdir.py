@@ -4,10 +4,10 @@ import copy
 import json
 import sys
 
-from conftest import make_config
 from ml_collections import ConfigDict
 import pytest
 
+from conftest import make_config
 from vdm import workdir as workdir_lib
 from vdm.errors import UserError, one_line
 

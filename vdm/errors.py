@@ -18,7 +18,7 @@ def one_of(field: str, value: Any, accepted: Iterable[Any]) -> None:
 
 
 def did_you_mean(name: str, names: Iterable[Any]) -> str:
-    """" Did you mean 'x'?" with the nearest of `names`; "" where none is near."""
+    """ " Did you mean 'x'?" with the nearest of `names`; "" where none is near."""
     near = difflib.get_close_matches(name, [str(one) for one in names], n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
 

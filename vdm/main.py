@@ -76,8 +76,7 @@ def parse_flags(argv: Sequence[str]) -> None:
 
 def read_config(given: commandline.Given, workdir: pathlib.Path) -> ConfigDict:
     """The complete config: of --config, or else that of the workdir, with the fields that are set."""
-    from vdm import config as config_lib
-    from vdm import workdir as workdir_lib
+    from vdm import config as config_lib, workdir as workdir_lib
 
     if given.file:
         return commandline.apply(config_lib.load(given.file), given.args)

@@ -8,10 +8,7 @@ import jax
 from ml_collections import ConfigDict
 import optax
 
-from vdm import model as model_lib
-from vdm import optimizer as optimizer_lib
-from vdm import step as step_lib
-from vdm import workdir as workdir_lib
+from vdm import model as model_lib, optimizer as optimizer_lib, step as step_lib, workdir as workdir_lib
 from vdm.contract import Model
 from vdm.data import sources
 from vdm.data.batches import eval_batches

@@ -11,10 +11,7 @@ import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from vdm import run as run_lib
-from vdm import sample as sample_lib
-from vdm import step as step_lib
-from vdm import workdir as workdir_lib
+from vdm import run as run_lib, sample as sample_lib, step as step_lib, workdir as workdir_lib
 from vdm.contract import Params
 from vdm.data import resident
 from vdm.data.batches import train_batches

@@ -53,7 +53,9 @@ def every(shape):
 
 
 sample = jax.jit(lambda found, *args: found.sample(*args), static_argnums=0)
-draw = jax.jit(lambda found, params, rng, batch, train: found.draw(params, rng, batch, train), static_argnums=(0, 4))
+draw = jax.jit(
+    lambda found, params, rng, batch, train: found.draw(params, rng, batch, train), static_argnums=(0, 4)
+)
 
 
 def log_p(found, params, given):

@@ -38,7 +38,7 @@ SMALL = {
 
 
 def made(classes=CLASSES, **changes):
-    """A small model of one latent number, on pictures of one value, as a chain of two steps; its parameters."""
+    """A small model of one latent number on pictures of one value, a chain of two steps; its parameters."""
     config = make_config({f"model.{name}": value for name, value in (SMALL | changes).items()})
     built = model.build(config, Spec((1, 1, 1), LEVELS, classes))
     batch = {"image": np.zeros((1, 1, 1, 1), np.uint8), "label": np.zeros(1, np.int32)}
@@ -96,8 +96,8 @@ def integrated(built, params, label):
 
 @pytest.mark.parametrize("condition", ["none", "label"])
 def test_elbo_and_samples_against_quadrature(condition):
-    """The mean of the bound is −log p(x) + KL(q(z|x) ‖ p(z|x)) (lecture (9)), or that of p(x, label), which is
-    above −log p(x); samples are of p(x|label)."""
+    """The mean of the bound is −log p(x) + KL(q(z|x) ‖ p(z|x)) (lecture (9)), or that of p(x, label), which
+    is above −log p(x); samples are of p(x|label)."""
     built, params = made(condition=condition)
     labels = range(CLASSES) if condition == "label" else (0,)
     log_p_given = []
@@ -167,7 +167,10 @@ def test_labels_are_dropped_in_training_alone():
         ({"latent": 0}, "latent is 0; accepted: 1 or more"),
         ({"parameterisation": "levels"}, "parameterisation is 'levels'; accepted: 'eps', 'x', 'v'"),
         ({"drop_label": 1.0}, "drop_label is 1.0; accepted: 0 up to, but not, 1"),
-        ({"drop_label": 0.1, "condition": "none"}, "drop_label is 0.1; accepted: 0, unless condition = 'label'"),
+        (
+            {"drop_label": 0.1, "condition": "none"},
+            "drop_label is 0.1; accepted: 0, unless condition = 'label'",
+        ),
         ({"guidance": -1.0}, "guidance is -1.0; accepted: 0"),
         ({"guidance": 1.0, "drop_label": 0.0}, "guidance is 1.0; accepted: 0, unless drop_label > 0"),
     ],

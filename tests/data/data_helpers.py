@@ -1,7 +1,7 @@
 """A config.data and a folder of images, for tests."""
 
-import numpy as np
 from ml_collections import ConfigDict
+import numpy as np
 from PIL import Image
 
 from vdm.data.sources import SOURCES

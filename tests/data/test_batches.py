@@ -4,11 +4,11 @@ import itertools
 import threading
 
 import jax
+from ml_collections import ConfigDict
 import numpy as np
 import pytest
-from data_helpers import section
-from ml_collections import ConfigDict
 
+from data_helpers import section
 from vdm.data import resident
 from vdm.data.batches import eval_batches, train_batches
 from vdm.data.dataset import in_memory

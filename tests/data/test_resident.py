@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from data_helpers import section, write_images
 
+from data_helpers import section, write_images
 from vdm.data import folder, resident
 from vdm.data.dataset import Data, Spec, Split
 from vdm.data.source import Source

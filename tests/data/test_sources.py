@@ -2,11 +2,11 @@
 
 import dataclasses
 
+from ml_collections import ConfigDict
 import numpy as np
 import pytest
-from data_helpers import section, write_images
-from ml_collections import ConfigDict
 
+from data_helpers import section, write_images
 from vdm.data.dataset import Data, Spec, in_memory
 from vdm.data.source import Source
 from vdm.data.sources import load

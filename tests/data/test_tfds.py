@@ -5,10 +5,10 @@ import json
 import sys
 
 import numpy as np
-import pytest
-from data_helpers import section
 from PIL import Image
+import pytest
 
+from data_helpers import section
 from vdm.data import sources
 from vdm.data.dataset import Spec
 from vdm.errors import UserError

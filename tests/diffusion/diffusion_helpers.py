@@ -15,7 +15,9 @@ SPEC = Spec((4, 4, 1), 17, 10)
 def small(**fields):
     """A small VDM, some fields of its config changed, and a batch of 64 random pictures."""
     net = {"name": "mlp", "depth": 1, "width": 16, "fourier": 0, "dropout": 0.0}
-    made = model.build(make_config({f"model.net.{name}": value for name, value in net.items()} | fields), SPEC)
+    made = model.build(
+        make_config({f"model.net.{name}": value for name, value in net.items()} | fields), SPEC
+    )
     random = np.random.default_rng(0)
     batch = {
         "image": random.integers(0, 17, (64, 4, 4, 1)).astype(np.uint8),

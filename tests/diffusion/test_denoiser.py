@@ -11,8 +11,9 @@ from vdm.diffusion import denoiser, encoder
 def test_readings_agree(gamma):
     """The ε, x and v that made a z_t each come back from any one of them."""
     draw = np.random.default_rng(0)
-    x, eps = jnp.asarray(draw.uniform(-1, 1, (2, 4, 4, 1)), jnp.float32), jnp.asarray(
-        draw.normal(size=(2, 4, 4, 1)), jnp.float32
+    x, eps = (
+        jnp.asarray(draw.uniform(-1, 1, (2, 4, 4, 1)), jnp.float32),
+        jnp.asarray(draw.normal(size=(2, 4, 4, 1)), jnp.float32),
     )
     gamma = jnp.full((2, 1, 1, 1), gamma)
     z_t = encoder.diffuse(x, gamma, eps)

@@ -24,7 +24,9 @@ def diffusion_term(**fields):
 
 def test_finite_depth_loss_approaches_continuous_time():
     """T = 2000 agrees with T = 0 within error bars, for a denoiser that is not optimal."""
-    continuous, deep, shallow = (diffusion_term(**depth) for depth in ({}, {"timesteps": 2000}, {"timesteps": 5}))
+    continuous, deep, shallow = (
+        diffusion_term(**depth) for depth in ({}, {"timesteps": 2000}, {"timesteps": 5})
+    )
     (a, se_a), (b, se_b) = continuous, deep
     assert abs(a - b) < 4 * np.hypot(se_a, se_b) + 0.005 * a
     assert shallow[0] > a + 10 * np.hypot(se_a, shallow[1])

@@ -3,12 +3,12 @@
 import dataclasses
 import math
 
-import exact
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import exact
 from vdm.diffusion import encoder
 from vdm.runtime.randomness import Rng
 

@@ -13,10 +13,14 @@ COUNT = 20_000
 
 @pytest.mark.parametrize("standard", [True, False])
 def test_kl_is_the_integral(standard):
-    """KL(q ‖ p) = ∫ q (log q − log p) of each of three numbers; log_prob is SciPy's; draws have q's moments."""
+    """KL(q ‖ p) = ∫ q (log q − log p) of three numbers each; log_prob is SciPy's; draws have q's moments."""
     random = np.random.default_rng(0)
     q = gaussian.Gaussian(*random.normal(size=(2, 4, 3)).astype(np.float32))
-    p = gaussian.STANDARD if standard else gaussian.Gaussian(*random.normal(size=(2, 4, 3)).astype(np.float32))
+    p = (
+        gaussian.STANDARD
+        if standard
+        else gaussian.Gaussian(*random.normal(size=(2, 4, 3)).astype(np.float32))
+    )
     z = np.linspace(-25.0, 25.0, 20_001)[:, None, None]
     log_q, log_p = (stats.norm.logpdf(z, of.mean, np.exp(0.5 * of.log_variance)) for of in (q, p))
     want = np.sum(np.exp(log_q) * (log_q - log_p), axis=(0, 2)) * 2.5e-3

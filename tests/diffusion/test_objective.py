@@ -4,16 +4,14 @@ import functools
 import json
 import math
 
-from conftest import TINY, make_config
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from vdm import component, train
-from vdm import run as run_lib
-from vdm import step as step_lib
+from conftest import TINY, make_config
+from vdm import component, run as run_lib, step as step_lib, train
 from vdm.config import flat
 from vdm.contract import Draw
 from vdm.data.batches import eval_batches

@@ -2,12 +2,12 @@
 
 import math
 
-import exact
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import exact
 from vdm.diffusion import path
 from vdm.evaluation.importance import importance_bound
 

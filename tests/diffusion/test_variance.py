@@ -77,7 +77,9 @@ def test_gradient_is_that_of_the_variance(name):
 
 
 def test_ends_and_network_keep_the_gradient_of_the_elbo():
-    made, params, batch = trained_like(**{"model.schedule.name": "learned_net", "model.schedule.learn_ends": True})
+    made, params, batch = trained_like(
+        **{"model.schedule.name": "learned_net", "model.schedule.learn_ends": True}
+    )
 
     def gradient(terms):
         return jax.jit(jax.value_and_grad(lambda p: sum(t.mean() for t in terms(p).values())))(params)

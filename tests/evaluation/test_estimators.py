@@ -3,10 +3,10 @@
 import math
 import types
 
-import exact
 import numpy as np
 import pytest
 
+import exact
 from vdm.contract import Ability
 from vdm.errors import UserError
 from vdm.evaluation import depth_rows, elbo_rows, estimators, ode_rows, table

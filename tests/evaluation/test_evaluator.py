@@ -3,13 +3,13 @@
 import dataclasses
 import math
 
-import exact
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tqdm import tqdm
 
+import exact
 from vdm.diffusion.schedule import SCHEDULES, Schedule
 from vdm.evaluation.estimate import combine
 from vdm.evaluation.evaluator import make_evaluator

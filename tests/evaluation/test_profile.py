@@ -1,9 +1,9 @@
 """The profile: where it puts times, and its error bars."""
 
-import exact
 import numpy as np
 import pytest
 
+import exact
 from vdm.evaluation.evaluator import make_evaluator
 from vdm.evaluation.profile import BINS, Profile
 

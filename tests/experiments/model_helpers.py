@@ -3,15 +3,14 @@
 import contextlib
 import json
 
-from conftest import TINY, make_config
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from record_helpers import line
 
-from vdm import run as run_lib
-from vdm import workdir as workdir_lib
+from conftest import TINY, make_config
+from record_helpers import line
+from vdm import run as run_lib, workdir as workdir_lib
 from vdm.evaluation.estimate import write_json
 from vdm.evaluation.evaluator import make_evaluator
 from vdm.runtime import devices

@@ -9,11 +9,11 @@ import sys
 import time
 from unittest import mock
 
-from conftest import ROOT, command
 from ml_collections import ConfigDict
 import pytest
 import submitit  # noqa: F401  its import closes the streams of other log handlers: so not while redirected
 
+from conftest import ROOT, command
 from experiments import plan, sweep
 
 # In place of vdm.main: what it does is in the name of its folder.

@@ -5,9 +5,9 @@ import math
 import numpy as np
 from PIL import Image
 import pytest
-from record_helpers import line, write_workdir
 
 from experiments import curves, elbo_curves
+from record_helpers import line, write_workdir
 from vdm.errors import UserError
 from vdm.reporting import figures
 

@@ -3,15 +3,15 @@
 import csv
 import itertools
 
-from conftest import make_config
 import jax
 import jax.numpy as jnp
-from model_helpers import one_device, save_run, tiny_config
 import numpy as np
 import pytest
 from scipy import stats
 
+from conftest import make_config
 from experiments import identity
+from model_helpers import one_device, save_run, tiny_config
 from vdm import model as model_lib
 from vdm.baselines import vae
 from vdm.data.dataset import Spec

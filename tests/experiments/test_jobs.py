@@ -4,9 +4,9 @@ import signal
 import sys
 
 import pytest
-from sweep_helpers import counted, ended, start_study, study_here, trial_of, wait_for
 
 from experiments import jobs, plan, pool
+from sweep_helpers import counted, ended, start_study, study_here, trial_of, wait_for
 
 
 def test_no_run_is_done_by_two(tmp_path):

@@ -2,19 +2,15 @@
 
 import json
 
-from conftest import ROOT
 import jax
-from model_helpers import one_device, save_run, tiny_config
 import numpy as np
 import pytest
-from record_helpers import read_csv
 
+from conftest import ROOT
 from experiments import ladder
-from vdm import commandline
-from vdm import config as config_lib
-from vdm import model as model_lib
-from vdm import run as run_lib
-from vdm import workdir as workdir_lib
+from model_helpers import one_device, save_run, tiny_config
+from record_helpers import read_csv
+from vdm import commandline, config as config_lib, model as model_lib, run as run_lib, workdir as workdir_lib
 from vdm.contract import Ability
 from vdm.data.dataset import Spec
 from vdm.diffusion import encoder

@@ -3,15 +3,13 @@
 import math
 import re
 
-from conftest import make_config
 import jax
 import numpy as np
 import pytest
 
+from conftest import make_config
 from experiments import benchmark, flops
-from vdm import model as model_lib
-from vdm import optimizer as optimizer_lib
-from vdm import step as step_lib
+from vdm import model as model_lib, optimizer as optimizer_lib, step as step_lib
 from vdm.data.dataset import Spec
 from vdm.diffusion import objective as objective_lib
 from vdm.runtime import devices

@@ -3,14 +3,12 @@
 import dataclasses
 import json
 
-from conftest import make_config
 import jax
 import jax.numpy as jnp
-from model_helpers import one_device, save_run, tiny_config
 import numpy as np
 import pytest
-from record_helpers import read_csv
 
+from conftest import make_config
 from experiments import (
     depth,
     fourier_features,
@@ -20,9 +18,9 @@ from experiments import (
     time_samplers,
     workdirs,
 )
-from vdm import model as model_lib
-from vdm import run as run_lib
-from vdm import workdir as workdir_lib
+from model_helpers import one_device, save_run, tiny_config
+from record_helpers import read_csv
+from vdm import model as model_lib, run as run_lib, workdir as workdir_lib
 from vdm.data.batches import eval_batches
 from vdm.data.dataset import Spec
 from vdm.diffusion import elbo

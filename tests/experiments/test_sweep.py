@@ -6,11 +6,11 @@ import signal
 import subprocess
 import sys
 
-from conftest import TINY
 import pytest
-from sweep_helpers import counted, ended, start_study, study_here, trial_of, wait_for
 
+from conftest import TINY
 from experiments import jobs, plan
+from sweep_helpers import counted, ended, start_study, study_here, trial_of, wait_for
 
 
 def test_does_what_is_missing_and_says_what_failed(tmp_path):

@@ -4,12 +4,12 @@ import math
 import subprocess
 import sys
 
-from conftest import ROOT
 import numpy as np
 import pytest
-from record_helpers import line, read_csv, write_workdir
 
+from conftest import ROOT
 from experiments import compare, tables, workdirs
+from record_helpers import line, read_csv, write_workdir
 from vdm.errors import UserError
 
 

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from record_helpers import line, write_workdir
 
 from experiments import workdirs
+from record_helpers import line, write_workdir
 from vdm.errors import UserError
 
 

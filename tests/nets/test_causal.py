@@ -46,7 +46,9 @@ def test_causal_attention_on_a_cpu_is_that_of_jax(tokens):
         return out, *pull(jnp.cos(out))
 
     in_blocks = lambda *qkv: layers.attend_on_cpu(*qkv, causal.attend_in_blocks)
-    for got, want in zip(*(out_and_gradients(attend, q, k, v) for attend in (in_blocks, causal.attend_before))):
+    for got, want in zip(
+        *(out_and_gradients(attend, q, k, v) for attend in (in_blocks, causal.attend_before))
+    ):
         np.testing.assert_allclose(got, want, atol=1e-5)
 
 

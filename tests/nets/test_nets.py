@@ -119,7 +119,12 @@ def out_and_gradient(name, **changes):
 @pytest.mark.parametrize("name", NETS)
 def test_unrolled_is_the_same_function_and_what_is_kept_changes_no_gradient(name):
     want, want_gradient = out_and_gradient(name)
-    for other in ({"remat": "none"}, {"remat": "block"}, {"unroll": True}, {"unroll": True, "remat": "block"}):
+    for other in (
+        {"remat": "none"},
+        {"remat": "block"},
+        {"unroll": True},
+        {"unroll": True, "remat": "block"},
+    ):
         out, gradient = out_and_gradient(name, **other)
         np.testing.assert_allclose(out, want, atol=1e-4)
         close = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-3)
@@ -132,7 +137,9 @@ def test_bfloat16_is_the_same_function_to_its_rounding(name):
     half = NETS[name].clone(dtype="bfloat16")
     params = jax.eval_shape(half.init, jax.random.key(0), *given())
     assert {v.dtype for v in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    (want, want_gradient), (got, gradient) = (out_and_gradient(name, **d) for d in ({}, {"dtype": "bfloat16"}))
+    (want, want_gradient), (got, gradient) = (
+        out_and_gradient(name, **d) for d in ({}, {"dtype": "bfloat16"})
+    )
     assert got.dtype == jnp.float32
     error = float(jnp.abs(got - want).max() / jnp.abs(want).max())
     assert 1e-4 < error < 0.05
@@ -143,7 +150,7 @@ def test_bfloat16_is_the_same_function_to_its_rounding(name):
 
 
 def test_a_second_derivative_is_refused_where_blocks_are_rematerialised():
-    """It would be wrong, whether or not time depends on z; the first is not, and by the others there is one."""
+    """It would be wrong, whether or not time depends on z; the first is right, and others have a second."""
     net = NETS["unet"].clone(depth=1, attention="middle")
     z, time, _ = given(1)
     params = pushed(jax.jit(net.init)(jax.random.key(0), z, time))
@@ -173,5 +180,3 @@ def test_less_is_kept_where_layers_are_a_loop():
     # A block down and one up: what each is given, once, and the gradient of what goes across.
     picture = 4 * z.size * NETS["unet"].width
     assert temporary("block", 24) - block < 16 * 3.5 * picture
-
-

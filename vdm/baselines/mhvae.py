@@ -35,8 +35,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from vdm import component
-from vdm.baselines import chains
-from vdm.baselines import vae as vae_lib
+from vdm.baselines import chains, vae as vae_lib
 from vdm.component import accept, choose
 from vdm.contract import Ability, Draw, Model, Params
 from vdm.data.dataset import Spec

@@ -17,8 +17,7 @@ from jaxtyping import Array, Float, PyTree
 from vdm import component, nets
 from vdm.contract import Ability, Batch, Draw, Model, Params
 from vdm.data.dataset import Spec
-from vdm.diffusion import condition as condition_lib
-from vdm.diffusion import decoder, encoder
+from vdm.diffusion import condition as condition_lib, decoder, encoder
 from vdm.errors import require
 from vdm.nets import NETWORKS, Network
 from vdm.parameters import Role

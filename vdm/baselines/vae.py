@@ -13,9 +13,7 @@ from vdm import component
 from vdm.component import accept
 from vdm.contract import Ability, Draw, Model, Params
 from vdm.data.dataset import Spec
-from vdm.diffusion import decoder as decoder_lib
-from vdm.diffusion import encoder as encoder_lib
-from vdm.diffusion import gaussian
+from vdm.diffusion import decoder as decoder_lib, encoder as encoder_lib, gaussian
 from vdm.nets import residual
 from vdm.nets.layers import layer_keys
 from vdm.runtime import randomness

@@ -14,11 +14,7 @@ from vdm.contract import Ability, Batch, Draw, Model, Params, Random
 from vdm.data.dataset import Spec
 from vdm.diffusion import (
     condition as condition_lib,
-)
-from vdm.diffusion import (
     context as context_lib,
-)
-from vdm.diffusion import (
     decoder,
     denoiser,
     elbo,

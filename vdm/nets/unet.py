@@ -127,9 +127,7 @@ def _(primals, tangents):
 
 
 # A second derivative goes through the value, which is a constant to it, or through the gradient.
-with_gradient_of.defvjp(
-    lambda value, h: (once(value, h), None), lambda _, gradient: (None, once(gradient))
-)
+with_gradient_of.defvjp(lambda value, h: (once(value, h), None), lambda _, gradient: (None, once(gradient)))
 
 
 MIDDLE = ("middle_0", "middle_attention", "middle_1")

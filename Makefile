@@ -10,6 +10,8 @@
 
 PYTHON ?= python3
 PY := .venv/bin/python
+CHECK := $(addprefix tests/,data diffusion/test_elbo.py diffusion/test_encoder.py diffusion/test_schedule.py \
+	test_component.py test_config.py test_commandline.py test_workdir.py test_main.py)
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
 .PHONY: digits check test lint constraints clean
@@ -18,7 +20,7 @@ digits: .venv/installed
 	$(PY) -m vdm.main --config=configs/digits.py --workdir=runs/digits
 
 check: .venv/installed-dev
-	$(PY) -m pytest -n 2 --dist loadfile -m "not slow" --ignore-glob="tests/test_*" tests
+	$(PY) -m pytest -n 2 --dist loadfile $(CHECK)
 
 test: .venv/installed-dev
 	$(PY) -m pytest -n 2 --dist loadfile

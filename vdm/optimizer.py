@@ -74,6 +74,8 @@ class Muon(Optimizer):
 
     It makes the update of a matrix orthogonal, and scales it to the size of an Adam update, so that one
     learning rate serves both.
+
+    Optax's Muon has no mask for the weight decay of the others, so it decays a schedule too.
     """
 
     b1: float = 0.9

@@ -20,8 +20,7 @@ class Role:
       decayed: whether weight decay draws it towards zero.
       matrix: the axes that a matrix sums over, and those of what it gives; any other axis counts matrices.
         None where it is none that Muon should make orthogonal.
-      interior: whether it bends a noise schedule between its end points, and so changes the variance of the
-        ELBO's estimate but not its mean.
+      interior: whether it bends a noise schedule between its end points. It is clipped apart from all others.
     """
 
     decayed: bool = True

@@ -38,16 +38,15 @@ def make_init(
     model: Model, optimizer: optax.GradientTransformation, seed: int, batch: Batch
 ) -> Callable[[], State]:
     """Returns () → the State before the first step, from the seed and a batch of any size."""
+    return jax.jit(lambda: first_state(model, optimizer, init_params(model, seed, batch)))
 
-    @jax.jit
-    def init():
-        params = init_params(model, seed, batch)
-        # A copy, as the step is given both to overwrite.
-        ema = jax.tree.map(jnp.copy, params)
-        moments = jnp.zeros((3, times.PARTS)) if Ability.IMPORTANCE_TIMES in model.abilities else None
-        return State(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params), moments)
 
-    return init
+def first_state(model: Model, optimizer: optax.GradientTransformation, params: Params) -> State:
+    """The State before the first step, with these parameters."""
+    # A copy, as the step is given both to overwrite.
+    ema = jax.tree.map(jnp.copy, params)
+    moments = jnp.zeros((3, times.PARTS)) if Ability.IMPORTANCE_TIMES in model.abilities else None
+    return State(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params), moments)
 
 
 def init_params(model: Model, seed: int, batch: Batch) -> Params:

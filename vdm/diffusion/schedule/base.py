@@ -19,8 +19,8 @@ class Schedule(nn.Module, Component):
 
     Attributes:
       shape: height, width and channels of a picture.
-      gamma_min: γ(0), or where it starts.
-      gamma_max: γ(1), or where it starts.
+      gamma_min: γ(0), or where it starts; the γ that the network sees as 0.
+      gamma_max: γ(1), or where it starts; the γ that the network sees as 1.
       per_value: whether each value of a picture has a γ of its own, so that γ is [..., *shape].
     """
 

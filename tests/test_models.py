@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from conftest import TINY, make_config, metrics, state
+from conftest import TINY, make_config, metrics, one_device, state
 from vdm import run as run_lib, sample, train
 from vdm.data import resident
 from vdm.evaluation import evaluate
@@ -28,13 +28,8 @@ def tiny(name):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """Of the eight: a program for one is compiled in a fraction of the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        only = jax.local_devices()[:1]
-        patch.setattr(jax, "devices", lambda *_: only)
-        patch.setattr(jax, "device_count", lambda *_: 1)
-        patch.setattr(jax, "local_device_count", lambda *_: 1)
+def single():
+    with one_device():
         yield
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from conftest import TINY, make_config
+from conftest import TINY, make_config, one_device
 from vdm import component, run as run_lib, step as step_lib, train
 from vdm.config import flat
 from vdm.contract import Draw
@@ -104,13 +104,8 @@ def build(**changes):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """Of the eight: a program for one is compiled in a fraction of the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        only = jax.local_devices()[:1]
-        patch.setattr(jax, "devices", lambda *_: only)
-        patch.setattr(jax, "device_count", lambda *_: 1)
-        patch.setattr(jax, "local_device_count", lambda *_: 1)
+def single():
+    with one_device():
         yield
 
 

@@ -1,12 +1,10 @@
 """Tiny runs of the models of configs/, as training leaves them, in this process and on one device."""
 
-import contextlib
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from conftest import TINY, make_config
 from record_helpers import line
@@ -15,17 +13,6 @@ from vdm.evaluation.estimate import write_json
 from vdm.evaluation.evaluator import make_evaluator
 from vdm.runtime import devices
 from vdm.runtime.checkpoint import Checkpoints
-
-
-@contextlib.contextmanager
-def one_device():
-    """Shows JAX one of the eight devices: a program for one is compiled in a fraction of the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        first = jax.local_devices()[:1]
-        patch.setattr(jax, "devices", lambda *_: first)
-        patch.setattr(jax, "device_count", lambda *_: 1)
-        patch.setattr(jax, "local_device_count", lambda *_: 1)
-        yield
 
 
 def tiny_config(name, **fields):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from conftest import make_config
+from conftest import make_config, one_device
 from experiments import identity
-from model_helpers import one_device, save_run, tiny_config
+from model_helpers import save_run, tiny_config
 from vdm import model as model_lib
 from vdm.baselines import vae
 from vdm.data.dataset import Spec

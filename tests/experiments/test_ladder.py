@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, one_device
 from experiments import ladder
-from model_helpers import one_device, save_run, tiny_config
+from model_helpers import save_run, tiny_config
 from record_helpers import read_csv
 from vdm import commandline, config as config_lib, model as model_lib, run as run_lib, workdir as workdir_lib
 from vdm.contract import Ability

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conftest import make_config
+from conftest import make_config, one_device
 from experiments import (
     depth,
     fourier_features,
@@ -18,7 +18,7 @@ from experiments import (
     time_samplers,
     workdirs,
 )
-from model_helpers import one_device, save_run, tiny_config
+from model_helpers import save_run, tiny_config
 from record_helpers import read_csv
 from vdm import model as model_lib, run as run_lib, workdir as workdir_lib
 from vdm.data.batches import eval_batches

@@ -6,6 +6,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
@@ -56,7 +58,6 @@ def make_config(fields=None, file=None):
 def few_devices(count=1):
     """Shows JAX so many of the eight devices: a program for one is compiled in a fraction of the time."""
     import jax
-    import pytest
 
     with pytest.MonkeyPatch.context() as patch:
         first = jax.local_devices()[:count]
@@ -66,17 +67,9 @@ def few_devices(count=1):
         yield
 
 
-@contextlib.contextmanager
-def one_device():
-    """Shows JAX one of the eight devices: a program for one is compiled in a fraction of the time."""
-    import jax
-    import pytest
-
-    with pytest.MonkeyPatch.context() as patch:
-        first = jax.local_devices()[:1]
-        patch.setattr(jax, "devices", lambda *_: first)
-        patch.setattr(jax, "device_count", lambda *_: 1)
-        patch.setattr(jax, "local_device_count", lambda *_: 1)
+@pytest.fixture(scope="module")
+def single():
+    with few_devices():
         yield
 
 

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 
-import jax
 import pytest
 
 from conftest import ROOT, TINY, make_config, metrics, state
@@ -32,7 +31,7 @@ def fields(fork):
     """The fields of its tiny run, which is saved at half its 12 steps."""
     tiny = {name.removeprefix("config."): value for name, value in TINY.items() if "config." in name}
     times = {"train.checkpoint_every": 6, "train.eval_every": 0, "train.sample_every": 0}
-    return tiny | times | FORKS[fork]
+    return tiny | times | {"train.substeps": 1} | FORKS[fork]
 
 
 def unload(*modules):
@@ -50,14 +49,10 @@ def cli(*args):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick():
-    """One device of the eight, as a program for one is compiled in a fraction of the time; and no curves."""
+def quick(single):
+    """One device, and no curves."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with pytest.MonkeyPatch.context() as patch:
-        only = jax.local_devices()[:1]
-        patch.setattr(jax, "devices", lambda *_: only)
-        patch.setattr(jax, "device_count", lambda *_: 1)
-        patch.setattr(jax, "local_device_count", lambda *_: 1)
         patch.setattr(log, "save_curve", lambda *_: None)
         yield
     for number, handler in handlers.items():
@@ -167,12 +162,18 @@ def test_a_process_elsewhere_trains_with_it_and_evaluates_without_it(tmp_path):
     file = tmp_path / "my_lion.py"
     shutil.copyfile(ROOT / "examples" / "lion.py", file)
     (tmp_path / "empty").mkdir()
-    few = fields("lion") | {"train.steps": 2, "optimizer.name": "my_lion:Lion"}
+    few = fields("lion") | {"optimizer.name": "my_lion:Lion"}
     given = {"config": ROOT / "configs" / "digits.py"} | {f"config.{k}": v for k, v in few.items()}
     env = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
 
     def run(folder, **flags):
-        line = [sys.executable, "-m", "vdm.main", "--cache=", f"--workdir={tmp_path / 'W'}"]
+        line = [
+            sys.executable,
+            "-m",
+            "vdm.main",
+            f"--cache={tmp_path / 'cache'}",
+            f"--workdir={tmp_path / 'W'}",
+        ]
         line += [f"--{name}={value}" for name, value in flags.items()]
         return subprocess.run(line, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
 

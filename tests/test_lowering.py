@@ -9,7 +9,7 @@ from jax.sharding import Mesh, PartitionSpec
 import numpy as np
 import pytest
 
-from conftest import make_config
+from conftest import few_devices, make_config
 from vdm import model as model_lib, optimizer as optimizer_lib, sample as sample_lib, step as step_lib
 from vdm.data.dataset import Data, Spec, in_memory
 from vdm.diffusion import objective as objective_lib
@@ -75,11 +75,7 @@ def program(name, config, monkeypatch):
 
 def lowered(name, platform, monkeypatch, config):
     """The StableHLO of a program."""
-    with monkeypatch.context() as patch:
-        only = jax.local_devices()[:1]
-        patch.setattr(jax, "devices", lambda *_: only)
-        patch.setattr(jax, "device_count", lambda *_: 1)
-        patch.setattr(jax, "local_device_count", lambda *_: 1)
+    with few_devices(), monkeypatch.context() as patch:
         if platform != "cpu":
             patch.setattr(jax, "default_backend", lambda: PLATFORMS[platform])
         function, split_in, split_out, args = program(name, config, patch)
@@ -94,7 +90,7 @@ def lowered(name, platform, monkeypatch, config):
 
         specs = [[PartitionSpec(devices.AXIS) if split else PartitionSpec() for split in splits]
                  for splits in (split_in, split_out)]  # fmt: skip
-        mesh = Mesh(np.array(only), (devices.AXIS,))
+        mesh = Mesh(np.array(jax.devices()), (devices.AXIS,))
         mapped = jax.shard_map(
             on_shard, mesh=mesh, in_specs=tuple(specs[0]), out_specs=tuple(specs[1]), check_vma=False
         )

@@ -89,9 +89,9 @@ def test_finished_run_says_so(whole):
     assert metrics(whole) == before
 
 
-def test_more_steps_go_on_and_other_fields_are_refused(tmp_path):
+def test_more_steps_go_on_and_other_fields_are_refused(tmp_path, whole):
     workdir = tmp_path / "run"
-    assert run(workdir).returncode == 0
+    shutil.copytree(whole, workdir)
     refused = run(workdir, **{"config.model.net.width": 24, "config.seed": 5})
     assert refused.returncode == 2 and refused.stdout == ""
     for text in ("model.net.width was 16, is 24", "seed was 0, is 5"):

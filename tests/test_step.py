@@ -13,21 +13,14 @@ LARGEST = 0.3  # decay of the average, which (1 + n)/(10 + n) is beyond from n =
 
 
 @pytest.fixture(scope="module")
-def built():
-    """(Parts, (state, data, batch) → (state, metrics)) of a tiny run, on one device of the eight."""
+def built(single):
+    """(Parts, (state, data, batch) → (state, metrics)) of a tiny run."""
     tiny = {name.removeprefix("config."): value for name, value in TINY.items() if "config." in name}
     config = make_config(tiny | {"optimizer.warmup": 0, "train.ema": LARGEST}, "configs/digits.py")
-    with pytest.MonkeyPatch.context() as patch:
-        only = jax.local_devices()[:1]
-        patch.setattr(jax, "devices", lambda *_: only)
-        patch.setattr(jax, "device_count", lambda *_: 1)
-        patch.setattr(jax, "local_device_count", lambda *_: 1)
-        parts = run_lib.build(config)
-        step = step_lib.make_step(
-            parts.model, parts.objective, parts.optimizer, config, parts.data.spec.shape
-        )
-        mapped = jax.vmap(step, in_axes=(None, None, 0), axis_name=AXIS)
-        yield parts, jax.jit(lambda *args: jax.tree.map(lambda v: v[0], mapped(*args)))
+    parts = run_lib.build(config)
+    step = step_lib.make_step(parts.model, parts.objective, parts.optimizer, config, parts.data.spec.shape)
+    mapped = jax.vmap(step, in_axes=(None, None, 0), axis_name=AXIS)
+    return parts, jax.jit(lambda *args: jax.tree.map(lambda v: v[0], mapped(*args)))
 
 
 def batch_of(parts, steps, size=16):

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from conftest import TINY, make_config, one_device
+from conftest import TINY, make_config
 from vdm import component, run as run_lib, step as step_lib, train
 from vdm.config import flat
 from vdm.contract import Draw
@@ -103,10 +103,7 @@ def build(**changes):
     return config, run_lib.build(config)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def single():
-    with one_device():
-        yield
+pytestmark = pytest.mark.usefixtures("single")
 
 
 def perturbed(params):

@@ -13,6 +13,8 @@ from vdm.evaluation import depth_rows, elbo_rows, estimators, ode_rows, table
 from vdm.evaluation.chain_rows import CHAIN
 from vdm.run import Run
 
+pytestmark = pytest.mark.usefixtures("single")
+
 STATE = types.SimpleNamespace(step=0, ema={"schedule": {}, "net": {}})
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from conftest import make_config, one_device
+from conftest import make_config
 from experiments import identity
 from model_helpers import save_run, tiny_config
 from vdm import model as model_lib
@@ -20,10 +20,7 @@ LEVELS, SHAPE = 3, (1, 2, 1)
 PICTURES = np.array(list(itertools.product(range(LEVELS), repeat=2)), np.uint8).reshape(-1, *SHAPE)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def single():
-    with one_device():
-        yield
+pytestmark = pytest.mark.usefixtures("single")
 
 
 def small_vae(latent):

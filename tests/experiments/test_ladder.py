@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from conftest import ROOT, one_device
+from conftest import ROOT
 from experiments import ladder
 from model_helpers import save_run, tiny_config
 from record_helpers import read_csv
@@ -15,11 +15,7 @@ from vdm.contract import Ability
 from vdm.data.dataset import Spec
 from vdm.diffusion import encoder
 
-
-@pytest.fixture(scope="module", autouse=True)
-def single():
-    with one_device():
-        yield
+pytestmark = pytest.mark.usefixtures("single")
 
 
 @pytest.fixture(scope="module", params=["naive", "latent"])

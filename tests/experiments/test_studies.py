@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conftest import make_config, one_device
+from conftest import make_config
 from experiments import (
     depth,
     fourier_features,
@@ -29,10 +29,7 @@ from vdm.runtime.randomness import Rng
 STUDIES = (noise_schedules, time_samplers, depth, fourier_features)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def single():
-    with one_device():
-        yield
+pytestmark = pytest.mark.usefixtures("single")
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,8 @@ def together(workdir, **flags):
 
 def test_two_processes_train_save_and_resume_together(tmp_path):
     """Stopped at step 8 and resumed under the other kind, they end where one process of four devices does."""
-    flags = {"config.train.log_every": 4, "config.train.sample_every": 4}
+    every = {"log_every": 4, "sample_every": 4, "substeps": 1}
+    flags = {f"config.train.{name}": value for name, value in every.items()}
     for steps, kind in ((8, "pmap"), (12, "shard_map")):
         fields = {"config.train.steps": steps, "config.parallel": kind}
         outputs = together(tmp_path / "two", **flags, **fields)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from vdm.component import Component
-from vdm.data.dataset import Spec
+from vdm.data.dataset import Spec, Split
 from vdm.parameters import Role, alike
 
 Params = Any
@@ -104,6 +104,10 @@ class Model(Component):
     def init(self, key: Array, batch: Batch) -> Params:
         """Fresh parameters."""
         raise NotImplementedError
+
+    def fit(self, split: Split) -> Params:
+        """Those parameters that start as the training pictures give them in closed form: none."""
+        return {}
 
     def draw(
         self,

@@ -122,7 +122,11 @@ def build(section: Any, steps: int, model: Model, params: PyTree) -> optax.Gradi
         "accepted for this model: 'adamw'.",
     )
     clipping = [optax.stateless(_clip(made.clip, roles))] if made.clip > 0 else []
-    return optax.chain(*clipping, made.updates(learning_rate(made, steps), roles))
+    updates = optax.chain(*clipping, made.updates(learning_rate(made, steps), roles))
+    if not any(role.fixed for role in jax.tree.leaves(roles)):
+        return updates
+    labels = jax.tree.map(lambda role: "fixed" if role.fixed else "trained", roles)
+    return optax.partition({"trained": updates, "fixed": optax.set_to_zero()}, labels)
 
 
 def learning_rate(optimizer: Optimizer, steps: int) -> Rate:

@@ -21,11 +21,13 @@ class Role:
       matrix: the axes that a matrix sums over, and those of what it gives; any other axis counts matrices.
         None where it is none that Muon should make orthogonal.
       interior: whether it bends a noise schedule between its end points. It is clipped apart from all others.
+      fixed: whether it stays as it starts.
     """
 
     decayed: bool = True
     matrix: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     interior: bool = False
+    fixed: bool = False
 
 
 def alike(params: PyTree, role: Role) -> PyTree[Role]:

@@ -59,7 +59,11 @@ def build(config: ConfigDict) -> Parts:
     # From the shapes of the parameters: to trace a large model's init once more takes a third of a second.
     like = jax.eval_shape(lambda params: step_lib.first_state(model, optimizer, params), params)
     like = devices.replicated_like(like)
-    return Parts(data, model, objective, optimizer, lambda: devices.replicate(init()), like)
+
+    def first() -> step_lib.State:
+        return devices.replicate(init(model.fit(data.train)))
+
+    return Parts(data, model, objective, optimizer, first, like)
 
 
 def restore(config: ConfigDict, workdir: pathlib.Path) -> Run:

@@ -36,9 +36,12 @@ class State(NamedTuple):
 
 def make_init(
     model: Model, optimizer: optax.GradientTransformation, seed: int, batch: Batch
-) -> Callable[[], State]:
-    """Returns () → the State before the first step, from the seed and a batch of any size."""
-    return jax.jit(lambda: first_state(model, optimizer, init_params(model, seed, batch)))
+) -> Callable[..., State]:
+    """Returns (fitted={}) → the State before the first step, from the seed, a batch of any size, and the
+    parameters that Model.fit has found."""
+    return jax.jit(
+        lambda fitted={}: first_state(model, optimizer, {**init_params(model, seed, batch), **fitted})
+    )
 
 
 def first_state(model: Model, optimizer: optax.GradientTransformation, params: Params) -> State:

@@ -4,21 +4,32 @@ z = α x + σ ε and v = α ε − σ x (Salimans & Ho 2022), so each reading fi
 The ELBO uses ε̂; the sampler uses x̂.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vdm.diffusion import decoder, encoder
+from vdm.diffusion import decoder, encoder, levels
+from vdm.diffusion.stationary import Posterior
 
 Picture = Float[Array, "batch height width channels"]
 Gamma = Float[Array, "*#any"]  # broadcasts against a picture
 
-PARAMETERISATIONS = ("eps", "x", "v", "levels")
+PARAMETERISATIONS = ("eps", "x", "v", "levels", "gaussian")
+
+LOG_RATIO = (-8.0, 4.0)  # of variances, beyond which exp would run away
+
+
+def accepted(per_value: bool) -> tuple[str, ...]:
+    """The parameterisations: but for "gaussian", where each value has its own γ."""
+    return PARAMETERISATIONS[:-1] if per_value else PARAMETERISATIONS
 
 
 def outputs(parameterisation: str, channels: int, vocab_size: int) -> int:
     """How many channels the network must give for a picture of `channels` channels."""
-    return channels * vocab_size if parameterisation == "levels" else channels
+    return channels * {"levels": vocab_size, "gaussian": 2}.get(parameterisation, 1)
 
 
 def eps_hat(
@@ -27,6 +38,7 @@ def eps_hat(
     gamma: Gamma,
     parameterisation: str,
     vocab_size: int,
+    known: Posterior | None = None,
 ) -> Picture:
     """ε̂(z_t, γ) from the network's output.
 
@@ -35,9 +47,13 @@ def eps_hat(
     levels: the output is, for each value, the log-probability of each of its levels given the rest of the
       picture. Times the likelihood N(z_t; α x_v, σ²) of the value's own z_t this is its posterior, and x̂ is
       the posterior's mean.
+    gaussian: the output changes the posterior N(m, v) of each value that a Gaussian of the data has to
+      N(m + √v a, v e^b), and x̂ is the mean of that, restricted to the levels. So an output of zero is
+      right where the data are Gaussian.
 
     Args:
       gamma: one for each picture, or one for each value.
+      known: N(m, v), of "gaussian" alone.
     """
     if parameterisation == "eps":
         return z_t + output
@@ -47,7 +63,18 @@ def eps_hat(
         return eps_from_v(output, z_t, gamma)
     if parameterisation == "levels":
         return eps_from_x(_posterior_mean(output, z_t, gamma, vocab_size), z_t, gamma)
+    if parameterisation == "gaussian" and known is not None:
+        shift, log_ratio = jnp.split(output, 2, axis=-1)
+        mean = known.mean + jnp.sqrt(known.variance) * shift
+        variance = known.variance * jnp.exp(jnp.clip(log_ratio, *LOG_RATIO))
+        return eps_from_x(levels.restricted_mean(mean, variance, vocab_size), z_t, gamma)
     raise ValueError(f"parameterisation is {parameterisation!r}; accepted: {PARAMETERISATIONS}")
+
+
+def guided(eps_hat: Callable[[Any], Picture], condition: Any, guidance: float) -> Picture:
+    """(1 + w) ε̂(condition) − w ε̂(none) (Ho & Salimans 2022, eq. 6), none being zeros."""
+    eps = eps_hat(condition)
+    return eps + guidance * (eps - eps_hat(jnp.zeros_like(condition))) if guidance else eps
 
 
 def x_from_eps(eps: Picture, z_t: Picture, gamma: Gamma) -> Picture:

@@ -28,6 +28,11 @@ def over_pixels(values: Float[Array, "batch *any"]) -> Float[Array, "batch _ _ _
     return values[:, None, None, None] if values.ndim == 1 else values
 
 
+def of_picture(gamma: Float[Array, "batch *any"]) -> Float[Array, "batch"]:
+    """The γ of each picture: where each value has its own, their mean."""
+    return gamma if gamma.ndim == 1 else jnp.mean(gamma, axis=(1, 2, 3))
+
+
 def scale(levels: Shaped[Array, "*any"], vocab_size: int) -> Float[Array, "*any"]:
     """Integer levels 0 … V−1 to the centres of V equal cells of [−1, 1]: (2i + 1)/V − 1."""
     return (2.0 * levels.astype(jnp.float32) + 1.0) / vocab_size - 1.0

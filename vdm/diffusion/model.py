@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree, UInt8
 from vdm import component, nets
 from vdm.component import accept, choose
 from vdm.contract import Ability, Batch, Draw, Model, Params, Random
-from vdm.data.dataset import Spec
+from vdm.data.dataset import Spec, Split
 from vdm.diffusion import (
     condition as condition_lib,
     context as context_lib,
@@ -21,6 +21,7 @@ from vdm.diffusion import (
     encoder,
     path,
     sampler,
+    stationary,
     times,
     variance,
 )
@@ -42,7 +43,7 @@ class Diffusion(Model):
       shape: height, width and channels of a picture.
       vocab_size: levels of a value.
       classes: how many labels there are.
-      parameterisation: what the network predicts: eps, x, v or levels (denoiser.eps_hat).
+      parameterisation: what the network predicts: eps, x, v, levels or gaussian (denoiser.eps_hat).
       condition: what it is conditioned on in addition to γ: none, label or augmented.
       drop_label: share of the training pictures whose label is withheld, so that the denoiser can do without
         (Ho & Salimans 2022).
@@ -71,7 +72,7 @@ class Diffusion(Model):
     sections = {"schedule": SCHEDULES, "net": NETWORKS}
 
     def check(self) -> None:
-        choose("parameterisation", self.parameterisation, denoiser.PARAMETERISATIONS)
+        choose("parameterisation", self.parameterisation, denoiser.accepted(self.schedule.per_value))
         condition_lib.check(self.condition, self.classes)
         choose("times", self.times, times.TIMES)
         choose("sampler", self.sampler, sampler.SAMPLERS)
@@ -118,7 +119,7 @@ class Diffusion(Model):
         return context_lib.Encoder(self.schedule.context_size) if self.schedule.context_size else None
 
     def init(self, key: Array, batch: Batch) -> Params:
-        """{"schedule": …, "net": …}, and "context" where there is one."""
+        """{"schedule": …, "net": …}, and "context" and "gaussian" where there are."""
         keys = jax.random.split(key)
         z = jnp.zeros((1, *self.shape))
         condition = self.condition_of({name: value[:1] for name, value in batch.items()})
@@ -127,17 +128,24 @@ class Diffusion(Model):
         if self.context is not None:
             contexts = (jnp.zeros((1, self.schedule.context_size)),)
             params["context"] = self.context.init(jax.random.fold_in(key, 2), z)
+        if self.parameterisation == "gaussian":
+            params["gaussian"] = stationary.unit(self.shape)
+            z, _ = stationary.start(params["gaussian"], z, jnp.zeros(1))
         return params | {
             "schedule": self.schedule.init(keys[0], jnp.zeros(1), *contexts),
             "net": self.net.init(keys[1], z, jnp.zeros(1), condition_lib.join(condition, *contexts)),
         }
 
+    def fit(self, split: Split) -> Params:
+        """The Gaussian of the pictures, where there is one."""
+        gaussian = self.parameterisation == "gaussian"
+        return {"gaussian": stationary.fit(split, self.shape, self.vocab_size)} if gaussian else {}
+
     def roles(self, params: Params) -> PyTree[Role]:
-        more = {name: alike(params[name], Role()) for name in params if name == "context"}
-        return more | {
-            "schedule": self.schedule.roles(params["schedule"]),
-            "net": self.net.roles(params["net"]),
-        }
+        others = {"context": Role(), "gaussian": Role(fixed=True)}
+        more = {name: alike(params[name], role) for name, role in others.items() if name in params}
+        schedule = self.schedule.roles(params["schedule"])
+        return more | {"schedule": schedule, "net": self.net.roles(params["net"])}
 
     def gamma(self, params: Params, t: Float[Array, "*times"], context: Array | None = None) -> Array:
         """γ(t); of a schedule for each value, [..., height, width, channels], which `context` [..., size]
@@ -162,12 +170,15 @@ class Diffusion(Model):
         depends on t only through γ. Of a γ for each value it sees the mean; context and t give the others.
         """
         low, high = self.schedule.gamma_min, self.schedule.gamma_max
-        mean = gamma if gamma.ndim == 1 else jnp.mean(gamma, axis=(1, 2, 3))
-        condition, time = condition_lib.join(condition, context), (mean - low) / (high - low)
-        output = self.net.apply(params["net"], z_t, time, condition, dropout_keys)
-        return denoiser.eps_hat(
-            output, z_t, encoder.over_pixels(gamma), self.parameterisation, self.vocab_size
+        time = (encoder.of_picture(gamma) - low) / (high - low)
+        given, known = z_t, None
+        if "gaussian" in params:
+            given, known = stationary.start(params["gaussian"], z_t, gamma)
+        output = self.net.apply(
+            params["net"], given, time, condition_lib.join(condition, context), dropout_keys
         )
+        gamma = encoder.over_pixels(gamma)
+        return denoiser.eps_hat(output, z_t, gamma, self.parameterisation, self.vocab_size, known)
 
     def x_hat(self, params: Params, rng: Random, batch: Batch, t: Float[Array, ""]) -> Picture:
         x = encoder.scale(batch["image"], self.vocab_size)
@@ -227,8 +238,8 @@ class Diffusion(Model):
             terms["context"] = context_nats
         # x − x̂ = (ε̂ − ε) σ/α, and elbo.diffusion with weight 2 is a sum of squares.
         error = elbo.diffusion(eps, eps_hat, encoder.over_pixels(2.0 * jnp.exp(gamma_t)))
-        gamma = gamma_t if gamma_t.ndim == 1 else jnp.mean(gamma_t, axis=(1, 2, 3))
-        return Draw(terms, t, gamma, jnp.broadcast_to(time_weight, t.shape), error, slot)
+        gamma, time_weight = encoder.of_picture(gamma_t), jnp.broadcast_to(time_weight, t.shape)
+        return Draw(terms, t, gamma, time_weight, error, slot)
 
     def log_weight(self, params: Params, rng: Random, batch: Batch) -> Float[Array, "batch"]:
         """Of one path of the chain of T steps (VDM eq. 13, 14)."""
@@ -244,8 +255,8 @@ class Diffusion(Model):
 
     def sample(self, params, rng, batch) -> UInt8[Array, "batch height width channels"]:
         z_0, gamma_0 = self.sample_z_0(params, rng, batch), self.gamma(params, jnp.zeros(()))
-        draw = jax.vmap(lambda key, z: decoder.sample(key, z, gamma_0, self.vocab_size))
-        return draw(rng.keys(randomness.DECODE), z_0).astype(jnp.uint8)
+        decode = jax.vmap(lambda key, z: decoder.sample(key, z, gamma_0, self.vocab_size))
+        return decode(rng.keys(randomness.DECODE), z_0).astype(jnp.uint8)
 
     def sample_z_0(self, params: Params, rng: Random, batch: Batch) -> Picture:
         """z_0 of the chain from noise down."""
@@ -259,14 +270,8 @@ class Diffusion(Model):
 
         def predict_x(z_t, gamma):
             gamma_of_each = jnp.broadcast_to(gamma, z_t.shape[:1] if gamma.ndim == 0 else z_t.shape)
-
-            def eps_hat(condition):
-                return self.eps_hat(params, z_t, gamma_of_each, condition, context=context)
-
-            eps = eps_hat(condition)
-            if self.guidance:
-                eps += self.guidance * (eps - eps_hat(jnp.zeros_like(condition)))
-            return denoiser.x_from_eps(eps, z_t, gamma)
+            eps_hat = lambda condition: self.eps_hat(params, z_t, gamma_of_each, condition, context=context)
+            return denoiser.x_from_eps(denoiser.guided(eps_hat, condition, self.guidance), z_t, gamma)
 
         z_1 = rng.normal(randomness.LATENT, self.shape)
         return sampler.sample(self.sampler, predict_x, gammas, z_1, rng.keys(randomness.NOISE))

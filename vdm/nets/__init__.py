@@ -7,12 +7,15 @@ import jax
 from vdm import component
 from vdm.nets.mlp import MLP
 from vdm.nets.network import Network
+from vdm.nets.pyramid import Pyramid
 from vdm.nets.transformer import Transformer
 from vdm.nets.unet import UNet
 
 __all__ = ["NETWORKS", "Network", "build"]
 
-NETWORKS = component.Registry(Network, {"unet": UNet, "transformer": Transformer, "mlp": MLP})
+NETWORKS = component.Registry(
+    Network, {"unet": UNet, "transformer": Transformer, "mlp": MLP, "pyramid": Pyramid}
+)
 
 
 def build(section: Any, shape: tuple[int, int, int], vocab_size: int, out_channels: int) -> Network:

@@ -1,0 +1,45 @@
+"""CIFAR-10 on a laptop: a denoiser that starts as a Gaussian of the data, and a small network for the rest.
+
+  python -m vdm.main --config=configs/cifar10_laptop.py --workdir=/tmp/cifar10_laptop \\
+      --config.data.data_dir=$HOME/tensorflow_datasets
+
+Data: as in configs/cifar10.py.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import cifar10
+
+
+def get_config():
+    c = cifar10.get_config()
+
+    c.model.condition = "none"
+    c.model.parameterisation = "gaussian"
+    c.model.times = "importance"
+    c.model.sampler = "dpm2m"
+    c.model.sample_steps = 50
+    c.model.schedule.name = "fixed_linear"
+    c.model.net = ConfigDict()
+    c.model.net.name = "pyramid"
+
+    c.data.augment = "flip"
+
+    c.optimizer.name = "adamw"
+    c.optimizer.learning_rate = 1e-3
+    c.optimizer.warmup = 50
+    c.optimizer.decay = "cosine"
+    c.optimizer.clip = 1.0
+
+    c.train.steps = 4_000
+    c.train.batch_size = 16
+    c.train.substeps = 1
+    c.train.log_every = 100
+    c.train.ema = 0.995
+    c.train.eval_every = 1_000
+    c.train.checkpoint_every = 1_000
+    c.train.sample_every = 0
+
+    c.eval.batch_size = 64
+    c.eval.passes = 10
+    return c

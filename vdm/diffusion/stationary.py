@@ -1,0 +1,140 @@
+"""The Gaussian of the data's mean and stationary covariance, and its denoiser in closed form (Wiener 1949).
+
+Pictures are taken to be stationary, with mirrors at their edges: then the cosine transform makes their
+frequencies independent of each other, and what is left of the covariance is one small matrix a frequency, of
+the channels. That is a model of whole pictures with a few thousand numbers, and of z_t = α x + σ ε it
+knows the posterior of x, which is where a network may start.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+import numpy as np
+
+from vdm.data.dataset import Split
+from vdm.diffusion import encoder
+
+Picture = Float[Array, "batch height width channels"]
+CHUNK = 1_000  # pictures that `fit` reads at a time
+
+
+class Stationary(NamedTuple):
+    """What `fit` finds in the data, for x in [−1, 1].
+
+    Attributes:
+      mean: of each channel.
+      variance: of each frequency, along the axes of `basis`.
+      basis: of each frequency, the channels' principal axes; one a column.
+    """
+
+    mean: Float[Array, "channels"]
+    variance: Float[Array, "height width channels"]
+    basis: Float[Array, "height width channels channels"]
+
+
+class Posterior(NamedTuple):
+    """N(mean, variance) of each value of x, given z_t."""
+
+    mean: Picture
+    variance: Picture
+
+
+def unit(shape: tuple[int, int, int]) -> Stationary:
+    """Mean 0 and covariance 1."""
+    channels = shape[2]
+    basis = jnp.broadcast_to(jnp.eye(channels), (*shape, channels))
+    return Stationary(jnp.zeros(channels), jnp.ones(shape), basis)
+
+
+def fit(split: Split, shape: tuple[int, int, int], vocab_size: int) -> Stationary:
+    """The maximum-likelihood fit to the pictures of a split, in two passes over it.
+
+    That of the mirror images as well is the same: mirrored, a frequency changes no more than its sign. No
+    variance is taken to be below (2/V)²/12, that of the rounding to levels.
+    """
+    height, width, channels = shape
+    mean = sum(x.sum(axis=(0, 1, 2)) for x in _chunks(split, vocab_size)) / (split.size * height * width)
+    covariance = np.zeros((height, width, channels, channels))
+    for x in _chunks(split, vocab_size):
+        frequencies = np.einsum("ih,nhwc,jw->nijc", cosines(height), x - mean, cosines(width), optimize=True)
+        covariance += np.einsum("nijc,nijd->ijcd", frequencies, frequencies, optimize=True)
+    variance, basis = np.linalg.eigh(covariance / split.size)
+    floor = (2.0 / vocab_size) ** 2 / 12.0
+    found = mean, np.maximum(variance, floor), basis
+    return Stationary(*(jnp.asarray(value, jnp.float32) for value in found))
+
+
+def _chunks(split, vocab_size):
+    for first in range(0, split.size, CHUNK):
+        image = split.read(np.arange(first, min(first + CHUNK, split.size)))["image"]
+        yield np.asarray(encoder.scale(image, vocab_size), np.float64)
+
+
+def cosines(size: int) -> Float[np.ndarray, "size size"]:
+    """The orthonormal cosine transform (DCT-II) as a matrix, a frequency a row."""
+    frequency, place = np.arange(size)[:, None], np.arange(size)[None] + 0.5
+    rows = np.sqrt(2.0 / size) * np.cos(np.pi * frequency * place / size)
+    rows[0] /= np.sqrt(2.0)
+    return rows
+
+
+def posterior(of: Stationary, z_t: Picture, gamma: Float[Array, "batch"]) -> Posterior:
+    """p(x|z_t): along each axis of variance λ, the mean is shrunk by α² λ/(α² λ + σ²), and the variance is
+    λ σ²/(α² λ + σ²)."""
+    alpha, sigma = (encoder.over_pixels(of_gamma(gamma)) for of_gamma in (encoder.alpha, encoder.sigma))
+    noisy = jnp.square(alpha) * of.variance + jnp.square(sigma)
+    rows, columns = (jnp.asarray(cosines(size), jnp.float32) for size in z_t.shape[1:3])
+    along_axes = jnp.einsum("ijcd,bijc->bijd", of.basis, _over_axes(z_t - alpha * of.mean, rows, columns))
+    shrunk = jnp.einsum("ijcd,bijd->bijc", of.basis, along_axes * (alpha * of.variance / noisy))
+    mean = of.mean + _over_axes(shrunk, rows.T, columns.T)
+    left = jnp.square(sigma) * of.variance / noisy
+    of_channels = jnp.einsum("ijcd,bijd->bijc", jnp.square(of.basis), left)
+    return Posterior(mean, _over_axes(of_channels, jnp.square(rows).T, jnp.square(columns).T))
+
+
+def _over_axes(picture, rows, columns):
+    """A matrix product along the rows and one along the columns of each channel."""
+    return jnp.einsum("ih,bhwc,jw->bijc", rows, picture, columns)
+
+
+def start(
+    of: Stationary, z_t: Picture, gamma: Float[Array, "batch"]
+) -> tuple[Float[Array, "batch height width more"], Posterior]:
+    """What a network is given in place of z_t, and the posterior that it changes."""
+    known = posterior(of, z_t, gamma)
+    return features(z_t, gamma, known), known
+
+
+def features(
+    z_t: Picture, gamma: Float[Array, "batch"], known: Posterior
+) -> Float[Array, "batch height width more"]:
+    """z_t as values near 1 at every γ, where z_t itself shows a picture's details as small differences of
+    large numbers.
+
+    The posterior's mean; ε̂ by it; what is finer than 3 pixels in z_t, and in two octaves of the mean, in
+    units of the noise and of the posterior's standard deviation; the logarithm of that.
+    """
+    alpha, sigma = (encoder.over_pixels(of_gamma(gamma)) for of_gamma in (encoder.alpha, encoder.sigma))
+    deviation = jnp.sqrt(known.variance)
+    unit = jnp.mean(deviation, axis=(1, 2), keepdims=True)
+    blurred = _blur(known.mean)
+    coarse = _blur(_blur(blurred))
+    return jnp.concatenate(
+        [
+            known.mean,
+            (z_t - alpha * known.mean) / sigma,
+            jnp.arcsinh((z_t - _blur(z_t)) / (2.0 * sigma)),
+            jnp.arcsinh((known.mean - blurred) / unit),
+            jnp.arcsinh((blurred - coarse) / unit),
+            jnp.log(deviation) / 3.0,
+        ],
+        axis=-1,
+    )
+
+
+def _blur(picture):
+    """By 1, 2, 1 along both axes."""
+    padded = jnp.pad(picture, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    rows = padded[:, :-2] + 2.0 * padded[:, 1:-1] + padded[:, 2:]
+    return (rows[:, :, :-2] + 2.0 * rows[:, :, 1:-1] + rows[:, :, 2:]) / 16.0

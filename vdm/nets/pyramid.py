@@ -1,0 +1,114 @@
+"""A U-Net of several resolutions, whose cost per picture is small: convolutions of squares of pixels.
+
+The first resolution is that of `patch` × `patch` squares of pixels, read as channels; each next one is half
+as fine and half a width wider. Nothing is normalised, as the size of what comes in says how certain it is.
+"""
+
+from flax import linen as nn
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from vdm.component import accept
+from vdm.nets.conv import Conv
+from vdm.nets.layers import ZEROS, Embedding, dropout, layer_keys
+from vdm.nets.network import Network, check_layers
+from vdm.parameters import Role, by_path
+
+
+class Block(nn.Module):
+    """Swish and convolution, twice, around a residual; scaled and shifted by the embedding between."""
+
+    dropout: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, h, embedding, keys):
+        width = h.shape[-1]
+        scale, shift = jnp.split(nn.Dense(2 * width, kernel_init=ZEROS)(embedding), 2, axis=-1)
+        out = Conv(width, self.dtype)(nn.silu(h))
+        out = out * (1.0 + scale[:, None, None]) + shift[:, None, None]
+        out = dropout(nn.silu(out), self.dropout, keys).astype(self.dtype)
+        return h + Conv(width, self.dtype, kernel_init=ZEROS)(out)
+
+
+class Pyramid(Network):
+    """See the module's docstring.
+
+    Attributes:
+      levels: resolutions.
+      depth: blocks of each resolution on the way down, and on the way up.
+      width: channels of the first.
+      patch: side of a square of pixels; with 2^(levels − 1) it divides height and width.
+      dropout: share of a block's activations that is dropped.
+      dtype: of the convolutions: float32 or bfloat16.
+    """
+
+    levels: int = 3
+    depth: int = 2
+    width: int = 64
+    patch: int = 2
+    dropout: float = 0.0
+    dtype: str = "float32"
+
+    def check(self) -> None:
+        check_layers(self.depth, self.width, self.dropout, self.dtype)
+        accept("levels", self.levels >= 1, "1 or more")
+        accept("patch", self.patch >= 1, "1 or more")
+        accept("width", self.width % 4 == 0, "a multiple of 4")
+        height, width, _ = self.shape
+        coarsest = self.patch * 2 ** (self.levels - 1)
+        accept(
+            "levels",
+            height % coarsest == 0 and width % coarsest == 0,
+            f"so many that {coarsest}, the side of the last one's pixels, divides the pictures' height "
+            f"{height} and width {width}",
+        )
+
+    def roles(self, params: PyTree) -> PyTree[Role]:
+        """A convolution's kernel is a matrix from rows · columns · channels to channels."""
+
+        def role_of(names, value):
+            return Role(matrix=((0, 1, 2), (3,)) if value.ndim == 4 else None)
+
+        return by_path(params, role_of)
+
+    @nn.compact
+    def __call__(self, z, time, condition=None, keys=None):
+        dtype = jnp.dtype(self.dtype)
+        widths = [self.width + level * self.width // 2 for level in range(self.levels)]
+        embedding = Embedding(self.width)(time, condition)
+        number = 0
+
+        def blocks(h):
+            nonlocal number
+            for _ in range(self.depth):
+                h = Block(self.dropout, dtype)(h, embedding, layer_keys(keys, number))
+                number += 1
+            return h
+
+        h = nn.Dense(widths[0])(fold(z, self.patch)).astype(dtype)
+        skips = []
+        for width in widths[1:]:
+            h = blocks(h)
+            skips.append(h)
+            h = nn.Dense(width, dtype=dtype)(fold(h, 2))
+        h = blocks(h)
+        for skip in reversed(skips):
+            h = blocks(skip + unfold(nn.Dense(4 * skip.shape[-1], dtype=dtype)(h), 2))
+        h = nn.silu(h.astype(jnp.float32))
+        out = nn.Dense(self.patch**2 * self.out_channels, kernel_init=ZEROS)(h)
+        return unfold(out, self.patch)
+
+
+def fold(picture, side):
+    """Squares of side × side pixels as channels."""
+    batch, height, width, channels = picture.shape
+    picture = picture.reshape(batch, height // side, side, width // side, side, channels)
+    return picture.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // side, width // side, -1)
+
+
+def unfold(picture, side):
+    """The inverse of `fold`."""
+    batch, height, width, _ = picture.shape
+    picture = picture.reshape(batch, height, width, side, side, -1)
+    return picture.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height * side, width * side, -1)

@@ -38,6 +38,7 @@ constraints: clean
 	$(PY) .ci/constraints.py constraints.txt
 
 .venv/installed: setup.cfg pyproject.toml constraints.txt
+	@echo "Installing into .venv, once: about a minute."
 	$(PYTHON) -m venv .venv
 	$(PIP) -c constraints.txt -e .
 	touch $@

@@ -1,4 +1,4 @@
-"""scikit-learn's 8 × 8 digits: trains, evaluates and draws in a few minutes on a laptop.
+"""scikit-learn's 8 × 8 digits: trains, evaluates and draws in two minutes on a laptop.
 
   python -m vdm.main --config=configs/digits.py --workdir=/tmp/digits
 

@@ -58,6 +58,8 @@ BAD_VALUES = {
     "target": ({"eval.target_se": -1.0}, "target_se is -1.0", "0 (none)"),
     "passes": ({"eval.passes": 0}, "eval.passes is 0", "1 or more"),
     "samples": ({"sample.num": 0}, "sample.num is 0", "1 or more"),
+    "estimators": ({"eval.estimators": "elbo,odd"}, "estimators is 'odd'", "Did you mean 'ode'"),
+    "depths": ({"eval.depths": "1,x"}, "eval.depths", "'1,x'"),
 }
 
 

@@ -74,7 +74,7 @@ def test_what_changes_no_number_of_the_training_may_differ(tmp_path):
         ({"optimizer.name": "adamw"}, "optimizer.name was 'muon', is 'adamw'"),
         (
             {"model.schedule.name": "piecewise", "objective.name": "least_variance"},
-            "model.schedule.parts was None, is 20; objective.name was 'elbo', is 'least_variance'",
+            "model.schedule.parts was not there, is 20; objective.name was 'elbo', is 'least_variance'",
         ),
         ({"train.substeps": 5}, "train.substeps was 20, is 5"),
     ],

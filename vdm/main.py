@@ -6,7 +6,8 @@
 
 The first command trains; given again, it goes on where it was stopped. Any field of the config can be set,
 as in --config.train.steps=5000, and so can a component, as in --config.model.schedule.name=cosine.
-Without --config, the config is the one that the workdir was started with.
+--config=FILE is a Python file with a function get_config; FILE:ARGUMENT gives it an argument. Without it, the
+config is the one that the workdir was started with.
 """
 
 from collections.abc import Sequence

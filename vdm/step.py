@@ -12,6 +12,7 @@ from vdm.contract import Ability, Batch, Model, Params
 from vdm.data import augment
 from vdm.diffusion import times
 from vdm.diffusion.objective import Objective
+from vdm.errors import require
 from vdm.runtime import randomness
 from vdm.runtime.devices import AXIS
 
@@ -84,6 +85,11 @@ def make_step(
         cdf = times.cdf(moments) if adaptive else None
         draw = model.draw(params, rng, batch, train=True, cdf=cdf, apart=objective.apart)
         minimised = objective(draw)
+        require(
+            isinstance(minimised, dict),
+            f"objective {type(objective).__name__} gives a {type(minimised).__name__}; accepted: a dict of "
+            "terms, nats per example.",
+        )
         total = sum(minimised.values())
         metrics = {name: jnp.mean(nats) for name, nats in draw.terms.items()}
         if not objective.is_elbo:

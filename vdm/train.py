@@ -16,6 +16,7 @@ from vdm.contract import Params
 from vdm.data import resident
 from vdm.data.batches import train_batches
 from vdm.errors import require
+from vdm.evaluation import estimators
 from vdm.evaluation.evaluator import make_evaluator
 from vdm.reporting import text
 from vdm.reporting.log import Log, NoLog
@@ -23,7 +24,8 @@ from vdm.runtime import devices
 
 
 def check(config: ConfigDict) -> None:
-    """Raises UserError where a number of config.train cannot be."""
+    """Raises UserError where a number of config.train cannot be, or one that only evaluation reads."""
+    estimators.check(config)
     train = config.train
     for name in ("steps", "batch_size", "accumulate", "substeps", "keep"):
         require(train[name] >= 1, f"config.train.{name} is {train[name]}; accepted: 1 or more.")
@@ -75,6 +77,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         print(f"{workdir}: finished, {first} of {train.steps} steps were taken before." * lead)
         return
     parts = run_lib.build(config)
+    estimators.choose(config, parts.model)  # what cannot be evaluated is refused before it is trained
     evaluate = make_evaluator(parts.model, config, parts.data)
     sample = sample_lib.make_sampler(parts.model, config, parts.data)
     if lead:
@@ -203,7 +206,10 @@ class Stop:
         self._asked = True
         for other in (signal.SIGINT, signal.SIGTERM):
             signal.signal(other, signal.default_int_handler)
-        tqdm.write("stopping after the steps in hand; once more to leave at once, unsaved")
+        tqdm.write(
+            "stopping after the steps in hand, or ending if they are the last; once more to leave at once, "
+            "unsaved"
+        )
 
     def asked(self, checkpoints: Any, step: int) -> bool:
         """Whether to stop after this step; the same on all processes."""
@@ -225,8 +231,9 @@ def require_finite(step: int, means: dict[str, float]) -> None:
     """Raises UserError where the loss is no number any more."""
     require(
         math.isfinite(means["loss"]) and math.isfinite(means.get("objective", 0.0)),
-        f"the loss is {means['loss']} at step {step}: training has diverged. Lower "
-        "config.optimizer.learning_rate, or set config.optimizer.clip, and give another --workdir.",
+        f"the loss is {means['loss']} at step {step}: training has diverged, or a component gives no number. "
+        "Lower config.optimizer.learning_rate, or set config.optimizer.clip, and look at γ(0) and γ(1) of a "
+        "schedule of your own; give another --workdir.",
     )
 
 

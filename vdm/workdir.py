@@ -112,7 +112,8 @@ def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
     _check_modules(workdir, config)
     found = differences(read_config(workdir), config)
     if found:
-        fields = "; ".join(f"{name} was {old!r}, is {new!r}" for name, old, new in found)
+        says = lambda value: "not there" if value is None else repr(value)
+        fields = "; ".join(f"{name} was {says(old)}, is {says(new)}" for name, old, new in found)
         raise UserError(
             f"{str(workdir)!r} was started with another config: {fields}. "
             "Set these fields back, or give another --workdir."

@@ -52,7 +52,7 @@ def existing_path(data_dir: str, name: str, what: str) -> pathlib.Path:
     path = pathlib.Path(os.path.expanduser(data_dir))
     require(
         data_dir and path.exists(),
-        f"config.data.data_dir is {data_dir!r}, which does not exist; for config.data.name = {name!r} "
-        f"it must be {what}.",
+        f"config.data.data_dir is {f'{data_dir!r}, which does not exist' if data_dir else 'not set'}; for "
+        f"config.data.name = {name!r} it must be {what}.",
     )
     return path

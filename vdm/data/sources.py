@@ -39,6 +39,11 @@ def load(section: ConfigDict) -> Data:
             "name of a TFDS data set, or the import path of one's own source, 'module:Class'."
             + did_you_mean(base, [*SOURCES.builtin, *unknown.known])
         ) from unknown
+    require(
+        isinstance(data, Data),
+        f"load() of data set {section.name!r} gives a {type(data).__name__}; accepted: a Data of "
+        "vdm/data/dataset.py.",
+    )
     _check(data, source)
     train, test = _cached(data.train, "train", source), _cached(data.test, "test", source)
     return Data(train, test, data.spec)

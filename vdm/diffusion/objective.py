@@ -139,6 +139,7 @@ def build(section: Any, model: Model) -> Objective:
     require(
         not lacking,
         f"config.objective.name is {section.name!r}, which needs {' and '.join(lacking)}. "
-        "This model has not: set config.objective.name to 'elbo', or change config.model.",
+        "This model has not: set config.objective.name to 'elbo', or change config.model, such as "
+        "config.model.schedule.name to 'fixed_linear' for ends that are not learned.",
     )
     return made

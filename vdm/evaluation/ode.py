@@ -5,7 +5,6 @@ Pure functions of arrays.
 
 import math
 
-import diffrax
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
@@ -96,6 +95,7 @@ def _solve_path(
     tolerance: float,
 ) -> tuple[Float[Array, "nodes batch *shape"], Int[Array, "batch"]]:
     """z along the flow from z_0 at each γ, and how many steps each image took."""
+    import diffrax  # only now, as it takes half a second, and training imports this file's checks
 
     def one(z, condition):
         term = diffrax.ODETerm(

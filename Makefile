@@ -34,7 +34,7 @@ constraints: clean
 	$(PYTHON) -m venv .venv
 	$(PIP) -e '.[dev]'
 	touch .venv/installed .venv/installed-dev
-	$(PY) -m pytest -n 2 --dist loadfile
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PY) -m pytest -n 2 --dist loadfile
 	$(PY) .ci/constraints.py constraints.txt
 
 .venv/installed: setup.cfg pyproject.toml constraints.txt

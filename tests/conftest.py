@@ -11,6 +11,10 @@ import pytest
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+# Most programs here run once, on a few pixels, so that it costs more to optimise them than to run them. What
+# users run is fully optimised: JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests that.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # Compiled programs are kept between the many processes, and between runs of the tests.

@@ -3,9 +3,9 @@
   python -m vdm.main --config=configs/cifar10_laptop.py --workdir=/tmp/cifar10_laptop \\
       --config.data.data_dir=$HOME/tensorflow_datasets
 
-Data: as in configs/cifar10.py; or a subset of it. With --config.train.steps=1000, on 4,068 training images, two
-and a half minutes on 2 CPU cores reach 4.133 ± 0.051 bits/dim: the ELBO of the average of the weights, on 1,017
-test images, 4 passes, one seed.
+Data: as in configs/cifar10.py; or a subset of it. With --config.train.steps=1000, on 4,068 training images,
+two and a half minutes on 2 CPU cores reach 4.133 ± 0.051 bits/dim: the ELBO of the average of the weights,
+on 1,017 test images, 4 passes, one seed.
 """
 
 from ml_collections import ConfigDict

@@ -17,7 +17,7 @@ SPEC = Spec((4, 4, 1), 17, 10)
 
 FIELDS = {
     "model.net.name": "mlp",
-    "model.net.depth": 1,
+    "model.net.depth": 2,
     "model.net.width": 16,
     "model.net.dropout": 0.3,
     "data.augment": "flip,rotate",
@@ -120,3 +120,13 @@ def test_accumulation_is_the_same_batch():
 def test_other_seeds_see_other_noise():
     one, other = (trained("pmap", 1, **changes)[1]["diffusion"] for changes in ({}, {"seed": 1}))
     assert np.abs(one - other).min() > 1e-3
+
+
+def test_ema_follows_the_parameters():
+    """Of parameters that do not move it is these; of others it lags behind."""
+    still = trained("pmap", 1, **{"optimizer.learning_rate": 0.0})[0]
+    for params, ema in zip(jax.tree.leaves(still.params), jax.tree.leaves(still.ema)):
+        np.testing.assert_allclose(ema, params, rtol=1e-6)
+    moving = trained("pmap", 1)[0]
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), moving.params, moving.ema)
+    assert max(jax.tree.leaves(moved)) > 1e-3

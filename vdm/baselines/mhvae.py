@@ -89,7 +89,7 @@ class MHVAE(Model):
             f"{2 if 'II' in names else 1} or more, the number of latents",
         )
         accept("latent", self.latent >= 1, "1 or more")
-        choose("parameterisation", self.parameterisation, denoiser.PARAMETERISATIONS)
+        choose("parameterisation", self.parameterisation, denoiser.accepted(gaussian=False))
 
     @property
     def abilities(self) -> frozenset[Ability]:

@@ -22,9 +22,9 @@ PARAMETERISATIONS = ("eps", "x", "v", "levels", "gaussian")
 LOG_RATIO = (-8.0, 4.0)  # of variances, beyond which exp would run away
 
 
-def accepted(per_value: bool) -> tuple[str, ...]:
-    """The parameterisations: but for "gaussian", where each value has its own γ."""
-    return PARAMETERISATIONS[:-1] if per_value else PARAMETERISATIONS
+def accepted(gaussian: bool) -> tuple[str, ...]:
+    """The parameterisations; "gaussian" where there are pictures to fit it to, and one γ for each."""
+    return tuple(name for name in PARAMETERISATIONS if gaussian or name != "gaussian")
 
 
 def outputs(parameterisation: str, channels: int, vocab_size: int) -> int:

@@ -72,7 +72,7 @@ class Diffusion(Model):
     sections = {"schedule": SCHEDULES, "net": NETWORKS}
 
     def check(self) -> None:
-        choose("parameterisation", self.parameterisation, denoiser.accepted(self.schedule.per_value))
+        choose("parameterisation", self.parameterisation, denoiser.accepted(not self.schedule.per_value))
         condition_lib.check(self.condition, self.classes)
         choose("times", self.times, times.TIMES)
         choose("sampler", self.sampler, sampler.SAMPLERS)

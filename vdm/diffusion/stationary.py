@@ -48,18 +48,20 @@ def unit(shape: tuple[int, int, int]) -> Stationary:
 
 
 def fit(split: Split, shape: tuple[int, int, int], vocab_size: int) -> Stationary:
-    """The maximum-likelihood fit to the pictures of a split, in two passes over it.
+    """The maximum-likelihood fit to the pictures of a split, in one pass over it.
 
     That of the mirror images as well is the same: mirrored, a frequency changes no more than its sign. No
     variance is taken to be below (2/V)²/12, that of the rounding to levels.
     """
     height, width, channels = shape
-    mean = sum(x.sum(axis=(0, 1, 2)) for x in _chunks(split, vocab_size)) / (split.size * height * width)
-    covariance = np.zeros((height, width, channels, channels))
+    mean, square = np.zeros(channels), np.zeros((height, width, channels, channels))
     for x in _chunks(split, vocab_size):
-        frequencies = np.einsum("ih,nhwc,jw->nijc", cosines(height), x - mean, cosines(width), optimize=True)
-        covariance += np.einsum("nijc,nijd->ijcd", frequencies, frequencies, optimize=True)
-    variance, basis = np.linalg.eigh(covariance / split.size)
+        frequencies = np.einsum("ih,nhwc,jw->nijc", cosines(height), x, cosines(width), optimize=True)
+        mean += frequencies[:, 0, 0].sum(axis=0) / split.size
+        square += np.einsum("nijc,nijd->ijcd", frequencies, frequencies, optimize=True) / split.size
+    square[0, 0] -= np.outer(mean, mean)  # a mean that is the same everywhere is of frequency 0 alone
+    mean /= np.sqrt(height * width)
+    variance, basis = np.linalg.eigh(square)
     floor = (2.0 / vocab_size) ** 2 / 12.0
     found = mean, np.maximum(variance, floor), basis
     return Stationary(*(jnp.asarray(value, jnp.float32) for value in found))
@@ -117,7 +119,7 @@ def features(
     """
     alpha, sigma = (encoder.over_pixels(of_gamma(gamma)) for of_gamma in (encoder.alpha, encoder.sigma))
     deviation = jnp.sqrt(known.variance)
-    unit = jnp.mean(deviation, axis=(1, 2), keepdims=True)
+    typical = jnp.mean(deviation, axis=(1, 2), keepdims=True)
     blurred = _blur(known.mean)
     coarse = _blur(_blur(blurred))
     return jnp.concatenate(
@@ -125,8 +127,8 @@ def features(
             known.mean,
             (z_t - alpha * known.mean) / sigma,
             jnp.arcsinh((z_t - _blur(z_t)) / (2.0 * sigma)),
-            jnp.arcsinh((known.mean - blurred) / unit),
-            jnp.arcsinh((blurred - coarse) / unit),
+            jnp.arcsinh((known.mean - blurred) / typical),
+            jnp.arcsinh((blurred - coarse) / typical),
             jnp.log(deviation) / 3.0,
         ],
         axis=-1,

@@ -244,3 +244,17 @@ def scan(
         check_constancy_invariants=False,  # which would trace each layer once more
         **options,
     )
+
+
+def fold(picture: Picture, side: int) -> Float[Array, "batch rows columns more"]:
+    """Squares of side × side pixels as channels."""
+    batch, height, width, channels = picture.shape
+    picture = picture.reshape(batch, height // side, side, width // side, side, channels)
+    return picture.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // side, width // side, -1)
+
+
+def unfold(folded: Float[Array, "batch rows columns more"], side: int) -> Picture:
+    """The inverse of `fold`."""
+    batch, rows, columns, _ = folded.shape
+    picture = folded.reshape(batch, rows, columns, side, side, -1).transpose(0, 1, 3, 2, 4, 5)
+    return picture.reshape(batch, rows * side, columns * side, -1)

@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from vdm.component import accept
 from vdm.nets.conv import Conv
-from vdm.nets.layers import ZEROS, Embedding, dropout, layer_keys
+from vdm.nets.layers import ZEROS, Embedding, dropout, fold, layer_keys, unfold
 from vdm.nets.network import Network, check_layers
 from vdm.parameters import Role, by_path
 
@@ -98,17 +98,3 @@ class Pyramid(Network):
         h = nn.silu(h.astype(jnp.float32))
         out = nn.Dense(self.patch**2 * self.out_channels, kernel_init=ZEROS)(h)
         return unfold(out, self.patch)
-
-
-def fold(picture, side):
-    """Squares of side × side pixels as channels."""
-    batch, height, width, channels = picture.shape
-    picture = picture.reshape(batch, height // side, side, width // side, side, channels)
-    return picture.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // side, width // side, -1)
-
-
-def unfold(picture, side):
-    """The inverse of `fold`."""
-    batch, height, width, _ = picture.shape
-    picture = picture.reshape(batch, height, width, side, side, -1)
-    return picture.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height * side, width * side, -1)

@@ -10,9 +10,11 @@ from vdm.nets.layers import (
     Attention,
     Embedding,
     dropout,
+    fold,
     fourier_features,
     layer_keys,
     scan,
+    unfold,
 )
 from vdm.nets.network import Layered, check_heads
 from vdm.parameters import Role, matrices_of_loops
@@ -83,8 +85,7 @@ class Transformer(Layered):
         rows, columns, side = height // self.patch, width // self.patch, self.patch
         embedding = Embedding(self.width)(time, condition)
 
-        h = fourier_features(z, self.frequencies)
-        h = h.reshape(batch, rows, side, columns, side, -1).transpose(0, 1, 3, 2, 4, 5)
+        h = fold(fourier_features(z, self.frequencies), side)
         h = nn.Dense(self.width, name="patch_in")(h.reshape(batch, rows * columns, -1))
         h += self.param("position", nn.initializers.normal(1.0), h.shape[1:])
 
@@ -95,5 +96,4 @@ class Transformer(Layered):
 
         h = nn.LayerNorm(dtype=jnp.float32)(h)
         h = nn.Dense(side * side * self.out_channels, kernel_init=ZEROS, name="patch_out")(h)
-        h = h.reshape(batch, rows, columns, side, side, -1).transpose(0, 1, 3, 2, 4, 5)
-        return h.reshape(batch, height, width, self.out_channels)
+        return unfold(h.reshape(batch, rows, columns, -1), side)

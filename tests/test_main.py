@@ -98,11 +98,6 @@ def test_bad_values_are_refused_before_training(case, tmp_path):
 
 BAD_EVALS = {
     "estimator": ({"estimators": "elbo,odd"}, "'odd'", "Did you mean 'ode'"),
-    "gaussian": (
-        {"model.parameterisation": "gaussian", "model.schedule.name": "multivariate"},
-        "parameterisation is 'gaussian'",
-        "'eps', 'x', 'v', 'levels'",
-    ),
     "depths": ({"depths": "1,x"}, "depths is '1,x'", "such as '1,10,100'"),
     "paths": ({"chain.samples": 0}, "chain.samples is 0", "1 or more"),
     "nodes": ({"ode.nodes": 6}, "ode.nodes is 6", "multiple of 4"),

@@ -36,8 +36,8 @@ def test_images_that_are_kept_are_those_of_the_files(tmp_path):
         write_images(root / "train" / label, 3, seed=number)
     write_images(root / "test" / "b", 6, seed=9)
 
-    def check(size):
-        data = load(section("folder", data_dir=str(root), image_size=size))
+    def check(size, **fields):
+        data = load(section("folder", data_dir=str(root), image_size=size, **fields))
         for split in (data.train, data.test):
             found, want = resident.read_all(split), split.read(np.arange(split.size))
             assert found.keys() == want.keys()
@@ -47,6 +47,8 @@ def test_images_that_are_kept_are_those_of_the_files(tmp_path):
 
     for size in (0, 5, 0, 5):
         assert check(size) == [0, 0, 0, 1, 1, 1]
+    for share, kept in ((0.3, 4), (0.5, 3), (0.3, 4)):
+        assert len(check(0, hold_out=share)) == kept
     (root / "train" / "c").rename(root / "train" / "a")
     assert check(0) == [0, 0, 0, 1, 1, 1]
     (root / "test" / "b").rename(root / "test" / "0")

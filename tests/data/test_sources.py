@@ -24,6 +24,20 @@ def test_digits_are_all_there_and_apart():
     np.testing.assert_array_equal(np.sort(images.reshape(1797, -1), axis=0), want)
 
 
+def test_training_images_are_held_out_to_choose_settings_by():
+    """A tenth of the training images, the same each time, takes the place of the test images."""
+    read = lambda split: split.read(np.arange(split.size))
+    whole, apart, again = (load(section("digits", hold_out=share)) for share in (0.0, 0.1, 0.1))
+    assert (apart.train.size, apart.test.size) == (1293, 144)
+    assert apart.train.nbytes == 1293 * 64 and apart.test.nbytes == 144 * 64
+    np.testing.assert_array_equal(read(apart.test)["image"], read(again.test)["image"])
+    train, test, want = read(apart.train), read(apart.test), read(whole.train)
+    found = {name: np.concatenate([train[name], test[name]]) for name in want}
+    order = lambda values: np.lexsort((values["label"], *values["image"].reshape(1437, -1).T))
+    for name in want:
+        np.testing.assert_array_equal(found[name][order(found)], want[name][order(want)])
+
+
 @pytest.mark.parametrize("levels", [256, 16])
 def test_swirl(levels):
     data = load(section("swirl", vocab_size=levels))
@@ -150,6 +164,8 @@ def seventeen(tmp_path):
         ({"vocab_size": 300}, "config.data.vocab_size is 300; accepted: 2 to 256"),
         ({"augment": "flip,mirror"}, "'flip,mirror'; accepted: any of flip, rotate, channels.*'mirror'"),
         ({"on_device_gib": -1.0}, "config.data.on_device_gib is -1.0; accepted: 0"),
+        ({"hold_out": 1.0}, "config.data.hold_out is 1.0; accepted: 0"),
+        ({"hold_out": 0.01}, "config.data.hold_out is 0.01, which is 0 of 18 training images; accepted:"),
     ],
 )
 def test_bad_fields_are_refused(fields, text, seventeen):

@@ -59,11 +59,17 @@ def in_memory(images: Images, labels: Labels | None = None) -> Split:
     return Split(len(images), read, images.nbytes)
 
 
-def held_out(images: Images, labels: Labels | None, count: int) -> tuple[Split, Split]:
-    """The training and the test split of arrays: the second is a fixed random choice of `count` examples."""
-    shuffled = np.random.default_rng(0).permutation(len(images))
-    train, test = (
-        in_memory(images[part], None if labels is None else labels[part])
-        for part in (shuffled[:-count], shuffled[-count:])
-    )
-    return train, test
+def held_out(split: Split, count: int) -> tuple[Split, Split]:
+    """Two splits of one, to train and to test: the second is a fixed random choice of `count` examples."""
+    shuffled = np.random.default_rng(0).permutation(split.size)
+
+    def part(name, numbers):
+        return dataclasses.replace(
+            split,
+            size=len(numbers),
+            read=lambda indices: split.read(numbers[indices]),
+            nbytes=split.nbytes // split.size * len(numbers),
+            cache_name=split.cache_name and f"{split.cache_name}, {name} {count} held out",
+        )
+
+    return part("without", shuffled[:-count]), part("the", shuffled[-count:])

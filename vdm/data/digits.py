@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from vdm.data.dataset import Data, Spec, held_out
+from vdm.data.dataset import Data, Spec, held_out, in_memory
 from vdm.data.source import Source
 
 
@@ -17,4 +17,4 @@ class Digits(Source):
 
         digits = load_digits()
         images = digits.images.astype(np.uint8)[..., None]
-        return Data(*held_out(images, digits.target, 360), Spec((8, 8, 1), 17, 10))
+        return Data(*held_out(in_memory(images, digits.target), 360), Spec((8, 8, 1), 17, 10))

@@ -36,7 +36,7 @@ class Npz(Source):
         if test is not None:
             splits = in_memory(images, labels), in_memory(*test)
         else:
-            splits = held_out(images, labels, max(1, len(images) // 10))
+            splits = held_out(in_memory(images, labels), max(1, len(images) // 10))
         found = [part[1] for part in (train, test) if part is not None]
         return Data(*splits, Spec(images.shape[1:], self.vocab_size, _classes(root, found)))
 

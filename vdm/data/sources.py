@@ -8,7 +8,7 @@ import numpy as np
 
 from vdm.component import Registry, build
 from vdm.data import tfds
-from vdm.data.dataset import Data, Split
+from vdm.data.dataset import Data, Split, held_out
 from vdm.data.digits import Digits
 from vdm.data.folder import Folder
 from vdm.data.npz import Npz
@@ -46,6 +46,14 @@ def load(section: ConfigDict) -> Data:
     )
     _check(data, source)
     train, test = _cached(data.train, "train", source), _cached(data.test, "test", source)
+    if source.hold_out:
+        count = round(source.hold_out * train.size)
+        require(
+            0 < count < train.size,
+            f"config.data.hold_out is {source.hold_out}, which is {count} of {train.size} training images; "
+            "accepted: a share of some of them, but not of all.",
+        )
+        train, test = held_out(train, count)
     return Data(train, test, data.spec)
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from vdm.data.dataset import Data, Spec, held_out
+from vdm.data.dataset import Data, Spec, held_out, in_memory
 from vdm.data.source import Source, check_levels
 
 
@@ -25,5 +25,5 @@ class Swirl(Source):
         points = along[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
         points = 0.8 * points + 0.02 * random.normal(size=points.shape)
         levels = np.clip((points + 1.0) / 2.0 * self.vocab_size, 0, self.vocab_size - 1)
-        splits = held_out(levels.astype(np.uint8)[:, None, None, :], None, 2_000)
+        splits = held_out(in_memory(levels.astype(np.uint8)[:, None, None, :]), 2_000)
         return Data(*splits, Spec((1, 1, 2), self.vocab_size, 0))

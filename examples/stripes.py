@@ -1,6 +1,7 @@
 """Data of one's own: noisy 8 × 8 stripes of 16 levels; the label says whether they lie or stand.
 
-python -m vdm.main --config=configs/digits.py --config.data.name=examples.stripes:Stripes --workdir=/tmp/own
+python -m vdm.main --config=configs/digits.py --config.data.name=examples.stripes:Stripes \\
+    --workdir=/tmp/stripes
 """
 
 import dataclasses
@@ -20,6 +21,5 @@ class Stripes(Source):
         labels = random.integers(0, 2, size=2_000)
         waves = 7.5 + 6.0 * np.sin(np.arange(8)[:, None] + random.uniform(0.0, 6.28, size=(2_000, 1, 1)))
         images = np.where(labels[:, None, None] == 1, waves.swapaxes(1, 2), waves)
-        noisy = np.round(images + self.noise * random.normal(size=images.shape))
-        whole = in_memory(noisy.clip(0, 15).astype(np.uint8)[..., None], labels)
-        return Data(*held_out(whole, 200), Spec((8, 8, 1), 16, 2))
+        levels = np.round(images + self.noise * random.normal(size=images.shape)).clip(0, 15).astype(np.uint8)
+        return Data(*held_out(in_memory(levels[..., None], labels), 200), Spec((8, 8, 1), 16, 2))

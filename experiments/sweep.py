@@ -44,12 +44,21 @@ flags.DEFINE_list(
     "submitit's parameters, such as slurm_partition=gpu,timeout_min=600,gpus_per_node=1",
     flag_values=FLAGS,
 )
+flags.DEFINE_float(
+    "minutes",
+    None,
+    "Training time of each run, in place of config.train.steps: a few steps of each variant are timed first, "
+    "so let nothing else run then.",
+    lower_bound=0.0,
+    flag_values=FLAGS,
+)
 flags.DEFINE_bool(
     "dry_run", False, "Print the command of each run, or Slurm's script, and run none.", flag_values=FLAGS
 )
 
 # About half the digits' steps: a study of them ends within an hour on two cores.
 SHORT = {"train.steps": 800, "train.eval_every": 200, "train.checkpoint_every": 400}
+EVALUATIONS = 8  # during training, of a run that trains for --minutes
 
 Results = Callable[[pathlib.Path, dict[str, list[pathlib.Path]]], Sequence[pathlib.Path]]
 
@@ -76,10 +85,11 @@ def main(
     FLAGS.set_default("seeds", seeds)
     given = commandline.split(sys.argv)
     set_by_user = commandline.fields_of(given.args)
-    own = [f"--config.{name}={value}" for name, value in (fields or {}).items() if name not in set_by_user]
 
     def run(others):
         command.refuse_others(others)
+        not_own = {*set_by_user, *(SHORT if FLAGS.minutes is not None else ())}
+        own = [f"--config.{name}={value}" for name, value in (fields or {}).items() if name not in not_own]
         try:
             return study(grid, results, given.file or config, [*own, *given.args])
         except KeyboardInterrupt:
@@ -102,6 +112,8 @@ def study(grid: plan.Grid, results: Results, file: str, args: Sequence[str]) -> 
         f"--cluster_options is {','.join(FLAGS.cluster_options)!r}, but no --cluster; add --cluster=slurm.",
     )
     workdir = pathlib.Path(FLAGS.workdir).expanduser()
+    if FLAGS.minutes is not None:
+        grid = timed(grid, file, args, workdir)
     trials = plan.make_trials(grid, file, args, workdir, FLAGS.seeds)
     variants: dict[str, list[pathlib.Path]] = {trial.variant: [] for trial in trials}
     for name in FLAGS.only:
@@ -131,6 +143,26 @@ def study(grid: plan.Grid, results: Results, file: str, args: Sequence[str]) -> 
     for folder, why in failed.items():
         print(f"  {folder.name}: {why} (see {folder / 'log.txt'})", file=sys.stderr)
     return 1 if failed else 0
+
+
+def timed(grid: plan.Grid, file: str, args: Sequence[str], workdir: pathlib.Path) -> plan.Grid:
+    """The grid with as many steps for each variant as --minutes allow, and EVALUATIONS during them. A variant
+    that sets its own steps keeps them."""
+    from experiments import budget  # only now, as it imports JAX
+
+    trials = plan.make_trials(grid, file, args, workdir, seeds=1)
+    costs = budget.measure_trials(trials, workdir)
+
+    def with_steps(config):
+        found = {}
+        for variant, fields in grid(config).items():
+            steps = costs[variant].steps(60.0 * FLAGS.minutes)
+            every = max(1, steps // EVALUATIONS)
+            budgeted = {"train.steps": steps, "train.eval_every": every, "train.checkpoint_every": every}
+            found[variant] = budgeted | fields
+        return found
+
+    return with_steps
 
 
 def dry_run(missing: Sequence[plan.Trial], workdir: pathlib.Path) -> str:

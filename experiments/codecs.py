@@ -18,7 +18,7 @@ def bits_per_dim(images: Images) -> dict[str, tuple[float, float]]:
     """{codec: (bits/dim, standard error over images)} of PNG, WebP and, where imagecodecs is installed, JPEG
     XL; each image alone, and all of them as one sheet, which has no standard error."""
     found = {}
-    for name, encode in _codecs().items():
+    for name, encode in lossless().items():
         values = np.array([8.0 * len(encode(image)) / image.size for image in images])
         found[name] = float(values.mean()), standard_error(values)
         found[f"{name}, {SHEET}"] = 8.0 * len(encode(sheet(images))) / images.size, math.nan
@@ -36,7 +36,8 @@ def sheet(images: Images) -> np.ndarray:
     return cells.reshape(rows * height, columns * width, channels)
 
 
-def _codecs() -> dict[str, Callable[[np.ndarray], bytes]]:
+def lossless() -> dict[str, Callable[[np.ndarray], bytes]]:
+    """{codec: picture, uint8 [height, width, channels], to the bytes of its file}, at the most effort."""
     found = {
         "PNG": lambda image: _by_pillow(image, "PNG", optimize=True),
         "WebP": lambda image: _by_pillow(image, "WEBP", lossless=True, quality=100, method=6),

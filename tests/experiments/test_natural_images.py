@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from PIL import Image
 import pytest
+from scipy import fft, stats
 
 from conftest import TINY
 from experiments import budget, codecs, natural_images, plan
@@ -15,6 +16,7 @@ from model_helpers import save_run, tiny_config
 from record_helpers import read_csv
 from sweep_helpers import study_here
 from vdm import run as run_lib
+from vdm.diffusion import stationary
 
 pytestmark = pytest.mark.usefixtures("single")
 
@@ -123,8 +125,26 @@ def test_the_study_writes_its_table_and_figure(tmp_path, monkeypatch):
     assert all(path.stat().st_size for path in files)
     (row,) = read_csv(tmp_path / "table.csv")
     assert float(row["s a step"]) == 0.5 and float(row["PFLOP"]) == pytest.approx(12 * 1e12 / 1e15)
-    rates = json.loads((tmp_path / "codecs.json").read_text())
+    rates = json.loads((folder / "references.json").read_text())
     assert rates["PNG"][0] > 8, "a file of 64 bytes is mostly its own header"
+    kept = json.loads((folder / "density.json").read_text())
+    own = json.loads((folder / "eval.json").read_text())
+    assert np.sum(kept["per_gamma"] * np.diff(kept["gamma"])) == pytest.approx(own["diffusion"], rel=1e-3)
+
+
+def test_nats_of_the_gaussian_are_those_of_all_values_at_once():
+    """By SciPy, with the whole covariance: each frequency's axes, turned back by SciPy's own transform."""
+    random, shape = np.random.default_rng(0), (3, 4, 2)
+    basis = np.linalg.qr(random.normal(size=(3, 4, 2, 2)))[0]
+    of = stationary.Stationary(np.array([0.3, -0.2]), random.uniform(0.1, 2.0, shape), basis)
+    axes = np.zeros((24, *shape))
+    for number, (i, j, axis) in enumerate(np.ndindex(shape)):
+        axes[number, i, j] = basis[i, j, :, axis] * np.sqrt(of.variance[i, j, axis])
+    root = fft.idctn(axes, axes=(1, 2), norm="ortho").reshape(24, 24)
+    mean = np.broadcast_to(of.mean, shape).ravel()
+    x = random.normal(size=(5, *shape))
+    want = -stats.multivariate_normal(mean, root.T @ root).logpdf(x.reshape(5, -1))
+    np.testing.assert_allclose(natural_images.gaussian_nats(of, x), want)
 
 
 def test_its_grid_sets_fields_that_there_are(tmp_path):

@@ -1,4 +1,5 @@
 # make digits       train, evaluate and draw a VDM on scikit-learn's digits
+# make cifar        train, evaluate and draw a VDM on CIFAR-10, prepared in DATA (docs/data.md)
 # make check        the tests that a change needs most, under 90 seconds
 # make test         all tests
 # make lint         ruff (lint and format) and mypy
@@ -9,15 +10,19 @@
 # constraints.txt, which are those that the tests passed with.
 
 PYTHON ?= python3
+DATA ?= $(HOME)/tensorflow_datasets
 PY := .venv/bin/python
 CHECK := $(addprefix tests/,data diffusion/test_elbo.py diffusion/test_encoder.py diffusion/test_schedule.py \
 	test_component.py test_config.py test_commandline.py test_workdir.py test_main.py)
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: digits check test lint constraints clean
+.PHONY: digits cifar check test lint constraints clean
 
 digits: .venv/installed
 	$(PY) -m vdm.main --config=configs/digits.py --workdir=runs/digits
+
+cifar: .venv/installed
+	$(PY) -m vdm.main --config=configs/cifar10_laptop.py --workdir=runs/cifar --config.data.data_dir=$(DATA)
 
 check: .venv/installed-dev
 	$(PY) -m pytest -n 2 --dist loadfile $(CHECK)

@@ -8,6 +8,7 @@ knows the posterior of x, which is where a network may start.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
@@ -104,7 +105,8 @@ def start(
     of: Stationary, z_t: Picture, gamma: Float[Array, "batch"]
 ) -> tuple[Float[Array, "batch height width more"], Posterior]:
     """What a network is given in place of z_t, and the posterior that it changes."""
-    known = posterior(of, z_t, gamma)
+    # The Gaussian is fitted and not trained: to go back through it would cost a tenth of a training step.
+    known = posterior(jax.lax.stop_gradient(of), z_t, gamma)
     return features(z_t, gamma, known), known
 
 

@@ -27,9 +27,9 @@ def get_config():
 
     c.data.augment = "flip"
 
-    c.optimizer.name = "adamw"
-    c.optimizer.learning_rate = 1e-3
-    c.optimizer.warmup = 50
+    c.optimizer.name = "muon"
+    c.optimizer.learning_rate = 3e-3
+    c.optimizer.warmup = 100
     c.optimizer.decay = "cosine"
     c.optimizer.clip = 1.0
 

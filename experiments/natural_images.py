@@ -32,15 +32,17 @@ from vdm.reporting.text import fixed, markdown_table
 # The fields of each variant. Of the paper's own recipe the network is as large as fits the time.
 VARIANTS: dict[str, dict[str, Any]] = {
     "config": {},
-    "gaussian_alone": {"optimizer.learning_rate": 0.0},
+    "gaussian_alone": {"train.steps": 1, "optimizer.learning_rate": 0.0},
     "no_gaussian": {"model.parameterisation": "eps"},
     "stratified_times": {"model.times": "stratified"},
     "no_flips": {"data.augment": ""},
     "no_average": {"train.ema": 0.0},
+    "adamw": {"optimizer.name": "adamw", "optimizer.learning_rate": 2e-3},
     "one_resolution": {"model.net.levels": 1},
-    "single_pixels": {"model.net.patch": 1, "model.net.width": 32},
+    "squares_of_4_pixels": {"model.net.patch": 2, "model.net.width": 64},
+    "wider": {"model.net.width": 48},
+    "deeper": {"model.net.depth": 3},
     "labels": {"model.condition": "label"},
-    "muon": {"optimizer.name": "muon", "optimizer.learning_rate": 2e-3},
     "batch_64": {"train.batch_size": 64},
     "paper": {
         "config": "configs/cifar10.py",

@@ -45,8 +45,8 @@ class Pyramid(Network):
 
     levels: int = 3
     depth: int = 2
-    width: int = 64
-    patch: int = 2
+    width: int = 32
+    patch: int = 1
     dropout: float = 0.0
     dtype: str = "float32"
 

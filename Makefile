@@ -22,7 +22,7 @@ digits: .venv/installed
 	$(PY) -m vdm.main --config=configs/digits.py --workdir=runs/digits
 
 cifar: .venv/installed
-	$(PY) -m vdm.main --config=configs/cifar10_laptop.py --workdir=runs/cifar --config.data.data_dir=$(DATA)
+	$(PY) -m vdm.main --config=configs/cifar10_laptop.py --workdir=runs/cifar --config.data.data_dir='$(DATA)'
 
 check: .venv/installed-dev
 	$(PY) -m pytest -n 2 --dist loadfile $(CHECK)

@@ -1,23 +1,24 @@
-"""What a step of training costs on this machine, so that different models can be given the same minutes."""
+"""The same minutes for every variant of a study: what a step of each costs, and how many fit."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+import hashlib
 import json
+import math
 import pathlib
-import statistics
-import time
+import subprocess
+import sys
 from typing import NamedTuple
 
-import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from experiments.output import make_folder
-from experiments.plan import Trial
-from vdm import run as run_lib, train
-from vdm.data import resident
-from vdm.runtime import devices
+from experiments import plan
+from experiments.output import make_folder, write_json
+from experiments.plan import Grid, Trial
+from vdm import commandline
+from vdm.errors import UserError, one_of, require
 
-TIMED = 8  # steps
+EVALUATIONS = 8  # of a run, during its training
 
 
 class Cost(NamedTuple):
@@ -26,64 +27,110 @@ class Cost(NamedTuple):
     Attributes:
       start: seconds from the config until the first step is done: reading, fitting and compiling.
       step: seconds of each further step, the median.
-      operations: floating-point operations of a step, as XLA counts them before it optimises.
+      operations: floating-point operations of a step (flops.products).
+      device: what it was measured on.
     """
 
     start: float
     step: float
     operations: float
+    device: str = ""
 
     def steps(self, seconds: float) -> int:
-        """How many steps are taken in so many seconds; 1 at least."""
-        return max(1, int((seconds - self.start) / self.step) + 1)
+        """How many steps are done after so many seconds; 0 where the first is not."""
+        return max(0, math.floor((seconds - self.start) / self.step) + 1)
 
     def seconds(self, steps: float) -> float:
-        """When so many steps are taken, without evaluations."""
+        """When so many steps are done, without evaluations."""
         return self.start + (steps - 1) * self.step
 
 
-def measure(config: ConfigDict) -> Cost:
-    """The Cost of a complete config, by a few steps; nothing else should run meanwhile.
+def fit(
+    grid: Grid,
+    file: str,
+    args: Sequence[str],
+    workdir: pathlib.Path,
+    minutes: float,
+    only: Sequence[str] = (),
+    measure_here: bool = True,
+) -> Grid:
+    """The grid of the variants whose cost is known, with as many steps for each as the minutes allow, and
+    EVALUATIONS during them. A variant that sets its own steps keeps these.
+
+    The costs of the variants `only`, or of all, are measured first, where they are not kept in budget.json of
+    the study from before: so all runs of a variant take as many steps.
 
     Raises:
-      UserError: the config is not possible.
+      UserError: as make_trials does; or a variant cannot be trained, or not one step of it fits; or costs are
+        to be measured, but not here.
     """
-    config = config.copy_and_resolve_references()
-    config.train.substeps = 1  # XLA counts what is in a loop only once
-    config.train.steps = TIMED + 1
-    train.check(config)
-    jax.clear_caches()
-    start = time.perf_counter()
-    parts = run_lib.build(config)
-    step, batches, wait = train.compile_step(config, parts, 0)
-    state = parts.init()
-    data = devices.replicate(resident.arrays(parts.data.train, config.data))
-    wait()
-    moments = [start]
-    for _, _, batch in batches:
-        state, _ = step(state, data, batch)
-        jax.block_until_ready(state)
-        moments.append(time.perf_counter())
-    first, *later = (after - before for before, after in zip(moments, moments[1:]))
-    counted = step.lower(state, data, batch).cost_analysis()
-    return Cost(first, statistics.median(later), counted["flops"] * jax.device_count())
+    given = commandline.fields_of(args)
+    require(0 < minutes < math.inf, f"--minutes is {minutes}; accepted: a number above 0.")
+    require(
+        "train.steps" not in given,
+        "--config.train.steps is set, but --minutes says how long each run trains; leave one of them out.",
+    )
+    trials = {trial.variant: trial for trial in plan.make_trials(grid, file, args, workdir, seeds=1)}
+    for name in only:
+        one_of("--only", name, trials)
+    kept = read(workdir)
+    costs = {name: kept[name][0] for name in trials if name in kept and kept[name][1] == digest(trials[name])}
+    missing = [name for name in only or trials if name not in costs]
+    require(
+        measure_here or not missing,
+        f"--minutes times {', '.join(missing)} on this machine, and --cluster trains on others; first give "
+        "the command with --dry_run in place of --cluster on one of those.",
+    )
+    for name in tqdm(missing, "timing a few steps of each", disable=None):
+        costs[name] = measure(trials[name])
+        kept[name] = costs[name], digest(trials[name])
+        lines = {name: [*cost, of] for name, (cost, of) in kept.items()}
+        write_json(make_folder(workdir) / "budget.json", lines)
+    steps = {name: cost.steps(60.0 * minutes) for name, cost in costs.items()}
+    for name, number in steps.items():
+        require(
+            number > 0,
+            f"--minutes is {minutes}; accepted: more than the {costs[name].start:.0f} s until the first step "
+            f"of {name!r} is done.",
+        )
+
+    def with_steps(config: ConfigDict) -> dict[str, dict[str, object]]:
+        found = {}
+        for name, fields in grid(config).items():
+            if name in steps:
+                every = max(1, steps[name] // EVALUATIONS)
+                often = {field: every for field in ("train.eval_every", "train.checkpoint_every")}
+                often = {field: value for field, value in often.items() if field not in given}
+                found[name] = {"train.steps": steps[name], **often, **fields}
+        return found
+
+    return with_steps
 
 
-def measure_trials(trials: Sequence[Trial], workdir: pathlib.Path) -> dict[str, Cost]:
-    """{variant: the Cost of its trial}. It is kept in budget.json of the study, so that all runs of a variant
-    take as many steps."""
-    path = make_folder(workdir) / "budget.json"
-    found = read(workdir)
-    for trial in tqdm([trial for trial in trials if trial.variant not in found], "timing", disable=None):
-        found[trial.variant] = measure(trial.config)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps({name: cost._asdict() for name, cost in found.items()}, indent=2) + "\n")
-        part.replace(path)
-    return {trial.variant: found[trial.variant] for trial in trials}
+def measure(trial: Trial) -> Cost:
+    """The Cost of a trial, in a process of its own, which leaves no accelerator taken.
+
+    Raises:
+      UserError: it cannot be trained.
+    """
+    given = [arg for arg in trial.command[3:] if not arg.startswith("--workdir=")]
+    command = [sys.executable, "-m", "experiments.cost", *given]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit {done.returncode}"]
+        why = next((line for line in lines if line.startswith("error: ")), lines[-1])
+        raise UserError(f"variant {trial.variant!r}: {why.removeprefix('error: ')}")
+    return Cost(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def read(workdir: pathlib.Path) -> dict[str, Cost]:
-    """What budget.json of a study holds; {} where there is none."""
+def digest(trial: Trial) -> str:
+    """Of all that a trial's cost depends on."""
+    return hashlib.sha256(json.dumps(trial.config.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def read(workdir: pathlib.Path) -> dict[str, tuple[Cost, str]]:
+    """{variant: (its Cost, and the digest of its trial)} that budget.json of a study holds; {} where there is
+    none."""
     path = workdir / "budget.json"
-    kept: Mapping[str, Mapping[str, float]] = json.loads(path.read_text()) if path.exists() else {}
-    return {name: Cost(**cost) for name, cost in kept.items()}
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    return {name: (Cost(*cost), of) for name, (*cost, of) in kept.items()}

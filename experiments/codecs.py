@@ -5,30 +5,38 @@ import importlib.util
 import io
 import math
 
+from jaxtyping import UInt8
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from vdm.data.dataset import Images
 from vdm.evaluation.estimate import standard_error
 
-SHEET = "one sheet"  # all images side by side, as one picture
+Picture = UInt8[np.ndarray, "height width channels"]
+
+LARGEST = 8192  # pixels of a sheet's side; WebP has no more than 16,383
 
 
 def bits_per_dim(images: Images) -> dict[str, tuple[float, float]]:
-    """{codec: (bits/dim, standard error over images)} of PNG, WebP and, where imagecodecs is installed, JPEG
-    XL; each image alone, and all of them as one sheet, which has no standard error."""
+    """{codec: (bits/dim, standard error over images)} of `lossless`: of a file for each image; and of one
+    sheet of all images, or of as many as fit on it, which has no standard error (NaN)."""
     found = {}
+    _, height, width, _ = images.shape
+    on_sheet = images[: (LARGEST // height) * (LARGEST // width)]
     for name, encode in lossless().items():
-        values = np.array([8.0 * len(encode(image)) / image.size for image in images])
+        bar = tqdm(images, name, disable=None, leave=False)
+        values = np.array([8.0 * len(encode(image)) / image.size for image in bar])
         found[name] = float(values.mean()), standard_error(values)
-        found[f"{name}, {SHEET}"] = 8.0 * len(encode(sheet(images))) / images.size, math.nan
+        if len(on_sheet):
+            found[f"{name}, one sheet"] = 8.0 * len(encode(sheet(on_sheet))) / on_sheet.size, math.nan
     return found
 
 
-def sheet(images: Images) -> np.ndarray:
+def sheet(images: Images) -> Picture:
     """All images in the rows of one picture that is about square; what is left of the last row is black."""
     count, height, width, channels = images.shape
-    columns = math.ceil(math.sqrt(count))
+    columns = min(math.ceil(math.sqrt(count * height / width)), LARGEST // width)
     rows = math.ceil(count / columns)
     cells = np.zeros((rows * columns, height, width, channels), np.uint8)
     cells[:count] = images
@@ -36,20 +44,21 @@ def sheet(images: Images) -> np.ndarray:
     return cells.reshape(rows * height, columns * width, channels)
 
 
-def lossless() -> dict[str, Callable[[np.ndarray], bytes]]:
-    """{codec: picture, uint8 [height, width, channels], to the bytes of its file}, at the most effort."""
-    found = {
-        "PNG": lambda image: _by_pillow(image, "PNG", optimize=True),
-        "WebP": lambda image: _by_pillow(image, "WEBP", lossless=True, quality=100, method=6),
+def lossless() -> dict[str, Callable[[Picture], bytes]]:
+    """{codec: picture → the bytes of its file}: PNG optimised, WebP of method 6, and where imagecodecs is
+    installed JPEG XL of effort 9."""
+    found: dict[str, Callable[[Picture], bytes]] = {
+        "PNG": lambda picture: _by_pillow(picture, "PNG", optimize=True),
+        "WebP": lambda picture: _by_pillow(picture, "WEBP", lossless=True, quality=100, method=6),
     }
     if importlib.util.find_spec("imagecodecs"):
         import imagecodecs  # only where it is asked for, as it is an extra
 
-        found["JPEG XL"] = lambda image: imagecodecs.jpegxl_encode(image, lossless=True, effort=9)
+        found["JPEG XL"] = lambda picture: imagecodecs.jpegxl_encode(picture, lossless=True, effort=9)
     return found
 
 
-def _by_pillow(image, kind, **options):
+def _by_pillow(picture, kind, **options):
     file = io.BytesIO()
-    Image.fromarray(image.squeeze()).save(file, kind, **options)
+    Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture).save(file, kind, **options)
     return file.getvalue()

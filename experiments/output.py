@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import csv
+import json
 import pathlib
 from typing import Any
 
@@ -32,6 +33,13 @@ def write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writeheader()
         for row in rows:
             writer.writerow({k: "" if v != v else v for k, v in row.items()})  # NaN is not itself
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes JSON, whole or not at all."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(value, indent=2) + "\n")
+    part.replace(path)
 
 
 def save_figure(figure: Figure, out: pathlib.Path | str, name: str) -> list[pathlib.Path]:

@@ -16,8 +16,8 @@ from vdm.errors import UserError, require
 
 Grid = Callable[[ConfigDict], Mapping[str, Mapping[str, Any]]]
 
-# What the final number of a run depends on, beside its training.
-EVALUATION = ("eval.passes", "eval.images")
+# What the final number of a finished run depends on, and a run that goes on does not.
+DONE_WITH = ("train.steps", "eval.passes", "eval.images")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,10 +101,10 @@ def check_configs(done: Sequence[Trial]) -> None:
             continue
         workdir_lib.check_config(trial.folder, trial.config)
         was, asked = flat(workdir_lib.read_config(trial.folder)), flat(trial.config)
-        other = [name for name in EVALUATION if was[name] != asked[name]]
+        other = [name for name in DONE_WITH if was[name] != asked[name]]
         require(
             not other,
-            f"{str(trial.folder)!r} was evaluated with another {' and '.join(other)}; set "
+            f"{str(trial.folder)!r} was done with another {' and '.join(other)}; set "
             + ", ".join(f"--config.{name}={was[name]}" for name in other)
             + ", or give another --workdir.",
         )

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from absl import flags
 
-from experiments import command, jobs, plan, pool
+from experiments import budget, command, jobs, plan, pool
 from vdm import commandline
 from vdm.errors import one_of, require
 
@@ -47,9 +47,8 @@ flags.DEFINE_list(
 flags.DEFINE_float(
     "minutes",
     None,
-    "Training time of each run, in place of config.train.steps: a few steps of each variant are timed first, "
-    "so let nothing else run then.",
-    lower_bound=0.0,
+    "Training time of each run, in place of config.train.steps. A few steps of each variant are timed first, "
+    "with --dry_run too: let nothing else run meanwhile.",
     flag_values=FLAGS,
 )
 flags.DEFINE_bool(
@@ -58,7 +57,6 @@ flags.DEFINE_bool(
 
 # About half the digits' steps: a study of them ends within an hour on two cores.
 SHORT = {"train.steps": 800, "train.eval_every": 200, "train.checkpoint_every": 400}
-EVALUATIONS = 8  # during training, of a run that trains for --minutes
 
 Results = Callable[[pathlib.Path, dict[str, list[pathlib.Path]]], Sequence[pathlib.Path]]
 
@@ -70,6 +68,7 @@ def main(
     config: str,
     seeds: int = 2,
     fields: Mapping[str, Any] | None = None,
+    minutes: float | None = None,
 ) -> NoReturn:
     """Runs a study from its command line, and exits: with 1 where a run failed, 2 on bad input.
 
@@ -80,16 +79,19 @@ def main(
       results: (workdir, {variant: [workdirs of its finished runs]}) → [paths that it wrote].
       config: file of the base config, where no --config is given.
       seeds: how many, where no --seeds is given.
-      fields: {dotted field: value} of all runs, where the user sets no other.
+      fields: {dotted field: value} of all runs, where the user sets no other; without those of SHORT, where
+        there are --minutes.
+      minutes: how long each run trains, where no --minutes is given; None: as config.train.steps says.
     """
     FLAGS.set_default("seeds", seeds)
+    FLAGS.set_default("minutes", minutes)
     given = commandline.split(sys.argv)
     set_by_user = commandline.fields_of(given.args)
 
     def run(others):
         command.refuse_others(others)
-        not_own = {*set_by_user, *(SHORT if FLAGS.minutes is not None else ())}
-        own = [f"--config.{name}={value}" for name, value in (fields or {}).items() if name not in not_own]
+        left_out = {*set_by_user, *(SHORT if FLAGS.minutes is not None else ())}
+        own = [f"--config.{name}={value}" for name, value in (fields or {}).items() if name not in left_out]
         try:
             return study(grid, results, given.file or config, [*own, *given.args])
         except KeyboardInterrupt:
@@ -113,7 +115,7 @@ def study(grid: plan.Grid, results: Results, file: str, args: Sequence[str]) -> 
     )
     workdir = pathlib.Path(FLAGS.workdir).expanduser()
     if FLAGS.minutes is not None:
-        grid = timed(grid, file, args, workdir)
+        grid = budget.fit(grid, file, args, workdir, FLAGS.minutes, FLAGS.only, not FLAGS.cluster)
     trials = plan.make_trials(grid, file, args, workdir, FLAGS.seeds)
     variants: dict[str, list[pathlib.Path]] = {trial.variant: [] for trial in trials}
     for name in FLAGS.only:
@@ -143,26 +145,6 @@ def study(grid: plan.Grid, results: Results, file: str, args: Sequence[str]) -> 
     for folder, why in failed.items():
         print(f"  {folder.name}: {why} (see {folder / 'log.txt'})", file=sys.stderr)
     return 1 if failed else 0
-
-
-def timed(grid: plan.Grid, file: str, args: Sequence[str], workdir: pathlib.Path) -> plan.Grid:
-    """The grid with as many steps for each variant as --minutes allow, and EVALUATIONS during them. A variant
-    that sets its own steps keeps them."""
-    from experiments import budget  # only now, as it imports JAX
-
-    trials = plan.make_trials(grid, file, args, workdir, seeds=1)
-    costs = budget.measure_trials(trials, workdir)
-
-    def with_steps(config):
-        found = {}
-        for variant, fields in grid(config).items():
-            steps = costs[variant].steps(60.0 * FLAGS.minutes)
-            every = max(1, steps // EVALUATIONS)
-            budgeted = {"train.steps": steps, "train.eval_every": every, "train.checkpoint_every": every}
-            found[variant] = budgeted | fields
-        return found
-
-    return with_steps
 
 
 def dry_run(missing: Sequence[plan.Trial], workdir: pathlib.Path) -> str:

@@ -32,7 +32,7 @@ def write_table(
     Markdown.
 
     Args:
-      more: further columns, {column: {variant: (mean, standard error)}}.
+      more: further columns, {column: {variant: (mean, standard error)}}; NaN where there is no error.
       caption: what they are.
 
     Raises:
@@ -43,8 +43,9 @@ def write_table(
     rows = [_variant_row(variant, records, terms, more) for variant, records in found.items()]
     runs = [_run_row(variant, record, terms) for variant, records in found.items() for record in records]
     columns = {"bits/dim": "bpd", "± over seeds": "bpd_se_seeds", "± of one run": "bpd_se_run"}
-    for column in more:
-        columns |= {column: column, f"{column} ±": f"{column}_se"}
+    for column, numbers in more.items():
+        known = any(not math.isnan(error) for _, error in numbers.values())
+        columns |= {column: column, **({f"{column} ±": f"{column}_se"} if known else {})}
     columns |= {term: term for term in terms}
     cells = [
         [row["variant"], *(fixed(row[key]) for key in columns.values()), str(row["seeds"]), row["step"],

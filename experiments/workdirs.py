@@ -19,6 +19,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 import numpy as np
 
+from experiments.output import write_json
 from vdm import workdir as workdir_lib
 from vdm.errors import UserError, require
 from vdm.reporting.metrics import read_metrics
@@ -171,7 +172,5 @@ def kept(
     if path.exists() and (found := _read_json(path)).get("step") == step:
         return found
     found = measure(folder) | {"step": step}
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(found) + "\n")
-    part.replace(path)
+    write_json(path, found)
     return json.loads(path.read_text())

@@ -101,6 +101,34 @@ def test_posterior_is_that_of_all_values_at_once(gamma):
     np.testing.assert_allclose(got.variance.reshape(2, -1), np.broadcast_to(left, want.shape), rtol=1e-4)
 
 
+def test_dequantised_nats():
+    """Mean over random points in the cells, by SciPy and the whole covariance, in nats."""
+    random, images = np.random.default_rng(2), draw(3)
+    width = 2.0 / 8  # few levels, so that the cells matter
+    x = 0.5 * width * (np.round(images / 32.0) % 8) - 0.9
+    got = stationary.dequantised_nats(stationary.Stationary(*gaussian()), x, 8)
+    mean, size = np.broadcast_to(gaussian()[0], SHAPE).ravel(), np.prod(SHAPE)
+    density = stats.multivariate_normal(mean, covariance() + width**2 / 12.0 * np.eye(size))
+    for value, bound in zip(x.reshape(3, -1), got):
+        points = value + random.uniform(-0.5 * width, 0.5 * width, (100_000, size))
+        nats = -density.logpdf(points) - size * np.log(width)
+        assert abs(nats.mean() - bound) < 4 * nats.std() / np.sqrt(len(nats))
+
+
+def test_nothing_goes_back_through_the_gaussian():
+    of = as_float32(gaussian())
+    z = jnp.ones((2, *SHAPE))
+
+    def given(of, z):
+        start, known = stationary.start(of, z, jnp.array([-3.0, 1.0]))
+        return jnp.sum(jnp.square(start)) + jnp.sum(known.mean)
+
+    gradient, of_z = jax.grad(given, (0, 1))(of, z)
+    for value in gradient:
+        np.testing.assert_array_equal(value, 0.0)
+    assert np.abs(of_z).max() > 0
+
+
 def test_the_first_elbo_is_the_likelihood_of_the_gaussian():
     """Of pictures that it drew, whose levels are fine. The network gives zero at first."""
     fields = {

@@ -200,4 +200,4 @@ def test_a_study_of_real_runs(tmp_path):
     code, out, err = study_here(tmp_path, {"narrow": {"model.net.fourier": 2}}, *tiny)
     assert code == 2 and "model.net.fourier was 1, is 2" in err
     code, out, err = study_here(tmp_path, grid, *tiny, "--config.eval.passes=3")
-    assert code == 2 and "was evaluated with another eval.passes; set --config.eval.passes=2" in err
+    assert code == 2 and "was done with another eval.passes; set --config.eval.passes=2" in err

@@ -1,0 +1,69 @@
+"""What a step of training costs on this machine: seconds, and floating-point operations.
+
+  python -m experiments.cost --config=configs/digits.py
+
+Takes a few steps, with no cache, so that the start, too, is that of a first run. Nothing else should run
+meanwhile. Prints a line of JSON.
+"""
+
+from collections.abc import Sequence
+import json
+import statistics
+import sys
+import time
+
+from absl import flags
+import jax
+from ml_collections import ConfigDict
+
+from experiments import command
+from experiments.budget import Cost
+from experiments.flops import products
+from vdm import commandline, config as config_lib, run as run_lib, train
+from vdm.data import resident
+from vdm.errors import require
+from vdm.runtime import devices
+
+CALLS = 8  # that are timed; each takes config.train.substeps steps, one on a CPU where these take long
+
+
+def measure(config: ConfigDict) -> Cost:
+    """The Cost of a complete config.
+
+    Raises:
+      UserError: the config is not possible.
+    """
+    config = config.copy_and_resolve_references()
+    config.train.steps = (CALLS + 1) * config.train.substeps
+    for name in ("log_every", "eval_every", "checkpoint_every", "sample_every"):
+        config.train[name] = 0
+    train.check(config)
+    start = time.perf_counter()
+    parts = run_lib.build(config)
+    step, batches, wait = train.compile_step(config, parts, 0)
+    state = parts.init()
+    data = devices.replicate(resident.arrays(parts.data.train, config.data))
+    wait()
+    seconds = []
+    for _, (_, count, batch) in zip(range(CALLS + 1), batches):
+        begin = time.perf_counter()
+        state, _ = step(state, data, batch)
+        jax.block_until_ready(state)
+        seconds.append((time.perf_counter() - begin) / count)
+    of_step = statistics.median(seconds[1:])
+    first = time.perf_counter() - start - sum(seconds[1:]) * count - of_step * (count - 1)
+    counted = products(jax.make_jaxpr(step)(state, data, batch).jaxpr) / count * jax.device_count()
+    return Cost(first, of_step, counted, f"{jax.device_count()} × {jax.devices()[0].device_kind}")
+
+
+def run(others: Sequence[str]) -> None:
+    """Prints the Cost of the config on the command line."""
+    command.refuse_others(others)
+    given = commandline.split(sys.argv)
+    require(given.file, "--config is missing; give a config file, such as configs/digits.py.")
+    config = commandline.apply(config_lib.load(given.file), given.args)
+    print(json.dumps(measure(config)._asdict()))
+
+
+if __name__ == "__main__":
+    command.main(__doc__, flags.FlagValues(), run, commandline.split(sys.argv).rest)

@@ -1,0 +1,162 @@
+"""What a step costs, counted and timed; and as many steps as the minutes allow."""
+
+import re
+import time
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from conftest import TINY, make_config
+from experiments import budget, cost, flops
+from experiments.budget import Cost
+from model_helpers import tiny_config
+from sweep_helpers import study_here
+from vdm import model as model_lib, run as run_lib, train
+from vdm.data.dataset import Spec
+from vdm.nets import conv
+
+pytestmark = pytest.mark.usefixtures("single")
+
+
+@pytest.mark.parametrize("seconds", [1.0, 20.0, 20.4, 21.3, 60.0])
+def test_as_many_steps_as_the_time_allows(seconds):
+    cost = Cost(start=20.0, step=0.5, operations=1.0)
+    steps = cost.steps(seconds)
+    assert steps >= 0 and (steps == 0 or cost.seconds(steps) <= seconds)
+    assert cost.seconds(steps + 1) > seconds
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("remat", ["none", "dots"])
+def test_products_of_a_unet_are_those_of_the_formula(depth, remat):
+    """Its layers are a loop. On a CPU a convolution has a row more than the picture."""
+    fields = {"model.net.depth": depth, "model.net.width": 8, "model.net.remat": remat}
+    config, spec = make_config(fields, "configs/cifar10.py"), Spec((32, 32, 3), 256, 10)
+    model = model_lib.build(config, spec)
+    batch = {"image": np.zeros((1, 32, 32, 3), np.uint8), "augmented": np.zeros(1, np.float32)}
+    params = jax.eval_shape(model.init, jax.random.key(0), batch)
+    z, ones = np.zeros((2, 32, 32, 3), np.float32), np.ones(2, np.float32)
+    counted = flops.products(jax.make_jaxpr(model.eps_hat)(params, z, ones, ones[:, None]).jaxpr)
+    formula = 2 * flops.unet_flops(config.model.net, spec, 3, condition_size=1)
+    assert formula < counted < 1.035 * formula
+
+
+@pytest.mark.parametrize("size", [4, 64])
+def test_products_of_a_gradient(size):
+    """A convolution, of a row more than the picture's 8; that of its input's gradient, of the same; and that
+    of its kernel's, in a loop over a few pictures at a time."""
+    h, kernel = np.zeros((size, 8, 16, 5), np.float32), np.zeros((3, 3, 5, 7), np.float32)
+    both = jax.value_and_grad(lambda h, kernel: jnp.sum(conv.convolve_on_cpu(h, kernel)), (0, 1))
+    counted = flops.products(jax.make_jaxpr(both)(h, kernel).jaxpr)
+    assert counted == 2 * (size * 16 * 9 * 5 * 7) * (9 + 9 + 8)
+
+
+def test_cost_of_a_step():
+    """Of a network of wide layers, nearly all operations are the multiply-adds of its products: one for each
+    number of a matrix and each picture forward, and two backward, but for the first layers' inputs."""
+    fields = {"model.net.name": "mlp", "model.net.width": 512, "train.batch_size": 64, "train.substeps": 3}
+    config = tiny_config("digits", **fields)
+    found = cost.measure(config)
+    params = jax.tree.leaves(run_lib.build(config).like.params["net"])
+    products = 2 * 64 * 3 * sum(value.size for value in params if value.ndim > 1)
+    assert 0.9 * products < found.operations < 1.05 * products
+    assert 0 < 3 * found.step < found.start and "cpu" in found.device
+
+
+def test_seconds_of_a_step(monkeypatch):
+    """Of one that sleeps."""
+
+    def compile_step(config, parts, first):
+        def step(state, data, batch):
+            time.sleep(0.06 if calls else 0.5)
+            calls.append(batch)
+            return state, {}
+
+        batches = ((number, 3, np.zeros(1)) for number in range(100))
+        return step, batches, lambda: None
+
+    calls = []
+    monkeypatch.setattr(train, "compile_step", compile_step)
+    monkeypatch.setattr(cost, "products", lambda jaxpr: 30)
+    monkeypatch.setattr(jax, "make_jaxpr", lambda step: lambda *args: mock.Mock())
+    found = cost.measure(tiny_config("digits", **{"model.net.name": "mlp", "train.substeps": 3}))
+    assert len(calls) == 1 + cost.CALLS
+    assert 0.02 <= found.step < 0.03 and found.start >= 0.46 and found.operations == 10
+
+
+COSTS = {"narrow": Cost(4.0, 1.0, 1e9, "a CPU"), "wide": Cost(4.0, 2.0, 1e9, "a CPU")}
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The variants whose cost was measured; by a stand-in."""
+    found = []
+
+    def measure(trial):
+        found.append(trial.variant)
+        return COSTS.get(trial.variant, COSTS["narrow"])
+
+    monkeypatch.setattr(budget, "measure", measure)
+    return found
+
+
+GRID = {
+    "narrow": {"model.net.width": 16},
+    "wide": {"model.net.width": 32},
+    "short": {"model.net.width": 16, "train.steps": 1},
+}
+SMALL = [f"--{name}={TINY[name]}" for name in ("config.model.net.name", "config.model.net.depth")]
+DRY = [*SMALL, "--minutes=0.1", "--seeds=2", "--dry_run"]
+
+
+def steps_of(out):
+    """{run: steps} of what a dry run prints."""
+    pattern = r"--workdir=\S*/(\S+) .*--config.train.steps=(\d+)"
+    return {name: int(steps) for name, steps in re.findall(pattern, out)}
+
+
+def test_every_variant_gets_the_same_minutes(tmp_path, asked):
+    code, out, err = study_here(tmp_path, GRID, *DRY)
+    assert code == 0, err
+    want = {"narrow": 3, "wide": 2, "short": 1}
+    assert steps_of(out) == {f"{name}-{seed}": want[name] for name in want for seed in range(2)}
+    assert budget.read(tmp_path / "W")["wide"][0] == COSTS["wide"]
+    assert asked == ["narrow", "wide", "short"]
+    study_here(tmp_path, GRID, *DRY)
+    assert len(asked) == 3, "a cost is kept"
+    study_here(tmp_path, GRID, *DRY, "--config.model.net.dtype=bfloat16")
+    assert len(asked) == 6, "but not for another config"
+
+
+def test_only_what_is_asked_for_is_timed(tmp_path, asked):
+    _, out, _ = study_here(tmp_path, GRID, *DRY, "--only=wide", "--config.train.eval_every=7")
+    assert asked == ["wide"] and steps_of(out).keys() == {"wide-0", "wide-1"}
+    assert "--config.train.eval_every=7" in out and out.count("eval_every") == 2
+
+
+@pytest.mark.parametrize(
+    "flags, text",
+    [
+        (["--only=wid"], "--only is 'wid'; accepted: 'narrow', 'wide', 'short'. Did you mean 'wide'?"),
+        (["--config.train.steps=5"], "--config.train.steps is set, but --minutes says how long"),
+        (["--cluster=slurm"], "--minutes times narrow, wide, short on this machine"),
+        (["--minutes=nan"], "--minutes is nan; accepted: a number above 0"),
+    ],
+)
+def test_bad_input_is_found_before_anything_is_timed(flags, text, tmp_path, asked):
+    code, _, err = study_here(tmp_path, GRID, *DRY, *flags)
+    assert code == 2 and text in err and err.count("\n") == 1, err
+    assert not asked
+
+
+def test_too_few_minutes_for_one_step(tmp_path, asked):
+    code, _, err = study_here(tmp_path, GRID, *DRY, "--minutes=0.05")
+    assert code == 2 and "--minutes is 0.05; accepted: more than the 4 s until the first step" in err
+
+
+def test_a_variant_that_cannot_be_trained_is_named(tmp_path):
+    code, _, err = study_here(tmp_path, {"odd": {"model.net.heads": 3}}, "--minutes=1", "--dry_run")
+    assert code == 2 and err.splitlines()[-1].startswith("error: variant 'odd': config.model.net.width is 64")

@@ -33,7 +33,7 @@ class Source(Component):
             accepted = f"any of {', '.join(augment.KINDS)}, joined by commas; {kind!r} is none of them"
             accept("augment", kind in augment.KINDS, accepted)
         accept("on_device_gib", self.on_device_gib >= 0, "0 (never) or more")
-        accept("hold_out", 0 <= self.hold_out < 1, "0 (the test split is tested) up to, but not, 1")
+        accept("hold_out", 0 <= self.hold_out < 1, "0 (use the test split) up to, but not, 1")
 
     def load(self) -> Data:
         """The data set.

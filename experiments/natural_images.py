@@ -51,6 +51,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "model.net.width": 64,
         "train.batch_size": 16,
         "train.ema": 0.99,
+        "train.sample_every": 0,  # in 1,000 steps, samples would take longer than the training
     },
 }
 DENSITIES = ("config", "gaussian_alone", "paper")  # shown over γ

@@ -51,7 +51,7 @@ def default() -> ConfigDict:
 
     c.eval = ConfigDict()
     c.eval.batch_size = 120  # over all devices of all hosts
-    c.eval.estimators = "elbo"  # of --mode=eval: elbo, depth, chain, ode, by commas; or all
+    c.eval.estimators = "elbo"  # of --mode=eval: elbo, depth, chain, ode, codec; or all
     c.eval.passes = 20  # times each image is evaluated with --mode=eval, and at the end of training
     c.eval.passes_in_training = 10  # and as training goes, with the same noise each time
     c.eval.checkpoint = "newest"  # which one --mode=eval and sample take: newest, best
@@ -69,6 +69,14 @@ def default() -> ConfigDict:
     c.eval.ode.nodes = 128  # intervals in γ of the divergence's integral
     c.eval.ode.samples = 4  # K of the importance-weighted bound, with the exact divergence,
     c.eval.ode.images = 48  # on only so many images, as it costs a Jacobian at each node
+
+    c.codec = ConfigDict()  # --mode=compress, decompress, and the estimator "codec"
+    c.codec.timesteps = 200  # T, of a diffusion; other models have a chain of their own
+    c.codec.lanes = 8  # stacks, whose images go through the network together; each has initial bits
+    c.codec.fineness = 16.0  # parts of a latent's smallest standard deviation
+    c.codec.anywhere = False  # whether to try a file that another machine or version wrote
+    c.codec.seed = 0  # of the initial bits
+    c.codec.images = 360  # the estimator takes only so many of the test images
 
     c.sample = ConfigDict()
     c.sample.num = 64  # images

@@ -4,7 +4,7 @@ A model is a frozen value that holds no arrays: all state is in `params`. Losses
 become bits/dim in elbo.bits_per_dim alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import enum
 from typing import Any, NamedTuple, Protocol
@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PyTree, UInt8
 
 from vdm.component import Component
 from vdm.data.dataset import Spec, Split
+from vdm.diffusion.gaussian import Gaussian
 from vdm.parameters import Role, alike
 
 Params = Any
@@ -59,6 +60,49 @@ class Draw(NamedTuple):
     slot: Float[Array, "batch"] | None = None
 
 
+class Latents(NamedTuple):
+    """The latents z_1 … z_T of a model, one above the other, for a codec: q(z_1|x), q(z_t|z_{t−1}),
+    p(x|z_1), p(z_{t−1}|z_t), p(z_T). All Gaussians are diagonal; t counts from 1, and may be traced.
+
+    Attributes:
+      timesteps: T.
+      shape: of a latent.
+      q_1: (params, batch) → q(z_1|x).
+      q: (params, t, z_{t−1}) → q(z_t|z_{t−1}), t ≥ 2.
+      p: (params, t, z_t, batch) → p(z_{t−1}|z_t), t ≥ 2; of the batch it reads what the model is conditioned
+        on, and not the images.
+      prior: (params) → p(z_T).
+      logits: (params, z_1) → those of p(x|z_1), [batch, *image, vocab_size].
+      deviations: (params) → the smallest standard deviation of each z_t under q and p, [T, *#shape], or what
+        may stand for it where that is learned.
+    """
+
+    timesteps: int
+    shape: tuple[int, ...]
+    q_1: Callable[[Params, Batch], Gaussian]
+    q: Callable[[Params, Any, Array], Gaussian]
+    p: Callable[[Params, Any, Array, Batch], Gaussian]
+    prior: Callable[[Params], Gaussian]
+    logits: Callable[[Params, Array], Array]
+    deviations: Callable[[Params], Any]
+
+
+class Stages(NamedTuple):
+    """How a model with Ability.EXACT gives the values of an image, for a codec: in stages, of which each is
+    given by those before it.
+
+    Attributes:
+      places: of the values of each stage, in raster order: row, column, channel.
+      start: (params, batch) → what is carried into the first stage; it does not read the images.
+      logits: (params, carried, places, levels [batch, values], of which those of later stages are not read)
+        → [batch, len(places), vocab_size], and what is carried on.
+    """
+
+    places: Sequence[Any]
+    start: Callable[[Params, Batch], Any]
+    logits: Callable[[Params, Any, Array, Array], tuple[Array, Any]]
+
+
 class Ability(enum.Enum):
     """What not every model can do; the text completes "which needs …"."""
 
@@ -70,6 +114,7 @@ class Ability(enum.Enum):
     LOG_WEIGHT = "latents with importance weights"
     INTERIOR = "continuous time and a schedule that is learned between its end points"
     FIXED_ENDS = "a schedule whose end points are not learned"
+    CODE = "distributions that a codec can use one after the other"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,13 +188,22 @@ class Model(Component):
         p(x)."""
         raise NotImplementedError
 
+    def latents(self, timesteps: int) -> Latents:
+        """CODE, without EXACT: its latents; of a chain of so many steps, where any depth is possible."""
+        raise NotImplementedError
+
+    @property
+    def stages(self) -> Stages:
+        """CODE and EXACT: the stages of its values."""
+        raise NotImplementedError
+
     @property
     def depth(self) -> int | None:
-        """DENOISER: T of its chain, 0 for T → ∞; None where the model is no chain of any depth."""
+        """T of its chain, 0 for T → ∞; None where the model is no chain of any depth."""
         return None
 
     def at_depth(self, timesteps: int) -> "Model":
-        """DENOISER: the same model as a chain of so many steps; 0 for T → ∞."""
+        """Of a model with a `depth`: the same as a chain of so many steps; 0 for T → ∞."""
         raise NotImplementedError
 
     def gamma(self, params: Params, t: Float[Array, "*times"], context: Array | None = None) -> Array:

@@ -1,8 +1,10 @@
-"""Variational diffusion models: train, evaluate, sample.
+"""Variational diffusion models: train, evaluate, sample, compress.
 
   python -m vdm.main --config=configs/digits.py --workdir=/tmp/digits
   python -m vdm.main --workdir=/tmp/digits --mode=eval --config.eval.estimators=all
   python -m vdm.main --workdir=/tmp/digits --mode=sample --config.sample.num=256
+  python -m vdm.main --workdir=/tmp/digits --mode=compress --input=test --output=/tmp/test.vdm
+  python -m vdm.main --workdir=/tmp/digits --mode=decompress --input=/tmp/test.vdm --output=/tmp/test.npz
 
 The first command trains; given again, it goes on where it was stopped. Any field of the config can be set,
 as in --config.train.steps=5000, and so can a component, as in --config.model.schedule.name=cosine.
@@ -25,11 +27,30 @@ from vdm import commandline
 from vdm.errors import UserError, did_you_mean, one_line, one_of, require
 from vdm.runtime import cache
 
-MODES = {"train": "vdm.train", "eval": "vdm.evaluation.evaluate", "sample": "vdm.sample"}
+# Each mode's module; what it does there is called `run`.
+MODES = {
+    "train": "vdm.train",
+    "eval": "vdm.evaluation.evaluate",
+    "sample": "vdm.sample",
+    "compress": "vdm.codec.compress",
+    "decompress": "vdm.codec.decompress",
+}
+WITH_FILES = ("compress", "decompress")
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Folder of the run: its checkpoints, metrics, pictures.")
 flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
+flags.DEFINE_string(
+    "input",
+    None,
+    "To compress: a folder of images, an .npz file, or 'test' for the run's own test split. To decompress: "
+    "the file that was written.",
+)
+flags.DEFINE_string(
+    "output",
+    None,
+    "To compress: the file to write. To decompress: an .npz file, or a new folder for PNG files.",
+)
 flags.DEFINE_string(
     "cache", cache.FOLDER, "Folder where compiled programs and decoded images are kept; '' for none."
 )
@@ -46,6 +67,7 @@ def main(argv: Sequence[str]) -> None:
     one_of("--mode", FLAGS.mode, MODES)
     require(FLAGS.workdir, "--workdir is missing; give a folder for the run.")
     workdir = pathlib.Path(FLAGS.workdir).expanduser()
+    files = read_files()
     config = read_config(given, workdir)
     check_workdir(workdir, FLAGS.mode)
 
@@ -54,7 +76,7 @@ def main(argv: Sequence[str]) -> None:
 
         jax.distributed.initialize(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
     cache.enable(FLAGS.cache)
-    importlib.import_module(MODES[FLAGS.mode]).run(config, workdir)
+    importlib.import_module(MODES[FLAGS.mode]).run(config, workdir, *files)
 
 
 def parse_flags(argv: Sequence[str]) -> None:
@@ -73,6 +95,28 @@ def parse_flags(argv: Sequence[str]) -> None:
     except flags.Error as error:
         raise UserError(f"{one_line(error)}. See --help.") from error
     require(not rest[1:], f"{' '.join(rest[1:])!r} is no flag; see --help.")
+
+
+def read_files() -> tuple[str, ...]:
+    """--input and --output, where the mode takes them; else nothing.
+
+    Raises:
+      UserError: one is missing or not taken, or the output could not be written.
+    """
+    for name in ("input", "output"):
+        value, taken = FLAGS[name].value, FLAGS.mode in WITH_FILES
+        require(taken or value is None, f"--{name} is {value!r}, which --mode={FLAGS.mode} does not take.")
+        require(not taken or value, f"--{name} is missing; --mode={FLAGS.mode} needs it. See --help.")
+    if FLAGS.mode not in WITH_FILES:
+        return ()
+    output = pathlib.Path(FLAGS.output).expanduser()
+    folder = output.absolute().parent
+    require(folder.is_dir(), f"--output is {FLAGS.output!r}, but there is no folder {str(folder)!r}.")
+    require(
+        FLAGS.mode == "decompress" or not output.is_dir(),
+        f"--output is {FLAGS.output!r}, a folder; give the name of a file.",
+    )
+    return FLAGS.input, str(output)
 
 
 def read_config(given: commandline.Given, workdir: pathlib.Path) -> ConfigDict:

@@ -25,6 +25,7 @@ HARMLESS = (
     "train.checkpoint_every",
     "train.sample_every",
     "eval",
+    "codec",
     "sample",
     "model.sampler",
     "model.sample_steps",

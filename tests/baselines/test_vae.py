@@ -140,7 +140,7 @@ def test_the_table_of_estimators():
     config = exact.config(passes=40, chain__samples=64, estimators="all")
     first, profile = elbo_rows.elbo_row(config, this, built)
     assert (first.name, first.bounds, profile) == ("ELBO", "the model", None)
-    assert estimators.choose(config, built) == ["elbo", "chain"]
+    assert estimators.choose(config, built) == ["elbo", "chain", "codec"]
     rows, series, checks, _ = estimators.measure(config, this, ["elbo", "chain"])
     assert [row.name for row in rows] == ["ELBO", "importance-weighted, K = 64"] and rows[1].evaluations == 64
     assert "yes" in checks[0]

@@ -138,6 +138,7 @@ def test_table_of_a_finite_model_on_one_image():
         passes=1, images=1, depths="5,3", chain__timesteps=3, chain__samples=1, ode__samples=1,
         ode__images=3, ode__nodes=8, ode__tolerance=1e-2,
     )  # fmt: skip
+    config.codec.timesteps = 3
     model = exact.model(log_p, -5.0, 3.0, timesteps=3)
     run = Run(exact.split(images, 4), model, STATE)
     rows, series, checks, profile = estimators.measure(config, run, list(estimators.ESTIMATORS))
@@ -145,9 +146,9 @@ def test_table_of_a_finite_model_on_one_image():
     names = [row.name for row in series["depth"]]
     assert names == ["ELBO, T = 3", "ELBO, T = 5", "ELBO, T → ∞"]
     assert series["depth"][0] is rows[0] and series["depth"][-1] is rows[1]
-    assert len(rows) == len({row.name for row in rows}) == 6
+    assert len(rows) == len({row.name for row in rows}) == 7
     assert "nan" not in table.tables(rows, series, checks)
-    assert sum("not known" in line for line in checks) == 2
+    assert sum("not known" in line for line in checks) == 3
 
 
 def model_with(*abilities):
@@ -161,6 +162,7 @@ ALL_ABILITIES = (Ability.DENOISER, Ability.ONE_GAMMA, Ability.LOG_WEIGHT)
     "abilities, chosen",
     [
         (ALL_ABILITIES, ["elbo", "depth", "chain", "ode"]),
+        ((Ability.CODE,), ["elbo", "codec"]),
         ((Ability.DENOISER,), ["elbo", "depth"]),
         ((Ability.LOG_WEIGHT,), ["elbo", "chain"]),
         ((), ["elbo"]),

@@ -12,9 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
+import numpy as np
 
 from vdm import component
-from vdm.contract import Ability, Draw, Model, Params
+from vdm.contract import Ability, Draw, Model, Params, Stages
 from vdm.data.dataset import Spec
 from vdm.diffusion import condition as condition_lib
 from vdm.nets.causal import CAUSAL_NETWORKS, Causal
@@ -45,7 +46,7 @@ class Autoregressor(Model):
 
     @property
     def abilities(self) -> frozenset[Ability]:
-        return frozenset({Ability.EXACT})
+        return frozenset({Ability.EXACT, Ability.CODE})
 
     @property
     def given_label(self) -> bool:
@@ -85,6 +86,25 @@ class Autoregressor(Model):
         start = jnp.zeros(keys.shape, jnp.int32), net.nothing(keys.shape[0])
         _, levels = jax.lax.scan(draw, start, jnp.arange(math.prod(self.shape)))
         return levels.T.reshape(-1, *self.shape).astype(jnp.uint8)
+
+    @property
+    def stages(self) -> Stages:
+        """One value after the other."""
+
+        def start(params, batch):
+            condition = self._condition_of(batch)
+            return self.net.nothing(batch["augmented"].shape[0]), condition
+
+        net = self.net.clone(unroll=False)  # as in `sample`
+
+        def logits(params, carried, places, levels):
+            kept, condition = carried
+            at = places[0]
+            before = levels[:, jnp.maximum(at - 1, 0)]
+            logits, kept = net.apply(params["net"], before, kept, at, condition, method="step")
+            return logits[:, None], (kept, condition)
+
+        return Stages(np.split(np.arange(self.net.tokens), self.net.tokens), start, logits)
 
     def _condition_of(self, batch):
         return condition_lib.of_batch(self.condition, batch, self.classes)

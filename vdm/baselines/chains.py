@@ -1,7 +1,7 @@
-"""The two chains of an MHVAE: networks, or under restriction II the linear Gaussian encoder of a VDM.
+"""The chain of an MHVAE without restriction II: all of its distributions are networks.
 
-Each has q(z_1|x), q(z_t|z_{t−1}), p(z_{t−1}|z_t) and p(x|z_1), and the terms that their levels add to the
-ELBO.
+Like the linear chain of diffusion/chain.py, it has q(z_1|x), q(z_t|z_{t−1}), p(z_{t−1}|z_t) and p(x|z_1), and
+the terms that its levels add to the ELBO.
 """
 
 import dataclasses
@@ -10,12 +10,12 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
+import numpy as np
 
 from vdm.baselines import vae as vae_lib
 from vdm.contract import Params
-from vdm.diffusion import denoiser, encoder, gaussian
+from vdm.diffusion import gaussian
 from vdm.diffusion.gaussian import Gaussian
-from vdm.diffusion.model import Diffusion
 from vdm.nets.layers import layer_keys
 from vdm.parameters import Role
 
@@ -79,76 +79,11 @@ class Networks:
         log_prob = jax.vmap(gaussian.log_prob)
         return log_prob(below, z[:-1]) - log_prob(p, z[:-1]), last
 
+    def deviations(self, params: Params) -> Float[np.ndarray, "T"]:
+        """Of each z_t, what stands for its smallest standard deviation (contract.Latents)."""
+        return np.full(self.timesteps, vae_lib.DEVIATION)
+
     def _gaussian(self, net, params, t, z, keys):
         number = jnp.broadcast_to(jax.nn.one_hot(t - 1, self.timesteps), (z.shape[0], self.timesteps))
         output = net.apply(params, jnp.concatenate([z, number], axis=-1), keys)
         return Gaussian(*jnp.split(output, 2, axis=-1))
-
-
-@dataclasses.dataclass(frozen=True)
-class Linear:
-    """Restriction II: q is linear Gaussian and not learned, and p is q with x̂(z_t) for x (lecture (20)).
-
-    Attributes:
-      vdm: has γ(t) and the denoiser.
-      timesteps: T, of z_1 at γ(0) to z_T at γ(1).
-    """
-
-    vdm: Diffusion
-    timesteps: int
-
-    @property
-    def shape(self):
-        """Of a latent: restriction I."""
-        return self.vdm.shape
-
-    def init(self, key, batch):
-        """{"schedule": …, "net": …}: fresh parameters."""
-        return self.vdm.init(key, batch)
-
-    def roles(self, params: Params) -> PyTree[Role]:
-        """What each parameter is to the optimiser."""
-        return self.vdm.roles(params)
-
-    def q_1(self, params: Params, levels: Levels, keys: Keys = None) -> Gaussian:
-        """q(z_1|x)."""
-        return _with_log(encoder.marginal(self._x(levels), self._gamma(params, 1)))
-
-    def q(self, params: Params, t: int | Array, z: Latent, keys: Keys = None) -> Gaussian:
-        """q(z_t|z_{t−1}), t = 2 … T."""
-        return _with_log(encoder.transition(z, self._gamma(params, t - 1), self._gamma(params, t)))
-
-    def p(self, params: Params, t: int | Array, z: Latent, keys: Keys = None) -> Gaussian:
-        """p(z_{t−1}|z_t) = q(z_{t−1}|z_t, x = x̂(z_t)), t = 2 … T."""
-        gamma = self._gamma(params, t)
-        each = jnp.broadcast_to(gamma, z.shape if gamma.ndim else z.shape[:1])
-        eps_hat = self.vdm.eps_hat(params, z, each, None, layer_keys(keys, t))
-        return self._posterior(params, t, z, denoiser.x_from_eps(eps_hat, z, gamma))
-
-    def decode(self, params: Params, z: Latent, keys: Keys = None) -> vae_lib.Levels:
-        """p(x|z_1), for decoder.py."""
-        return z, jnp.broadcast_to(self._gamma(params, 1), z.shape)
-
-    def matching(
-        self, params: Params, levels: Levels, z: Float[Array, "T batch *latent"], q: Gaussian, p: Gaussian
-    ) -> tuple[Float[Array, "T_minus_one batch"], Gaussian]:
-        """KL(q(z_t|z_{t+1}, x) ‖ p(z_t|z_{t+1})), and q(z_T|x)."""
-        x = self._x(levels)
-        posterior = jax.vmap(lambda t, z: self._posterior(params, t, z, x))
-        kl = jax.vmap(gaussian.kl)(posterior(jnp.arange(2, self.timesteps + 1), z[1:]), p)
-        return kl, _with_log(encoder.marginal(x, self._gamma(params, self.timesteps)))
-
-    def _posterior(self, params: Params, t, z, x):
-        """q(z_{t−1}|z_t, x)."""
-        return _with_log(encoder.posterior(z, x, self._gamma(params, t - 1), self._gamma(params, t)))
-
-    def _gamma(self, params: Params, t):
-        return self.vdm.gamma(params, jnp.asarray((t - 1) / (self.timesteps - 1)))
-
-    def _x(self, levels):
-        return encoder.scale(levels, self.vdm.vocab_size)
-
-
-def _with_log(moments):
-    mean, variance = moments
-    return Gaussian(mean, jnp.log(variance))

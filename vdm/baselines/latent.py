@@ -27,9 +27,10 @@ from jaxtyping import Array, Float, Int, PyTree
 from vdm import component
 from vdm.baselines import vae as vae_lib
 from vdm.component import Registry, accept
-from vdm.contract import Ability, Draw, Model, Params
+from vdm.contract import Ability, Draw, Latents, Model, Params
 from vdm.data.dataset import Spec
 from vdm.diffusion import encoder as encoder_lib
+from vdm.diffusion.chain import Linear
 from vdm.diffusion.model import Diffusion
 from vdm.diffusion.schedule import SCHEDULES
 from vdm.errors import one_of
@@ -113,6 +114,18 @@ class LatentDiffusion(Model):
         if self.vdm.condition == "label":
             terms["label"] = jnp.full(log_p.shape, math.log(self.vdm.classes))
         return draw._replace(terms=terms)
+
+    @property
+    def depth(self) -> int:
+        return self.vdm.depth
+
+    def at_depth(self, timesteps: int) -> "LatentDiffusion":
+        return dataclasses.replace(self, vdm=self.vdm.at_depth(timesteps))
+
+    def latents(self, timesteps) -> Latents:
+        return Linear(self.vdm, timesteps + 1).latents(
+            mean=lambda params, batch: self.encode(params, batch["image"]), decode=self.decode
+        )
 
     def sample(self, params, rng, batch):
         """Samples: z_0 of the chain, and x of p(x|z_0)."""

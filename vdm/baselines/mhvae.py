@@ -35,11 +35,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from vdm import component
-from vdm.baselines import chains, vae as vae_lib
+from vdm.baselines import vae as vae_lib
+from vdm.baselines.chains import Networks
 from vdm.component import accept, choose
-from vdm.contract import Ability, Draw, Model, Params
+from vdm.contract import Ability, Draw, Latents, Model, Params
 from vdm.data.dataset import Spec
-from vdm.diffusion import denoiser, gaussian
+from vdm.diffusion import decoder, denoiser, gaussian
+from vdm.diffusion.chain import Linear
 from vdm.diffusion.gaussian import Gaussian
 from vdm.diffusion.model import assemble
 from vdm.diffusion.schedule import SCHEDULES
@@ -49,6 +51,8 @@ from vdm.parameters import Role, alike
 from vdm.runtime import randomness
 
 RESTRICTIONS = ("I", "II", "III")
+
+Chain = Networks | Linear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +69,7 @@ class MHVAE(Model):
         under II alone.
     """
 
-    chain: chains.Networks | chains.Linear
+    chain: Chain
     vocab_size: int
     timesteps: int = 10
     restrictions: str = ""
@@ -93,7 +97,7 @@ class MHVAE(Model):
 
     @property
     def abilities(self) -> frozenset[Ability]:
-        return frozenset({Ability.LOG_WEIGHT})
+        return frozenset({Ability.LOG_WEIGHT, Ability.CODE})
 
     @property
     def learned_prior(self) -> bool:
@@ -139,6 +143,18 @@ class MHVAE(Model):
         log_p = jnp.sum(log_prob(self.reverse(params, z), z[:-1]), axis=0)
         log_p += gaussian.log_prob(self.prior(params), z[-1])
         return vae_lib.log_likelihood(batch["image"], p_x, self.vocab_size) + log_p - log_q
+
+    def latents(self, timesteps) -> Latents:
+        return Latents(
+            self.timesteps,
+            self.chain.shape,
+            q_1=lambda params, batch: self.chain.q_1(params, batch["image"]),
+            q=self.chain.q,
+            p=lambda params, t, z, batch: self.chain.p(params, t, z),
+            prior=self.prior,
+            logits=lambda params, z: decoder.logits(*self.chain.decode(params, z), self.vocab_size),
+            deviations=self.chain.deviations,
+        )
 
     def path(
         self,
@@ -190,17 +206,17 @@ class MHVAE(Model):
           UserError: a field has a value that is not accepted.
         """
         names, steps = _names(section.restrictions), section.timesteps
-        chain: chains.Networks | chains.Linear
+        chain: Chain
         if "II" in names:
             vdm = assemble(section, spec, parameterisation=section.parameterisation, timesteps=steps - 1)
             context = vdm.schedule.context_size
             require(context == 0, f"config.model.schedule.context is {context}; accepted for 'mhvae': 0.")
-            chain = chains.Linear(vdm, steps)
+            chain = Linear(vdm, steps)
         else:
             one_of("config.model.net.name", section.net.name, ("mlp",))
             size = math.prod(spec.shape) if "I" in names else section.latent
             up, down = (residual.build(section.net, 2 * size) for _ in range(2))
-            chain = chains.Networks(vae_lib.of_size(section.net, spec, size), up, down, steps)
+            chain = Networks(vae_lib.of_size(section.net, spec, size), up, down, steps)
         fields = {field: section[field] for field in component.fields(cls)}
         made = cls(chain, spec.vocab_size, **fields)
         component.check(made, section, "config.model")

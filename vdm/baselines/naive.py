@@ -13,9 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
+import numpy as np
 
 from vdm import component, nets
-from vdm.contract import Ability, Batch, Draw, Model, Params
+from vdm.contract import Ability, Batch, Draw, Model, Params, Stages
 from vdm.data.dataset import Spec
 from vdm.diffusion import condition as condition_lib, decoder, encoder
 from vdm.errors import require
@@ -52,7 +53,7 @@ class Naive(Model):
 
     @property
     def abilities(self) -> frozenset[Ability]:
-        return frozenset({Ability.EXACT})
+        return frozenset({Ability.EXACT, Ability.CODE})
 
     @property
     def given_label(self) -> bool:
@@ -100,8 +101,23 @@ class Naive(Model):
         logits = decoder.logits(u * encoder.alpha(gamma), gamma, self.vocab_size)
         return jax.nn.softmax(logits) @ encoder.scale(jnp.arange(self.vocab_size), self.vocab_size)
 
+    @property
+    def stages(self) -> Stages:
+        """The upper half, and the lower."""
+        first = math.prod(self.shape[1:]) * (self.shape[0] // 2)
+        places = np.split(np.arange(math.prod(self.shape)), [first])
+
+        def logits(params, condition, places, levels):
+            second = (places[0] > 0).astype(jnp.float32)
+            x = encoder.scale(levels.reshape(-1, *self.shape), self.vocab_size)
+            u, gamma = self.predict(params, x * self.is_upper() * second, second, condition)
+            found = decoder.logits(u * encoder.alpha(gamma), gamma, self.vocab_size)
+            return found.reshape(x.shape[0], -1, self.vocab_size)[:, places], condition
+
+        return Stages(places, lambda params, batch: self.condition_of(batch), logits)
+
     def predict(
-        self, params: Params, given: Picture, time: float, condition: Condition, keys: Array | None = None
+        self, params: Params, given: Picture, time: Any, condition: Condition, keys: Array | None = None
     ) -> tuple[Picture, Float[Array, "height width channels"]]:
         """The middle of each value's Gaussian, and the log of its variance.
 

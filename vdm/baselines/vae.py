@@ -8,10 +8,11 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
+import numpy as np
 
 from vdm import component
 from vdm.component import accept
-from vdm.contract import Ability, Draw, Model, Params
+from vdm.contract import Ability, Draw, Latents, Model, Params
 from vdm.data.dataset import Spec
 from vdm.diffusion import decoder as decoder_lib, encoder as encoder_lib, gaussian
 from vdm.nets import residual
@@ -22,6 +23,10 @@ Picture = Float[Array, "batch height width channels"]
 # p(x|z) as the (z_0, γ_0) that decoder.py takes: each value is one of its levels, by a Gaussian of variance
 # e^γ_0 around z_0/α_0.
 Levels = tuple[Picture, Picture]
+
+# What stands for the smallest standard deviation of a latent whose distributions are learned: far below that
+# of N(0, I), and not known before it is drawn.
+DEVIATION = 1.0 / 16.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +54,7 @@ class VAE(Model):
 
     @property
     def abilities(self) -> frozenset[Ability]:
-        return frozenset({Ability.LOG_WEIGHT})
+        return frozenset({Ability.LOG_WEIGHT, Ability.CODE})
 
     def init(self, key, batch):
         """{"encoder": …, "decoder": …}: fresh parameters."""
@@ -89,6 +94,23 @@ class VAE(Model):
         z = gaussian.draw(q, gaussian.noise(rng.keys(randomness.LATENT), (self.latent,)))
         log_p = log_likelihood(batch["image"], self.decode(params, z), self.vocab_size)
         return log_p + gaussian.log_prob(gaussian.STANDARD, z) - gaussian.log_prob(q, z)
+
+    def latents(self, timesteps) -> Latents:
+        """Its one latent."""
+
+        def no_other(*args):
+            raise NotImplementedError
+
+        return Latents(
+            1,
+            (self.latent,),
+            q_1=lambda params, batch: self.encode(params, batch["image"]),
+            q=no_other,
+            p=no_other,
+            prior=lambda params: gaussian.STANDARD,
+            logits=lambda params, z: decoder_lib.logits(*self.decode(params, z), self.vocab_size),
+            deviations=lambda params: np.full(1, DEVIATION),
+        )
 
     def sample(self, params, rng, batch):
         """Samples: z of the prior, and x of p(x|z)."""

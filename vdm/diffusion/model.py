@@ -10,9 +10,10 @@ from jaxtyping import Array, Float, PyTree, UInt8
 
 from vdm import component, nets
 from vdm.component import accept, choose
-from vdm.contract import Ability, Batch, Draw, Model, Params, Random
+from vdm.contract import Ability, Batch, Draw, Latents, Model, Params, Random
 from vdm.data.dataset import Spec, Split
 from vdm.diffusion import (
+    chain,
     condition as condition_lib,
     context as context_lib,
     decoder,
@@ -87,16 +88,15 @@ class Diffusion(Model):
 
     @property
     def abilities(self) -> frozenset[Ability]:
-        found = {Ability.TIME, Ability.DENOISER}
-        if self.times == "importance":
-            found.add(Ability.IMPORTANCE_TIMES)
-        if not self.schedule.per_value:
-            found |= {Ability.ONE_GAMMA, Ability.LOG_WEIGHT}
-        if not self.schedule.learned_ends:
-            found.add(Ability.FIXED_ENDS)
-        if self.timesteps == 0 and self.schedule.learned_interior:
-            found.add(Ability.INTERIOR)
-        return frozenset(found)
+        further = {
+            Ability.IMPORTANCE_TIMES: self.times == "importance",
+            Ability.ONE_GAMMA: not self.schedule.per_value,
+            Ability.LOG_WEIGHT: not self.schedule.per_value,
+            Ability.CODE: not self.schedule.context_size,
+            Ability.FIXED_ENDS: not self.schedule.learned_ends,
+            Ability.INTERIOR: self.timesteps == 0 and self.schedule.learned_interior,
+        }
+        return frozenset({Ability.TIME, Ability.DENOISER, *filter(further.get, further)})
 
     @property
     def given_label(self) -> bool:
@@ -184,8 +184,7 @@ class Diffusion(Model):
         x = encoder.scale(batch["image"], self.vocab_size)
         context, _ = context_lib.draw(self.context, params, rng, x)
         gamma = self.gamma(params, jnp.broadcast_to(t, x.shape[:1]), context)
-        eps = rng.normal(randomness.NOISE, self.shape)
-        z_t = encoder.diffuse(x, encoder.over_pixels(gamma), eps)
+        z_t = encoder.diffuse(x, encoder.over_pixels(gamma), rng.normal(randomness.NOISE, self.shape))
         eps_hat = self.eps_hat(params, z_t, gamma, self.condition_of(batch), context=context)
         return denoiser.x_from_eps(eps_hat, z_t, encoder.over_pixels(gamma))
 
@@ -234,21 +233,22 @@ class Diffusion(Model):
             "prior": elbo.prior(x, self.gamma(params, jnp.ones(()))),
             "diffusion": elbo.diffusion(eps, eps_hat, encoder.over_pixels(weight)) * time_weight,
         }
-        if self.context is not None:
-            terms["context"] = context_nats
+        terms |= {} if self.context is None else {"context": context_nats}
         # x − x̂ = (ε̂ − ε) σ/α, and elbo.diffusion with weight 2 is a sum of squares.
         error = elbo.diffusion(eps, eps_hat, encoder.over_pixels(2.0 * jnp.exp(gamma_t)))
         gamma, time_weight = encoder.of_picture(gamma_t), jnp.broadcast_to(time_weight, t.shape)
         return Draw(terms, t, gamma, time_weight, error, slot)
 
+    def latents(self, timesteps) -> Latents:
+        return chain.Linear(self, timesteps + 1).latents()
+
     def log_weight(self, params: Params, rng: Random, batch: Batch) -> Float[Array, "batch"]:
         """Of one path of the chain of T steps (VDM eq. 13, 14)."""
-        gammas = self.gamma(params, jnp.linspace(0.0, 1.0, self.timesteps + 1))
         return path.log_weight(
             lambda *args: self.eps_hat(params, *args),
             batch["image"].astype(jnp.int32),
             self.condition_of(batch),
-            gammas,
+            self.gamma(params, jnp.linspace(0.0, 1.0, self.timesteps + 1)),
             rng.keys(randomness.NOISE),
             self.vocab_size,
         )

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from vdm.contract import Ability, Model
 from vdm.errors import one_of, require
 from vdm.evaluation.chain_rows import CHAIN
+from vdm.evaluation.codec_rows import CODEC
 from vdm.evaluation.depth_rows import DEPTH
 from vdm.evaluation.elbo_rows import ELBO
 from vdm.evaluation.estimator import Estimator
@@ -17,7 +18,13 @@ from vdm.evaluation.table import Row
 from vdm.run import Run
 
 # In the order in which they are measured. The ELBO always is.
-ESTIMATORS: dict[str, Estimator] = {"elbo": ELBO, "depth": DEPTH, "chain": CHAIN, "ode": ODE}
+ESTIMATORS: dict[str, Estimator] = {
+    "elbo": ELBO,
+    "depth": DEPTH,
+    "chain": CHAIN,
+    "ode": ODE,
+    "codec": CODEC,
+}
 
 
 class Measured(NamedTuple):

@@ -1,0 +1,146 @@
+"""Images to a file and back; and how long the file is, against the ELBO and against the truth."""
+
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from codec_helpers import MODELS, images, make_run
+import exact
+from vdm.codec import archive, codec
+from vdm.codec.pictures import Pictures
+from vdm.errors import UserError
+from vdm.evaluation import codec_rows, elbo_rows
+from vdm.evaluation.estimate import standard_error
+from vdm.run import Run
+
+EMPTY = {"schedule": {}, "net": {}}
+
+pytestmark = pytest.mark.usefixtures("single")
+
+
+def through(config, run, given):
+    """The file that the images are compressed to, and what comes back from its bytes."""
+    made = codec.compress(config, run, given)
+    data = archive.to_bytes(made.archive)
+    return made, codec.decompress(config, run, archive.from_bytes(data, "x"), "x")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_gives_back_what_it_got(name):
+    config, run = make_run(MODELS[name])
+    config.codec.timesteps, config.codec.lanes = 5, 4
+    image, label = images(9, seed=1)  # not a multiple of the lanes
+    image[3] = 7  # of one colour
+    made, back = through(config, run, Pictures(image, label, [f"a/{i}.png" for i in range(9)]))
+    np.testing.assert_array_equal(back.image, image)
+    assert back.names == [f"a/{i}.png" for i in range(9)]
+    assert len(made.bits) == 9 and np.all(made.bits > 0)
+    if run.model.given_label:
+        np.testing.assert_array_equal(back.label, label)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_file_is_as_long_as_the_bound(name):
+    config, run = make_run(MODELS[name], count=160)
+    config.codec.timesteps, config.eval.passes = 40, 60
+    config.eval.batch_size = 160
+    elbo = elbo_rows.elbo_row(config, run, run.model)[0]
+    result = codec_rows.CODEC.measure(config, run, [elbo])
+    bound, file = result.rows
+    coded = file.estimate.values["images"] - bound.estimate.values["bpd"]
+    above, se = coded.mean(), standard_error(coded)
+    assert se < 0.015 * bound.estimate.mean["bpd"]
+    assert abs(above) < 4.0 * se + 2e-3
+    assert "NO" not in " ".join(result.checks)
+
+
+def test_where_the_denoiser_is_optimal_it_is_the_truth_that_is_coded():
+    """As T grows, the file comes down to −log p(x) of the distribution that the images are drawn from: it is
+    above that by what falls like 1/T."""
+    log_p = exact.log_probabilities((4, 4, 1), 5)
+    image, truth = exact.pictures(log_p, 200)
+    config = exact.config()
+    run = Run(exact.split(image, 5), exact.model(log_p, -9.0, 8.0), types.SimpleNamespace(ema=EMPTY))
+    above = []
+    for timesteps in (30, 120):
+        config.codec.timesteps = timesteps
+        made, back = through(config, run, Pictures(image))
+        np.testing.assert_array_equal(back.image, image)
+        above.append(made.bits / 16 - truth)
+    limit = (4.0 * above[1] - above[0]) / 3.0
+    se = standard_error(limit)
+    assert se < 0.02 and abs(limit.mean()) < 3.0 * se + 0.01
+    assert above[0].mean() > above[1].mean() + 0.1
+
+
+@pytest.mark.parametrize("lanes", [1, 3, 50])
+@pytest.mark.parametrize("count", [1, 7])
+def test_any_number_of_images_on_any_number_of_lanes(lanes, count):
+    config, run = make_run(MODELS["diffusion"])
+    config.codec.timesteps, config.codec.lanes = 4, lanes
+    image, _ = images(count, seed=2)
+    made, back = through(config, run, Pictures(image))
+    np.testing.assert_array_equal(back.image, image)
+    assert len(made.archive.stacks) == min(lanes, count)
+
+
+def test_no_bits_but_those_of_images_initial_words_and_header():
+    config, run = make_run(MODELS["diffusion"])
+    config.codec.timesteps, config.codec.lanes = 4, 2
+    made = codec.compress(config, run, Pictures(images(40)[0]))
+    words = 32 * sum(map(len, made.archive.stacks))
+    # A stack is whole words.
+    assert 0 <= words - made.bits.sum() - made.initial < 2 * 32
+
+
+def test_what_no_model_can_have_made_is_refused():
+    config, run = make_run(MODELS["diffusion"])
+    config.codec.timesteps = 3
+    made = codec.compress(config, run, Pictures(images(5)[0]))
+    header, stacks = made.archive
+
+    def refuses(match, header=header, stacks=stacks, run=run):
+        with pytest.raises(UserError, match=match):
+            codec.decompress(config, run, archive.Archive(header, stacks), "x")
+
+    refuses("another model", run=make_run({**MODELS["diffusion"], "model.net.width": 24})[1])
+    refuses("jax 0.0, here.*anywhere=True", header | {"made": header["made"] | {"jax": "0.0"}})
+    refuses("not those that were compressed", header | {"sha": "0" * 16})
+    refuses("not those that were compressed", header | {"seed": 1})
+    refuses("not those that were compressed", stacks=[stack ^ np.uint32(64) for stack in stacks])
+    config.codec.anywhere = True
+    elsewhere = header | {"made": header["made"] | {"device": "other"}}
+    found = codec.decompress(config, run, archive.Archive(elsewhere, stacks), "x")
+    np.testing.assert_array_equal(found.image, images(5)[0])
+    refuses("device other, here", elsewhere | {"fineness": 15.0})
+
+
+@pytest.mark.parametrize(
+    "changes, match",
+    [
+        ({"timesteps": 0}, "codec.timesteps is 0; accepted: 1 or more"),
+        ({"lanes": 0}, "codec.lanes is 0"),
+        ({"fineness": 0.5}, "codec.fineness is 0.5; accepted: 1 to 1024"),
+        ({"images": -1}, "codec.images is -1"),
+    ],
+)
+def test_bad_numbers_are_refused(changes, match):
+    config, _ = make_run(MODELS["diffusion"])
+    config.codec.update(changes)
+    with pytest.raises(UserError, match=match):
+        codec_rows.CODEC.check(config)
+
+
+def test_a_model_that_needs_labels_asks_for_them():
+    config, run = make_run(MODELS["label"])
+    with pytest.raises(UserError, match="no labels"):
+        codec.compress(config, run, Pictures(images(2)[0]))
+
+
+def test_a_model_that_diverged_is_refused():
+    config, run = make_run(MODELS["diffusion"])
+    run.state.ema["net"] = jax.tree.map(lambda leaf: leaf * np.nan, run.state.ema["net"])
+    with pytest.raises(UserError, match="not finite"):
+        codec.compress(config, run, Pictures(images(2)[0]))

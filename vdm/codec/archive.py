@@ -1,0 +1,106 @@
+"""The file that compressed images are in: a header that says what it needs, and the words of the stacks.
+
+  4 bytes   "vdm" and the version of this format
+  4 bytes   length of the header
+  4 bytes   CRC-32 of all before it and of the header
+  header    JSON, deflated
+  words     of the stacks, one after the other, 32 bits each, little-endian
+
+Everything is checked before anything of it is used.
+"""
+
+import json
+import os
+import pathlib
+import struct
+from typing import Any, NamedTuple
+import zlib
+
+from jaxtyping import UInt32
+import numpy as np
+
+from vdm.errors import UserError, require
+
+NAME, VERSION = b"vdm", 1
+START = struct.Struct("<3sBII")
+
+Words = UInt32[np.ndarray, "words"]
+
+
+class Archive(NamedTuple):
+    """What such a file holds. `header` is plain data; the words of each stack come bottom first."""
+
+    header: dict[str, Any]
+    stacks: list[Words]
+
+
+def to_bytes(archive: Archive) -> bytes:
+    """The whole file."""
+    body = b"".join(words.astype("<u4").tobytes() for words in archive.stacks)
+    own = {"words": [len(words) for words in archive.stacks], "crc": zlib.crc32(body)}
+    text = json.dumps(archive.header | own, separators=(",", ":"), ensure_ascii=False)
+    header = zlib.compress(text.encode(), 9)
+    start = START.pack(NAME, VERSION, len(header), 0)[:-4]
+    return start + struct.pack("<I", zlib.crc32(start + header)) + header + body
+
+
+def from_bytes(data: bytes, path: str) -> Archive:
+    """The inverse of `to_bytes`.
+
+    Args:
+      path: for messages.
+
+    Raises:
+      UserError: it is no such file, of another version, damaged or cut.
+    """
+    made = "which --mode=compress writes"
+    require(data, f"{path!r} is empty; accepted: a file {made}.")
+    require(data[:3] == NAME[: len(data)], f"{path!r} is no compressed file; accepted: one {made}.")
+    require(len(data) >= START.size, f"{path!r} is cut off after {len(data)} bytes; take a whole copy.")
+    _, version, length, crc = START.unpack(data[: START.size])
+    require(
+        version == VERSION,
+        f"{path!r} is of version {version} of the format, or damaged; this code reads version {VERSION}.",
+    )
+    header, body = data[START.size : START.size + length], data[START.size + length :]
+    damaged = f"{path!r} is damaged or cut off: its {{}} is not what was written; take another copy."
+    require(zlib.crc32(data[: START.size - 4] + header) == crc, damaged.format("header"))
+    found = json.loads(zlib.decompress(header))
+    words, crc = found.pop("words"), found.pop("crc")
+    require(len(body) == 4 * sum(words) and zlib.crc32(body) == crc, damaged.format("body"))
+    parts = np.split(np.frombuffer(body, "<u4").astype(np.uint32), np.cumsum(words)[:-1])
+    return Archive(found, parts)
+
+
+def read(path: pathlib.Path) -> Archive:
+    """The Archive in a file.
+
+    Raises:
+      UserError: it cannot be read, or as from_bytes.
+    """
+    require(not path.is_dir(), f"--input is {str(path)!r}, a folder; accepted: a file of --mode=compress.")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"--input is {str(path)!r}, which cannot be read ({error.strerror}).") from error
+    return from_bytes(data, str(path))
+
+
+def write(path: pathlib.Path, data: bytes) -> None:
+    """Writes a file, whole or not at all.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(
+            f"--output is {str(path)!r}, which cannot be written ({error.strerror}); give another."
+        ) from error

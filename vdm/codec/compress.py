@@ -1,0 +1,27 @@
+"""--mode=compress: images to a file, as short as the model's bound says."""
+
+import pathlib
+
+from ml_collections import ConfigDict
+
+from vdm import run as run_lib
+from vdm.codec import archive, codec, pictures
+
+
+def run(config: ConfigDict, workdir: pathlib.Path, source: str, target: str) -> None:
+    """Compresses the images that --input names to the file --output, and says how long it is.
+
+    Raises:
+      UserError: the workdir has no checkpoint; or --input, --output or a field of config.codec is not
+        accepted.
+    """
+    run = run_lib.restore(config, workdir)
+    given = pictures.read(source, run.data)
+    made = codec.compress(config, run, given)
+    data = archive.to_bytes(made.archive)
+    archive.write(pathlib.Path(target), data)
+    dims = given.image.size
+    print(f"{target}: {len(given.image)} images, {len(data):,} bytes, {8 * len(data) / dims:.4f} bits/dim")
+    other = 8 * len(data) - made.bits.sum() - made.initial
+    parts = {"images": made.bits.sum(), "initial bits": made.initial, "header": other}
+    print("of which " + ", ".join(f"{name} {bits / dims:.4f}" for name, bits in parts.items()))

@@ -1,0 +1,160 @@
+"""Images to compress, from a folder, an .npz file or a run's own test split; and where they go back to."""
+
+import io
+import pathlib
+import shutil
+from typing import Any, NamedTuple
+import zipfile
+
+from jaxtyping import Int, UInt8
+import numpy as np
+
+from vdm.codec import archive
+from vdm.data.dataset import Data, Spec
+from vdm.data.folder import SUFFIXES
+from vdm.errors import UserError, require
+
+TEST = "test"
+
+
+class Pictures(NamedTuple):
+    """Images, and their labels and names where they have such."""
+
+    image: UInt8[np.ndarray, "images height width channels"]
+    label: Int[np.ndarray, "images"] | None = None
+    names: list[str] | None = None
+
+
+def read(source: str, data: Data) -> Pictures:
+    """The images that --input names.
+
+    Raises:
+      UserError: there are none, or they are not such as the model is of.
+    """
+    path = pathlib.Path(source).expanduser()
+    if source == TEST:
+        examples = data.test.read(np.arange(data.test.size))
+        found = Pictures(examples["image"], examples["label"])
+    elif path.is_dir():
+        found = _read_folder(path, data.spec)
+    else:
+        require(
+            path.is_file(),
+            f"--input is {source!r}, which does not exist; accepted: a folder of images, an .npz file, or "
+            f"{TEST!r} for the run's own test split.",
+        )
+        found = _read_npz(path)
+    shape, levels = data.spec.shape, data.spec.vocab_size
+    require(len(found.image), f"--input is {source!r}, which holds no image.")
+    require(
+        found.image.dtype == np.uint8 and found.image.shape[1:] == tuple(shape),
+        f"--input is {source!r}, of {found.image.dtype} {list(found.image.shape[1:])}; accepted by this "
+        f"model: uint8 {list(shape)}.",
+    )
+    top = int(found.image.max())
+    require(
+        top < levels,
+        f"--input is {source!r}, which has values up to {top}; accepted by this model: 0 to {levels - 1}.",
+    )
+    return found
+
+
+def check_target(target: pathlib.Path) -> None:
+    """Raises UserError where `write` would overwrite something but an .npz file."""
+    free = not target.exists() or (target.is_dir() and not any(target.iterdir()))
+    require(
+        free or (target.suffix == ".npz" and target.is_file()),
+        f"--output is {str(target)!r}, which is there already; give a new folder, or a name that ends in "
+        ".npz.",
+    )
+
+
+def write(target: pathlib.Path, pictures: Pictures) -> None:
+    """Writes an .npz file, or else a folder of PNG files, whole or not at all.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    if target.suffix == ".npz":
+        arrays = {"image": pictures.image, "label": pictures.label, "name": pictures.names}
+        known: dict[str, Any] = {name: value for name, value in arrays.items() if value is not None}
+        file = io.BytesIO()
+        np.savez_compressed(file, **known)
+        archive.write(target, file.getvalue())
+        return
+    part = target.with_name(f".{target.name}.part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        for image, name in zip(pictures.image, _names(pictures)):
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
+            _to_image(image).save(part / name)
+        part.replace(target)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise UserError(
+            f"--output is {str(target)!r}, which cannot be written ({error.strerror}); give another."
+        ) from error
+
+
+def _names(pictures: Pictures) -> list[str]:
+    """Of the PNG files: those that the images had, with another ending where it was no .png."""
+    if pictures.names is None:
+        digits = len(str(len(pictures.image) - 1))
+        return [f"{number:0{digits}}.png" for number in range(len(pictures.image))]
+    for name in pictures.names:
+        path = pathlib.PurePosixPath(name)
+        require(
+            not path.is_absolute() and ".." not in path.parts and "\\" not in name,
+            f"an image is called {name!r}, which lies outside of --output; give an --output that ends in "
+            ".npz.",
+        )
+    return [name if name.lower().endswith(".png") else f"{name}.png" for name in pictures.names]
+
+
+def _read_folder(path: pathlib.Path, spec: Spec) -> Pictures:
+    from PIL import Image
+
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+    require(
+        files,
+        f"--input is {str(path)!r}, where no image was found; accepted: files that end in "
+        f"{', '.join(SUFFIXES)}.",
+    )
+    mode = "L" if spec.shape[2] == 1 else "RGB"
+    images = []
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                own, pixels = image.mode, np.asarray(image)
+        except Exception as error:
+            raise UserError(f"{str(file)!r} cannot be read as an image: {error}") from error
+        require(
+            own == mode and pixels.shape[:2] == tuple(spec.shape[:2]),
+            f"{str(file)!r} is {pixels.shape[0]} × {pixels.shape[1]}, mode {own}; accepted by this model: "
+            f"{spec.shape[0]} × {spec.shape[1]}, mode {mode}. As a codec changes nothing, convert it first.",
+        )
+        images.append(pixels.reshape(spec.shape))
+    names = [file.relative_to(path).as_posix() for file in files]
+    return Pictures(np.stack(images), None, names)
+
+
+def _read_npz(path: pathlib.Path) -> Pictures:
+    try:
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        raise UserError(f"--input is {str(path)!r}, which cannot be read as an .npz file: {error}") from error
+    name = next((name for name in ("image", "images") if name in arrays), None)
+    require(
+        name is not None,
+        f"--input is {str(path)!r}, with the arrays {', '.join(arrays) or 'none'}; accepted: 'image'.",
+    )
+    image = arrays[name or ""]
+    names = arrays["name"].tolist() if "name" in arrays else None
+    return Pictures(image[..., None] if image.ndim == 3 else image, arrays.get("label"), names)
+
+
+def _to_image(image: Any) -> Any:
+    from PIL import Image
+
+    return Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)

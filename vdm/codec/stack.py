@@ -1,0 +1,228 @@
+"""A stack of bits, on which values are pushed with a distribution, and from which they are popped.
+
+Pushing a value of probability P adds −log₂ P bits; popping it takes them away again. Popping with a
+distribution of which nothing was pushed draws from that distribution, with the bits of the stack for dice.
+The coder is asymmetric numeral systems, of constriction, with probabilities of 24 bits.
+
+Gaussians are those of whole numbers: P(k) is the Gaussian's mass from k − ½ to k + ½.
+"""
+
+from collections.abc import Iterator
+import functools
+import hashlib
+import math
+from typing import Any
+
+from jaxtyping import Float, Int
+import numpy as np
+
+from vdm.errors import UserError
+
+Numbers = Int[np.ndarray, "n"]
+Reals = Float[np.ndarray, "n"]
+
+# A Gaussian reaches this many standard deviations at least, and less than twice as many. A value that is
+# drawn never lies outside, and one that is pushed does so at the cost of some more bits.
+REACH = 6.0
+SYMBOL = 24  # bits that popping a symbol takes at most
+DIGIT = 16  # bits that are scrambled together
+ENTROPY = math.sqrt(2.0 * math.pi * math.e)  # 2^entropy of a Gaussian, in standard deviations
+LENGTHS = 25  # of what is said of a value outside: 0 to 24 bits
+
+
+class Damaged(Exception):
+    """A value cannot have been drawn from its distribution: the bits are not those that were written, or the
+    distributions are not."""
+
+
+class Stack:
+    """One stack. It starts empty and takes random bits for its bottom, only as many as it needs; or it starts
+    with the words of a file.
+
+    Attributes:
+      seed, number: what those random bits depend on.
+    """
+
+    def __init__(self, seed: int, number: int, words: Any = None):
+        self._seed, self._number = seed, number
+        self._made = 0  # random words so far, of which the lowest is the newest
+        self._grows = words is None
+        self._coder = constriction().stream.stack.AnsCoder(self._random(0, 2) if self._grows else words)
+        self._made = 2 if self._grows else 0
+        self._lowest = self._coder.num_words()
+
+    @property
+    def bits(self) -> int:
+        """How many there are more than random ones were made."""
+        return self._coder.num_valid_bits() - 32 * self._made
+
+    def words(self) -> tuple[Any, int]:
+        """The stack as 32-bit words, bottom first, without those that were never reached; and how many of
+        the random words are among them."""
+        untouched = min(self._made, self._lowest - 2)
+        return self._coder.get_compressed()[untouched:], self._made - untouched
+
+    def is_bottom(self, initial: int) -> bool:
+        """Whether it holds nothing but its `initial` random words."""
+        return np.array_equal(self._coder.get_compressed(), self._random(0, initial))
+
+    def draw(self, mean: Reals, deviation: Reals, turn: int) -> Numbers:
+        """Pops numbers of Gaussians, which are random, as they had not been pushed.
+
+        Args:
+          turn: how the bits are scrambled first: another one each time.
+        """
+        self._scramble(deviation, turn)
+        base, numbers = np.rint(mean), np.empty(mean.shape)
+        for reach, where in _groups(deviation):
+            numbers[where] = self._pop(gaussian(reach), (mean - base)[where], deviation[where])
+        return (numbers + base).astype(np.int64)
+
+    def give_back(self, numbers: Numbers, mean: Reals, deviation: Reals, turn: int) -> None:
+        """The inverse of `draw`.
+
+        Raises:
+          Damaged: a number is one that it cannot have given.
+        """
+        base = np.rint(mean)
+        for reach, where in reversed(list(_groups(deviation))):
+            symbols = (numbers - base)[where]
+            if np.abs(symbols).max() > reach:
+                raise Damaged
+            self._push(symbols, gaussian(reach), (mean - base)[where], deviation[where])
+        self._scramble(deviation, turn)
+
+    def push(self, numbers: Numbers, mean: Reals, deviation: Reals) -> None:
+        """Pushes numbers with Gaussians, however far they lie from the mean."""
+        base = np.rint(mean)
+        for reach, where in reversed(list(_groups(deviation))):
+            symbols = (numbers - base)[where]
+            beyond = (np.abs(symbols) - reach).astype(np.int64)
+            for one in beyond[beyond >= 0][::-1].tolist():
+                self._push_whole(one)
+            within = np.clip(symbols, -reach, reach)
+            self._push(within, gaussian(reach), (mean - base)[where], deviation[where])
+
+    def pop(self, mean: Reals, deviation: Reals) -> Numbers:
+        """The inverse of `push`."""
+        base, numbers = np.rint(mean), np.empty(mean.shape)
+        for reach, where in _groups(deviation):
+            symbols = self._pop(gaussian(reach), (mean - base)[where], deviation[where]).astype(np.int64)
+            for place in np.flatnonzero(np.abs(symbols) == reach):
+                symbols[place] += np.sign(symbols[place]) * self._pop_whole()
+            numbers[where] = symbols
+        return (numbers + base).astype(np.int64)
+
+    def push_levels(self, levels: Numbers, probabilities: Float[np.ndarray, "n vocab_size"]) -> None:
+        """Pushes levels, each with the probabilities of its own."""
+        self._push(levels, categorical(), probabilities)
+
+    def pop_levels(self, probabilities: Float[np.ndarray, "n vocab_size"]) -> Numbers:
+        """The inverse of `push_levels`."""
+        return self._pop(categorical(), probabilities)
+
+    def _scramble(self, deviation: Reals, turn: int) -> None:
+        """Flips a fixed random half of the bits at the top, of about as many as are drawn with such
+        deviations. Done twice, it does nothing.
+
+        Else a value would be drawn with the bits of one that was just pushed: where in its distribution that
+        one lay would say where this one will.
+        """
+        bits = np.sum(np.log2(np.maximum(ENTROPY * deviation, 1.0)))
+        count = int(bits) // DIGIT + 2
+        self._reserve(DIGIT * count)
+        digits = self._coder.decode(uniform(1 << DIGIT), count)
+        self._lowest = min(self._lowest, self._coder.num_words())
+        self._coder.encode_reverse(digits ^ pad(turn + count)[turn:], uniform(1 << DIGIT))
+
+    def _push_whole(self, value: int) -> None:
+        """Any number from 0 on: how many bits it has, and those below the first."""
+        length = value.bit_length()
+        if length >= LENGTHS:
+            raise UserError(
+                "the model is so far from an image that it cannot be coded; give another model, or leave the "
+                "image out."
+            )
+        if length > 1:
+            self._coder.encode_reverse(value - (1 << (length - 1)), uniform(1 << (length - 1)))
+        self._coder.encode_reverse(length, uniform(LENGTHS))
+
+    def _pop_whole(self) -> int:
+        self._reserve(2 * SYMBOL)
+        length = self._coder.decode(uniform(LENGTHS))
+        first = 1 << max(length - 1, 0)
+        value = first + self._coder.decode(uniform(first)) if length > 1 else length
+        self._lowest = min(self._lowest, self._coder.num_words())
+        return value
+
+    def _push(self, symbols: Any, model: Any, *of_each: Any) -> None:
+        self._coder.encode_reverse(symbols.astype(np.int32), model, *of_each)
+
+    def _pop(self, model: Any, *of_each: Any) -> Any:
+        self._reserve(SYMBOL * len(of_each[0]))
+        symbols = self._coder.decode(model, *of_each)
+        self._lowest = min(self._lowest, self._coder.num_words())
+        return symbols
+
+    def _reserve(self, bits: int) -> None:
+        """Puts more random words under the stack, where to pop so many bits could empty it."""
+        more = 3 + bits // 32 - self._coder.num_words()
+        if self._grows and more > 0:
+            below = self._random(self._made, self._made + more)
+            self._coder = constriction().stream.stack.AnsCoder(
+                np.concatenate([below, self._coder.get_compressed()])
+            )
+            self._made += more
+            self._lowest += more
+
+    def _random(self, first: int, last: int) -> Any:
+        """Random words, the last at the bottom; none is 0, which could not be the top of a stack."""
+        name = f"{self._seed} {self._number}"
+        words = [hashlib.sha256(f"{name} {place}".encode()).digest()[:4] for place in range(first, last)]
+        return np.frombuffer(b"".join(words[::-1]), "<u4").astype(np.uint32) | np.uint32(1)
+
+
+def _groups(deviation: Reals) -> Iterator[tuple[int, Any]]:
+    """(reach in whole numbers, where) of the Gaussians that reach as far."""
+    reach = np.exp2(np.ceil(np.log2(np.maximum(REACH * deviation, 1.0)))).astype(np.int64)
+    if reach.min() == reach.max():
+        yield int(reach[0]), slice(None)
+        return
+    for one in np.unique(reach):
+        yield int(one), np.flatnonzero(reach == one)
+
+
+def pad(count: int) -> Int[np.ndarray, "count"]:
+    """The first of an endless row of random digits, always the same."""
+    return _digits(1 << count.bit_length())[:count]
+
+
+@functools.cache
+def _digits(count: int) -> Int[np.ndarray, "count"]:
+    data = hashlib.shake_256(b"vdm").digest(2 * count)
+    return np.frombuffer(data, "<u2").astype(np.int32)
+
+
+def constriction() -> Any:
+    """The package, imported only now, as most runs need none of it."""
+    import constriction
+
+    return constriction
+
+
+@functools.cache
+def gaussian(reach: int) -> Any:
+    """Gaussians of the whole numbers from −reach to reach, the ends taking all that lies outside."""
+    return constriction().stream.model.QuantizedGaussian(-reach, reach)
+
+
+@functools.cache
+def uniform(count: int) -> Any:
+    """All of 0 … count − 1 alike."""
+    return constriction().stream.model.Uniform(count)
+
+
+@functools.cache
+def categorical() -> Any:
+    """Levels with given probabilities."""
+    return constriction().stream.model.Categorical(perfect=False)

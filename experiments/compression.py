@@ -155,5 +155,5 @@ def plot(
 
 
 if __name__ == "__main__":
-    fields = {"eval.depths": "10,30,100,300,1000"}
+    fields = {"eval.depths": "10,50,200,1000"}
     sweep.main(__doc__, grid, results_of, config="configs/digits.py", seeds=1, fields=fields)

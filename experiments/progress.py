@@ -1,4 +1,4 @@
-"""The progress of a study: a bar over the steps of all trials, and a line for each."""
+"""The progress of a study: a bar over all trials, and a line for each."""
 
 from collections.abc import Sequence
 import contextlib
@@ -17,16 +17,17 @@ LOOK = 2.0  # seconds between looks at the metrics
 
 
 class Progress:
-    """A bar over the steps of all trials, and a line for each; lines alone off a terminal."""
+    """A bar over all trials, and a line for each; lines alone off a terminal. A trial counts by the share of
+    its steps that are taken, as trials may take as long with fewer of them."""
 
     def __init__(self, trials: Sequence[Trial]):
-        self._steps = {trial.folder: steps_taken(trial) for trial in trials}
-        self._total = {trial.folder: trial.steps for trial in trials}
+        self._done = {trial.folder: share_done(trial) for trial in trials}
+        self._most = dict.fromkeys(self._done, 1.0)
         self._ended, self._failed = 0, 0
-        self._first = sum(self._steps.values())
+        self._first = sum(self._done.values())
         self._began = self._looked = time.monotonic()
         self._bar = tqdm(
-            total=sum(self._total.values()), initial=self._first, unit="step", smoothing=0, disable=None,
+            total=len(trials), initial=round(self._first, 2), unit="run", smoothing=0, disable=None,
             dynamic_ncols=True,
         )  # fmt: skip
 
@@ -35,9 +36,9 @@ class Progress:
         if time.monotonic() - self._looked < LOOK:
             return
         self._looked = time.monotonic()
-        self._steps |= {trial.folder: steps_taken(trial) for trial in running}
-        self._bar.total = sum(self._total.values())
-        self._bar.update(sum(self._steps.values()) - self._bar.n)
+        self._done |= {trial.folder: share_done(trial) for trial in running}
+        self._bar.total = round(sum(self._most.values()), 2)
+        self._bar.update(round(sum(self._done.values()) - self._bar.n, 2))
         done = self._ended - self._failed
         self._bar.set_postfix_str(f"{done} done, {self._failed} failed, {len(running)} running")
 
@@ -46,12 +47,12 @@ class Progress:
         self._looked = 0.0
         self._ended += 1
         self._failed += bool(why)
-        self._steps[trial.folder] = steps_taken(trial) if why else trial.steps
-        self._total[trial.folder] = self._steps[trial.folder]  # what a failed one lacks takes no time
-        steps, left = sum(self._steps.values()), sum(self._total.values()) - sum(self._steps.values())
-        text = f"{self._ended}/{len(self._total)} {trial.folder.name}: {why or score(trial)}"
-        if left and steps > self._first:
-            seconds = left * (time.monotonic() - self._began) / (steps - self._first)
+        self._done[trial.folder] = share_done(trial) if why else 1.0
+        self._most[trial.folder] = self._done[trial.folder]  # what a failed one lacks takes no time
+        done, left = sum(self._done.values()), sum(self._most.values()) - sum(self._done.values())
+        text = f"{self._ended}/{len(self._most)} {trial.folder.name}: {why or score(trial)}"
+        if left and done > self._first:
+            seconds = left * (time.monotonic() - self._began) / (done - self._first)
             text += f"; {tqdm.format_interval(seconds)} left"
         self.say(text)
 
@@ -67,10 +68,10 @@ class Progress:
         self._bar.close()
 
 
-def steps_taken(trial: Trial) -> int:
-    """The step of the newest line of metrics."""
+def share_done(trial: Trial) -> float:
+    """The step of the newest line of metrics, as a share of all."""
     rows = read_metrics(trial.folder / "metrics.jsonl")
-    return min(rows[-1]["step"], trial.steps) if rows else 0
+    return min(rows[-1]["step"] / trial.steps, 1.0) if rows else 0.0
 
 
 def score(trial: Trial) -> str:

@@ -142,6 +142,11 @@ class Model(Component):
         return False
 
     @property
+    def takes_label(self) -> bool:
+        """Whether it is conditioned on labels, in whatever way they count in its likelihood."""
+        return self.given_label
+
+    @property
     def heavy(self) -> bool:
         """Whether one step of training takes seconds on a CPU, so that a call takes one step alone."""
         return False

@@ -113,6 +113,14 @@ def read_files() -> tuple[str, ...]:
     folder = output.absolute().parent
     require(folder.is_dir(), f"--output is {FLAGS.output!r}, but there is no folder {str(folder)!r}.")
     require(
+        os.access(folder, os.W_OK),
+        f"--output is {FLAGS.output!r}, but {str(folder)!r} cannot be written; give another.",
+    )
+    require(
+        pathlib.Path(FLAGS.input).expanduser().absolute() != output.absolute(),
+        f"--input and --output are both {FLAGS.input!r}; give another --output.",
+    )
+    require(
         FLAGS.mode == "decompress" or not output.is_dir(),
         f"--output is {FLAGS.output!r}, a folder; give the name of a file.",
     )

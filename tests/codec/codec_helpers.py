@@ -30,6 +30,7 @@ MODELS = {
     "mhvae": {"model.name": "mhvae", **NET, "model.latent": 4, "model.timesteps": 3},
     "mhvae I, II": {"model.name": "mhvae", **NET, "model.timesteps": 40, "model.restrictions": "I,II"},
     "latent": {"model.name": "latent", **NET, "model.latent": 4},
+    "latent, label": {"model.name": "latent", **NET, "model.latent": 4, "model.condition": "label"},
 }
 
 

@@ -37,7 +37,7 @@ def test_every_model_gives_back_what_it_got(name):
     np.testing.assert_array_equal(back.image, image)
     assert back.names == [f"a/{i}.png" for i in range(9)]
     assert len(made.bits) == 9 and np.all(made.bits > 0)
-    if run.model.given_label:
+    if run.model.takes_label:
         np.testing.assert_array_equal(back.label, label)
 
 
@@ -98,6 +98,7 @@ def test_no_bits_but_those_of_images_initial_words_and_header():
 def test_what_no_model_can_have_made_is_refused():
     config, run = make_run(MODELS["diffusion"])
     config.codec.timesteps = 3
+    config.codec.lanes = 5
     made = codec.compress(config, run, Pictures(images(5)[0]))
     header, stacks = made.archive
 
@@ -108,6 +109,11 @@ def test_what_no_model_can_have_made_is_refused():
     refuses("another model", run=make_run({**MODELS["diffusion"], "model.net.width": 24})[1])
     refuses("jax 0.0, here.*anywhere=True", header | {"made": header["made"] | {"jax": "0.0"}})
     refuses("not those that were compressed", header | {"sha": "0" * 16})
+    refuses("not those that were compressed", stacks=[np.zeros(2, np.uint32) for _ in stacks])
+    refuses("whose images, made this model", header | {"images": "5", "made": None})
+    others = {"shape": [4, 4, 2], "images": 4, "timesteps": 0, "fineness": 0, "initial": [1.5] * 5}
+    for name, value in {**others, "names": [1] * 5}.items():
+        refuses(f"whose {name} this model", header | {name: value})
     refuses("not those that were compressed", header | {"seed": 1})
     refuses("not those that were compressed", stacks=[stack ^ np.uint32(64) for stack in stacks])
     config.codec.anywhere = True
@@ -135,7 +141,7 @@ def test_bad_numbers_are_refused(changes, match):
 
 def test_a_model_that_needs_labels_asks_for_them():
     config, run = make_run(MODELS["label"])
-    with pytest.raises(UserError, match="no labels"):
+    with pytest.raises(UserError, match="0 to 9, and --input has none or others"):
         codec.compress(config, run, Pictures(images(2)[0]))
 
 

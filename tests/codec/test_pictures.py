@@ -57,6 +57,22 @@ def test_no_file_is_written_outside_of_the_folder(name, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_no_image_takes_the_name_of_another(tmp_path):
+    with pytest.raises(UserError, match="two images would be called c.bmp.png"):
+        pictures.write(tmp_path / "out", Pictures(IMAGE, None, ["c.bmp", "C.bmp.png", "d.png"]))
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_left_of_a_folder_that_could_not_be_written(tmp_path, monkeypatch):
+    def full(self, file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        pictures.write(tmp_path / "out", Pictures(IMAGE))
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_there_already_stays(tmp_path):
     (tmp_path / "x").write_text("")
     for path in (tmp_path, tmp_path / "x"):
@@ -75,12 +91,17 @@ def test_what_cannot_be_compressed(tmp_path):
     refuses("holds no image", data=Data(GREY.train, in_memory(IMAGE[:0]), SPEC), source="test")
     refuses(r"of uint8 \[4, 4, 1\]; accepted by this model: uint8 \[2, 3, 3\]", "test", COLOUR)
     Image.fromarray(np.zeros((4, 4, 4), np.uint8)).save(tmp_path / "a.png")
-    refuses("4 × 4, mode RGBA; accepted by this model: 4 × 4, mode L.* convert it first")
+    refuses("4 × 4, mode RGBA, 1 of them; accepted by this model: 4 × 4, mode L.* convert it first")
     Image.fromarray(np.full((4, 4), 17, np.uint8)).save(tmp_path / "a.png")
     refuses("values up to 17; accepted by this model: 0 to 16")
     (tmp_path / "a.png").write_bytes(b"no image")
     refuses("a.png' cannot be read as an image")
     (tmp_path / "a.npz").write_bytes(b"no archive")
     refuses("cannot be read as an .npz file", tmp_path / "a.npz")
+    for name, value in {"label": LABEL[:2], "name": ["a", "b"]}.items():
+        np.savez(tmp_path / "a.npz", image=IMAGE, **{name: value})
+        refuses(f"with a '{name}' that is not one for each image", tmp_path / "a.npz")
+    np.save(tmp_path / "a.npy", IMAGE)
+    refuses("cannot be read as an .npz file", tmp_path / "a.npy")
     np.savez(tmp_path / "a.npz", pictures=IMAGE)
     refuses("with the arrays pictures; accepted: 'image'", tmp_path / "a.npz")

@@ -116,6 +116,10 @@ class LatentDiffusion(Model):
         return draw._replace(terms=terms)
 
     @property
+    def takes_label(self) -> bool:
+        return self.vdm.takes_label
+
+    @property
     def depth(self) -> int:
         return self.vdm.depth
 

@@ -3,15 +3,18 @@
   4 bytes   "vdm" and the version of this format
   4 bytes   length of the header
   4 bytes   CRC-32 of all before it and of the header
-  header    JSON, deflated
+  header    JSON, deflated after USUAL
   words     of the stacks, one after the other, 32 bits each, little-endian
 
 Everything is checked before anything of it is used.
 """
 
+from collections.abc import Iterator
+import contextlib
 import json
 import os
 import pathlib
+import shutil
 import struct
 from typing import Any, NamedTuple
 import zlib
@@ -23,6 +26,15 @@ from vdm.errors import UserError, require
 
 NAME, VERSION = b"vdm", 1
 START = struct.Struct("<3sBII")
+LONGEST = 1 << 28  # of a header, in bytes
+
+# What headers have in common need not be in each. It is a part of the format.
+USUAL = (
+    b'.png","label":,"device":"NVIDIA H100 Intel(R) Xeon(R) CPU @ GHz AMD EPYC avx2 fma avx512f avx512_bf16'
+    b' amx_tile"names":["0.png","1.png","{"model":"","images":1000,"shape":[32,32,3],"sha":"","timesteps":20'
+    b'0,"fineness":16.0,"seed":0,"made":{"vdm":"0.1.0","jax":"0.10.2","constriction":"0.5.0","device":"AMD E'
+    b'PYC avx2 fma avx512f"},"initial":[,"words":[,"crc":'
+)
 
 Words = UInt32[np.ndarray, "words"]
 
@@ -38,8 +50,9 @@ def to_bytes(archive: Archive) -> bytes:
     """The whole file."""
     body = b"".join(words.astype("<u4").tobytes() for words in archive.stacks)
     own = {"words": [len(words) for words in archive.stacks], "crc": zlib.crc32(body)}
-    text = json.dumps(archive.header | own, separators=(",", ":"), ensure_ascii=False)
-    header = zlib.compress(text.encode(), 9)
+    text = json.dumps(archive.header | own, separators=(",", ":"))
+    deflate = zlib.compressobj(9, wbits=-15, zdict=USUAL)
+    header = deflate.compress(text.encode()) + deflate.flush()
     start = START.pack(NAME, VERSION, len(header), 0)[:-4]
     return start + struct.pack("<I", zlib.crc32(start + header)) + header + body
 
@@ -65,9 +78,13 @@ def from_bytes(data: bytes, path: str) -> Archive:
     header, body = data[START.size : START.size + length], data[START.size + length :]
     damaged = f"{path!r} is damaged or cut off: its {{}} is not what was written; take another copy."
     require(zlib.crc32(data[: START.size - 4] + header) == crc, damaged.format("header"))
-    found = json.loads(zlib.decompress(header))
-    words, crc = found.pop("words"), found.pop("crc")
-    require(len(body) == 4 * sum(words) and zlib.crc32(body) == crc, damaged.format("body"))
+    try:
+        found = json.loads(zlib.decompressobj(-15, zdict=USUAL).decompress(header, LONGEST))
+        words, crc = found.pop("words"), found.pop("crc")
+        require(len(body) == 4 * sum(words) and zlib.crc32(body) == crc, damaged.format("body"))
+        require(words and all(type(count) is int and count >= 0 for count in words), damaged.format("header"))
+    except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
+        raise UserError(damaged.format("header")) from error
     parts = np.split(np.frombuffer(body, "<u4").astype(np.uint32), np.cumsum(words)[:-1])
     return Archive(found, parts)
 
@@ -92,15 +109,27 @@ def write(path: pathlib.Path, data: bytes) -> None:
     Raises:
       UserError: it cannot be written.
     """
-    part = path.with_name(f".{path.name}.part")
+    with whole(path) as part, part.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a path to write to, which is called `path` in the end; of what was stopped nothing is left.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    part = path.with_name(f".part-{os.getpid()}")
     try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield part
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise UserError(
             f"--output is {str(path)!r}, which cannot be written ({error.strerror}); give another."
         ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(part) if part.is_dir() else part.unlink()

@@ -1,10 +1,7 @@
 """Images as an Archive, and back, bit for bit."""
 
-import hashlib
-import importlib.metadata
-import json
-import pathlib
-import platform
+from collections.abc import Sequence
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -13,8 +10,7 @@ from ml_collections import ConfigDict
 import numpy as np
 from tqdm import tqdm
 
-import vdm
-from vdm.codec import coder as coder_lib
+from vdm.codec import coder as coder_lib, header as header_lib
 from vdm.codec.archive import Archive
 from vdm.codec.coder import Coder
 from vdm.codec.pictures import Pictures
@@ -23,15 +19,13 @@ from vdm.contract import Ability
 from vdm.errors import UserError, require
 from vdm.run import Run
 
-# Fields of config.model that change no distribution.
-OTHER = ("sampler", "sample_steps", "guidance")
-
 
 class Compressed(NamedTuple):
     """An Archive, and what became of the bits.
 
     Attributes:
-      bits: that each image added to its stack.
+      bits: that each image added to its stack; where the likelihood is that of an image given its label,
+        without the label.
       initial: random bits at the bottoms of the stacks.
     """
 
@@ -49,39 +43,36 @@ def compress(config: ConfigDict, run: Run, given: Pictures) -> Compressed:
     check(config, run)
     codec, size = config.codec, len(given.image)
     lanes = min(codec.lanes, size)
-    header = {
-        "model": fingerprint(config, run),
-        "images": size,
-        "shape": list(run.data.spec.shape),
-        "sha": _sha(given),
-        "lanes": lanes,
-        "timesteps": codec.timesteps,
-        "fineness": codec.fineness,
-        "seed": codec.seed,
-        "made": made_by(),
-    }
-    if given.names is not None:
-        header["names"] = given.names
-    if run.model.given_label:
-        require(
-            given.label is not None,
-            "the model is of images given their labels, and --input has no labels; give an .npz file with "
-            "'label', or 'test'.",
-        )
-        header["labels"] = np.asarray(given.label).tolist()
+    labels = _labels(run, given)
     coder = _coder(run, codec.timesteps, codec.fineness)
     stacks = [Stack(codec.seed, number) for number in range(lanes)]
     bits = np.zeros(size)
     with tqdm(total=size, desc="compress", unit="image", disable=None) as bar:
         for first, count in _rounds(size, lanes):
-            before = [stack.bits for stack in stacks[:count]]
-            coder.push(stacks[:count], _batch(run, lanes, first, count, given.label, given.image))
-            bits[first : first + count] = np.subtract([stack.bits for stack in stacks[:count]], before)
-            rate = bits[: first + count].mean() / given.image[0].size
-            bar.set_postfix_str(f"{rate:.3f} bits/dim")
+            now, part = stacks[:count], slice(first, first + count)
+            before = [stack.bits for stack in now]
+            batch = _batch(labels[part], lanes) | {"image": _padded(given.image[part], lanes)}
+            coder.push(now, batch)
+            _push_labels(run, now, batch["label"])
+            bits[part] = np.subtract([stack.bits for stack in now], before)
+            bar.set_postfix_str(f"{bits[: first + count].mean() / given.image[0].size:.3f} bits/dim")
             bar.update(count)
+    if run.model.given_label:
+        bits -= math.log2(run.data.spec.classes)
     words, initial = zip(*(stack.words() for stack in stacks))
-    header["initial"] = list(initial)
+    header = {
+        "model": header_lib.fingerprint(config, run),
+        "images": size,
+        "shape": list(run.data.spec.shape),
+        "sha": header_lib.sha(given.image),
+        "timesteps": codec.timesteps,
+        "fineness": codec.fineness,
+        "seed": codec.seed,
+        "made": header_lib.made_by(),
+        "initial": list(initial),
+    }
+    if given.names is not None:
+        header["names"] = given.names
     return Compressed(Archive(header, list(words)), bits, 32 * sum(initial))
 
 
@@ -96,41 +87,39 @@ def decompress(config: ConfigDict, run: Run, given: Archive, path: str) -> Pictu
         config.codec.anywhere; or the images are not those that were compressed.
     """
     check(config, run)
-    header = given.header
+    header, lanes = given.header, len(given.stacks)
+    header_lib.check(header, lanes, run, path)
+    own, differ = header_lib.fingerprint(config, run), header_lib.differences(header["made"])
     require(
-        header["model"] == fingerprint(config, run),
-        f"{path!r} was compressed by another model, {header['model']}; this is {fingerprint(config, run)}. "
-        "Give the --workdir of that run, at the same checkpoint (--config.eval.checkpoint).",
+        header["model"] == own,
+        f"{path!r} was compressed by another model, {header['model']}; this is {own}. Give the --workdir "
+        "of that run, at the same checkpoint (--config.eval.checkpoint), and the fields of config.model.",
     )
-    here, there = made_by(), header["made"]
-    differ = [
-        f"{name} {there.get(name)}, here {here[name]}" for name in here if here[name] != there.get(name)
-    ]
     require(
         not differ or config.codec.anywhere,
-        f"{path!r} was compressed with {'; '.join(differ)}: numbers may differ in their last digit, and then "
-        "nothing can be read. To try it, add --config.codec.anywhere=True; what is wrong will not pass.",
+        f"{path!r} was compressed with {differ}: numbers may differ in their last digit, and then nothing "
+        "can be read. To try it, add --config.codec.anywhere=True; what is wrong will not pass.",
     )
-    size, lanes = header["images"], header["lanes"]
-    labels = np.asarray(header["labels"]) if "labels" in header else None
     coder = _coder(run, header["timesteps"], header["fineness"])
-    stacks = [Stack(header["seed"], number, words) for number, words in enumerate(given.stacks)]
-    image = np.zeros((size, *header["shape"]), np.uint8)
-    wrong = f"{path!r} cannot be decompressed here: the images are not those that were compressed" + (
-        f" ({'; '.join(differ)})." if differ else "."
-    )
-    with tqdm(total=size, desc="decompress", unit="image", disable=None) as bar:
-        for first, count in reversed(_rounds(size, lanes)):
-            try:
-                found = coder.pop(stacks[:count], _batch(run, lanes, first, count, labels))
-            except Damaged as error:
-                raise UserError(wrong) from error
-            image[first : first + count] = found[:count]
-            bar.update(count)
-    result = Pictures(image, labels, header.get("names"))
+    images, labels = [], []
+    wrong = f"{path!r} cannot be decompressed here: the images are not those that were compressed"
+    wrong += f" ({differ})." if differ else "."
+    try:
+        stacks = [Stack(header["seed"], number, words) for number, words in enumerate(given.stacks)]
+        with tqdm(total=header["images"], desc="decompress", unit="image", disable=None) as bar:
+            for _, count in reversed(_rounds(header["images"], lanes)):
+                now = stacks[:count]
+                batch = _batch(_pop_labels(run, now), lanes)
+                images.append(coder.pop(now, batch)[:count])
+                labels.append(batch["label"][:count])
+                bar.update(count)
+    except Damaged as error:
+        raise UserError(wrong) from error
+    image = np.concatenate(images[::-1])
     empty = all(stack.is_bottom(initial) for stack, initial in zip(stacks, header["initial"]))
-    require(empty and _sha(result) == header["sha"], wrong)
-    return result
+    require(empty and header_lib.sha(image) == header["sha"], wrong)
+    label = np.concatenate(labels[::-1]) if run.model.takes_label else None
+    return Pictures(image, label, header.get("names"))
 
 
 def check(config: ConfigDict, run: Run) -> None:
@@ -148,32 +137,13 @@ def check_config(config: ConfigDict) -> None:
     for name in ("timesteps", "lanes"):
         value = config.codec[name]
         require(value >= 1, f"config.codec.{name} is {value}; accepted: 1 or more.")
-    fineness = config.codec.fineness
-    require(1 <= fineness <= 1024, f"config.codec.fineness is {fineness}; accepted: 1 to 1024.")
-
-
-def made_by() -> dict[str, str]:
-    """What the last digits of a network's output may depend on."""
-    device = jax.devices()[0]
-    kind = _processor() if device.platform == "cpu" else device.device_kind
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "constriction")}
-    return {"vdm": vdm.__version__, **versions, "device": kind}
-
-
-def fingerprint(config: ConfigDict, run: Run) -> str:
-    """Of the model: its config, and each bit of its parameters."""
-    found = hashlib.sha256()
-    section = {name: value for name, value in config.model.to_dict().items() if name not in OTHER}
-    found.update(json.dumps([section, run.data.spec], sort_keys=True, default=vars).encode())
-    for path, value in jax.tree_util.tree_leaves_with_path(run.state.ema):
-        value = np.asarray(value)
-        found.update(f"{jax.tree_util.keystr(path)} {value.dtype} {value.shape}".encode())
-        found.update(value.tobytes())
-    return found.hexdigest()[:16]
+    fineness, finest = config.codec.fineness, header_lib.FINEST
+    require(1 <= fineness <= finest, f"config.codec.fineness is {fineness}; accepted: 1 to {finest}.")
 
 
 def _coder(run: Run, timesteps: int, fineness: float) -> Coder:
-    params = jax.device_get(run.state.ema)
+    # On one device, even where the run has several.
+    params = jax.device_put(jax.device_get(run.state.ema), jax.devices()[0])
     return coder_lib.make(run.model, params, run.data.spec.shape, timesteps, fineness)
 
 
@@ -182,31 +152,41 @@ def _rounds(size: int, lanes: int) -> list[tuple[int, int]]:
     return [(first, min(lanes, size - first)) for first in range(0, size, lanes)]
 
 
-def _batch(run: Run, lanes: int, first: int, count: int, labels: Any, images: Any = None) -> dict[str, Any]:
-    """The batch of a round, always of the same size, so that one compiled program does both ways."""
-    batch = {"label": np.zeros(lanes, np.int32), "augmented": np.zeros(lanes, np.float32)}
-    if labels is not None and run.model.given_label:
-        batch["label"][:count] = labels[first : first + count]
-    if images is not None:
-        batch["image"] = np.zeros((lanes, *run.data.spec.shape), np.uint8)
-        batch["image"][:count] = images[first : first + count]
-    return batch
+def _batch(labels: Any, lanes: int) -> dict[str, Any]:
+    """The batch of a round, without its images. It is always of one size, so that one compiled program does
+    both ways."""
+    return {"label": _padded(labels, lanes), "augmented": np.zeros(lanes, np.float32)}
 
 
-def _sha(given: Pictures) -> str:
-    found = hashlib.sha256(repr(given.image.shape).encode())
-    found.update(given.image.tobytes())
-    return found.hexdigest()[:16]
+def _padded(values: Any, lanes: int) -> Any:
+    """With zeros behind, where there are fewer than lanes."""
+    return np.concatenate([values, np.zeros((lanes - len(values), *values.shape[1:]), values.dtype)])
 
 
-def _processor() -> str:
-    """The processor, and those of its instructions that XLA uses where they are."""
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    known = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
-    known = {name.strip(): value.strip() for name, value in known.items()}
-    flags = known.get("flags", known.get("Features", "")).split()
-    used = [flag for flag in ("avx2", "fma", "avx512f", "avx512_bf16", "amx_tile") if flag in flags]
-    return " ".join([known.get("model name", platform.machine()), *used])
+def _labels(run: Run, given: Pictures) -> Any:
+    """The labels to push; zeros for a model that takes none."""
+    labels = given.label
+    if not run.model.takes_label:
+        return np.zeros(len(given.image), np.int32)
+    classes = run.data.spec.classes
+    require(
+        labels is not None and np.all((labels >= 0) & (labels < classes)),
+        f"the model is conditioned on labels, 0 to {classes - 1}, and --input has none or others; give an "
+        ".npz file with 'label', or 'test'.",
+    )
+    return np.asarray(labels, np.int32)
+
+
+def _push_labels(run: Run, stacks: Sequence[Stack], labels: Any) -> None:
+    """Where the model takes them; each is as likely as any other."""
+    if run.model.takes_label:
+        for stack, label in zip(stacks, labels):
+            stack.push_levels(label[None], np.ones((1, run.data.spec.classes)))
+
+
+def _pop_labels(run: Run, stacks: Sequence[Stack]) -> Any:
+    """The inverse of `_push_labels`; zeros where the model takes none."""
+    if not run.model.takes_label:
+        return np.zeros(len(stacks), np.int32)
+    likely = np.ones((1, run.data.spec.classes))
+    return np.concatenate([stack.pop_levels(likely) for stack in stacks]).astype(np.int32)

@@ -12,6 +12,9 @@ from vdm.codec.stack import Stack
 from vdm.contract import Ability, Batch, Latents, Model, Params, Stages
 from vdm.errors import require
 
+# Of a Gaussian in whole numbers: beyond, float64 or the coder's 24 bits do not tell them apart.
+LARGEST, WIDEST = 2.0**50, 2.0**18
+
 Images = UInt8[np.ndarray, "batch height width channels"]
 
 
@@ -65,7 +68,7 @@ def bits_back(latents: Latents, params: Params, shape: tuple[int, ...], fineness
         """Mean and standard deviation of z_t in whole numbers, [batch, n]."""
         each = (np.broadcast_to(np.asarray(part, np.float64), (size, *latents.shape)) for part in of)
         found = [part.reshape(size, -1) / width[t - 1] for part in each]
-        _require_finite(found)
+        _check_moments(*found)
         return found[0], found[1]
 
     def prior(size):
@@ -157,6 +160,17 @@ def _each(do: Any, stacks: Sequence[Stack], arrays: Sequence[Any]) -> Any:
 def _given(batch: Batch) -> Batch:
     """What is known of a batch before its images are."""
     return {name: value for name, value in batch.items() if name != "image"}
+
+
+def _check_moments(mean: Any, deviation: Any) -> None:
+    """Raises UserError where a number of such a Gaussian could not be told from its neighbours."""
+    _require_finite((mean, deviation))
+    require(
+        np.abs(mean).max() < LARGEST and 0.0 < deviation.min() and deviation.max() < WIDEST,
+        f"a latent has standard deviations of {deviation.min():.3g} to {deviation.max():.3g} parts and means "
+        f"up to {np.abs(mean).max():.3g}; accepted: above 0 to {WIDEST:.3g}, and {LARGEST:.3g}. Give another "
+        "model, or another --config.codec.fineness.",
+    )
 
 
 def _require_finite(values: Any) -> None:

@@ -1,10 +1,9 @@
 """Images to compress, from a folder, an .npz file or a run's own test split; and where they go back to."""
 
+from collections import Counter
 import io
 import pathlib
-import shutil
 from typing import Any, NamedTuple
-import zipfile
 
 from jaxtyping import Int, UInt8
 import numpy as np
@@ -45,7 +44,7 @@ def read(source: str, data: Data) -> Pictures:
         )
         found = _read_npz(path)
     shape, levels = data.spec.shape, data.spec.vocab_size
-    require(len(found.image), f"--input is {source!r}, which holds no image.")
+    require(found.image.size, f"--input is {source!r}, which holds no image.")
     require(
         found.image.dtype == np.uint8 and found.image.shape[1:] == tuple(shape),
         f"--input is {source!r}, of {found.image.dtype} {list(found.image.shape[1:])}; accepted by this "
@@ -82,18 +81,10 @@ def write(target: pathlib.Path, pictures: Pictures) -> None:
         np.savez_compressed(file, **known)
         archive.write(target, file.getvalue())
         return
-    part = target.with_name(f".{target.name}.part")
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        for image, name in zip(pictures.image, _names(pictures)):
+    with archive.whole(target) as part:
+        for image, name in zip(pictures.image, _names(pictures), strict=True):
             (part / name).parent.mkdir(parents=True, exist_ok=True)
             _to_image(image).save(part / name)
-        part.replace(target)
-    except OSError as error:
-        shutil.rmtree(part, ignore_errors=True)
-        raise UserError(
-            f"--output is {str(target)!r}, which cannot be written ({error.strerror}); give another."
-        ) from error
 
 
 def _names(pictures: Pictures) -> list[str]:
@@ -101,14 +92,17 @@ def _names(pictures: Pictures) -> list[str]:
     if pictures.names is None:
         digits = len(str(len(pictures.image) - 1))
         return [f"{number:0{digits}}.png" for number in range(len(pictures.image))]
+    instead = "give an --output that ends in .npz."
     for name in pictures.names:
         path = pathlib.PurePosixPath(name)
         require(
-            not path.is_absolute() and ".." not in path.parts and "\\" not in name,
-            f"an image is called {name!r}, which lies outside of --output; give an --output that ends in "
-            ".npz.",
+            not path.is_absolute() and ".." not in path.parts and not {"\\", "\0"} & set(name) and path.name,
+            f"an image is called {name!r}, which lies outside of --output; {instead}",
         )
-    return [name if name.lower().endswith(".png") else f"{name}.png" for name in pictures.names]
+    found = [name if name.lower().endswith(".png") else f"{name}.png" for name in pictures.names]
+    twice = [name for name, count in Counter(name.casefold() for name in found).items() if count > 1]
+    require(not twice, f"two images would be called {', '.join(twice[:3])}; {instead}")
+    return found
 
 
 def _read_folder(path: pathlib.Path, spec: Spec) -> Pictures:
@@ -125,13 +119,14 @@ def _read_folder(path: pathlib.Path, spec: Spec) -> Pictures:
     for file in files:
         try:
             with Image.open(file) as image:
-                own, pixels = image.mode, np.asarray(image)
+                own, pixels, frames = image.mode, np.asarray(image), getattr(image, "n_frames", 1)
         except Exception as error:
             raise UserError(f"{str(file)!r} cannot be read as an image: {error}") from error
         require(
-            own == mode and pixels.shape[:2] == tuple(spec.shape[:2]),
-            f"{str(file)!r} is {pixels.shape[0]} × {pixels.shape[1]}, mode {own}; accepted by this model: "
-            f"{spec.shape[0]} × {spec.shape[1]}, mode {mode}. As a codec changes nothing, convert it first.",
+            own == mode and frames == 1 and pixels.shape[:2] == tuple(spec.shape[:2]),
+            f"{str(file)!r} is {pixels.shape[0]} × {pixels.shape[1]}, mode {own}, {frames} of them; accepted "
+            f"by this model: {spec.shape[0]} × {spec.shape[1]}, mode {mode}, one. A codec changes nothing: "
+            "convert it first.",
         )
         images.append(pixels.reshape(spec.shape))
     names = [file.relative_to(path).as_posix() for file in files]
@@ -142,16 +137,21 @@ def _read_npz(path: pathlib.Path) -> Pictures:
     try:
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+    except Exception as error:
         raise UserError(f"--input is {str(path)!r}, which cannot be read as an .npz file: {error}") from error
     name = next((name for name in ("image", "images") if name in arrays), None)
     require(
         name is not None,
         f"--input is {str(path)!r}, with the arrays {', '.join(arrays) or 'none'}; accepted: 'image'.",
     )
-    image = arrays[name or ""]
-    names = arrays["name"].tolist() if "name" in arrays else None
-    return Pictures(image[..., None] if image.ndim == 3 else image, arrays.get("label"), names)
+    image, label, names = arrays[name or ""], arrays.get("label"), arrays.get("name")
+    for what, array, kinds in (("label", label, "iu"), ("name", names, "U")):
+        require(
+            array is None or (array.shape == image.shape[:1] and array.dtype.kind in kinds),
+            f"--input is {str(path)!r}, with a {what!r} that is not one for each image.",
+        )
+    image = image[..., None] if image.ndim == 3 else image
+    return Pictures(image, label, None if names is None else names.tolist())
 
 
 def _to_image(image: Any) -> Any:

@@ -39,16 +39,24 @@ class Stack:
     """One stack. It starts empty and takes random bits for its bottom, only as many as it needs; or it starts
     with the words of a file.
 
-    Attributes:
+    Args:
       seed, number: what those random bits depend on.
+      words: of a file.
+
+    Raises:
+      Damaged: no stack has such words.
     """
 
     def __init__(self, seed: int, number: int, words: Any = None):
         self._seed, self._number = seed, number
         self._made = 0  # random words so far, of which the lowest is the newest
         self._grows = words is None
-        self._coder = constriction().stream.stack.AnsCoder(self._random(0, 2) if self._grows else words)
-        self._made = 2 if self._grows else 0
+        try:
+            self._coder = constriction().stream.stack.AnsCoder(
+                words if words is not None and len(words) else None
+            )
+        except ValueError as error:
+            raise Damaged from error
         self._lowest = self._coder.num_words()
 
     @property
@@ -59,7 +67,7 @@ class Stack:
     def words(self) -> tuple[Any, int]:
         """The stack as 32-bit words, bottom first, without those that were never reached; and how many of
         the random words are among them."""
-        untouched = min(self._made, self._lowest - 2)
+        untouched = max(0, min(self._made, self._lowest - 2))  # its top has two words
         return self._coder.get_compressed()[untouched:], self._made - untouched
 
     def is_bottom(self, initial: int) -> bool:
@@ -178,6 +186,8 @@ class Stack:
     def _random(self, first: int, last: int) -> Any:
         """Random words, the last at the bottom; none is 0, which could not be the top of a stack."""
         name = f"{self._seed} {self._number}"
+        if first == last:
+            return np.zeros(0, np.uint32)
         words = [hashlib.sha256(f"{name} {place}".encode()).digest()[:4] for place in range(first, last)]
         return np.frombuffer(b"".join(words[::-1]), "<u4").astype(np.uint32) | np.uint32(1)
 

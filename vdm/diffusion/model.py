@@ -96,7 +96,7 @@ class Diffusion(Model):
             Ability.FIXED_ENDS: not self.schedule.learned_ends,
             Ability.INTERIOR: self.timesteps == 0 and self.schedule.learned_interior,
         }
-        return frozenset({Ability.TIME, Ability.DENOISER, *filter(further.get, further)})
+        return frozenset({Ability.TIME, Ability.DENOISER, *(one for one, holds in further.items() if holds)})
 
     @property
     def given_label(self) -> bool:

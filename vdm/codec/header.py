@@ -1,0 +1,110 @@
+"""What the header of a file says of its model, its images and the machine, and whether that is so here."""
+
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+import platform
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+
+import vdm
+from vdm.data.dataset import Images
+from vdm.errors import require
+from vdm.run import Run
+
+# Fields of config.model that change no distribution.
+OTHER = ("sampler", "sample_steps", "guidance")
+FINEST = 1024  # of config.codec.fineness
+
+KINDS = {
+    "model": str,
+    "images": int,
+    "shape": list,
+    "sha": str,
+    "timesteps": int,
+    "fineness": int | float,
+    "seed": int,
+    "made": dict,
+    "initial": list,
+}
+
+
+def check(header: Any, lanes: int, run: Run, path: str) -> None:
+    """Raises UserError where a header is none that `codec.compress` writes for such a model.
+
+    Args:
+      lanes: how many stacks there are.
+      path: for messages.
+    """
+    wrong = [name for name, kind in KINDS.items() if not isinstance(header.get(name), kind)]
+    names = header.get("names", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        wrong.append("names")
+    if not wrong:
+        initial, images = header["initial"], header["images"]
+        holds = {
+            "shape": header["shape"] == list(run.data.spec.shape),
+            "images": lanes <= images,
+            "names": not names or len(names) == images,
+            "timesteps": header["timesteps"] >= 1,
+            "fineness": 1 <= header["fineness"] <= FINEST,
+            "initial": len(initial) == lanes and all(type(count) is int and count >= 0 for count in initial),
+        }
+        wrong = [name for name, right in holds.items() if not right]
+    require(
+        not wrong,
+        f"{path!r} has a header whose {', '.join(wrong)} this model cannot have; give a file that "
+        "--mode=compress wrote, and the --workdir that it was written with.",
+    )
+
+
+def made_by() -> dict[str, str]:
+    """What the last digits of a network's output may depend on."""
+    device = jax.devices()[0]
+    kind = _processor() if device.platform == "cpu" else device.device_kind
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "constriction")}
+    return {"vdm": vdm.__version__, **versions, "device": kind}
+
+
+def differences(made: dict[str, str]) -> str:
+    """How this machine and its versions differ from those that made a file; "" where they do not."""
+    here = made_by()
+    return "; ".join(
+        f"{name} {made.get(name)}, here {own}" for name, own in here.items() if own != made.get(name)
+    )
+
+
+def fingerprint(config: ConfigDict, run: Run) -> str:
+    """Of the model: its config, and each bit of its parameters."""
+    found = hashlib.sha256()
+    section = {name: value for name, value in config.model.to_dict().items() if name not in OTHER}
+    found.update(json.dumps([section, run.data.spec], sort_keys=True, default=vars).encode())
+    for path, value in jax.tree_util.tree_leaves_with_path(run.state.ema):
+        value = np.asarray(value)
+        found.update(f"{jax.tree_util.keystr(path)} {value.dtype} {value.shape}".encode())
+        found.update(value.tobytes())
+    return found.hexdigest()[:16]
+
+
+def sha(images: Images) -> str:
+    """Of images: their values, order and shape."""
+    found = hashlib.sha256(repr(images.shape).encode())
+    found.update(images.tobytes())
+    return found.hexdigest()[:16]
+
+
+def _processor() -> str:
+    """The processor, and those of its instructions that XLA uses where they are."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    known = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
+    known = {name.strip(): value.strip() for name, value in known.items()}
+    flags = known.get("flags", known.get("Features", "")).split()
+    used = [flag for flag in ("avx2", "fma", "avx512f", "avx512_bf16", "amx_tile") if flag in flags]
+    return " ".join([known.get("model name", platform.machine()), *used])

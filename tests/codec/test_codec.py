@@ -28,40 +28,53 @@ def through(config, run, given):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_model_gives_back_what_it_got(name):
-    config, run = make_run(MODELS[name])
-    config.codec.timesteps, config.codec.lanes = 5, 4
-    image, label = images(9, seed=1)  # not a multiple of the lanes
-    image[3] = 7  # of one colour
-    made, back = through(config, run, Pictures(image, label, [f"a/{i}.png" for i in range(9)]))
-    np.testing.assert_array_equal(back.image, image)
-    assert back.names == [f"a/{i}.png" for i in range(9)]
-    assert len(made.bits) == 9 and np.all(made.bits > 0)
-    if run.model.takes_label:
-        np.testing.assert_array_equal(back.label, label)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_the_file_is_as_long_as_the_bound(name):
-    config, run = make_run(MODELS[name], count=160)
-    config.codec.timesteps, config.eval.passes = 40, 60
-    config.eval.batch_size = 160
+def test_every_model_gives_back_what_it_got_from_a_file_as_long_as_its_bound(name):
+    config, run = make_run(MODELS[name], count=161)  # not a multiple of the lanes
+    config.codec.timesteps, config.codec.lanes = 30, 40
+    config.eval.passes, config.eval.batch_size = 40, 161
     elbo = elbo_rows.elbo_row(config, run, run.model)[0]
     result = codec_rows.CODEC.measure(config, run, [elbo])
     bound, file = result.rows
-    coded = file.estimate.values["images"] - bound.estimate.values["bpd"]
-    above, se = coded.mean(), standard_error(coded)
+    above = file.estimate.values["images"] - bound.estimate.values["bpd"]
+    se = standard_error(above)
     assert se < 0.015 * bound.estimate.mean["bpd"]
-    assert abs(above) < 4.0 * se + 2e-3
+    assert abs(above.mean()) < 4.0 * se + 2e-3
     assert "NO" not in " ".join(result.checks)
+    # All levels are as likely in these images, so that no code can do with less.
+    assert file.estimate.mean["images"] > np.log2(17) - 3.0 * se
+
+
+def test_names_and_labels_come_back_too():
+    config, run = make_run(MODELS["label"])
+    config.codec.timesteps = 3
+    image, label = images(9)
+    image[3] = 7  # of one colour
+    names = [f"a/ä\udce9{i}.png" for i in range(9)]  # of a file system that is not of UTF-8
+    _, back = through(config, run, Pictures(image, label, names))
+    np.testing.assert_array_equal(back.image, image)
+    np.testing.assert_array_equal(back.label, label)
+    assert back.names == names
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_other_random_bits_are_other_files_of_the_same_images(seed):
+    config, run = make_run(MODELS["mhvae"])
+    config.codec.seed = seed
+    image, _ = images(5)
+    made, back = through(config, run, Pictures(image))
+    np.testing.assert_array_equal(back.image, image)
+    config.codec.seed = 5
+    other = codec.compress(config, run, Pictures(image))
+    assert other.archive.stacks[0].tolist() != made.archive.stacks[0].tolist()
 
 
 def test_where_the_denoiser_is_optimal_it_is_the_truth_that_is_coded():
     """As T grows, the file comes down to −log p(x) of the distribution that the images are drawn from: it is
     above that by what falls like 1/T."""
     log_p = exact.log_probabilities((4, 4, 1), 5)
-    image, truth = exact.pictures(log_p, 200)
+    image, truth = exact.pictures(log_p, 250)
     config = exact.config()
+    config.codec.lanes = 50
     run = Run(exact.split(image, 5), exact.model(log_p, -9.0, 8.0), types.SimpleNamespace(ema=EMPTY))
     above = []
     for timesteps in (30, 120):
@@ -71,7 +84,7 @@ def test_where_the_denoiser_is_optimal_it_is_the_truth_that_is_coded():
         above.append(made.bits / 16 - truth)
     limit = (4.0 * above[1] - above[0]) / 3.0
     se = standard_error(limit)
-    assert se < 0.02 and abs(limit.mean()) < 3.0 * se + 0.01
+    assert se < 0.025 and abs(limit.mean()) < 3.0 * se + 0.01
     assert above[0].mean() > above[1].mean() + 0.1
 
 

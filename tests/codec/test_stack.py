@@ -62,9 +62,6 @@ def test_a_draw_does_not_hang_on_what_was_just_pushed():
 def test_what_lies_far_away_costs_its_gaussian_or_less(away):
     stack = Stack(0, 0)
     number = np.array([round(away * 16.0)])
-    stack.push(
-        np.arange(20), np.zeros(20), np.full(20, 16.0)
-    )  # the first bits of an empty stack are rounded up
     before = stack.bits
     stack.push(np.repeat(number, 50), np.zeros(50), np.full(50, 16.0))
     cost = (stack.bits - before) / 50

@@ -14,7 +14,7 @@ from vdm.codec import coder as coder_lib, header as header_lib
 from vdm.codec.archive import Archive
 from vdm.codec.coder import Coder
 from vdm.codec.pictures import Pictures
-from vdm.codec.stack import Damaged, Stack
+from vdm.codec.stack import START_BITS, Damaged, Stack
 from vdm.contract import Ability
 from vdm.errors import UserError, require
 from vdm.run import Run
@@ -26,7 +26,7 @@ class Compressed(NamedTuple):
     Attributes:
       bits: that each image added to its stack; where the likelihood is that of an image given its label,
         without the label.
-      initial: random bits at the bottoms of the stacks.
+      initial: bits that the stacks started with, and random ones at their bottoms.
     """
 
     archive: Archive
@@ -73,7 +73,7 @@ def compress(config: ConfigDict, run: Run, given: Pictures) -> Compressed:
     }
     if given.names is not None:
         header["names"] = given.names
-    return Compressed(Archive(header, list(words)), bits, 32 * sum(initial))
+    return Compressed(Archive(header, list(words)), bits, sum(START_BITS + 32 * count for count in initial))
 
 
 def decompress(config: ConfigDict, run: Run, given: Archive, path: str) -> Pictures:

@@ -27,6 +27,9 @@ REACH = 6.0
 SYMBOL = 24  # bits that popping a symbol takes at most
 DIGIT = 16  # bits that are scrambled together
 ENTROPY = math.sqrt(2.0 * math.pi * math.e)  # 2^entropy of a Gaussian, in standard deviations
+# The words of a new stack, bottom first: the fewest with which probabilities are exact to their 24 bits.
+START = np.array([0, 1], np.uint32)
+START_BITS = 32
 LENGTHS = 25  # of what is said of a value outside: 0 to 24 bits
 
 
@@ -36,8 +39,8 @@ class Damaged(Exception):
 
 
 class Stack:
-    """One stack. It starts empty and takes random bits for its bottom, only as many as it needs; or it starts
-    with the words of a file.
+    """One stack. It starts with next to no bits, and takes random ones for its bottom, only as many as it
+    needs; or it starts with the words of a file.
 
     Args:
       seed, number: what those random bits depend on.
@@ -52,17 +55,16 @@ class Stack:
         self._made = 0  # random words so far, of which the lowest is the newest
         self._grows = words is None
         try:
-            self._coder = constriction().stream.stack.AnsCoder(
-                words if words is not None and len(words) else None
-            )
+            self._coder = constriction().stream.stack.AnsCoder(START if words is None else words)
         except ValueError as error:
             raise Damaged from error
         self._lowest = self._coder.num_words()
 
     @property
-    def bits(self) -> int:
-        """How many there are more than random ones were made."""
-        return self._coder.num_valid_bits() - 32 * self._made
+    def bits(self) -> float:
+        """How many were added to those that it started with and the random ones."""
+        words, top = self._coder.pos()
+        return 32 * words + math.log2(top) - START_BITS - 32 * self._made
 
     def words(self) -> tuple[Any, int]:
         """The stack as 32-bit words, bottom first, without those that were never reached; and how many of
@@ -71,8 +73,8 @@ class Stack:
         return self._coder.get_compressed()[untouched:], self._made - untouched
 
     def is_bottom(self, initial: int) -> bool:
-        """Whether it holds nothing but its `initial` random words."""
-        return np.array_equal(self._coder.get_compressed(), self._random(0, initial))
+        """Whether it holds nothing but what it started with and its `initial` random words."""
+        return np.array_equal(self._coder.get_compressed(), np.append(self._random(0, initial), START))
 
     def draw(self, mean: Reals, deviation: Reals, turn: int) -> Numbers:
         """Pops numbers of Gaussians, which are random, as they had not been pushed.

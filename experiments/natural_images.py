@@ -55,7 +55,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }
 DENSITIES = ("config", "gaussian_alone", "paper")  # shown over γ
-CAPTION = """The test split of this table is {}. With labels it is −log p(x|label). Seconds a step were
+CAPTION = """The images are {}. With labels it is −log p(x|label). Seconds a step were
 measured with nothing else running; PFLOP are the 10^15 floating-point operations of the whole training."""
 
 
@@ -75,7 +75,7 @@ def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> list[pathlib.
     }
     config = next(iter(configs.values()))
     share = config.data.hold_out
-    split = f"{share:.0%} of the training images, held out" if share else "the test split of the data"
+    split = f"{share:.0%} of the training images, held out" if share else "those of the test split"
     print(tables.write_table(found, workdir, more=columns, caption=CAPTION.format(split)))
     rates = references(config)
     rows = [(name, *map(fixed, rate)) for name, rate in rates.items()]

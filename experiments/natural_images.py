@@ -12,6 +12,7 @@ minutes and against floating-point operations, and where over γ the bits are.
 from collections.abc import Mapping
 import math
 import pathlib
+import textwrap
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -76,7 +77,8 @@ def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> list[pathlib.
     config = next(iter(configs.values()))
     share = config.data.hold_out
     split = f"{share:.0%} of the training images, held out" if share else "those of the test split"
-    print(tables.write_table(found, workdir, more=columns, caption=CAPTION.format(split)))
+    caption = textwrap.fill(CAPTION.format(split), 110)
+    print(tables.write_table(found, workdir, more=columns, caption=caption))
     rates = references(config)
     rows = [(name, *map(fixed, rate)) for name, rate in rates.items()]
     text = markdown_table(("the same images by", "bits/dim", "± s.e."), rows)

@@ -134,7 +134,8 @@ def plot(
         for name, (rate, _) in rates.items():
             axes.axhline(rate, color="0.6", lw=0.8, zorder=0)
             axes.annotate(name, (1.0, rate), xycoords=("axes fraction", "data"), fontsize=7, ha="right")
-        axes.set(xlabel=label, ylabel="bits/dim", xscale="log")
+        axes.set(xlabel=label, ylabel="bits/dim")
+    operations.set_xscale("log")
     gamma.set(xlabel="γ = −log SNR", ylabel="bits/dim per unit of γ", title="where the diffusion term is")
     gamma.legend()
     for axes in (minutes, operations, gamma):

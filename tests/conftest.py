@@ -41,6 +41,7 @@ TINY = {
     "config.train.sample_every": 6,
     "config.eval.passes": 2,
     "config.eval.passes_in_training": 1,
+    "config.codec.timesteps": 3,
     "config.sample.num": 4,
     "config.sample.batch_size": 4,
 }

@@ -120,7 +120,7 @@ def test_eval_and_sample_take_the_config_of_the_workdir(whole):
     evaluated = run(whole, mode="eval", **only(**few))
     assert evaluated.returncode == 0, evaluated.stderr
     found = json.loads((whole / "eval.json").read_text())
-    assert found["images"] == 6 and [row["images"] for row in found["rows"]] == [6, 6, 6, 6, 6, 3, 3]
+    assert found["images"] == 6 and [row["images"] for row in found["rows"]] == [6, 6, 6, 6, 6, 3, 3, 6]
     assert [row["name"] for row in found["depth"]] == ["ELBO, T = 1", "ELBO, T = 4", "ELBO, T → ∞"]
     heading, text = (whole / "eval.md").read_text().split("\n\n", 1)
     assert heading in evaluated.stdout and text in evaluated.stdout

@@ -56,16 +56,15 @@ def test_names_and_labels_come_back_too():
     assert back.names == names
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_other_random_bits_are_other_files_of_the_same_images(seed):
-    config, run = make_run(MODELS["mhvae"])
-    config.codec.seed = seed
+def test_other_random_bits_are_other_files_of_the_same_images():
+    config, run = make_run(MODELS["vae"])
     image, _ = images(5)
-    made, back = through(config, run, Pictures(image))
-    np.testing.assert_array_equal(back.image, image)
-    config.codec.seed = 5
-    other = codec.compress(config, run, Pictures(image))
-    assert other.archive.stacks[0].tolist() != made.archive.stacks[0].tolist()
+    found = set()
+    for config.codec.seed in range(5):
+        made, back = through(config, run, Pictures(image))
+        np.testing.assert_array_equal(back.image, image)
+        found.add(tuple(made.archive.stacks[0].tolist()))
+    assert len(found) == 5
 
 
 def test_where_the_denoiser_is_optimal_it_is_the_truth_that_is_coded():

@@ -145,7 +145,10 @@ def plot(
             ls="none",
             label=f"{name}: file",
         )
+    highest = max(max(row["images"], row["bound"]) for row in rows)
     for name, (rate, _) in others.items():
+        if rate > 1.5 * highest:  # far above, it would press all else together; the table has it
+            continue
         axes.axhline(rate, color="0.6", lw=0.8, ls=":", zorder=0)
         axes.annotate(name, (1.0, rate), xycoords=("axes fraction", "data"), fontsize=7, ha="right")
     axes.set(xlabel="T", ylabel="bits/dim, initial bits and header apart", xscale="log")

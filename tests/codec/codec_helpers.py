@@ -23,6 +23,7 @@ MODELS = {
         "model.schedule.name": "multivariate",
     },
     "label": {**NET, "model.condition": "label"},
+    "gaussian": {**NET, "model.parameterisation": "gaussian"},
     "autoregressor": {"model.name": "autoregressor", **CAUSAL},
     "naive": {"model.name": "naive", **NET},
     "vae": {"model.name": "vae", **VECTOR},

@@ -9,19 +9,16 @@ import dataclasses
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 import numpy as np
 
 from vdm.baselines import vae as vae_lib
 from vdm.contract import Params
 from vdm.diffusion import gaussian
+from vdm.diffusion.chain import Keys, Latent, Levels
 from vdm.diffusion.gaussian import Gaussian
 from vdm.nets.layers import layer_keys
 from vdm.parameters import Role
-
-Levels = Int[Array, "batch height width channels"]
-Latent = Float[Array, "batch *latent"]
-Keys = Array | None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,6 +34,12 @@ class Compressed(NamedTuple):
     initial: int
 
 
+def parts(made: Compressed, size: int) -> dict[str, float]:
+    """The bits of a file of `size` bytes: of the images, initial, and of the header and rounding to words."""
+    images = float(made.bits.sum())
+    return {"images": images, "initial": made.initial, "header": 8 * size - images - made.initial}
+
+
 def compress(config: ConfigDict, run: Run, given: Pictures) -> Compressed:
     """The images as an Archive; shows how far it is, and the rate.
 

@@ -22,6 +22,5 @@ def run(config: ConfigDict, workdir: pathlib.Path, source: str, target: str) -> 
     archive.write(pathlib.Path(target), data)
     dims = given.image.size
     print(f"{target}: {len(given.image)} images, {len(data):,} bytes, {8 * len(data) / dims:.4f} bits/dim")
-    other = 8 * len(data) - made.bits.sum() - made.initial
-    parts = {"images": made.bits.sum(), "initial bits": made.initial, "header": other}
+    parts = codec.parts(made, len(data))
     print("of which " + ", ".join(f"{name} {bits / dims:.4f}" for name, bits in parts.items()))

@@ -43,7 +43,7 @@ def make_file(config: ConfigDict, run: Run) -> File:
     """The File of the first config.codec.images of the test images.
 
     Raises:
-      UserError: as codec.compress does; or an image does not come back as it was.
+      UserError: as codec.compress and codec.decompress do.
     """
     most = config.eval.images or run.data.test.size
     examples = run.data.test.read(np.arange(min(config.codec.images or most, most)))
@@ -56,8 +56,8 @@ def make_file(config: ConfigDict, run: Run) -> File:
     end = time.monotonic()
     assert np.array_equal(found.image, given.image)
     count, dims = len(given.image), given.image[0].size
-    header = 8 * len(data) - made.bits.sum() - made.initial
-    bits = {"images": made.bits, "initial": made.initial / count, "header": header / count}
+    shares = {name: bits / count for name, bits in codec.parts(made, len(data)).items()}
+    bits = {**shares, "images": made.bits}
     values = {name: np.broadcast_to(each / dims, count) for name, each in bits.items()}
     return File(len(data), values, middle - start, end - middle)
 

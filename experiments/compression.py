@@ -130,17 +130,17 @@ def plot(
     for place, system in enumerate(systems):
         of_it = [row for row in rows if row["system"] == system]
         steps = [row["T"] or math.nan for row in of_it]
-        color = curves.style_of(place)["color"]
+        style = curves.style_of(place)
         if all(math.isnan(step) for step in steps):
-            axes.axhline(of_it[0]["images"], color=color, lw=1.0, label=f"{system}: file".replace("_", " "))
+            axes.axhline(of_it[0]["images"], **style, lw=1.0, label=f"{system}: file".replace("_", " "))
             continue
         name = system.replace("_", " ")
-        axes.plot(steps, [row["bound"] for row in of_it], color=color, lw=1.0, label=f"{name}: ELBO")
+        axes.plot(steps, [row["bound"] for row in of_it], **style, lw=1.0, label=f"{name}: ELBO")
         axes.errorbar(
             steps,
             [row["images"] for row in of_it],
             [row["above_se"] for row in of_it],
-            color=color,
+            color=style["color"],
             marker="o",
             ls="none",
             label=f"{name}: file",

@@ -1,6 +1,7 @@
 """Eight virtual CPU devices for every test, so that one process can be many devices; and tiny runs."""
 
 import contextlib
+import gc
 import os
 import pathlib
 import subprocess
@@ -16,6 +17,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+# JAX makes millions of objects as it traces and next to no garbage among them.
+gc.set_threshold(100_000)
 
 # Compiled programs are kept between the many processes, and between runs of the tests.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "jax")

@@ -22,6 +22,10 @@ from vdm.reporting.metrics import Writer
 Images = UInt8[np.ndarray, "images height width channels"]
 
 
+# Seconds between two drawings of the curve, each of which takes half a second.
+REDRAW = 10.0
+
+
 class Log:
     """The report of the process that reports."""
 
@@ -38,6 +42,7 @@ class Log:
         self._began = time.monotonic()
         self._first = first
         self._last = (self._began, first)
+        self._drawn, self._undrawn = -math.inf, ""  # when; and the name of a curve that has newer points
         (workdir / "samples").mkdir(exist_ok=True)
 
     def seconds(self) -> float:
@@ -88,10 +93,12 @@ class Log:
             self._bar.set_postfix_str(f"bpd {bpd:.3f}  {terms}")
 
     def test(self, step: int, estimate: Estimate) -> None:
-        """Writes an estimate over the test split, and plots the curve."""
+        """Writes an estimate over the test split, and plots the curve unless that was done just before."""
         self._writer.write(step, "test", estimate.json() | {"seconds": self.seconds()})
         self.say(f"step {step}: test {estimate.mean['bpd']:.4f} ± {estimate.se['bpd']:.4f} bits/dim")
-        self._plot(estimate)
+        self._undrawn = "−log p, exact" if estimate.exact else "ELBO"
+        if step < self._train.steps and time.monotonic() - self._drawn > REDRAW:
+            self._plot()
 
     def samples(self, step: int, samples: Images) -> None:
         """Writes samples.png and samples.npz, the newest, and keeps the picture of this step."""
@@ -103,19 +110,21 @@ class Log:
     def end(self, step: int, estimate: Estimate) -> None:
         """Writes and prints the final estimate."""
         self._writer.write(step, "final", estimate.json() | {"seconds": self.seconds()})
-        self._plot(estimate)
+        self._plot()
         write_json(self._workdir / "eval.json", estimate, step)
         self.say(text.estimate_table(estimate))
         self.say(f"{self._workdir}: eval.json, samples.png, elbo.png, metrics.jsonl, checkpoints/")
 
     def close(self) -> None:
-        """Closes the files."""
+        """Plots the curve where it has newer points, and closes the files."""
+        if self._undrawn:
+            self._plot()
         self._bar.close()
         self._writer.close()
 
-    def _plot(self, estimate):
-        name = "−log p, exact" if estimate.exact else "ELBO"
-        save_curve(self._workdir / "elbo.png", self._writer.path, name)
+    def _plot(self):
+        save_curve(self._workdir / "elbo.png", self._writer.path, self._undrawn)
+        self._drawn, self._undrawn = time.monotonic(), ""
 
 
 class NoLog(Log):

@@ -45,3 +45,15 @@ def dequantise(
         nats = x[0].size * (jnp.log(encoder.sigma(gamma_0)) + inside) - log_normal(eps)
         return encoder.diffuse(x, gamma_0, eps), gamma_0, nats
     raise ValueError(f"kind is {kind!r}; accepted: 'uniform', 'normal'")
+
+
+def normal_entropy(gamma_0: float, vocab_size: int) -> float:
+    """The entropy of one value's noise under "normal", in units of z, nats: E[−log q(z)].
+
+    That of a normal distribution cut off at ±b standard deviations, of which P lies within:
+    log(σ P √(2πe)) − b e^{−b²/2}/(P √(2π)).
+    """
+    b = math.exp(-0.5 * gamma_0) / vocab_size
+    inside = math.erf(b / math.sqrt(2.0))
+    cut = b * math.exp(-0.5 * b * b) / (inside * math.sqrt(2.0 * math.pi))
+    return -0.5 * math.log1p(math.exp(-gamma_0)) + math.log(inside * math.sqrt(2.0 * math.pi * math.e)) - cut

@@ -1,0 +1,305 @@
+"""Another denoiser under the estimators: in other units, on the host, in discrete time, with mistakes."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import exact
+from vdm import likelihood
+from vdm.errors import UserError
+from vdm.evaluation import audit, dequantise
+
+pytestmark = pytest.mark.usefixtures("single")
+
+SHAPE, LEVELS = (2, 1, 1), 4
+LOG_P = exact.log_probabilities(SHAPE, LEVELS)
+IMAGES, TRUTH = exact.pictures(LOG_P, 96)
+FEW = dict(passes=20, batch_size=96, depths="4,16", ode__nodes=32, ode__samples=1, ode__images=32)
+
+
+def gamma(t):
+    return -9.0 + 17.0 * t
+
+
+class Host:
+    """The optimal denoiser of IMAGES in float64 NumPy, of data in [low, high]: x̂ is the mean of the levels
+    under p(v) N(z; α x_v, σ²), and dx̂/dz = α/σ² times their variance."""
+
+    def __init__(self, low=-1.0 + 1.0 / LEVELS, high=1.0 - 1.0 / LEVELS, factor=1.0):
+        self.values, self.factor = np.linspace(low, high, LEVELS), factor
+
+    def moments(self, z, gamma):
+        gamma = gamma.astype(np.float64)[:, None, None, None]
+        alpha, variance = np.sqrt(1.0 / (1.0 + np.exp(gamma))), 1.0 / (1.0 + np.exp(-gamma))
+        log = LOG_P - (z[..., None] - alpha[..., None] * self.values) ** 2 / (2.0 * variance[..., None])
+        p = np.exp(log - log.max(axis=-1, keepdims=True))
+        p /= p.sum(axis=-1, keepdims=True)
+        mean = p @ self.values
+        return (
+            self.factor * mean,
+            self.factor * (p @ self.values**2 - mean**2) * alpha / variance,
+            alpha,
+            variance,
+        )
+
+    def x(self, z, gamma, labels):
+        return self.moments(z, gamma)[0]
+
+    def x_vjp(self, z, gamma, labels, cotangent):
+        return self.moments(z, gamma)[1] * cotangent
+
+    def eps(self, z, gamma, labels):
+        mean, _, alpha, variance = self.moments(z, gamma)
+        return (z - alpha * mean) / np.sqrt(variance)
+
+    def v(self, z, gamma, labels):
+        mean, _, alpha, variance = self.moments(z, gamma)
+        return alpha * self.eps(z, gamma, labels) - np.sqrt(variance) * mean
+
+
+@functools.cache
+def ours():
+    """The report of the same denoiser in JAX, in this project's units."""
+    model = exact.model(LOG_P, -9.0, 8.0)
+    eps_hat = lambda z, gamma, _: model.eps_hat({"schedule": {}, "net": {}}, z, gamma, None)
+    return likelihood.judge(eps_hat, gamma, IMAGES, levels=LEVELS, estimators="depth,ode", **FEW)
+
+
+def values(report, name):
+    return report.row(name).estimate.values["bpd"]
+
+
+@pytest.mark.parametrize(
+    "reading, low, high, estimators", [("x", -1.0, 1.0, "ode"), ("eps", 0.0, 1.0, ""), ("v", 0.0, 3.0, "")]
+)
+def test_units_and_readings_change_nothing(reading, low, high, estimators):
+    """On the host, of data in other units, the numbers of each image are those of JAX."""
+    given = likelihood.on_host(getattr(Host(low, high), reading))
+    a = (high - low) / 2 * LEVELS / (LEVELS - 1)
+    report = likelihood.judge(
+        given,
+        lambda t: gamma(t) + 2.0 * math.log(a),
+        IMAGES,
+        predicts=reading,
+        levels=LEVELS,
+        data_range=(low, high),
+        timesteps=16,
+        estimators=estimators,
+        **FEW,
+    )
+    for name in ("ELBO, T → ∞", "ELBO, T = 16"):
+        np.testing.assert_allclose(values(report, name), values(ours(), name), rtol=2e-3, atol=2e-3)
+    assert not estimators or "the denoiser runs on the host and has no vjp" in line(
+        report, "No row of the ODE"
+    )
+
+
+def test_the_host_s_derivative_gives_the_ode():
+    host = Host()
+    given = likelihood.on_host(host.x, host.x_vjp)
+    report = likelihood.judge(given, gamma, IMAGES, predicts="x", levels=LEVELS, estimators="ode", **FEW)
+    for name in ("ODE, uniform", "ODE, normal dequantisation, K", "ODE, normal dequantisation, exact"):
+        np.testing.assert_allclose(values(report, name), values(ours(), name), rtol=1e-3, atol=2e-3)
+    exact_rows = values(report, "ODE, normal dequantisation, exact")
+    assert np.abs(exact_rows - TRUTH[:32]).mean() < 0.02
+
+
+def test_labels_reach_the_denoiser():
+    """Each label has levels of its own: given it, the likelihood is that of these."""
+    other = exact.log_probabilities(SHAPE, LEVELS, seed=5)
+    images, truth = exact.pictures(other, 96, seed=6)
+    models = [exact.model(log_p, -9.0, 8.0) for log_p in (LOG_P, other)]
+
+    def eps_hat(z, gamma, labels):
+        both = [model.eps_hat({"schedule": {}, "net": {}}, z, gamma, None) for model in models]
+        return jnp.where(labels[:, None, None, None] == 1, both[1], both[0])
+
+    report = likelihood.judge(
+        eps_hat,
+        gamma,
+        np.concatenate([IMAGES, images]),
+        levels=LEVELS,
+        labels=np.repeat([0, 1], 96),
+        estimators="chain",
+        **FEW | {"passes": 60},
+        chain__timesteps=8,
+        chain__samples=2,
+    )
+    each = values(report, "ELBO, T → ∞") - np.concatenate([TRUTH, truth])
+    assert abs(each.mean()) < 3.5 * each.std(ddof=1) / math.sqrt(len(each)) < 0.2
+    assert report.rows[0].estimate.given_label
+
+
+BETAS = np.linspace(0.03, 0.35, 24)
+
+
+def test_a_table_is_the_chain_of_ddpm():
+    """Its terms are those of Ho et al. 2020, eq. 5 to 7, by float64 quadrature over the noise, in DDPM's
+    units; and the last two of the decoder and of the prior, with the chain's first time for its z_0."""
+    table = likelihood.table_of_betas(BETAS)
+    alphas = np.cumprod(1.0 - BETAS)
+    np.testing.assert_allclose(table.values, np.log((1.0 - alphas) / alphas), rtol=1e-6)
+    np.testing.assert_allclose(table.index(jnp.asarray(table.values)), np.arange(24), atol=1e-3)
+    assert table.timesteps == 23
+
+    host, x = Host(-1.0, 1.0), np.linspace(-1.0, 1.0, LEVELS)[IMAGES.astype(int)]
+    given = likelihood.on_host(host.eps)
+    report = likelihood.judge(
+        given, table, IMAGES, levels=LEVELS, data_range=(-1.0, 1.0), estimators="", **FEW | {"passes": 500}
+    )
+    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+    nats = 0.0
+    for t in range(1, 24):
+        before, now, beta = alphas[t - 1], alphas[t], BETAS[t]
+        for node, weight in zip(nodes, weights / weights.sum()):
+            z = np.sqrt(now) * x + np.sqrt(1.0 - now) * node
+            level = np.full(len(z), np.log((1.0 - now) / now))
+            x_hat = host.moments(z, level)[0]
+            variance = (1.0 - before) / (1.0 - now) * beta
+            shift = np.sqrt(before) * beta / (1.0 - now) * (x - x_hat)
+            nats += weight * (shift**2).sum(axis=(1, 2, 3)) / (2.0 * variance)
+    want = nats / (2 * math.log(2.0))
+    row = report.row("ELBO, T = 23")
+    each = row.estimate.values["diffusion"] - want
+    assert abs(each.mean()) < 3.5 * each.std(ddof=1) / math.sqrt(96) < 0.03 * want.mean()
+
+
+@dataclasses.dataclass
+class Mistake:
+    """A schedule's slope that is 10% too steep, as when γ' is written out by hand."""
+
+    def __call__(self, t):
+        @jax.custom_jvp
+        def wrong(t):
+            return gamma(t)
+
+        wrong.defjvp(lambda primals, tangents: (wrong(*primals), 18.7 * tangents[0]))
+        return wrong(t)
+
+
+def line(report, start):
+    (found,) = [line for line in report.checks if line.startswith(start)]
+    return found
+
+
+def test_a_right_model_passes_its_audit():
+    for start in ("γ rises", "x̂ has the scale", "The ELBO falls with T", "Hutchinson"):
+        assert ": yes;" in line(ours(), start), start
+    assert ": yes;" in ours().claim("the truth", TRUTH)
+
+
+def test_a_wrong_slope_is_caught():
+    report = likelihood.judge(
+        likelihood.on_host(Host().eps), Mistake(), IMAGES, levels=LEVELS, estimators="", **FEW
+    )
+    assert "NO; by 17.000, and its slope adds up to 18.700" in line(report, "γ rises")
+
+
+def test_an_x_hat_of_half_the_size_is_caught():
+    report = likelihood.judge(
+        likelihood.on_host(Host(factor=0.5).x),
+        gamma,
+        IMAGES,
+        predicts="x",
+        levels=LEVELS,
+        estimators="",
+        **FEW,
+    )
+    found = line(report, "x̂ has the scale")
+    assert "NO;" in found and float(found.split("are ")[1].split(" ±")[0]) == pytest.approx(2.0, abs=0.1)
+
+
+def test_images_that_are_there_twice_are_caught():
+    apart = np.unique(np.random.default_rng(0).integers(0, LEVELS, (40, 3, 2, 1)).astype(np.uint8), axis=0)
+    assert "The images are apart: yes; none is there twice." == audit.twice_line(apart, None)
+    assert "NO; 3 of the" in audit.twice_line(np.concatenate([apart, apart[:3]]), None)
+    assert "NO; none is there twice, 2 of them among the 2 training" in audit.twice_line(apart, apart[5:7])
+    assert ": NO;" in line(ours(), "The images"), "of two values of four levels each"
+
+
+def test_claims_are_told_from_the_likelihood_and_their_mistake_is_named():
+    report, shape_bits = ours(), math.log2(2.0 / LEVELS)
+    row = "ODE, normal dequantisation, K"
+    truth = values(report, row)
+    # The entropy of ε cut off at the border of the cell, by a fine sum over the cell.
+    sigma, alpha = (1.0 / math.sqrt(1.0 + math.exp(g)) for g in (9.0, -9.0))
+    border = alpha / LEVELS / sigma
+    eps = (np.arange(200_000) + 0.5) / 100_000 * border - border
+    q = np.exp(-0.5 * eps**2)
+    q /= q.sum() * (border / 100_000) * sigma
+    entropy = -(q * np.log2(q)).sum() * (border / 100_000) * sigma
+    assert report.entropy == pytest.approx(entropy, abs=1e-5)
+    assert dequantise.normal_entropy(-2.0, 4) < dequantise.normal_entropy(-2.0, 2), "it is cut off"
+    for wrong, text in (
+        (truth + entropy, "entropy of the dequantisation's noise was forgotten"),
+        (truth + entropy - shape_bits, "noise, in levels, was forgotten"),
+        (truth * math.log(2.0), "nats were taken for bits"),
+        (truth + shape_bits, "a density of x in [−1, 1] was taken"),
+    ):
+        found = report.claim("theirs", wrong, row)
+        assert ": NO;" in found and text in found, found
+    elbo = report.rows[0].estimate.values
+    forgotten = report.claim("theirs", elbo["bpd"] - elbo["diffusion"])
+    assert "the term 'diffusion' was forgotten" in forgotten
+    assert ": NO;" in report.claim("theirs", truth - 0.3, row) and "looks" not in report.claim(
+        "t", truth - 0.3
+    )
+    with pytest.raises(UserError, match=r"shape \(3,\); accepted: \(96,\)"):
+        report.claim("theirs", truth[:3])
+    with pytest.raises(UserError, match="no row 'IWAE'; accepted: .*'ELBO, T → ∞'"):
+        report.claim("theirs", truth, "IWAE")
+
+
+def test_a_coarse_scale_that_is_counted_a_quarter_is_caught():
+    """A cascade: the mean image's two values, then four that do not depend on them, each exact."""
+    wide = exact.log_probabilities((2, 2, 2), LEVELS, seed=3)
+    images, fine_truth = exact.pictures(wide, 96, seed=4)
+    model = exact.model(wide, -9.0, 8.0)
+    eps_hat = lambda z, gamma, _: model.eps_hat({"schedule": {}, "net": {}}, z, gamma, None)
+    few = FEW | {"passes": 30}
+    fine = likelihood.judge(eps_hat, gamma, images, levels=LEVELS, estimators="", **few)
+    coarse = likelihood.judge(
+        likelihood.on_host(Host().eps), gamma, IMAGES, levels=LEVELS, estimators="", **few
+    )
+    whole = likelihood.cascade({"coarse": coarse, "fine": fine})
+    truth = fine_truth + TRUTH * 2 / 8
+    assert ": yes;" in whole.claim("the truth", truth)
+    terms = whole.rows[0].estimate.values
+    found = whole.claim("theirs", terms["fine"] + terms["coarse"] / 4)
+    assert ": NO;" in found and "the term 'coarse' was counted a quarter" in found
+    with pytest.raises(UserError, match=r"stages have \[40, 96\] images"):
+        one = dataclasses.replace(fine.rows[0].estimate, values={"bpd": np.zeros(40)})
+        likelihood.cascade(
+            {
+                "a": dataclasses.replace(fine, rows=[dataclasses.replace(fine.rows[0], estimate=one)]),
+                "b": coarse,
+            }
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"images": IMAGES.astype(np.float32)}, "the images are float32 .*; accepted: uint8"),
+        ({"levels": 3}, "levels is 3, and an image has 3; accepted: 2 to 256"),
+        ({"predicts": "score"}, "predicts is 'score'; accepted: 'eps', 'x', 'v'"),
+        ({"labels": np.zeros(3)}, r"labels have shape \(3,\); accepted: \(96,\)"),
+        ({"estimators": "ood"}, "'ood'.*Did you mean 'ode'"),
+        ({"pases": 3}, "pases is no field of config.eval; accepted: .*passes"),
+    ],
+)
+def test_what_is_not_accepted_is_one_line(changes, text):
+    given = {"images": IMAGES, "levels": LEVELS} | changes
+    with pytest.raises(UserError, match=text):
+        likelihood.judge(lambda z, gamma, labels: z, gamma, **given)
+
+
+@pytest.mark.parametrize("alphas", [[0.5], [0.9, 0.95], [1.0, 0.5], [0.9, 0.0]])
+def test_a_table_must_fall(alphas):
+    with pytest.raises(UserError, match="between 0 and 1 that fall"):
+        likelihood.table_of_alphas(np.array(alphas))

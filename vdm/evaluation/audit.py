@@ -1,0 +1,129 @@
+"""What the estimators cannot see: a schedule whose slope is wrong, an x̂ of the wrong scale, images that are
+there twice; and what mistake a claimed likelihood looks like."""
+
+from collections.abc import Mapping
+import hashlib
+import math
+
+import jax.numpy as jnp
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
+import numpy as np
+
+from vdm.contract import Model, Params
+from vdm.diffusion import encoder
+from vdm.diffusion.schedule import with_slope
+from vdm.evaluation.estimate import PerImage, standard_error
+from vdm.evaluation.passes import Pass, over_split, progress_bar
+from vdm.run import Run
+
+Images = UInt8[np.ndarray, "images height width channels"]
+
+TOLERANCE = 0.05  # of the scale of x̂: a denoiser that was trained is not perfect
+TIMES = (np.arange(8) + 0.5) / 8  # at which that is measured
+
+
+def slope_line(model: Model, params: Params) -> str:
+    """Whether γ rises, and its slope is that of γ: it must integrate to γ(1) − γ(0)."""
+    nodes = 2**16
+    _, slope = with_slope(
+        lambda t: model.gamma(params, t), (jnp.arange(nodes, dtype=jnp.float32) + 0.5) / nodes
+    )
+    whole = float(np.mean(np.asarray(slope, np.float64)))
+    low, high = np.asarray(model.gamma(params, jnp.array([0.0, 1.0])), np.float64)
+    verdict = "yes" if abs(whole - (high - low)) < 0.005 * (high - low) and np.all(slope >= 0) else "NO"
+    return f"γ rises as its slope says: {verdict}; by {high - low:.3f}, and its slope adds up to {whole:.3f}."
+
+
+def scale_line(config: ConfigDict, run: Run) -> str:
+    """Whether x̂ has the scale of the images: E[x x̂]/E[x̂²] is 1 where x̂ = E[x|z]."""
+
+    def products(params, rng, batch, t):
+        x = encoder.scale(batch["image"], run.data.spec.vocab_size)
+        x_hat = run.model.x_hat(params, rng, batch, t)
+        return {"both": jnp.sum(x * x_hat, (1, 2, 3)), "own": jnp.sum(jnp.square(x_hat), (1, 2, 3))}
+
+    images = config.eval.images or run.data.test.size
+    one_pass = over_split(products, config, run.data)
+    worst, text = -1.0, ""
+    with progress_bar(images, config, len(TIMES), "scale of x̂") as bar:
+        for t in TIMES:
+            found = one_pass(run.state.ema, Pass(0, 0, 1), np.float32(t), images, bar)
+            scale = found["both"].sum() / found["own"].sum()
+            se = standard_error(found["both"] - scale * found["own"]) / found["own"].mean()
+            off = abs(scale - 1.0) if abs(scale - 1.0) > 3.0 * se else 0.0
+            if off > worst:
+                gamma = float(run.model.gamma(run.state.ema, jnp.float32(t)))
+                worst, text = off, f"at γ = {gamma:.2f} the images are {scale:.3f} ± {se:.3f} times x̂"
+    return f"x̂ has the scale of the images: {'NO' if worst > TOLERANCE else 'yes'}; {text}."
+
+
+def twice_line(images: Images, train: Images | None) -> str:
+    """How many of the images are there more than once, and how many are among training images."""
+    own = [hashlib.sha256(image.tobytes()).digest() for image in images]
+    twice = len(own) - len(set(own))
+    text = f"{twice} of the {len(own)} images are there before" if twice else "none is there twice"
+    known = 0
+    if train is not None:
+        seen = {hashlib.sha256(image.tobytes()).digest() for image in train}
+        known = sum(one in seen for one in own)
+        text += f", {known or 'none'} of them among the {len(train)} training images"
+    return f"The images are apart: {'NO' if twice or known else 'yes'}; {text}."
+
+
+def claim_line(
+    name: str,
+    claim: PerImage,
+    row: str,
+    ours: Mapping[str, PerImage],
+    shape: tuple[int, ...],
+    vocab_size: int,
+    entropy: float | None,
+) -> str:
+    """Whether claimed bits/dim of each image agree with those of a row, and what a difference looks like.
+
+    Args:
+      ours: Estimate.values of the row.
+      entropy: of the noise of normal dequantisation, bits/dim, in units of z.
+    """
+    each = claim - ours["bpd"]
+    mean, se = float(each.mean()), standard_error(each)
+    line = f"{name} is {mean:+.4f} ± {se:.4f} above {row}"
+    if abs(mean) <= 3.0 * se:
+        return f"{name} agrees with {row}: yes; {line}."
+    looks = " or ".join(_mistakes(claim, ours, shape, vocab_size, entropy))
+    return f"{name} agrees with {row}: NO; {line}.{looks and f' It looks as if {looks}.'}"
+
+
+def _mistakes(
+    claim: PerImage,
+    ours: Mapping[str, PerImage],
+    shape: tuple[int, ...],
+    vocab_size: int,
+    entropy: float | None,
+) -> list[str]:
+    """The mistakes that would make `ours` the claim, within three standard errors of the difference."""
+    total = ours["bpd"]
+    values: dict[str, PerImage] = {}
+    values["nats were taken for bits"] = total * math.log(2.0)
+    values["nats were taken for bits, and divided by log 2 once more"] = total / math.log(2.0)
+    if shape[-1] > 1:
+        values["it is per pixel and not per value"] = total * shape[-1]
+    cell = math.log2(2.0 / vocab_size)
+    values["a density of x in [−1, 1] was taken for a probability of levels"] = total + cell
+    values["a density of x in [0, 1] was taken for a probability of levels"] = total + cell - 1.0
+    if entropy is not None:
+        values["the entropy of the dequantisation's noise was forgotten"] = total + entropy
+        values["the entropy of the dequantisation's noise, in levels, was forgotten"] = total + entropy - cell
+    for term, bits in ours.items():
+        if term != "bpd" and abs(bits.mean()) > 1e-3:
+            values[f"the term {term!r} was forgotten"] = total - bits
+            values[f"the term {term!r} was counted a quarter"] = total - 0.75 * bits
+            values[f"the term {term!r} was counted twice"] = total + bits
+    near = {}
+    for text, wrong in values.items():
+        each = claim - wrong
+        error = max(standard_error(each), 1e-6)
+        if abs(each.mean()) <= 3.0 * error and abs(each.mean()) < 0.2 * abs((claim - total).mean()):
+            near[text] = abs(each.mean())
+    return sorted(near, key=lambda text: near[text])[:2]

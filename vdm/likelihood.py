@@ -1,0 +1,271 @@
+"""The likelihood of anybody's diffusion model, by every estimator here, in one table.
+
+  from vdm import likelihood
+
+  report = likelihood.judge(eps_hat, gamma, images)   # eps_hat(z, γ, labels), γ(t), uint8 images
+  print(report)
+
+docs/judge.md has the conventions, examples, and the mistakes that this finds.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+import numpy as np
+
+from vdm import config as config_lib
+from vdm.component import Refused
+from vdm.data import dataset
+from vdm.diffusion import elbo
+from vdm.diffusion.given import Curve, Denoiser, Given, Scaling, on_host
+from vdm.errors import UserError, require
+from vdm.evaluation import audit, estimators as estimators_lib
+from vdm.evaluation.audit import Images
+from vdm.evaluation.dequantise import normal_entropy
+from vdm.evaluation.estimate import Estimate
+from vdm.evaluation.table import Row, tables
+from vdm.reporting.text import estimate_table
+from vdm.run import Run
+
+__all__ = ["Report", "Table", "cascade", "judge", "on_host", "table_of_alphas", "table_of_betas"]
+
+
+class _State(NamedTuple):
+    """In the place of step.State."""
+
+    ema: Any
+    step: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What the estimators found of some images; as text, its tables and checks.
+
+    Attributes:
+      rows: of the table, the model's own ELBO first; `rows[i].estimate` has bits/dim of each image and term.
+      depth: the ELBO at each T.
+      checks: lines on whether the numbers agree as they must; what does not has NO.
+      shape: of an image.
+      vocab_size: its levels.
+      entropy: of the noise of normal dequantisation, bits/dim; None where there is none.
+    """
+
+    rows: Sequence[Row]
+    depth: Sequence[Row]
+    checks: Sequence[str]
+    shape: tuple[int, int, int]
+    vocab_size: int
+    entropy: float | None = None
+
+    def __str__(self) -> str:
+        series = {"depth": list(self.depth)} if self.depth else {}
+        terms = estimate_table(self.rows[0].estimate)
+        return f"{terms}\n\n{tables(list(self.rows), series, list(self.checks))}"
+
+    def row(self, name: str) -> Row:
+        """The row whose name starts so.
+
+        Raises:
+          UserError: there is none.
+        """
+        every = [*self.rows, *self.depth]
+        found = [row for row in every if row.name.startswith(name)]
+        names = ", ".join(repr(row.name) for row in every)
+        require(found, f"there is no row {name!r}; accepted: the start of one of {names}.")
+        return found[0]
+
+    def claim(self, name: str, bits_per_dim: Float[np.ndarray, "images"], of: str = "") -> str:
+        """Whether a number from elsewhere agrees with a row, and what mistake it looks like where not.
+
+        Args:
+          name: what to call it.
+          bits_per_dim: of each of the images, in their order.
+          of: the start of the row's name; the first row unless given.
+
+        Raises:
+          UserError: there are more or fewer images than the row has, or there is no such row.
+        """
+        claim, row = np.asarray(bits_per_dim, np.float64), self.row(of)
+        count = row.estimate.images
+        require(claim.shape == (count,), f"the claim has shape {claim.shape}; accepted: ({count},).")
+        ours = row.estimate.values
+        return audit.claim_line(name, claim, row.name, ours, self.shape, self.vocab_size, self.entropy)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The schedule of a model in discrete time: γ at its times, and between them a straight line.
+
+    Attributes:
+      values: γ, rising.
+    """
+
+    values: tuple[float, ...]
+
+    @property
+    def timesteps(self) -> int:
+        """T of the chain whose times these are: one less than there are."""
+        return len(self.values) - 1
+
+    def __call__(self, t: Float[Array, "*times"]) -> Float[Array, "*times"]:
+        places = jnp.arange(len(self.values), dtype=jnp.float32)
+        return jnp.interp(t * self.timesteps, places, jnp.asarray(self.values, jnp.float32))
+
+    def index(self, gamma: Float[Array, "*any"]) -> Float[Array, "*any"]:
+        """The place in the table where γ stands, 0 … T: whole for its own values, up to rounding."""
+        places = jnp.arange(len(self.values), dtype=jnp.float32)
+        return jnp.interp(gamma, jnp.asarray(self.values, jnp.float32), places)
+
+
+def table_of_alphas(alphas_cumprod: Float[np.ndarray, "T"]) -> Table:
+    """The Table of ᾱ, which falls: z = ᾱ^½ x + (1 − ᾱ)^½ ε (Ho et al. 2020, eq. 4).
+
+    Raises:
+      UserError: ᾱ does not fall, or is not between 0 and 1.
+    """
+    found = np.asarray(alphas_cumprod, np.float64)
+    inside = found.ndim == 1 and len(found) > 1 and np.all((found > 0) & (found < 1))
+    require(
+        inside and np.all(np.diff(found) < 0),
+        "ᾱ must be a list of numbers between 0 and 1 that fall; is it β, or α of each step?",
+    )
+    return Table(tuple(np.log1p(-found) - np.log(found)))
+
+
+def table_of_betas(betas: Float[np.ndarray, "T"]) -> Table:
+    """The Table of β, the variance that each step adds: ᾱ is the product of all 1 − β so far.
+
+    Raises:
+      UserError: β is not between 0 and 1.
+    """
+    found = np.asarray(betas, np.float64)
+    require(found.ndim == 1 and np.all((found > 0) & (found < 1)), "β must be numbers between 0 and 1.")
+    return table_of_alphas(np.cumprod(1.0 - found))
+
+
+def judge(
+    denoiser: Denoiser,
+    schedule: Callable[[Array], Array] | Table,
+    images: Images,
+    *,
+    predicts: str = "eps",
+    levels: int = 256,
+    data_range: tuple[float, float] | None = None,
+    labels: Int[np.ndarray, "images"] | None = None,
+    timesteps: int | None = None,
+    train_images: Images | None = None,
+    estimators: str = "depth,chain,ode",
+    **fields: Any,
+) -> Report:
+    """The estimators' table of a diffusion model: z = α x + σ ε, α² = sigmoid(−γ), σ² = sigmoid(γ).
+
+    Args:
+      denoiser: (z [batch, height, width, channels], γ [batch], labels [batch] or None) → ε̂, x̂ or v̂, like z;
+        of JAX, or of any framework by `on_host`.
+      schedule: γ(t) of t in [0, 1], rising, by JAX; or a Table.
+      images: uint8, those to judge by.
+      predicts: "eps", "x" or "v" = α ε − σ x.
+      levels: V; the images have values 0 … V − 1.
+      data_range: where levels 0 and V − 1 lie in the units of the denoiser's x; (−1 + 1/V, 1 − 1/V) unless
+        given. DDPM's is (−1, 1).
+      labels: of each image, for the denoiser; what is bounded then is −log p(x|label).
+      timesteps: the model's own T, 0 for T → ∞; of a Table unless given its own, and otherwise 0.
+      train_images: to look for test images among.
+      estimators: which, beside the ELBO, joined by commas (docs/likelihood.md).
+      **fields: others of config.eval, such as passes=50, batch_size=64, depths="10,100", chain__samples=8.
+
+    Raises:
+      UserError: an argument is not accepted.
+    """
+    images = np.asarray(images)
+    require(
+        images.dtype == np.uint8 and images.ndim == 4 and len(images) > 1,
+        f"the images are {images.dtype} {images.shape}; accepted: uint8 [images, height, width, channels].",
+    )
+    require(
+        2 <= levels <= 256 and images.max() < levels,
+        f"levels is {levels}, and an image has {images.max()}; accepted: 2 to 256, more than any value.",
+    )
+    if labels is not None:
+        labels = np.asarray(labels, np.int32)
+        wrong = f"labels have shape {labels.shape}; accepted: ({len(images)},)."
+        require(labels.shape == (len(images),), wrong)
+    own = schedule.timesteps if isinstance(schedule, Table) else 0
+    scaling = Scaling() if data_range is None else Scaling.of_range(*data_range, levels)
+    spec = dataset.Spec(images.shape[1:], levels, 0 if labels is None else int(np.max(labels)) + 1)
+    no_net: Any = None
+    model = Given(
+        schedule=Curve(spec.shape, function=lambda t: scaling.ours(schedule(t))),
+        net=no_net,
+        shape=spec.shape,
+        vocab_size=levels,
+        classes=spec.classes,
+        timesteps=own if timesteps is None else timesteps,
+        denoise=denoiser,
+        predicts=predicts,
+        scaling=scaling,
+        labelled=labels is not None,
+    )
+    try:
+        model.check()
+    except Refused as refused:
+        raise UserError(f"{refused.field} is {predicts!r}; accepted: {refused.accepted}.") from None
+    split = dataset.in_memory(images, labels)
+    config = _config(estimators, len(images), **fields)
+    state: Any = _State({"schedule": {}, "net": {}})
+    run = Run(dataset.Data(split, split, spec), model, state)
+    estimators_lib.check(config)
+    measured = estimators_lib.measure(config, run, estimators_lib.choose(config, model))
+    checks = [
+        *measured.checks,
+        audit.slope_line(model, run.state.ema),
+        audit.scale_line(config, run),
+        audit.twice_line(images, train_images),
+    ]
+    gamma_0 = float(model.gamma(run.state.ema, jnp.zeros(())))
+    entropy = float(elbo.bits_per_dim(normal_entropy(gamma_0, levels), (1,)))
+    return Report(measured.rows, measured.series.get("depth", []), checks, spec.shape, levels, entropy)
+
+
+def cascade(stages: Mapping[str, Report]) -> Report:
+    """The ELBO of images by several models one after another: of their coarse scale, then of the finer given
+    that, and so on. Bits of all stages are counted as bits of the values of the last, which are the image.
+
+    Args:
+      stages: by name, each of the same images at its scale; the terms of the sum have these names.
+
+    Raises:
+      UserError: stages are of different numbers of images.
+    """
+    reports = list(stages.values())
+    counts = sorted({report.rows[0].estimate.images for report in reports})
+    require(len(counts) == 1, f"the stages have {counts} images; accepted: the same in each.")
+    whole = math.prod(reports[-1].shape)
+    share = {name: math.prod(report.shape) / whole for name, report in stages.items()}
+    found = {name: report.rows[0].estimate for name, report in stages.items()}
+    values = {name: share[name] * estimate.values["bpd"] for name, estimate in found.items()}
+    noise = {name: share[name] * estimate.noise["bpd"] for name, estimate in found.items()}
+    total = {"bpd": np.sum(list(values.values()), axis=0)}
+    all_noise = {"bpd": math.sqrt(sum(one**2 for one in noise.values())), **noise}
+    estimate = Estimate(total | values, all_noise, min(one.passes for one in found.values()))
+    cost = [sum(getattr(report.rows[0], name) for report in reports) for name in ("evaluations", "seconds")]
+    row = Row("ELBO of all stages", "the cascade", estimate, *cost)
+    checks = [f"{name}: {line}" for name, report in stages.items() for line in report.checks]
+    return Report([row], [], checks, reports[-1].shape, reports[-1].vocab_size)
+
+
+def _config(chosen: str, images: int, **fields: Any) -> Any:
+    """The config that the estimators read."""
+    config = config_lib.complete({})
+    few = {"batch_size": min(120, images), "estimators": chosen, "ode__images": min(48, images)}
+    given = {name.replace("__", "."): value for name, value in (few | fields).items()}
+    flat = config_lib.flat(config.eval)
+    for name, value in given.items():
+        require(name in flat, f"{name} is no field of config.eval; accepted: {', '.join(flat)}.")
+        section, _, field = name.rpartition(".")
+        (config.eval[section] if section else config.eval)[field] = value
+    return config

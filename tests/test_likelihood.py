@@ -135,6 +135,36 @@ def test_labels_reach_the_denoiser():
     assert report.rows[0].estimate.given_label
 
 
+def test_a_denoiser_in_pytorch_is_the_same_weights_in_jax():
+    torch = pytest.importorskip("torch")
+    random = np.random.default_rng(2)
+    first, second = (random.normal(size=size).astype(np.float32) / 3.0 for size in ((3, 16), (16, 2)))
+
+    def in_jax(z, gamma, labels):
+        told = jnp.concatenate([z.reshape(len(z), -1), gamma[:, None] / 10.0], axis=1)
+        return z + 0.1 * (jnp.tanh(told @ first) @ second).reshape(z.shape)
+
+    def in_torch(z, gamma):
+        told = torch.cat([z.flatten(1), gamma[:, None] / 10.0], dim=1)
+        return z + 0.1 * (torch.tanh(told @ torch.tensor(first)) @ torch.tensor(second)).reshape(z.shape)
+
+    def vjp(z, gamma, labels, cotangent):
+        z = torch.tensor(z, requires_grad=True)
+        return torch.autograd.grad(in_torch(z, torch.tensor(gamma)), z, torch.tensor(cotangent))[0].numpy()
+
+    given = likelihood.on_host(
+        lambda z, gamma, _: in_torch(torch.tensor(z), torch.tensor(gamma)).numpy(), vjp
+    )
+    one, other = (
+        likelihood.judge(denoiser, gamma, IMAGES, levels=LEVELS, estimators="ode", **FEW)
+        for denoiser in (given, in_jax)
+    )
+    for row, same in zip(one.rows, other.rows, strict=True):
+        np.testing.assert_allclose(
+            row.estimate.values["bpd"], same.estimate.values["bpd"], rtol=1e-3, err_msg=row.name
+        )
+
+
 BETAS = np.linspace(0.03, 0.35, 24)
 
 

@@ -26,6 +26,7 @@ from vdm.errors import UserError, require
 from vdm.evaluation import audit, estimators as estimators_lib
 from vdm.evaluation.audit import Images
 from vdm.evaluation.dequantise import normal_entropy
+from vdm.evaluation.elbo_rows import elbo_name
 from vdm.evaluation.estimate import Estimate
 from vdm.evaluation.table import Row, tables
 from vdm.reporting.text import estimate_table
@@ -220,10 +221,11 @@ def judge(
     run = Run(dataset.Data(split, split, spec), model, state)
     estimators_lib.check(config)
     measured = estimators_lib.measure(config, run, estimators_lib.choose(config, model))
+    continuous = next(row for row in measured.rows if row.name == elbo_name(0))
     checks = [
         *measured.checks,
         audit.slope_line(model, run.state.ema),
-        audit.scale_line(config, run),
+        audit.scale_line(config, run, continuous.estimate.mean["bpd"]),
         audit.twice_line(images, train_images),
     ]
     gamma_0 = float(model.gamma(run.state.ema, jnp.zeros(())))

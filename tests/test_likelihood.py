@@ -11,6 +11,7 @@ import pytest
 
 import exact
 from vdm import likelihood
+from vdm.diffusion import given
 from vdm.errors import UserError
 from vdm.evaluation import audit, dequantise
 
@@ -79,10 +80,10 @@ def values(report, name):
 )
 def test_units_and_readings_change_nothing(reading, low, high, estimators):
     """On the host, of data in other units, the numbers of each image are those of JAX."""
-    given = likelihood.on_host(getattr(Host(low, high), reading))
+    wrapped = likelihood.on_host(getattr(Host(low, high), reading))
     a = (high - low) / 2 * LEVELS / (LEVELS - 1)
     report = likelihood.judge(
-        given,
+        wrapped,
         lambda t: gamma(t) + 2.0 * math.log(a),
         IMAGES,
         predicts=reading,
@@ -101,12 +102,28 @@ def test_units_and_readings_change_nothing(reading, low, high, estimators):
 
 def test_the_host_s_derivative_gives_the_ode():
     host = Host()
-    given = likelihood.on_host(host.x, host.x_vjp)
-    report = likelihood.judge(given, gamma, IMAGES, predicts="x", levels=LEVELS, estimators="ode", **FEW)
+    wrapped = likelihood.on_host(host.x, host.x_vjp)
+    report = likelihood.judge(wrapped, gamma, IMAGES, predicts="x", levels=LEVELS, estimators="ode", **FEW)
     for name in ("ODE, uniform", "ODE, normal dequantisation, K", "ODE, normal dequantisation, exact"):
         np.testing.assert_allclose(values(report, name), values(ours(), name), rtol=1e-3, atol=2e-3)
     exact_rows = values(report, "ODE, normal dequantisation, exact")
     assert np.abs(exact_rows - TRUTH[:32]).mean() < 0.02
+    assert ": yes;" in line(report, "The gradient of ε̂")
+
+
+def test_a_wrong_derivative_is_caught():
+    host, batch = Host(), {"image": IMAGES, "label": np.zeros(96, np.int32)}
+    wrong = likelihood.on_host(host.x, lambda *args: 1.2 * host.x_vjp(*args))
+    lines = [
+        audit.derivative_line(model_of(denoiser), {"schedule": {}}, batch, LEVELS)
+        for denoiser in (likelihood.on_host(host.x, host.x_vjp), wrong)
+    ]
+    assert ": yes;" in lines[0] and ": NO;" in lines[1]
+
+
+def model_of(denoise):
+    schedule = given.Curve(SHAPE, function=gamma)
+    return given.Given(schedule, None, SHAPE, LEVELS, 0, denoise=denoise, predicts="x")
 
 
 def test_labels_reach_the_denoiser():
@@ -152,12 +169,12 @@ def test_a_denoiser_in_pytorch_is_the_same_weights_in_jax():
         z = torch.tensor(z, requires_grad=True)
         return torch.autograd.grad(in_torch(z, torch.tensor(gamma)), z, torch.tensor(cotangent))[0].numpy()
 
-    given = likelihood.on_host(
+    wrapped = likelihood.on_host(
         lambda z, gamma, _: in_torch(torch.tensor(z), torch.tensor(gamma)).numpy(), vjp
     )
     one, other = (
         likelihood.judge(denoiser, gamma, IMAGES, levels=LEVELS, estimators="ode", **FEW)
-        for denoiser in (given, in_jax)
+        for denoiser in (wrapped, in_jax)
     )
     for row, same in zip(one.rows, other.rows, strict=True):
         np.testing.assert_allclose(
@@ -178,9 +195,9 @@ def test_a_table_is_the_chain_of_ddpm():
     assert table.timesteps == 23
 
     host, x = Host(-1.0, 1.0), np.linspace(-1.0, 1.0, LEVELS)[IMAGES.astype(int)]
-    given = likelihood.on_host(host.eps)
+    wrapped = likelihood.on_host(host.eps)
     report = likelihood.judge(
-        given, table, IMAGES, levels=LEVELS, data_range=(-1.0, 1.0), estimators="", **FEW | {"passes": 500}
+        wrapped, table, IMAGES, levels=LEVELS, data_range=(-1.0, 1.0), estimators="", **FEW | {"passes": 500}
     )
     nodes, weights = np.polynomial.hermite_e.hermegauss(80)
     nats = 0.0
@@ -324,9 +341,9 @@ def test_a_coarse_scale_that_is_counted_a_quarter_is_caught():
     ],
 )
 def test_what_is_not_accepted_is_one_line(changes, text):
-    given = {"images": IMAGES, "levels": LEVELS} | changes
+    arguments = {"images": IMAGES, "levels": LEVELS} | changes
     with pytest.raises(UserError, match=text):
-        likelihood.judge(lambda z, gamma, labels: z, gamma, **given)
+        likelihood.judge(lambda z, gamma, labels: z, gamma, **arguments)
 
 
 @pytest.mark.parametrize("alphas", [[0.5], [0.9, 0.95], [1.0, 0.5], [0.9, 0.0]])

@@ -228,6 +228,9 @@ def judge(
         audit.scale_line(config, run, continuous.estimate.mean["bpd"]),
         audit.twice_line(images, train_images),
     ]
+    if any(row.name.startswith("ODE") for row in measured.rows):
+        batch = split.read(np.arange(min(len(images), 32)))
+        checks.insert(-1, audit.derivative_line(model, run.state.ema, batch, levels))
     gamma_0 = float(model.gamma(run.state.ema, jnp.zeros(())))
     entropy = float(elbo.bits_per_dim(normal_entropy(gamma_0, levels), (1,)))
     return Report(measured.rows, measured.series.get("depth", []), checks, spec.shape, levels, entropy)

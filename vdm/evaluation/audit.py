@@ -5,12 +5,13 @@ from collections.abc import Mapping
 import hashlib
 import math
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 import numpy as np
 
-from vdm.contract import Model, Params
+from vdm.contract import Batch, Model, Params
 from vdm.diffusion import elbo, encoder
 from vdm.diffusion.schedule import with_slope
 from vdm.evaluation.estimate import PerImage, standard_error
@@ -69,6 +70,23 @@ def scale_line(config: ConfigDict, run: Run, elbo_bits: float) -> str:
         f"x̂ has the scale of the images: {verdict}; the right one would save {whole:.4f} bits/dim, most of "
         f"it at γ = {gamma:.2f}, where the images are {scale:.3f} ± {se:.3f} times x̂."
     )
+
+
+def derivative_line(model: Model, params: Params, batch: Batch, vocab_size: int) -> str:
+    """Whether the gradient of ε̂ in z is its derivative: in one random direction, against a difference."""
+    x = encoder.scale(batch["image"], vocab_size)
+    gamma = jnp.broadcast_to(model.gamma(params, jnp.float32(0.5)), x.shape[:1])
+    eps, way, pull_by = (jax.random.normal(key, x.shape) for key in jax.random.split(jax.random.key(0), 3))
+    z = encoder.diffuse(x, encoder.over_pixels(gamma), eps)
+    eps_hat = lambda z: model.eps_hat(params, z, gamma, model.condition_of(batch))
+    _, pull = jax.vjp(eps_hat, z)
+    step = 1e-2
+    each = lambda values: np.asarray(jnp.sum(values, (1, 2, 3)), np.float64)
+    own = each(pull(pull_by)[0] * way)
+    found = each((eps_hat(z + step * way) - eps_hat(z - step * way)) * pull_by) / (2.0 * step)
+    off = np.linalg.norm(own - found) / np.linalg.norm(found)
+    verdict = "yes" if off < 0.01 else "NO"
+    return f"The gradient of ε̂ is its derivative: {verdict}; they differ by {off:.1e} of it."
 
 
 def twice_line(images: Images, train: Images | None) -> str:

@@ -59,7 +59,7 @@ def difference(record: Record, first: Record) -> tuple[float, float, str]:
     """How many bits/dim a run ends above the first: mean, standard error, and which of HOW."""
     if not record.final or not first.final:
         return math.nan, math.nan, "–"
-    if workdirs.image_source(record) != workdirs.image_source(first):
+    if not workdirs.same_images(record, first):
         return math.nan, math.nan, "other data"
     ours, others = workdirs.image_values(record), workdirs.image_values(first)
     if ours is not None and others is not None and len(ours) == len(others):

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 import numpy as np
 
 from experiments.output import save_figure
-from experiments.workdirs import Record, Variants, number, read_variants
+from experiments.workdirs import Record, Variants, images_note, number, read_variants
 from vdm.errors import require
 from vdm.reporting import figures
 
@@ -75,7 +75,9 @@ def plot_curves(variants: Variants, out: pathlib.Path | str, name: str = "curves
         axes.grid(alpha=0.3)
     panels["step"].set_ylabel("bits/dim")
     figure.legend(handles=lines, loc="outside right upper")
-    caption = "; ".join(text for note, text in NOTES.items() if note in notes)
+    other = images_note(record for records in found.values() for record in records)
+    texts = [other.rstrip(".")] if other else []
+    caption = "; ".join(texts + [text for note, text in NOTES.items() if note in notes])
     figure.supxlabel(textwrap.fill(caption, 150), fontsize=9)
     return save_figure(figure, out, name)
 

@@ -8,7 +8,7 @@ import textwrap
 import numpy as np
 
 from experiments.output import make_folder, write_csv
-from experiments.workdirs import Record, Variants, number, read_variants
+from experiments.workdirs import Record, Variants, images_note, number, read_variants
 from vdm.evaluation.estimate import standard_error
 from vdm.reporting import figures
 from vdm.reporting.text import fixed, markdown_table
@@ -53,7 +53,8 @@ def write_table(
         for row in rows
     ]  # fmt: skip
     text = markdown_table(["variant", *columns, "seeds", "step", "seconds"], cells)
-    note = textwrap.fill(CAPTION.format(seeds_note(row["seeds"] for row in rows)), 110)
+    other = images_note(record for records in found.values() for record in records)
+    note = textwrap.fill(f"{CAPTION.format(seeds_note(row['seeds'] for row in rows))} {other}".strip(), 110)
     text += f"\n\n{note}\n" + (f"{caption}\n" if caption else "")
     (out / f"{name}.md").write_text(text)
     write_csv(out / f"{name}.csv", rows)

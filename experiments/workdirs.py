@@ -155,7 +155,20 @@ def image_values(record: Record) -> Float[np.ndarray, "images"] | None:
     return values if same and math.isclose(values.mean(), number(record.final, "bpd")) else None
 
 
-def image_source(record: Record) -> tuple[Any, ...]:
+def same_images(one: Record, other: Record) -> bool:
+    """Whether two runs were evaluated on the same images: by their fingerprint, where both have one."""
+    data = {record.final.get("data") for record in (one, other)}
+    return len(data) == 1 if None not in data else _image_source(one) == _image_source(other)
+
+
+def images_note(records: Iterable[Record]) -> str:
+    """That not all runs were evaluated on the same images; "" where they were."""
+    ended = [record for record in records if record.final]
+    same = all(same_images(record, ended[0]) for record in ended)
+    return "" if same else "Not all runs are evaluated on the same images: their numbers do not compare."
+
+
+def _image_source(record):
     """What says which test images there are: config.data, but for what touches training alone, and how many
     were evaluated."""
     in_training = ("augment", "on_device_gib")

@@ -12,6 +12,7 @@ from PIL import Image
 import pytest
 
 from conftest import ROOT, command, metrics, only, run, state
+from vdm.data import fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,12 @@ def test_more_steps_go_on_and_other_fields_are_refused(tmp_path, whole):
     for text in ("model.net.width was 16, is 24", "seed was 0, is 5"):
         assert text in refused.stderr
     assert refused.stderr.count("\n") == 1
+    other = json.loads((whole / "data.json").read_text()) | {"test": "360 images, 0123456789abcdef"}
+    (workdir / "data.json").write_text(json.dumps(other))
+    for mode in ("train", "eval"):
+        refused = run(workdir, mode=mode, **{"config.train.steps": 14})
+        assert refused.returncode == 2 and "the test images are not those that" in refused.stderr
+    shutil.copyfile(whole / "data.json", workdir / "data.json")
     more = run(workdir, **{"config.train.steps": 14, "config.train.log_every": 1})
     assert more.returncode == 0 and "resuming at step 12 of 14" in more.stdout
     assert metrics(workdir)[-1]["step"] == 14
@@ -112,6 +119,7 @@ def test_eval_and_sample_take_the_config_of_the_workdir(whole):
     """The ELBO is the one that training ended with; every other estimator is in the table, each
     of its numbers in the files, and the pictures are there."""
     trained = json.loads((whole / "eval.json").read_text())
+    metrics_text = (whole / "metrics.jsonl").read_text()
     few = dict(
         config_eval_passes=2, config_eval_estimators="all", config_eval_depths="1,4",
         config_eval_chain_timesteps=3, config_eval_chain_samples=2, config_eval_images=6,
@@ -120,6 +128,8 @@ def test_eval_and_sample_take_the_config_of_the_workdir(whole):
     evaluated = run(whole, mode="eval", **only(**few))
     assert evaluated.returncode == 0, evaluated.stderr
     found = json.loads((whole / "eval.json").read_text())
+    assert "digits" in fingerprint.named(trained["data"]) and trained["data"] in metrics_text
+    assert len(found["data"]) == 16 and found["data"] != trained["data"]
     assert found["images"] == 6 and [row["images"] for row in found["rows"]] == [6, 6, 6, 6, 6, 3, 3, 6]
     assert [row["name"] for row in found["depth"]] == ["ELBO, T = 1", "ELBO, T = 4", "ELBO, T → ∞"]
     heading, text = (whole / "eval.md").read_text().split("\n\n", 1)

@@ -10,7 +10,7 @@ import optax
 
 from vdm import model as model_lib, optimizer as optimizer_lib, step as step_lib, workdir as workdir_lib
 from vdm.contract import Model
-from vdm.data import sources
+from vdm.data import fingerprint, sources
 from vdm.data.batches import eval_batches
 from vdm.data.dataset import Data
 from vdm.diffusion import objective as objective_lib
@@ -82,6 +82,7 @@ def restore(config: ConfigDict, workdir: pathlib.Path) -> Run:
     from vdm.runtime import checkpoint  # only now, as Orbax takes a while to import
 
     parts = build(config)
+    fingerprint.check(workdir / "data.json", parts.data, keep=False)
     checkpoints = checkpoint.Checkpoints(workdir, config.train.keep, read_only=True)
     step = newest if config.eval.checkpoint == "newest" else checkpoints.best()
     state, _ = checkpoints.restore(parts.like, step)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from vdm import run as run_lib, sample as sample_lib, step as step_lib, workdir as workdir_lib
 from vdm.contract import Params
-from vdm.data import resident
+from vdm.data import fingerprint, resident
 from vdm.data.batches import train_batches
 from vdm.errors import require
 from vdm.evaluation import estimators
@@ -77,6 +77,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         print(f"{workdir}: finished, {first} of {train.steps} steps were taken before." * lead)
         return
     parts = run_lib.build(config)
+    fingerprint.check(workdir / "data.json", parts.data, keep=lead)
     estimators.choose(config, parts.model)  # what cannot be evaluated is refused before it is trained
     evaluate = make_evaluator(parts.model, config, parts.data)
     sample = sample_lib.make_sampler(parts.model, config, parts.data)

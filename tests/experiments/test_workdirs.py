@@ -53,17 +53,37 @@ def test_config_of_an_older_version(tmp_path):
     old = workdirs.read(write_workdir(tmp_path / "old", [], data=fields))
     new = workdirs.read(write_workdir(tmp_path / "new", [], data={"name": "digits", "on_device_gib": 0.5}))
     assert "vocab_size" not in old.config.data
-    assert workdirs.image_source(old) == workdirs.image_source(new)
+    assert workdirs.same_images(old, new)
     npz = [
         workdirs.read(write_workdir(tmp_path / f"npz{n}", [], data={"name": "npz", "vocab_size": n}))
         for n in (16, 256)
     ]
-    assert workdirs.image_source(npz[0]) != workdirs.image_source(npz[1])
+    assert not workdirs.same_images(*npz)
     schedule = {"name": "min_variance", "gamma_min": -9.0, "learn_ends": False}
     model = {"name": "diffusion", "timesteps": 0, "schedule": schedule, "net": {"name": "mlp"}}
     record = workdirs.read(write_workdir(tmp_path / "schedule", [], model=model))
     assert record.config.model.schedule.name == "learned_net"
     assert record.config.objective.name == "least_variance"
+
+
+def test_the_fingerprint_says_which_images_they_are(tmp_path):
+    """Whatever the config says; where one run has none, the config says it."""
+    runs = [
+        workdirs.read(
+            write_workdir(tmp_path / str(n), [line(300, 2.0)], final={**line(300, 2.0), **data}, data=fields)
+        )
+        for n, (data, fields) in enumerate(
+            (
+                ({"data": "a"}, {"name": "digits"}),
+                ({"data": "a"}, {"name": "npz"}),
+                ({"data": "b"}, {"name": "digits"}),
+                ({}, {"name": "digits"}),
+            )
+        )
+    ]
+    same = [workdirs.same_images(runs[0], other) for other in runs]
+    assert same == [True, True, False, True]
+    assert workdirs.images_note(runs[:2]) == "" and "do not compare" in workdirs.images_note(runs[:3])
 
 
 def test_sweeps_are_taken_apart(tmp_path):

@@ -24,7 +24,7 @@ import numpy as np
 
 from vdm.errors import UserError, require
 
-NAME, VERSION = b"vdm", 1
+NAME, VERSION = b"vdm", 2
 START = struct.Struct("<3sBII")
 LONGEST = 1 << 28  # of a header, in bytes
 

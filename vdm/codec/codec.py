@@ -16,6 +16,7 @@ from vdm.codec.coder import Coder
 from vdm.codec.pictures import Pictures
 from vdm.codec.stack import START_BITS, Damaged, Stack
 from vdm.contract import Ability
+from vdm.data import fingerprint
 from vdm.errors import UserError, require
 from vdm.run import Run
 
@@ -70,7 +71,7 @@ def compress(config: ConfigDict, run: Run, given: Pictures) -> Compressed:
         "model": header_lib.fingerprint(config, run),
         "images": size,
         "shape": list(run.data.spec.shape),
-        "sha": header_lib.sha(given.image),
+        "sha": fingerprint.of_images(given.image, run.data.spec.vocab_size),
         "timesteps": codec.timesteps,
         "fineness": codec.fineness,
         "seed": codec.seed,
@@ -123,7 +124,8 @@ def decompress(config: ConfigDict, run: Run, given: Archive, path: str) -> Pictu
         raise UserError(wrong) from error
     image = np.concatenate(images[::-1])
     empty = all(stack.is_bottom(initial) for stack, initial in zip(stacks, header["initial"]))
-    require(empty and header_lib.sha(image) == header["sha"], wrong)
+    sha = fingerprint.of_images(image, run.data.spec.vocab_size)
+    require(empty and sha == header["sha"], wrong)
     label = np.concatenate(labels[::-1]) if run.model.takes_label else None
     return Pictures(image, label, header.get("names"))
 

@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 import numpy as np
 
 import vdm
-from vdm.data.dataset import Images
 from vdm.errors import require
 from vdm.run import Run
 
@@ -87,13 +86,6 @@ def fingerprint(config: ConfigDict, run: Run) -> str:
         value = np.asarray(value)
         found.update(f"{jax.tree_util.keystr(path)} {value.dtype} {value.shape}".encode())
         found.update(value.tobytes())
-    return found.hexdigest()[:16]
-
-
-def sha(images: Images) -> str:
-    """Of images: their values, order and shape."""
-    found = hashlib.sha256(repr(images.shape).encode())
-    found.update(images.tobytes())
     return found.hexdigest()[:16]
 
 

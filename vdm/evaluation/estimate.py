@@ -26,6 +26,7 @@ class Estimate:
       passes: how often each image was evaluated.
       exact: whether it is the negative log-likelihood itself, and not the negative ELBO.
       given_label: whether it is that of images given their labels.
+      data: fingerprint of the images; "" where it was not taken.
     """
 
     values: dict[str, PerImage]
@@ -33,6 +34,7 @@ class Estimate:
     passes: int
     exact: bool = False
     given_label: bool = False
+    data: str = ""
 
     @property
     def images(self) -> int:
@@ -61,15 +63,16 @@ class Estimate:
             for name, se in self.se.items()
         }
 
-    def json(self) -> dict[str, float | int | None]:
-        """Every number: NAME, NAME_se, and its parts NAME_se_images and NAME_se_noise; images; passes. What
-        is not finite is None."""
+    def json(self) -> dict[str, float | int | str | None]:
+        """Every number: NAME, NAME_se, and its parts NAME_se_images and NAME_se_noise; images; passes; and
+        the fingerprint of the images, where it was taken. What is not finite is None."""
         numbers: dict[str, float] = {}
         for name, mean in self.mean.items():
             numbers |= {name: mean, f"{name}_se": self.se[name]}
             numbers |= {f"{name}_se_images": self.images_se[name], f"{name}_se_noise": self.noise[name]}
         numbers |= {"images": self.images, "passes": self.passes}
-        return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        found = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        return found | ({"data": self.data} if self.data else {})
 
 
 def standard_error(values: Float[np.ndarray, "n"]) -> float:

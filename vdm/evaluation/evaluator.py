@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 import dataclasses
+import functools
 
 import jax
 from ml_collections import ConfigDict
 import numpy as np
 
 from vdm.contract import Ability, Model
+from vdm.data import fingerprint
 from vdm.data.dataset import Data
+from vdm.data.resident import in_memory_if_it_fits
 from vdm.errors import require
 from vdm.evaluation.estimate import Estimate, combine
 from vdm.evaluation.passes import Pass, over_split, progress_bar
@@ -51,6 +54,10 @@ def make_evaluator(
 
     one_pass = over_split(one_draw, config, data)
 
+    @functools.cache
+    def data_of(images):
+        return fingerprint.of_split(in_memory_if_it_fits(data.test, config.data), data.spec, images)
+
     def evaluate(params, passes, progress=False, target_se=0.0, title="ELBO"):
         images = config.eval.images or data.test.size
         profile = Profile(images) if draws_time else None
@@ -84,7 +91,7 @@ def make_evaluator(
                 break
         bar.close()
         estimate = combine(sets, data.spec.shape)
-        exact = Ability.EXACT in model.abilities
-        return dataclasses.replace(estimate, exact=exact, given_label=model.given_label), profile
+        about = {"exact": Ability.EXACT in model.abilities, "given_label": model.given_label}
+        return dataclasses.replace(estimate, data=data_of(images), **about), profile
 
     return evaluate

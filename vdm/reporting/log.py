@@ -79,7 +79,9 @@ class Log:
         left = (self._train.steps - step) / rate
         numbers = {"bpd": bpd, **bits, "draw_sd": draw_sd, "grad_norm": means["grad_norm"]}
         timing = {"seconds": self.seconds(), "steps_per_second": rate}
-        finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        finite: dict[str, float | str | None] = {
+            name: value if math.isfinite(value) else None for name, value in numbers.items()
+        }
         self._writer.write(step, "train", finite | timing)
         self.progress(step)
         terms = "  ".join(f"{name} {value:.4f}" for name, value in bits.items())

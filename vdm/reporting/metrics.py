@@ -28,13 +28,13 @@ class Writer:
         self._file = self.path.open("a")
         self._board = SummaryWriter(str(workdir), purge_step=step + 1 if step else None)
 
-    def write(self, step: int, split: str, metrics: Mapping[str, float | None]) -> None:
-        """Writes one line, and the same to TensorBoard as "split/metric"; None is a number that is not finite
-        or not known."""
+    def write(self, step: int, split: str, metrics: Mapping[str, float | str | None]) -> None:
+        """Writes one line, and its numbers to TensorBoard as "split/metric"; None is a number that is not
+        finite or not known."""
         self._file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
         self._file.flush()
         for name, value in metrics.items():
-            if value is not None:
+            if value is not None and not isinstance(value, str):
                 self._board.add_scalar(f"{split}/{name}", value, step)
 
     def image(self, step: int, name: str, path: pathlib.Path | str) -> None:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vdm.data import fingerprint
+
 if TYPE_CHECKING:  # this module imports no JAX, so that studies start at once
     from vdm.evaluation.estimate import Estimate
 
@@ -54,5 +56,6 @@ def estimate_table(estimate: "Estimate") -> str:
         label = f"total ({'exact' if estimate.exact else 'ELBO'})" if name == "bpd" else name
         lines.append(f"{label:<16}" + "".join(f"{fixed(number):>10}" for number in numbers))
     lines.insert(-1, "-" * len(lines[0]))
-    lines.append(f"images: {estimate.images}, each evaluated {estimate.passes} times")
+    data = f" of {fingerprint.named(estimate.data)}" if estimate.data else ""
+    lines.append(f"images: {estimate.images}{data}, each evaluated {estimate.passes} times")
     return "\n".join(lines)

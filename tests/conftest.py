@@ -104,6 +104,17 @@ def run(workdir, devices=1, **flags):
     return subprocess.run(line, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
+def cli(*args):
+    """The exit code of a command, in this process."""
+    from vdm import main
+
+    for flag in ("workdir", "mode", "cache", "input", "output"):
+        main.FLAGS[flag].unparse()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["vdm", *map(str, args)])
+        return main.cli()
+
+
 def state(workdir, step=12):
     """Every array of a checkpoint, as bytes by name."""
     import jax

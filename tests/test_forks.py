@@ -13,8 +13,8 @@ import sys
 
 import pytest
 
-from conftest import ROOT, TINY, make_config, metrics, state
-from vdm import commandline, config as config_lib, main, train, workdir as workdir_lib
+from conftest import ROOT, TINY, cli, make_config, metrics, state
+from vdm import commandline, config as config_lib, train, workdir as workdir_lib
 from vdm.errors import UserError, one_line
 from vdm.reporting import log
 
@@ -37,15 +37,6 @@ def fields(fork):
 def unload(*modules):
     for name in modules:
         sys.modules.pop(name, None)
-
-
-def cli(*args):
-    """The exit code of a command, in this process."""
-    for flag in ("workdir", "mode", "cache"):
-        main.FLAGS[flag].unparse()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["vdm", "--cache=", *map(str, args)])
-        return main.cli()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -120,7 +111,7 @@ def test_evaluated_by_its_workdir_alone(trained, without_examples):
     name, _, workdir = trained
     ended = json.loads((workdir / "eval.json").read_text())
     (workdir / "eval.json").unlink()
-    assert cli("--mode=eval", f"--workdir={workdir}") == 0
+    assert cli("--cache=", "--mode=eval", f"--workdir={workdir}") == 0
     found = json.loads((workdir / "eval.json").read_text())
     assert found["bpd"] == pytest.approx(ended["bpd"], rel=1e-6) and found["estimator"].startswith("ELBO")
     assert sys.modules[f"examples.{name}"].__file__ == str(workdir / "components" / f"examples.{name}.py")
@@ -206,7 +197,9 @@ TYPOS = {
 def test_a_typo_is_one_line_and_exit_code_2(case, tmp_path, capfd):
     changes, *texts = TYPOS[case]
     args = [f"--config.{name}={value}" for name, value in changes.items()]
-    assert cli(f"--config={ROOT / 'configs/digits.py'}", f"--workdir={tmp_path / 'W'}", *args) == 2
+    assert (
+        cli("--cache=", f"--config={ROOT / 'configs/digits.py'}", f"--workdir={tmp_path / 'W'}", *args) == 2
+    )
     error = capfd.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1, error
     for text in texts:

@@ -39,14 +39,13 @@ def together(workdir, **flags):
 
 
 def test_two_processes_train_save_and_resume_together(tmp_path):
-    """Stopped at steps 4 and 8, and each time resumed under the other kind, they end where one process of
-    four devices does."""
+    """Stopped at step 4 and resumed under the other kind, they end where one process of four devices does."""
     every = {"log_every": 4, "sample_every": 4, "substeps": 1}
     flags = {f"config.train.{name}": value for name, value in every.items()}
-    for steps, kind in ((4, "pmap"), (8, "shard_map"), (12, "pmap")):
+    for steps, kind in ((4, "shard_map"), (12, "pmap")):
         fields = {"config.train.steps": steps, "config.parallel": kind}
         outputs = together(tmp_path / "two", **flags, **fields)
-        assert steps == 4 or f"resuming at step {steps - 4} of {steps}" in outputs[0]
+        assert steps == 4 or "resuming at step 4 of 12" in outputs[0]
         assert "step" not in outputs[1], "only the first process reports"
 
     done = run(tmp_path / "one", devices=4, **flags, **{"config.parallel": "shard_map"})

@@ -126,7 +126,6 @@ def test_unrolled_is_the_same_function_and_what_is_kept_changes_no_gradient(name
     for other in (
         {"remat": "none"},
         {"remat": "block"},
-        {"unroll": True},
         {"unroll": True, "remat": "block"},
     ):
         out, gradient = out_and_gradient(name, **other)

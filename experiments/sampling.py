@@ -10,6 +10,7 @@ of one and the same noise.
 """
 
 from collections.abc import Mapping, Sequence
+import math
 import pathlib
 from typing import NamedTuple
 
@@ -43,16 +44,23 @@ Influence = Float[np.ndarray, "n"]
 
 
 class Distance(NamedTuple):
-    """An energy distance, and by how much each of x and each of y moves it."""
+    """An energy distance, and by how much each of x and each of y moves it.
+
+    Attributes:
+      pairs: the part of its variance that pairs of samples make together, beyond what each makes.
+    """
 
     value: float
     of_x: Influence
     of_y: Influence
+    pairs: float
 
     @property
     def se(self) -> float:
-        """Its standard error: up to a third too large near distance 0."""
-        return standard_error(self.of_x, self.of_y)
+        """Its standard error. The influences count `pairs` twice, and where the distance is 0 they count
+        nothing else."""
+        twice = standard_error(self.of_x, self.of_y) ** 2
+        return math.sqrt(max(twice - self.pairs, 0.5 * twice))
 
 
 class Compared(NamedTuple):
@@ -67,14 +75,22 @@ class Compared(NamedTuple):
 
 def energy_distance(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -> Distance:
     """The unbiased energy distance of samples x and y."""
-    across = _distances(x, y)
-    within_x = _distances(x, x).sum(axis=1) / (len(x) - 1)
-    within_y = _distances(y, y).sum(axis=1) / (len(y) - 1)
+    across, among_x, among_y = _distances(x, y), _distances(x, x), _distances(y, y)
+    within_x = among_x.sum(axis=1) / (len(x) - 1)
+    within_y = among_y.sum(axis=1) / (len(y) - 1)
     value = 2.0 * across.mean() - within_x.mean() - within_y.mean()
     # To first order; a sample is in both places of a pair, hence twice.
     of_x = 2.0 * (across.mean(axis=1) - within_x)
     of_y = 2.0 * (across.mean(axis=0) - within_y)
-    return Distance(value, of_x, of_y)
+    # Each pair's distance without what each of the two makes alone (Hoeffding 1948): the second-order part.
+    pairs = 2.0 * _centred(among_x) / len(x) ** 2 + 2.0 * _centred(among_y) / len(y) ** 2
+    return Distance(value, of_x, of_y, pairs + 4.0 * _centred(across) / (len(x) * len(y)))
+
+
+def _centred(distances):
+    """The mean square of distances without the means of their rows and columns."""
+    own = distances - distances.mean(axis=0) - distances.mean(axis=1)[:, None] + distances.mean()
+    return float(np.square(own).mean())
 
 
 def _distances(a, b):

@@ -26,12 +26,14 @@ def test_energy_distance_has_no_bias_and_its_error_is_the_spread():
     """Over many pairs of sets of one distribution the mean is 0. Of shifted ones, the estimated
     standard error is the spread."""
     random = np.random.default_rng(0)
-    same = [sampling.energy_distance(*random.normal(size=(2, 30, 2))).value for _ in range(400)]
-    assert abs(np.mean(same)) < 4 * np.std(same) / math.sqrt(400)
+    same = [sampling.energy_distance(*random.normal(size=(2, 100, 2))) for _ in range(600)]
+    values = np.array([found.value for found in same])
+    assert abs(values.mean()) < 4 * values.std() / math.sqrt(600)
+    assert 0.9 < math.sqrt(np.mean([found.se**2 for found in same])) / values.std() < 1.1
 
     shifted = [
         sampling.energy_distance(random.normal(size=(60, 2)), random.normal(size=(50, 2)) + 0.8)
         for _ in range(200)
     ]
     spread = np.std([found.value for found in shifted])
-    assert 0.8 < np.mean([found.se for found in shifted]) / spread < 1.25
+    assert 0.85 < np.mean([found.se for found in shifted]) / spread < 1.15

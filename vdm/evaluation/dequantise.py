@@ -14,6 +14,13 @@ from vdm.diffusion import encoder
 from vdm.diffusion.path import log_normal
 
 
+def start(kind: str, gamma_0: Float[Array, ""], vocab_size: int) -> Float[Array, ""]:
+    """The γ of the z that `dequantise` draws: there the flow starts, and another start is another model."""
+    if kind == "uniform":
+        return jnp.maximum(gamma_0, -2.0 * math.log(vocab_size * math.sqrt(3.0)))
+    return gamma_0
+
+
 def dequantise(
     kind: str,
     keys: Key[Array, "batch"],
@@ -33,7 +40,7 @@ def dequantise(
     """
     x = encoder.scale(levels, vocab_size)
     if kind == "uniform":
-        gamma = jnp.maximum(gamma_0, -2.0 * math.log(vocab_size * math.sqrt(3.0)))
+        gamma = start(kind, gamma_0, vocab_size)
         u = jax.vmap(lambda key: jax.random.uniform(key, x.shape[1:], minval=-1.0))(keys)
         z = encoder.alpha(gamma) * (x + u / vocab_size)
         nats = x[0].size * jnp.log(2.0 * encoder.alpha(gamma) / vocab_size)

@@ -57,7 +57,7 @@ def flow_log_density(
 
     Returns:
       "log_density": nats [batch]. "steps": how many were taken, [batch]. "quadrature": how far the rule with
-      half the nodes is from the one used, which is more than the latter's own error, nats [batch].
+      half the nodes is from the one used, nats [batch]: an estimate of the error, which can be larger.
     """
     points, weights = clenshaw_curtis(nodes)
     low, high = ends

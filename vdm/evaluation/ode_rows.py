@@ -13,7 +13,7 @@ from vdm.contract import Ability
 from vdm.diffusion import elbo
 from vdm.errors import UserError, require
 from vdm.evaluation import ode
-from vdm.evaluation.dequantise import dequantise
+from vdm.evaluation.dequantise import dequantise, start
 from vdm.evaluation.estimator import Estimator, Result, print_row
 from vdm.evaluation.importance import bound_rows
 from vdm.evaluation.passes import run_passes
@@ -47,7 +47,7 @@ def _measure(config: ConfigDict, run: Run, done: Sequence[Row]) -> Result:
         samples_line(weighted),
         "In the ODE, each image's steps keep the local error of z within "
         f"{config.eval.ode.tolerance}; half the nodes would change an image by "
-        f"{quadrature:.4f} bits/dim on average.",
+        f"{quadrature:.4f} bits/dim on average, an estimate of the quadrature's error and no bound.",
     ]
     return Result([uniform, normal, *weighted[:1], *weighted[1:][-1:]], weighted, checks)
 
@@ -61,7 +61,7 @@ def flow_row(config: ConfigDict, run: Run, kind: str) -> Row:
     """
     name = f"ODE, {kind} dequantisation"
     result, evaluations, seconds = _flow(config, run, kind, False, 1, None, name)
-    (row,) = _rows(name, result, evaluations, seconds, run)
+    (row,) = _rows(kind, name, result, evaluations, seconds, run)
     return row
 
 
@@ -81,12 +81,14 @@ def weighted_flow_rows(config: ConfigDict, run: Run) -> tuple[list[Row], float]:
     images = min(section.images, config.eval.images or run.data.test.size)
     name = "ODE, normal dequantisation, exact divergence"
     result, evaluations, seconds = _flow(config, run, "normal", True, section.samples, images, name)
-    rows = _rows(name, result, evaluations, seconds, run)
+    rows = _rows("normal", name, result, evaluations, seconds, run)
     return rows, float(elbo.bits_per_dim(result["quadrature"].mean(), run.data.spec.shape))
 
 
-def _rows(name, result, evaluations: float, seconds: float, run: Run) -> list[Row]:
-    rows = bound_rows(name, "the ODE", result["log_w"], evaluations, seconds, run.data.spec.shape)
+def _rows(kind, name, result, evaluations: float, seconds: float, run: Run) -> list[Row]:
+    gamma_0 = run.model.gamma(run.state.ema, jnp.zeros(()))
+    bounds = f"the ODE from γ = {float(start(kind, gamma_0, run.data.spec.vocab_size)):.2f}"
+    rows = bound_rows(name, bounds, result["log_w"], evaluations, seconds, run.data.spec.shape)
     print_row(rows[-1])
     return rows
 
@@ -103,7 +105,7 @@ def _flow(
       UserError: the ODE of an image was not solved.
     """
     section, model, spec = config.eval.ode, run.model, run.data.spec
-    start = time.monotonic()
+    began = time.monotonic()
 
     def log_weight(params, rng, batch, _):
         ends = model.gamma(params, jnp.array([0.0, 1.0]))
@@ -127,7 +129,7 @@ def _flow(
     # A step asks for six evaluations, a node for one and products with its Jacobian.
     products = math.prod(spec.shape) if exact else 1
     evaluations = samples * (6.0 * result["steps"].mean() + (section.nodes + 1) * (1 + products))
-    return result, float(evaluations), time.monotonic() - start
+    return result, float(evaluations), time.monotonic() - began
 
 
 def require_solved(steps: np.ndarray, tolerance: float) -> None:

@@ -99,9 +99,10 @@ def order_line(claim: str, above: Row, below: Row) -> str:
 
 
 def agreement_line(claim: str, one: Row, other: Row) -> str:
-    """Whether two rows are the same on the images of both, but for three standard errors."""
+    """Whether two rows are the same on the images of both, but for three standard errors: how much that is,
+    the line says, as nothing smaller can be seen."""
     mean, se = difference(one, other)
-    verdict = "not known" if math.isnan(se) else "yes" if abs(mean) <= 3.0 * se else "NO"
+    verdict = "not known" if math.isnan(se) else f"yes, to {3.0 * se:.4f}" if abs(mean) <= 3.0 * se else "NO"
     return f"{claim}: {verdict}; {one.name} is {mean:+.4f} ± {fixed(se)} above {other.name}."
 
 

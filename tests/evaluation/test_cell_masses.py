@@ -61,11 +61,11 @@ def solve():
 
 
 def draw(kind, gamma_0):
-    """Points of each cell: z [levels, draws], and −log q(z)."""
+    """Points of each cell: z [levels, draws], the γ of z, and −log q(z)."""
     levels = jnp.repeat(jnp.arange(LEVELS), DRAWS // LEVELS)[:, None, None, None]
     keys = jax.random.split(jax.random.key(3), len(levels))
-    z, _, nats = dequantise.dequantise(kind, keys, levels, jnp.float32(gamma_0), LEVELS)
-    return np.asarray(z, np.float64).ravel(), np.asarray(nats, np.float64)
+    z, start, nats = dequantise.dequantise(kind, keys, levels, jnp.float32(gamma_0), LEVELS)
+    return np.asarray(z, np.float64).ravel(), float(start), np.asarray(nats, np.float64)
 
 
 # The uniform noise of a cell has the variance of the model's at γ = −2 log(V√3) = −4.32.
@@ -80,7 +80,8 @@ def test_the_bounds_are_below_the_exact_masses(solve, gamma_0, uniform_start):
         log_p, _ = solve(grid, low)
         integral = np.exp(log_p).reshape(LEVELS, -1).mean(axis=1) * 2.0 * alpha / LEVELS
         np.testing.assert_allclose(integral, masses, rtol=5e-4)
-        z, nats = draw(kind, gamma_0)
+        z, start, nats = draw(kind, gamma_0)
+        assert start == pytest.approx(low, rel=1e-6)
         log_w = (solve(z, low)[0] + nats).reshape(LEVELS, -1)
         se = log_w.std(axis=1, ddof=1) / np.sqrt(log_w.shape[1])
         assert np.all(log_w.mean(axis=1) < np.log(masses) + 4.0 * se) and se.max() < 0.02

@@ -68,7 +68,7 @@ def read(folder: pathlib.Path | str) -> Record:
     )
     config = workdir_lib.read_config(folder)
     rows = read_metrics(folder / "metrics.jsonl")
-    evaluations = [row for row in rows if row["split"] != "train"]
+    evaluations = [row for row in rows if row["split"] in ("test", "final")]
     newest = rows[-1] if rows else {"step": 0}
     final = _read_json(folder / "eval.json")
     # A run that was taken up again, to train for longer, has the eval.json of its first end.

@@ -1,6 +1,7 @@
 """The training loop: batches in, steps on the devices, numbers and pictures out; resumes anywhere."""
 
 from collections.abc import Callable, Iterator
+import dataclasses
 import itertools
 import math
 import pathlib
@@ -80,6 +81,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     fingerprint.check(workdir / "data.json", parts.data, keep=lead)
     estimators.choose(config, parts.model)  # what cannot be evaluated is refused before it is trained
     evaluate = make_evaluator(parts.model, config, parts.data)
+    validate = make_validator(parts, config)
     sample = sample_lib.make_sampler(parts.model, config, parts.data)
     if lead:
         print(text.parameter_table(parts.like.params))
@@ -105,7 +107,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         if begin == first:
             jax.block_until_ready(state)
             log.start_clock(step)  # compilation is no part of the speed
-        bpd = report(config, step, state.ema, running, evaluate, sample, log)
+        bpd = report(config, step, state.ema, running, evaluate, validate, sample, log)
         stopping = step < train.steps and stop.asked(checkpoints, step)
         if due(step, train.checkpoint_every, train.steps) or stopping:
             rest = {"running": running.sums, "seconds": log.seconds()}
@@ -118,6 +120,15 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     log.close()
     if stopping:
         raise KeyboardInterrupt
+
+
+def make_validator(parts: run_lib.Parts, config: ConfigDict) -> Callable[..., Any] | None:
+    """The evaluator of the validation images; None where there are none."""
+    if parts.data.validation is None:
+        return None
+    config = config.copy_and_resolve_references()
+    config.eval.images = 0
+    return make_evaluator(parts.model, config, dataclasses.replace(parts.data, test=parts.data.validation))
 
 
 def compile_step(
@@ -161,10 +172,12 @@ def report(
     ema: Params,
     running: "Running",
     evaluate: Any,
+    validate: Any,
     sample: Any,
     log: Log | NoLog,
 ) -> float | None:
-    """Reports what is due at a step; returns the test bits/dim where they are.
+    """Reports what is due at a step; returns the bits/dim by which the best checkpoint is chosen, where they
+    are due: of the validation images, or without any of the test images.
 
     Raises:
       UserError: the loss is no number any more.
@@ -180,6 +193,9 @@ def report(
         # With as many passes, and the same noise, at each step: so the points of the curve compare.
         estimate, _ = evaluate(ema, config.eval.passes_in_training)
         log.test(step, estimate)
+        if validate:
+            estimate = validate(ema, config.eval.passes_in_training)[0]
+            log.validation(step, estimate)
         bpd = estimate.mean["bpd"]
     if due(step, train.sample_every, train.steps):
         log.samples(step, sample(ema))

@@ -41,6 +41,18 @@ def test_training_images_are_held_out_to_choose_settings_by():
         np.testing.assert_array_equal(found[name][order(found)], want[name][order(want)])
 
 
+def test_validation_images_are_neither_trained_on_nor_tested_by():
+    """A fifth of the training images, beside the test split or beside what is held out in its place."""
+    read = lambda split: {image.tobytes() for image in split.read(np.arange(split.size))["image"]}
+    for held in (0.0, 0.1):
+        data = load(section("digits", hold_out=held, validation=0.2))
+        before = load(section("digits", hold_out=held))
+        assert before.validation is None and data.validation.size == round(0.2 * before.train.size)
+        assert read(data.test) == read(before.test)
+        assert read(data.train) | read(data.validation) == read(before.train)
+        assert not read(data.validation) & (read(data.train) | read(data.test))
+
+
 @pytest.mark.parametrize("levels", [256, 16])
 def test_swirl(levels):
     data = load(section("swirl", vocab_size=levels))

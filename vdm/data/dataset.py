@@ -42,11 +42,12 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """A data set: its two splits and what a model must know of them."""
+    """A data set: its splits and what a model must know of them; `validation` chooses the best checkpoint."""
 
     train: Split
     test: Split
     spec: Spec
+    validation: Split | None = None
 
 
 def in_memory(images: Images, labels: Labels | None = None) -> Split:

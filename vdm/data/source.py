@@ -27,13 +27,17 @@ class Source(Component):
     augment: str = ""  # changes to the training images: any of flip, rotate, channels, joined by commas
     on_device_gib: float = 1.0  # a training split up to this size is kept on the devices
     hold_out: float = 0.0  # share of the training images to test by, in place of the test split; 0: none
+    validation: float = (
+        0.0  # share of the training images to choose the best checkpoint by; 0: by the test split
+    )
 
     def check(self) -> None:
         for kind in augment.kinds(self.augment):
             accepted = f"any of {', '.join(augment.KINDS)}, joined by commas; {kind!r} is none of them"
             accept("augment", kind in augment.KINDS, accepted)
         accept("on_device_gib", self.on_device_gib >= 0, "0 (never) or more")
-        accept("hold_out", 0 <= self.hold_out < 1, "0 (use the test split) up to, but not, 1")
+        for name in ("hold_out", "validation"):
+            accept(name, 0 <= getattr(self, name) < 1, "0 (use the test split) up to, but not, 1")
 
     def load(self) -> Data:
         """The data set.

@@ -47,14 +47,22 @@ def load(section: ConfigDict) -> Data:
     _check(data, source)
     train, test = _cached(data.train, "train", source), _cached(data.test, "test", source)
     if source.hold_out:
-        count = round(source.hold_out * train.size)
-        require(
-            0 < count < train.size,
-            f"config.data.hold_out is {source.hold_out}, which is {count} of {train.size} training images; "
-            "accepted: a share of some of them, but not of all.",
-        )
-        train, test = held_out(train, count)
-    return Data(train, test, data.spec)
+        train, test = _part("hold_out", source.hold_out, train)
+    validation = None
+    if source.validation:
+        train, validation = _part("validation", source.validation, train)
+    return Data(train, test, data.spec, validation)
+
+
+def _part(field: str, share: float, train: Split) -> tuple[Split, Split]:
+    """The training images without a share of them, and that share."""
+    count = round(share * train.size)
+    require(
+        0 < count < train.size,
+        f"config.data.{field} is {share}, which is {count} of {train.size} training images; "
+        "accepted: a share of some of them, but not of all.",
+    )
+    return held_out(train, count)
 
 
 def _check(data: Data, source: Source) -> None:

@@ -9,7 +9,7 @@ from vdm.contract import Ability
 from vdm.evaluation import estimators, files
 from vdm.evaluation.pictures import denoise
 from vdm.evaluation.table import tables
-from vdm.run import restore
+from vdm.run import Run, restore
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -25,7 +25,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     restored = restore(config, workdir)
     chosen = estimators.choose(config, restored.model)
     step = int(restored.state.step)
-    heading = f"{config.data.name}, test split, step {step}, EMA"
+    heading = f"{config.data.name}, test split, step {step}, EMA{_choice(config, restored)}"
     first_host = jax.process_index() == 0
     if first_host:
         print(heading, flush=True)
@@ -42,3 +42,14 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     if profile is not None and denoised is not None:
         written += files.write_profile(workdir, config, restored, measured, profile, denoised)
     print(f"{workdir}: {', '.join(written)}")
+
+
+def _choice(config: ConfigDict, run: Run) -> str:
+    """By what the checkpoint was chosen."""
+    if config.eval.checkpoint == "newest":
+        return ""
+    if run.data.validation is None:
+        return (
+            ", the best by these test images themselves, so that it looks too good (config.data.validation)"
+        )
+    return f", the best by {run.data.validation.size} validation images"

@@ -31,6 +31,7 @@ def write_estimates(
     if len(rows) > 1:
         more |= {"rows": [row.json() for row in rows]}
     more |= {"checks": checks} if checks else {}
+    more["of"] = heading
     estimate.write_json(workdir / "eval.json", rows[0].estimate, step, more)
     _write_images(workdir / "eval_images.csv", [*rows, *series.get("depth", [])])
     return ["eval.md", "eval.json", "eval_images.csv"]

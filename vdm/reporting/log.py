@@ -102,6 +102,12 @@ class Log:
         if step < self._train.steps and time.monotonic() - self._drawn > REDRAW:
             self._plot()
 
+    def validation(self, step: int, estimate: Estimate) -> None:
+        """Writes an estimate over the validation split."""
+        self._writer.write(step, "validation", estimate.json() | {"seconds": self.seconds()})
+        mean, se = estimate.mean["bpd"], estimate.se["bpd"]
+        self.say(f"step {step}: validation {mean:.4f} ± {se:.4f} bits/dim")
+
     def samples(self, step: int, samples: Images) -> None:
         """Writes samples.png and samples.npz, the newest, and keeps the picture of this step."""
         pictures.write_samples(self._workdir, samples, self._spec.vocab_size)
@@ -151,6 +157,9 @@ class NoLog(Log):
         pass
 
     def test(self, step: int, estimate: Estimate) -> None:
+        pass
+
+    def validation(self, step: int, estimate: Estimate) -> None:
         pass
 
     def samples(self, step: int, samples: Images) -> None:

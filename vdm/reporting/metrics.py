@@ -11,9 +11,10 @@ import numpy as np
 class Writer:
     """metrics.jsonl, one JSON object a line, and TensorBoard events, in a workdir.
 
-    A line is {"step": …, "split": "train", "test" or "final", metric: value, …}, in bits/dim but for what is
-    named otherwise. All lines of "test" have the same passes and draws, so they make one curve. "final" is
-    the estimate at the end, of more passes. "seconds" is the time spent training, over all starts.
+    A line is {"step": …, "split": "train", "test", "validation" or "final", metric: value, …}, in bits/dim
+    but for what is named otherwise. All lines of "test" have the same passes and draws, so they make one
+    curve. "final" is the estimate at the end, of more passes. "seconds" is the time spent training, over all
+    starts.
     """
 
     def __init__(self, workdir: pathlib.Path | str, step: int):

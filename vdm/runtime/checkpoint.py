@@ -51,7 +51,7 @@ class Checkpoints:
         )
 
     def save(self, step: int, state: "State", rest: dict[str, Any], bpd: float | None = None) -> None:
-        """Saves in the background. `rest` is a JSON dictionary, `bpd` the test bits/dim."""
+        """Saves in the background. `rest` is a JSON dictionary, `bpd` chooses the best."""
         self._manager.save(
             step,
             args=ocp.args.Composite(state=ocp.args.StandardSave(_parts(state)), rest=ocp.args.JsonSave(rest)),
@@ -63,7 +63,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def best(self) -> int | None:
-        """The step with the lowest test bits/dim, or None where none was evaluated."""
+        """The step with the lowest `bpd`, or None where none was evaluated."""
         return self._manager.best_step()
 
     def restore(self, like: "State", step: int | None) -> tuple["State", dict[str, Any]]:

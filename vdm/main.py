@@ -5,6 +5,7 @@
   python -m vdm.main --workdir=/tmp/digits --mode=sample --config.sample.num=256
   python -m vdm.main --workdir=/tmp/digits --mode=compress --input=test --output=/tmp/test.vdm
   python -m vdm.main --workdir=/tmp/digits --mode=decompress --input=/tmp/test.vdm --output=/tmp/test.npz
+  python -m vdm.main --config=configs/cifar10.py --workdir=/tmp/W --mode=import --input=ckpt-1.flax
 
 The first command trains; given again, it goes on where it was stopped. Any field of the config can be set,
 as in --config.train.steps=5000, and so can a component, as in --config.model.schedule.name=cosine.
@@ -34,8 +35,10 @@ MODES = {
     "sample": "vdm.sample",
     "compress": "vdm.codec.compress",
     "decompress": "vdm.codec.decompress",
+    "import": "vdm.exchange.bring",
 }
-WITH_FILES = ("compress", "decompress")
+# Which modes take --input, and --output.
+FILES = {"input": ("compress", "decompress", "import"), "output": ("compress", "decompress")}
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Folder of the run: its checkpoints, metrics, pictures.")
@@ -44,7 +47,7 @@ flags.DEFINE_string(
     "input",
     None,
     "To compress: a folder of images, an .npz file, or 'test' for the run's own test split. To decompress: "
-    "the file that was written.",
+    "the file that was written. To import: a checkpoint of google-research/vdm, ckpt-N.flax.",
 )
 flags.DEFINE_string(
     "output",
@@ -104,11 +107,11 @@ def read_files() -> tuple[str, ...]:
       UserError: one is missing or not taken, or the output could not be written.
     """
     for name in ("input", "output"):
-        value, taken = FLAGS[name].value, FLAGS.mode in WITH_FILES
+        value, taken = FLAGS[name].value, FLAGS.mode in FILES[name]
         require(taken or value is None, f"--{name} is {value!r}, which --mode={FLAGS.mode} does not take.")
         require(not taken or value, f"--{name} is missing; --mode={FLAGS.mode} needs it. See --help.")
-    if FLAGS.mode not in WITH_FILES:
-        return ()
+    if FLAGS.mode not in FILES["output"]:
+        return (FLAGS.input,) if FLAGS.mode in FILES["input"] else ()
     output = pathlib.Path(FLAGS.output).expanduser()
     folder = output.absolute().parent
     require(folder.is_dir(), f"--output is {FLAGS.output!r}, but there is no folder {str(folder)!r}.")
@@ -149,7 +152,7 @@ def check_workdir(workdir: pathlib.Path, mode: str) -> None:
       UserError: it cannot be written; or, unless a run is to start, it is not there.
     """
     require(
-        mode == "train" or workdir.is_dir(),
+        mode in ("train", "import") or workdir.is_dir(),
         f"--workdir is {str(workdir)!r}, which does not exist; --mode={mode} needs the workdir "
         "of a run: run --mode=train first.",
     )

@@ -23,29 +23,36 @@ def logits(
 def log_prob(
     levels: Int[Array, "*any"], z_0: Float[Array, "*any"], gamma_0: Float[Array, "*#any"], vocab_size: int
 ) -> Float[Array, "*any"]:
-    """log p(x|z_0) of each value, nats.
+    """log p(x|z_0) of each value, nats."""
+    x = encoder.scale(levels, vocab_size)
+    return log_prob_at(levels, z_0 / encoder.alpha(gamma_0) - x, gamma_0, vocab_size)
+
+
+def log_prob_at(
+    levels: Int[Array, "*any"], offset: Float[Array, "*any"], gamma_0: Float[Array, "*#any"], vocab_size: int
+) -> Float[Array, "*any"]:
+    """log p(x|z_0) of each value where z_0/α_0 is x + `offset`, nats. Of a draw z_0 = α_0 x + σ_0 ε the
+    offset is e^{γ_0/2} ε, which has more digits than the difference of two numbers near x.
 
     The logits are taken relative to that of the true level, and the distance of two levels from
     their whole numbers: the true level's is exactly 0, nothing large cancels in float32, and no
     log-probability is above 0. The largest is the nearest level's, so Σ_v is taken in one go over
     the levels, forward and backward, and no array of size [..., vocab_size] is made.
     """
-    x = encoder.scale(levels, vocab_size)
-    u = z_0 / encoder.alpha(gamma_0)
-    u, x, levels, precision = jnp.broadcast_arrays(u, x, levels, jnp.exp(-jnp.asarray(gamma_0)))
+    offset, levels, precision = jnp.broadcast_arrays(offset, levels, jnp.exp(-jnp.asarray(gamma_0)))
 
-    def relative(v, u, precision):
+    def relative(v, offset, precision):
         apart = (2.0 / vocab_size) * (v - levels).astype(jnp.float32)
-        return 0.5 * precision * apart * (2.0 * (u - x) - apart)
+        return 0.5 * precision * apart * (2.0 * offset - apart)
 
-    nearest = encoder.unscale(u, vocab_size)
-    largest = jax.lax.stop_gradient(relative(nearest, u, precision))
+    nearest = encoder.unscale(encoder.scale(levels, vocab_size) + offset, vocab_size)
+    largest = jax.lax.stop_gradient(relative(nearest, offset, precision))
 
     @jax.checkpoint
     def add(total, v):
-        return total + jnp.exp(relative(v, u, precision) - largest), None
+        return total + jnp.exp(relative(v, offset, precision) - largest), None
 
-    total, _ = jax.lax.scan(add, jnp.zeros(u.shape), jnp.arange(vocab_size), unroll=16)
+    total, _ = jax.lax.scan(add, jnp.zeros(offset.shape), jnp.arange(vocab_size), unroll=16)
     return -largest - jnp.log(total)
 
 

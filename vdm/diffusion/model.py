@@ -194,7 +194,7 @@ class Diffusion(Model):
         draw = self.draw_matching(params, rng, x, batch, train, cdf, apart)
         eps_0 = rng.normal(randomness.RECONSTRUCTION, self.shape)
         levels, gamma_0 = batch["image"].astype(jnp.int32), self.gamma(params, jnp.zeros(()))
-        reconstruction = elbo.reconstruction(levels, x, eps_0, gamma_0, self.vocab_size)
+        reconstruction = elbo.reconstruction(levels, eps_0, gamma_0, self.vocab_size)
         return draw._replace(terms={"reconstruction": reconstruction, **draw.terms})
 
     def draw_matching(

@@ -4,6 +4,7 @@ from vdm.component import Registry
 from vdm.diffusion.schedule.base import Schedule, with_slope
 from vdm.diffusion.schedule.fixed import Cosine, FixedLinear, LinearBeta, Polynomial, Sigmoid
 from vdm.diffusion.schedule.learned import LearnedLinear, LearnedNet, Piecewise
+from vdm.diffusion.schedule.moving import MovingNet
 from vdm.diffusion.schedule.multivariate import Multivariate
 
 __all__ = ["SCHEDULES", "Schedule", "with_slope"]
@@ -19,6 +20,7 @@ SCHEDULES = Registry(
         "polynomial": Polynomial,
         "learned_net": LearnedNet,
         "piecewise": Piecewise,
+        "moving_net": MovingNet,
         "multivariate": Multivariate,
     },
 )

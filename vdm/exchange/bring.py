@@ -1,0 +1,86 @@
+"""--mode=import: a checkpoint of google-research/vdm as a new workdir, which can be used like any other."""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+
+from vdm import config as config_lib, run as run_lib, workdir as workdir_lib
+from vdm.data import fingerprint
+from vdm.errors import require
+from vdm.exchange import official
+from vdm.runtime import devices
+
+SAYS = """
+Of {path}, step {step}: its averaged parameters, from which a run here starts, without the optimiser's state.
+The same function as there: pixels are 2 (v + ½)/V − 1, the network is told γ as (γ − gamma_min)/(gamma_max −
+gamma_min), and ε̂ is z plus its output. Stored otherwise: {stored}.
+Not in the file, and to be set as there: gamma_min ({gamma_min}), gamma_max ({gamma_max}), timesteps
+({timesteps}), dropout ({dropout})."""
+
+
+def run(config: ConfigDict, workdir: pathlib.Path, path: str) -> None:
+    """Writes the workdir, with a checkpoint of step 0, and imported.json.
+
+    Raises:
+      UserError: the file is none, or of another model than the config's, or the workdir has a run.
+    """
+    require(
+        workdir_lib.newest(workdir) is None and not (workdir / "config.json").exists(),
+        f"--workdir is {str(workdir)!r}, which has a run; give a new folder.",
+    )
+    given = official.read(path)
+    check_fields(config, given.fields, path)
+    parts = run_lib.build(config)
+    params = official.parameters(given.ema)
+    check_shapes(params, parts.like.params, path)
+    params = jax.tree.map(
+        lambda value, like: jnp.asarray(value, like.dtype), params, _host(parts.like.params)
+    )
+    first = jax.device_get(parts.init())
+    state = first._replace(params=params, ema=jax.tree.map(jnp.copy, params))
+    from vdm.runtime import checkpoint  # only now, as Orbax takes a while to import
+
+    checkpoints = checkpoint.Checkpoints(workdir, config.train.keep)
+    checkpoints.save(0, devices.as_global(devices.replicate(state)), {"seconds": 0.0})
+    checkpoints.close()
+    fingerprint.check(workdir / "data.json", parts.data, keep=True)
+    (workdir / "imported.json").write_text(json.dumps({"file": path, "step": given.step}) + "\n")
+    workdir_lib.write_config(workdir, config)
+    model = config.model
+    ends = {name: model.schedule[name] for name in ("gamma_min", "gamma_max")}
+    free = {"timesteps": model.timesteps, "dropout": model.net.dropout, **ends}
+    print(SAYS.strip().format(path=path, step=given.step, stored=official.STORED, **free))
+    print(f"{workdir}: checkpoints/0, config.json, data.json, imported.json")
+
+
+def check_fields(config: ConfigDict, fields: dict[str, Any], path: str) -> None:
+    """Raises UserError where the config is not that of the file's model."""
+    flat = config_lib.flat(config.model)
+    wrong = {name: value for name, value in fields.items() if flat.get(name) != value}
+    flags = " ".join(f"--config.model.{name}={value}" for name, value in wrong.items())
+    require(not wrong, f"{path!r} is of another model than the config's; add {flags}")
+
+
+def check_shapes(params: Any, like: Any, path: str) -> None:
+    """Raises UserError where the parameters are not those of the config's model."""
+
+    def shapes(tree):
+        flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+        return {jax.tree_util.keystr(key, simple=True, separator="/"): np.shape(value) for key, value in flat}
+
+    found, wanted = shapes(params), shapes(like)
+    for name in sorted({*found, *wanted}):
+        require(
+            found.get(name) == wanted.get(name),
+            f"{path!r} is of another model than the config's: {name} is {found.get(name, 'absent')} there "
+            f"and {wanted.get(name, 'absent')} here; give the config of that run, and images of its shape.",
+        )
+
+
+def _host(tree):
+    return jax.tree.map(lambda value: jax.ShapeDtypeStruct(value.shape, value.dtype), tree)

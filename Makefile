@@ -19,7 +19,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 .PHONY: digits cifar check test lint constraints clean
 
 digits: .venv/installed
-	$(PY) -m vdm.main --config=configs/digits.py --workdir=runs/digits
+	$(PY) -m vdm.main --config=configs/digits.py --workdir=runs/digits --config.eval.passes=400
 
 cifar: .venv/installed
 	$(PY) -m vdm.main --config=configs/cifar10_laptop.py --workdir=runs/cifar --config.data.data_dir='$(DATA)'

@@ -5,7 +5,8 @@
   python -m vdm.main --workdir=/tmp/digits --mode=sample --config.sample.num=256
   python -m vdm.main --workdir=/tmp/digits --mode=compress --input=test --output=/tmp/test.vdm
   python -m vdm.main --workdir=/tmp/digits --mode=decompress --input=/tmp/test.vdm --output=/tmp/test.npz
-  python -m vdm.main --config=configs/cifar10.py --workdir=/tmp/W --mode=import --input=ckpt-1.flax
+  python -m vdm.main --workdir=/tmp/digits --mode=export --output=/tmp/model
+  python -m vdm.main --workdir=/tmp/W --mode=import --input=/tmp/model
 
 The first command trains; given again, it goes on where it was stopped. Any field of the config can be set,
 as in --config.train.steps=5000, and so can a component, as in --config.model.schedule.name=cosine.
@@ -36,9 +37,11 @@ MODES = {
     "compress": "vdm.codec.compress",
     "decompress": "vdm.codec.decompress",
     "import": "vdm.exchange.bring",
+    "export": "vdm.exchange.give",
 }
 # Which modes take --input, and --output.
-FILES = {"input": ("compress", "decompress", "import"), "output": ("compress", "decompress")}
+FILES = {"input": ("compress", "decompress", "import"), "output": ("compress", "decompress", "export")}
+FOLDERS = ("decompress", "export")  # whose output may be a folder
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Folder of the run: its checkpoints, metrics, pictures.")
@@ -47,12 +50,14 @@ flags.DEFINE_string(
     "input",
     None,
     "To compress: a folder of images, an .npz file, or 'test' for the run's own test split. To decompress: "
-    "the file that was written. To import: a checkpoint of google-research/vdm, ckpt-N.flax.",
+    "the file that was written. To import: a folder that --mode=export wrote, or a checkpoint ckpt-N.flax of "
+    "google-research/vdm.",
 )
 flags.DEFINE_string(
     "output",
     None,
-    "To compress: the file to write. To decompress: an .npz file, or a new folder for PNG files.",
+    "To compress: the file to write. To decompress: an .npz file, or a new folder for PNG files. To export: "
+    "a new folder.",
 )
 flags.DEFINE_string(
     "cache", cache.FOLDER, "Folder where compiled programs and decoded images are kept; '' for none."
@@ -110,8 +115,9 @@ def read_files() -> tuple[str, ...]:
         value, taken = FLAGS[name].value, FLAGS.mode in FILES[name]
         require(taken or value is None, f"--{name} is {value!r}, which --mode={FLAGS.mode} does not take.")
         require(not taken or value, f"--{name} is missing; --mode={FLAGS.mode} needs it. See --help.")
-    if FLAGS.mode not in FILES["output"]:
-        return (FLAGS.input,) if FLAGS.mode in FILES["input"] else ()
+    source = [FLAGS.input] if FLAGS.input else []
+    if not FLAGS.output:
+        return tuple(source)
     output = pathlib.Path(FLAGS.output).expanduser()
     folder = output.absolute().parent
     require(folder.is_dir(), f"--output is {FLAGS.output!r}, but there is no folder {str(folder)!r}.")
@@ -120,29 +126,32 @@ def read_files() -> tuple[str, ...]:
         f"--output is {FLAGS.output!r}, but {str(folder)!r} cannot be written; give another.",
     )
     require(
-        pathlib.Path(FLAGS.input).expanduser().absolute() != output.absolute(),
+        output.absolute() not in [pathlib.Path(path).expanduser().absolute() for path in source],
         f"--input and --output are both {FLAGS.input!r}; give another --output.",
     )
     require(
-        FLAGS.mode == "decompress" or not output.is_dir(),
+        FLAGS.mode in FOLDERS or not output.is_dir(),
         f"--output is {FLAGS.output!r}, a folder; give the name of a file.",
     )
-    return FLAGS.input, str(output)
+    return *source, str(output)
 
 
 def read_config(given: commandline.Given, workdir: pathlib.Path) -> ConfigDict:
-    """The complete config: of --config, or else that of the workdir, with the fields that are set."""
+    """The complete config: of --config, or else that of the workdir, or of the folder that is to be imported,
+    with the fields that are set."""
     from vdm import config as config_lib, workdir as workdir_lib
 
     if given.file:
         return commandline.apply(config_lib.load(given.file), given.args)
+    folder = pathlib.Path(FLAGS.input).expanduser() if FLAGS.mode == "import" else workdir
     require(
-        (workdir / "config.json").is_file(),
-        f"--config is missing, and {str(workdir)!r} holds no run whose config could be taken; "
+        (folder / "config.json").is_file(),
+        f"--config is missing, and {str(folder)!r} holds no run whose config could be taken; "
         "give a file, such as --config=configs/digits.py.",
     )
-    workdir_lib.load_modules(workdir)
-    return commandline.apply(workdir_lib.read_raw(workdir), given.args, drop_unread=True)
+    if folder == workdir:  # what comes from elsewhere brings no code
+        workdir_lib.load_modules(workdir)
+    return commandline.apply(workdir_lib.read_raw(folder), given.args, drop_unread=True)
 
 
 def check_workdir(workdir: pathlib.Path, mode: str) -> None:

@@ -1,4 +1,4 @@
-"""--mode=import: a checkpoint of google-research/vdm as a new workdir, which can be used like any other."""
+"""--mode=import: a model from elsewhere as a new workdir, which can be used like any other."""
 
 import json
 import pathlib
@@ -12,7 +12,7 @@ import numpy as np
 from vdm import config as config_lib, run as run_lib, workdir as workdir_lib
 from vdm.data import fingerprint
 from vdm.errors import require
-from vdm.exchange import official
+from vdm.exchange import official, weights
 from vdm.runtime import devices
 
 SAYS = """
@@ -26,6 +26,9 @@ Not in the file, and to be set as there: gamma_min ({gamma_min}), gamma_max ({ga
 def run(config: ConfigDict, workdir: pathlib.Path, path: str) -> None:
     """Writes the workdir, with a checkpoint of step 0, and imported.json.
 
+    Args:
+      path: a folder that --mode=export wrote, or a checkpoint of google-research/vdm.
+
     Raises:
       UserError: the file is none, or of another model than the config's, or the workdir has a run.
     """
@@ -33,14 +36,19 @@ def run(config: ConfigDict, workdir: pathlib.Path, path: str) -> None:
         workdir_lib.newest(workdir) is None and not (workdir / "config.json").exists(),
         f"--workdir is {str(workdir)!r}, which has a run; give a new folder.",
     )
-    given = official.read(path)
-    check_fields(config, given.fields, path)
-    parts = run_lib.build(config)
-    params = official.parameters(given.ema)
-    check_shapes(params, parts.like.params, path)
-    params = jax.tree.map(
-        lambda value, like: jnp.asarray(value, like.dtype), params, _host(parts.like.params)
-    )
+    folder = pathlib.Path(path).expanduser()
+    if folder.is_dir():
+        parts = run_lib.build(config)
+        params = weights.read(folder, parts.like.params)
+        step = json.loads((folder / "config.json").read_text()).get("step")
+    else:
+        given = official.read(path)
+        check_fields(config, given.fields, path)
+        parts = run_lib.build(config)
+        params, step = official.parameters(given.ema), given.step
+        check_shapes(params, parts.like.params, path)
+        print(says(config, path, step))
+    params = jax.tree.map(jnp.asarray, params)
     first = jax.device_get(parts.init())
     state = first._replace(params=params, ema=jax.tree.map(jnp.copy, params))
     from vdm.runtime import checkpoint  # only now, as Orbax takes a while to import
@@ -49,13 +57,17 @@ def run(config: ConfigDict, workdir: pathlib.Path, path: str) -> None:
     checkpoints.save(0, devices.as_global(devices.replicate(state)), {"seconds": 0.0})
     checkpoints.close()
     fingerprint.check(workdir / "data.json", parts.data, keep=True)
-    (workdir / "imported.json").write_text(json.dumps({"file": path, "step": given.step}) + "\n")
+    (workdir / "imported.json").write_text(json.dumps({"file": path, "step": step}) + "\n")
     workdir_lib.write_config(workdir, config)
+    print(f"{workdir}: checkpoints/0, config.json, data.json, imported.json")
+
+
+def says(config: ConfigDict, path: str, step: int) -> str:
+    """What was taken from an official checkpoint, and what the config must say."""
     model = config.model
     ends = {name: model.schedule[name] for name in ("gamma_min", "gamma_max")}
     free = {"timesteps": model.timesteps, "dropout": model.net.dropout, **ends}
-    print(SAYS.strip().format(path=path, step=given.step, stored=official.STORED, **free))
-    print(f"{workdir}: checkpoints/0, config.json, data.json, imported.json")
+    return SAYS.strip().format(path=path, step=step, stored=official.STORED, **free)
 
 
 def check_fields(config: ConfigDict, fields: dict[str, Any], path: str) -> None:
@@ -80,7 +92,3 @@ def check_shapes(params: Any, like: Any, path: str) -> None:
             f"{path!r} is of another model than the config's: {name} is {found.get(name, 'absent')} there "
             f"and {wanted.get(name, 'absent')} here; give the config of that run, and images of its shape.",
         )
-
-
-def _host(tree):
-    return jax.tree.map(lambda value: jax.ShapeDtypeStruct(value.shape, value.dtype), tree)

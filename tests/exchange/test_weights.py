@@ -1,0 +1,120 @@
+"""A model to a folder with safetensors and back: the same bits, and what is refused."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from conftest import TINY, cli, make_config, state
+from vdm import run as run_lib, train
+from vdm.errors import UserError
+from vdm.exchange import give, weights
+
+pytestmark = pytest.mark.usefixtures("single")
+
+FEW = {name.removeprefix("config."): value for name, value in TINY.items() if "config." in name}
+FEW |= {"train.steps": 4, "train.eval_every": 0, "train.sample_every": 0, "train.checkpoint_every": 0}
+
+
+@pytest.fixture(scope="module")
+def run(single, tmp_path_factory):
+    """(config, workdir, folder) of a run and its export."""
+    path = tmp_path_factory.mktemp("export")
+    config = make_config(FEW, "configs/digits.py")
+    (path / "W").mkdir()
+    train.run(config, path / "W")
+    give.run(config, path / "W", str(path / "model"))
+    return config, path / "W", path / "model"
+
+
+def test_the_folder_is_what_hubs_expect(run):
+    config, workdir, folder = run
+    assert sorted(path.name for path in folder.iterdir()) == sorted(weights.FILES)
+    found = load_file(folder / "model.safetensors")
+    ema = run_lib.restore(config, workdir).state.ema
+    assert sum(value.size for value in found.values()) == sum(v.size for v in jax.tree.leaves(ema))
+    np.testing.assert_array_equal(
+        found["net.params.out.kernel"], np.asarray(ema["net"]["params"]["out"]["kernel"])
+    )
+    about = json.loads((folder / "config.json").read_text())
+    assert about["model_type"] == "vdm" and about["step"] == 4
+    ended, card = json.loads((workdir / "eval.json").read_text()), (folder / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: vdm\n")
+    for text in (
+        f"**{ended['bpd']:.4f} ± {ended['bpd_se']:.4f} bits/dim**",
+        ended["data"],
+        "4 steps of 16 images",
+    ):
+        assert text in card, card
+
+
+def test_imported_it_evaluates_to_the_same_bits(run, tmp_path):
+    _, workdir, folder = run
+    assert cli("--cache=", "--mode=import", f"--input={folder}", f"--workdir={tmp_path / 'W'}") == 0
+    for path in (workdir, tmp_path / "W"):
+        assert cli("--cache=", "--mode=eval", f"--workdir={path}") == 0
+    images = [(path / "eval_images.csv").read_bytes() for path in (workdir, tmp_path / "W")]
+    assert images[0] == images[1]
+    found, ended = state(tmp_path / "W", 0), state(workdir, 4)
+    for name, value in ended.items():
+        if "ema" in name:
+            assert found[name] == found[name.replace("ema", "params")] == value, name
+
+
+def test_what_cannot_be_imported_or_exported_is_one_line(run, tmp_path, capfd):
+    config, workdir, folder = run
+
+    def refused(*args):
+        capfd.readouterr()
+        assert cli("--cache=", *args) == 2
+        error = capfd.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1, error
+        return error
+
+    broken = tmp_path / "broken"
+    take = ("--mode=import", f"--input={broken}", f"--workdir={tmp_path / 'W'}")
+    data = (folder / "model.safetensors").read_bytes()
+    for damage, text in (
+        (None, "which has no model.safetensors"),
+        (data[:-5], "is damaged"),
+        (data[:-5] + bytes(5 * [7]), "its sha256 is another; copy again"),
+        (b"x" + data[1:], "is damaged"),
+    ):
+        shutil.rmtree(broken, ignore_errors=True)
+        shutil.copytree(folder, broken)
+        (broken / "model.safetensors").unlink()
+        if damage is not None:
+            (broken / "model.safetensors").write_bytes(damage)
+        assert text in refused(*take)
+    wider = (
+        "--mode=import",
+        f"--input={folder}",
+        f"--workdir={tmp_path / 'W'}",
+        "--config.model.net.width=24",
+    )
+    assert "is of another model than the config's" in refused(*wider)
+    assert "which has a run; give a new folder" in refused(
+        "--mode=import", f"--input={folder}", f"--workdir={workdir}"
+    )
+    assert "which is there; give a new folder" in refused(
+        "--mode=export", f"--workdir={workdir}", f"--output={folder}"
+    )
+    assert "holds no run whose config" in refused(
+        "--mode=import", f"--input={tmp_path}", f"--workdir={tmp_path / 'W'}"
+    )
+    assert not list(tmp_path.glob("*.part")) and not (tmp_path / "W" / "config.json").exists()
+
+
+def test_a_folder_is_written_whole_or_not_at_all(run, tmp_path, monkeypatch):
+    config, workdir, _ = run
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(weights, "save_file", full)
+    with pytest.raises(UserError, match="No space left"):
+        give.run(config, workdir, str(tmp_path / "model"))
+    assert list(tmp_path.iterdir()) == []

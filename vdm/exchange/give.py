@@ -1,0 +1,101 @@
+"""--mode=export: the model of a workdir as a folder with safetensors, a config and a card."""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+import vdm
+from vdm import run as run_lib
+from vdm.data import fingerprint
+from vdm.exchange import weights
+from vdm.reporting.metrics import read_metrics
+from vdm.run import Run
+
+CARD = """---
+library_name: vdm
+tags:
+- diffusion
+- variational-diffusion-model
+- likelihood
+---
+
+# {name} on {data}
+
+{likelihood}
+
+| | |
+|---|---|
+| model | {model}, {parameters:,} parameters (float32, their average over training) |
+| data | {data}, {shape}, {levels} levels, {train:,} training images |
+| test images | {test} |
+| training | {steps:,} steps of {batch} images, seed {seed}{seconds} |
+| written by | vdm {version} |
+
+To evaluate, sample or train on:
+
+    python -m vdm.main --mode=import --input=THIS_FOLDER --workdir=W
+    python -m vdm.main --mode=eval --workdir=W
+    python -m vdm.main --mode=sample --workdir=W
+
+Data that are not built in need `--config.data.data_dir=PATH` with the first command.
+"""
+
+
+def run(config: ConfigDict, workdir: pathlib.Path, target: str) -> None:
+    """Writes the folder --output from the checkpoint that config.eval.checkpoint names.
+
+    Raises:
+      UserError: the workdir has no checkpoint; or --output is there, or cannot be written.
+    """
+    restored = run_lib.restore(config, workdir)
+    params = jax.device_get(restored.state.ema)
+    folder = pathlib.Path(target)
+    about = {"model_type": "vdm", "step": int(restored.state.step), **config.to_dict()}
+    size = weights.write(folder, params, about, card(config, workdir, restored))
+    print(f"{folder}: {', '.join(weights.FILES)}; {size:,} bytes of weights, step {int(restored.state.step)}")
+
+
+def card(config: ConfigDict, workdir: pathlib.Path, of: Run) -> str:
+    """The README.md: what the model is, its bits/dim, its data and its training."""
+    data, step = of.data, int(of.state.step)
+    found = _evaluated(workdir, step)
+    rows = [row for row in read_metrics(workdir / "metrics.jsonl") if row["step"] <= step]
+    seconds = f", {rows[-1]['seconds']:.0f} s with evaluations" if rows else ""
+    return CARD.format(
+        name=config.model.name,
+        data=config.data.name,
+        likelihood=_likelihood(found),
+        model=config.model.name,
+        parameters=sum(value.size for value in jax.tree.leaves(of.state.ema)),
+        shape=" × ".join(map(str, data.spec.shape)),
+        levels=data.spec.vocab_size,
+        train=data.train.size,
+        test=fingerprint.named(fingerprint.of_split(data.test, data.spec, data.test.size)),
+        steps=step,
+        batch=config.train.batch_size,
+        seed=config.seed,
+        seconds=seconds,
+        version=vdm.__version__,
+    )
+
+
+def _evaluated(workdir: pathlib.Path, step: int) -> dict[str, Any]:
+    """eval.json, where it is of this step; else nothing."""
+    path = workdir / "eval.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return found if found.get("step") == step else {}
+
+
+def _likelihood(found: dict[str, Any]) -> str:
+    if not found:
+        return "Its likelihood was not evaluated."
+    se, noise = found["bpd_se"], found.get("bpd_se_noise")
+    of_noise = f", {noise:.4f} of it Monte-Carlo noise" if noise else ""
+    return (
+        f"**{found['bpd']:.4f} ± {se:.4f} bits/dim** ({found['estimator']}; standard error{of_noise}) on "
+        f"{found['images']} test images, fingerprint {found.get('data', 'not taken')}, each evaluated "
+        f"{found['passes']} times."
+    )

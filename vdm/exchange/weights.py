@@ -1,0 +1,81 @@
+"""A model as a folder of the kind that model hubs expect: model.safetensors, config.json, and a card."""
+
+import hashlib
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from vdm.errors import UserError, require
+
+FILES = ("model.safetensors", "config.json", "README.md")
+
+
+def write(folder: pathlib.Path, params: Any, config: dict[str, Any], card: str) -> int:
+    """Writes the folder, whole or not at all; returns the bytes of its weights.
+
+    Raises:
+      UserError: it is there, or cannot be written.
+    """
+    require(not folder.exists(), f"--output is {str(folder)!r}, which is there; give a new folder.")
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir()
+        save_file(_flat(params), part / FILES[0], {"format": "flax"})
+        about = config | {"sha256": _sha(part / FILES[0])}
+        (part / FILES[1]).write_text(json.dumps(about, indent=2) + "\n")
+        (part / FILES[2]).write_text(card)
+        part.rename(folder)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"--output is {str(folder)!r}, which cannot be written: {error}.") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return (folder / FILES[0]).stat().st_size
+
+
+def read(folder: pathlib.Path, like: Any) -> Any:
+    """The parameters in a folder that `write` wrote, as a tree like `like`.
+
+    Raises:
+      UserError: they are not there, damaged, or of another model.
+    """
+    path = folder / FILES[0]
+    require(
+        path.is_file(), f"--input is {str(folder)!r}, which has no {FILES[0]}; give what --mode=export wrote."
+    )
+    try:
+        found, said = load_file(path), json.loads((folder / FILES[1]).read_text())
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"{str(path)!r} is damaged ({error}); take another copy.") from error
+    require(
+        said.get("sha256") == _sha(path),
+        f"{str(path)!r} is damaged, or not of the {FILES[1]} beside it: its sha256 is another; copy again.",
+    )
+    wanted = _flat(like)
+    for name in sorted({*found, *wanted}):
+        there, here = (
+            f"{tree[name].dtype} {list(tree[name].shape)}" if name in tree else "absent"
+            for tree in (found, wanted)
+        )
+        require(
+            there == here,
+            f"{str(path)!r} is of another model than the config's: {name} is {there} there and {here} here; "
+            "leave out --config, or set the fields of config.model as they were.",
+        )
+    leaves = [found[name] for name in wanted]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _sha(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _flat(tree):
+    """{path with dots: array}, in the order of the tree's leaves."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): value for path, value in flat}

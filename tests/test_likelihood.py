@@ -236,7 +236,7 @@ def line(report, start):
 
 def test_a_right_model_passes_its_audit():
     for start in ("γ rises", "x̂ has the scale", "The ELBO falls with T", "Hutchinson"):
-        assert ": yes;" in line(ours(), start), start
+        assert ": yes" in line(ours(), start), start
     assert ": yes;" in ours().claim("the truth", TRUTH)
 
 

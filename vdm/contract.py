@@ -215,8 +215,26 @@ class Model(Component):
         """DENOISER: γ at times t: of the same shape, or with the axes of a picture behind."""
         raise NotImplementedError
 
-    def eps_hat(self, params: Params, z_t: Array, gamma: Array, condition: Array | None) -> Array:
-        """DENOISER: ε̂(z_t, γ), like z_t [batch, height, width, channels]; γ is [batch]."""
+    def eps_hat(
+        self,
+        params: Params,
+        z_t: Array,
+        gamma: Array,
+        condition: Array | None,
+        dropout_keys: Array | None = None,
+        context: Array | None = None,
+    ) -> Array:
+        """DENOISER: ε̂(z_t, γ), like z_t [batch, height, width, channels]; γ is [batch], or like z_t."""
+        raise NotImplementedError
+
+    def gammas(self, params: Params, steps: int, context: Array | None) -> Array:
+        """DENOISER: γ at times 0, 1/steps, …, 1, [steps + 1, …]; with a context [steps + 1, batch, …]."""
+        raise NotImplementedError
+
+    def draw_context(
+        self, params: Params, rng: Random, batch: Batch
+    ) -> tuple[Float[Array, "batch size"] | None, Float[Array, "*#batch"]]:
+        """DENOISER: a draw c of q(c|x) and log p(c)/q(c|x), nats; None and 0 where there is no context."""
         raise NotImplementedError
 
     def condition_of(self, batch: Batch) -> Float[Array, "batch size"] | None:

@@ -32,3 +32,15 @@ def draw(
     q = encoder.apply(params["context"], x)
     noise = rng.normal(randomness.CONTEXT, (encoder.size,))
     return gaussian.draw(q, noise), gaussian.kl(q, gaussian.STANDARD)
+
+
+def draw_weighted(
+    encoder: Encoder | None, params: Params, rng: Random, x: Float[Array, "batch height width channels"]
+) -> tuple[Float[Array, "batch size"] | None, Float[Array, "*#batch"]]:
+    """A draw c of q(c|x), independent of all others, and log p(c)/q(c|x), nats, for an importance weight;
+    None and 0 where there is no encoder."""
+    if encoder is None:
+        return None, jnp.zeros(())
+    q = encoder.apply(params["context"], x)
+    c = gaussian.draw(q, gaussian.noise(rng.keys(randomness.CONTEXT), (encoder.size,)))
+    return c, gaussian.log_prob(gaussian.STANDARD, c) - gaussian.log_prob(q, c)

@@ -91,12 +91,12 @@ class Diffusion(Model):
         further = {
             Ability.IMPORTANCE_TIMES: self.times == "importance",
             Ability.ONE_GAMMA: not self.schedule.per_value,
-            Ability.LOG_WEIGHT: not self.schedule.per_value,
             Ability.CODE: not self.schedule.context_size,
             Ability.FIXED_ENDS: not self.schedule.learned_ends,
             Ability.INTERIOR: self.timesteps == 0 and self.schedule.learned_interior,
         }
-        return frozenset({Ability.TIME, Ability.DENOISER, *(one for one, holds in further.items() if holds)})
+        always = (Ability.TIME, Ability.DENOISER, Ability.LOG_WEIGHT)
+        return frozenset({*always, *(one for one, holds in further.items() if holds)})
 
     @property
     def given_label(self) -> bool:
@@ -151,6 +151,13 @@ class Diffusion(Model):
         """γ(t); of a schedule for each value, [..., height, width, channels], which `context` [..., size]
         can shift between its end points."""
         return self.schedule.apply(params["schedule"], t, *(() if context is None else (context,)))
+
+    def gammas(self, params: Params, steps: int, context: Array | None) -> Array:
+        return self.gamma(params, times.grid(steps, context), context)
+
+    def draw_context(self, params: Params, rng: Random, batch: Batch):
+        x = encoder.scale(batch["image"], self.vocab_size)
+        return context_lib.draw_weighted(self.context, params, rng, x)
 
     def condition_of(self, batch: Batch) -> Float[Array, "batch size"] | None:
         return condition_lib.of_batch(self.condition, batch, self.classes)
@@ -243,12 +250,13 @@ class Diffusion(Model):
         return chain.Linear(self, timesteps + 1).latents()
 
     def log_weight(self, params: Params, rng: Random, batch: Batch) -> Float[Array, "batch"]:
-        """Of one path of the chain of T steps (VDM eq. 13, 14)."""
-        return path.log_weight(
-            lambda *args: self.eps_hat(params, *args),
+        """Of one path of the chain of T steps (VDM eq. 13, 14), and its context."""
+        context, log_ratio = self.draw_context(params, rng, batch)
+        return log_ratio + path.log_weight(
+            lambda z, gamma, condition: self.eps_hat(params, z, gamma, condition, context=context),
             batch["image"].astype(jnp.int32),
             self.condition_of(batch),
-            self.gamma(params, jnp.linspace(0.0, 1.0, self.timesteps + 1)),
+            self.gammas(params, self.timesteps, context),
             rng.keys(randomness.NOISE),
             self.vocab_size,
         )
@@ -262,11 +270,8 @@ class Diffusion(Model):
         """z_0 of the chain from noise down."""
         condition = self.condition_of(batch)
         steps = self.timesteps or self.sample_steps
-        grid, context = jnp.linspace(0.0, 1.0, steps + 1), None
-        if self.context is not None:  # each picture has its own, so that gammas are [steps + 1, batch, …]
-            context = rng.normal(randomness.CONTEXT, (self.schedule.context_size,))
-            grid = jnp.broadcast_to(grid[:, None], (steps + 1, context.shape[0]))
-        gammas = self.gamma(params, grid, context)
+        context = None if self.context is None else rng.normal(randomness.CONTEXT, (self.context.size,))
+        gammas = self.gammas(params, steps, context)
 
         def predict_x(z_t, gamma):
             gamma_of_each = jnp.broadcast_to(gamma, z_t.shape[:1] if gamma.ndim == 0 else z_t.shape)
@@ -278,11 +283,6 @@ class Diffusion(Model):
 
     @classmethod
     def build(cls, section: Any, spec: Spec) -> "Diffusion":
-        """The Diffusion that config.model describes.
-
-        Raises:
-          UserError: a field has a value that is not accepted.
-        """
         made = assemble(section, spec, **{field: section[field] for field in component.fields(cls)})
         component.check(made, section, "config.model")
         return made

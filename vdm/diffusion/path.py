@@ -6,6 +6,7 @@ it is the ELBO. A pure function of arrays.
 
 from collections.abc import Callable
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +14,15 @@ from jaxtyping import Array, Float, Int, Key
 
 from vdm.diffusion import decoder, encoder
 
-# (z [batch, …], γ [batch], condition) → ε̂ [batch, …].
-EpsHat = Callable[[Array, Array, Array | None], Array]
+# (z [batch, …], γ [batch] or of each value, condition) → ε̂ [batch, …].
+EpsHat = Callable[[Array, Array, Any], Array]
 
 
 def log_weight(
     eps_hat: EpsHat,
     levels: Int[Array, "batch *shape"],
     condition: Float[Array, "batch size"] | None,
-    gammas: Float[Array, "steps_and_one"],
+    gammas: Float[Array, "steps_and_one *#batch_and_shape"],
     keys: Key[Array, "batch"],
     vocab_size: int,
 ) -> Float[Array, "batch"]:
@@ -30,10 +31,10 @@ def log_weight(
     The path is drawn from z_1 down, by q(z_s|z_t, x). In terms of the noise ε_t in z_t this is
     ε_s = e^{(γ_s − γ_t)/2} ε_t + (1 − e^{γ_s − γ_t})^½ e. The means of p(z_s|z_t) and of q(z_s|z_t, x) lie
     d = (e^{γ_t − γ_s} − 1)^½ (ε̂ − ε_t) standard deviations apart, so each step adds −½‖d‖² − e·d
-    (VDM eq. 13, 14, before the expectation).
+    (VDM eq. 13, 14, before the expectation). Where each value has its own γ, all this holds value by value.
 
     Args:
-      gammas: γ at times 0, 1/T, …, 1.
+      gammas: γ at times 0, 1/T, …, 1; one for all, or one for each value, or for each value of each image.
       keys: one for each example.
     """
     shape = levels.shape[1:]
@@ -47,7 +48,8 @@ def log_weight(
         eps, log_w = carry
         gamma_s, gamma_t = gammas[i], gammas[i + 1]
         z_t = encoder.diffuse(x, gamma_t, eps)
-        predicted = eps_hat(z_t, jnp.broadcast_to(gamma_t, z_t.shape[:1]), condition)
+        each = jnp.broadcast_to(gamma_t, z_t.shape if gamma_t.ndim else z_t.shape[:1])
+        predicted = eps_hat(z_t, each, condition)
         d = jnp.sqrt(jnp.expm1(gamma_t - gamma_s)) * (predicted - eps)
         e = noise(i)
         log_w -= _sum(0.5 * jnp.square(d) + e * d)
@@ -56,7 +58,8 @@ def log_weight(
 
     eps = noise(steps)
     z_1 = encoder.diffuse(x, gammas[-1], eps)
-    log_w = log_normal(z_1) - log_normal(eps) + x[0].size * jnp.log(encoder.sigma(gammas[-1]))
+    log_sigma = jnp.broadcast_to(jnp.log(encoder.sigma(gammas[-1])), z_1.shape)
+    log_w = log_normal(z_1) - log_normal(eps) + _sum(log_sigma)
     (eps, log_w), _ = jax.lax.scan(step, (eps, log_w), jnp.arange(steps), reverse=True)
     z_0 = encoder.diffuse(x, gammas[0], eps)
     return log_w + _sum(decoder.log_prob(levels, z_0, gammas[0], vocab_size))

@@ -102,3 +102,9 @@ def cdf(moments: Float[Array, "3 parts"]) -> Float[Array, "parts_and_one"]:
     share = jnp.where(whole > 0, spread / jnp.where(whole > 0, whole, 1.0), 1.0 / PARTS)
     ends = jnp.cumsum(0.9 * share + 0.1 / PARTS)
     return jnp.concatenate([jnp.zeros(1), ends / ends[-1]])
+
+
+def grid(steps: int, context: Array | None) -> Float[Array, "steps_and_one *batch"]:
+    """Times 0, 1/steps, …, 1; the same for each picture of a batch, where each has a context."""
+    found = jnp.linspace(0.0, 1.0, steps + 1)
+    return found if context is None else jnp.broadcast_to(found[:, None], (steps + 1, context.shape[0]))

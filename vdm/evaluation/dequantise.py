@@ -47,9 +47,12 @@ def dequantise(
         return z, gamma, jnp.broadcast_to(nats, x.shape[:1])
     if kind == "normal":
         border = jnp.exp(-0.5 * gamma_0) / vocab_size  # of the cell, in standard deviations
-        eps = jax.vmap(lambda key: jax.random.truncated_normal(key, -border, border, x.shape[1:]))(keys)
+        eps = jax.vmap(lambda key, border: jax.random.truncated_normal(key, -border, border, x.shape[1:]))(
+            keys, jnp.broadcast_to(border, x.shape)
+        )
         inside = jnp.log(jax.scipy.special.erf(border / math.sqrt(2.0)))
-        nats = x[0].size * (jnp.log(encoder.sigma(gamma_0)) + inside) - log_normal(eps)
+        nats = jnp.broadcast_to(jnp.log(encoder.sigma(gamma_0)) + inside, x.shape)
+        nats = jnp.sum(nats, axis=tuple(range(1, x.ndim))) - log_normal(eps)
         return encoder.diffuse(x, gamma_0, eps), gamma_0, nats
     raise ValueError(f"kind is {kind!r}; accepted: 'uniform', 'normal'")
 

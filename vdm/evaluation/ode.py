@@ -3,7 +3,9 @@
 Pure functions of arrays.
 """
 
+from collections.abc import Callable
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,41 +21,46 @@ MAX_STEPS = 10_000  # of the solver, for one image
 def velocity(
     eps_hat: EpsHat,
     z: Float[Array, "batch *shape"],
-    gamma: Float[Array, ""],
-    condition: Float[Array, "batch size"] | None,
+    gamma: Float[Array, "*#batch_and_shape"],
+    condition: Any,
+    slope: Any = 1.0,
 ) -> Float[Array, "batch *shape"]:
-    """dz/dγ = ½ σ (ε̂ − σ z).
+    """dz/ds = ½ γ' σ (ε̂ − σ z), where γ' is `slope`, dγ/ds: value by value, where each has its own γ.
 
     Song et al. 2021, eq. 13, for dα/dγ = −½ α σ² and dσ/dγ = ½ σ α².
     """
     sigma = encoder.sigma(gamma)
-    predicted = eps_hat(z, jnp.broadcast_to(gamma, z.shape[:1]), condition)
-    return 0.5 * sigma * (predicted - sigma * z)
+    each = jnp.broadcast_to(gamma, z.shape if gamma.ndim else z.shape[:1])
+    return 0.5 * slope * sigma * (eps_hat(z, each, condition) - sigma * z)
 
 
 def flow_log_density(
     eps_hat: EpsHat,
     z_0: Float[Array, "batch *shape"],
-    condition: Float[Array, "batch size"] | None,
-    ends: tuple[Float[Array, ""], Float[Array, ""]],
+    condition: Any,
+    ends: tuple[Any, Any],
     keys: Key[Array, "batch"],
     nodes: int,
     tolerance: float,
     exact_divergence: bool,
+    curve: Callable[[Array, Any], Array] | None = None,
 ) -> dict[str, Array]:
     """log p_0(z_0) under the flow that takes N(0, I) at γ_1 to γ_0.
 
-    log p_0(z_0) = log N(z_1; 0, I) + ∫ div dγ from γ_0 to γ_1, along the path of z_0 (Chen et al. 2018). The
+    log p_0(z_0) = log N(z_1; 0, I) + ∫ div ds from one end to the other, where s is γ itself, or the time
+    that a γ of each value depends on, along the path of z_0 (Chen et al. 2018). The
     path is solved by Tsit5. Each image has steps of its own, which keep the local error in z within
     `tolerance`, relative or absolute. The integral is taken by Clenshaw–Curtis quadrature on the path, so the
     divergence is needed at the nodes alone.
 
     Args:
-      ends: γ_0 and γ_1.
+      condition: of each example: an array, or a tree of arrays.
+      ends: γ_0 and γ_1; or with a `curve` the times that they are at.
       keys: one for each example, for the probes.
       nodes: n, a multiple of 4: intervals of the quadrature, and of the coarser one with n/2.
       exact_divergence: the divergence as the trace of the whole Jacobian. Otherwise it is Hutchinson's
         estimate with a fresh ±1 probe at each node, which leaves log p_0 without bias.
+      curve: (time, condition of one example) → γ of each of its values.
 
     Returns:
       "log_density": nats [batch]. "steps": how many were taken, [batch]. "quadrature": how far the rule with
@@ -61,12 +68,16 @@ def flow_log_density(
     """
     points, weights = clenshaw_curtis(nodes)
     low, high = ends
-    gammas = low + (high - low) * jnp.asarray(points, jnp.float32)
-    path, steps = _solve_path(eps_hat, z_0, condition, gammas, tolerance)
+    places = low + (high - low) * jnp.asarray(points, jnp.float32)
+    path, steps = _solve_path(eps_hat, z_0, condition, places, tolerance, curve)
 
     def divergence(args):
-        i, gamma, z = args
-        _, pull = jax.vjp(lambda z: velocity(eps_hat, z, gamma, condition), z)
+        i, place, z = args
+        gamma, slope = place, 1.0
+        if curve is not None:
+            of_each = jax.vmap(lambda condition: _with_slope(curve, place, condition), axis_size=len(z_0))
+            gamma, slope = of_each(condition)
+        _, pull = jax.vjp(lambda z: velocity(eps_hat, z, gamma, condition, slope), z)
         if exact_divergence:
             return _trace(pull, z.shape)
 
@@ -76,7 +87,7 @@ def flow_log_density(
         probe = jax.vmap(probe_of)(keys)
         return _sum(probe * pull(probe)[0])
 
-    divergences = jax.lax.map(divergence, (jnp.arange(nodes + 1), gammas, path))
+    divergences = jax.lax.map(divergence, (jnp.arange(nodes + 1), places, path))
     fine = (high - low) * jnp.tensordot(jnp.asarray(weights, jnp.float32), divergences, 1)
     half = jnp.asarray(clenshaw_curtis(nodes // 2)[1], jnp.float32)
     coarse = (high - low) * jnp.tensordot(half, divergences[::2], 1)
@@ -90,34 +101,42 @@ def flow_log_density(
 def _solve_path(
     eps_hat: EpsHat,
     z_0: Float[Array, "batch *shape"],
-    condition: Float[Array, "batch size"] | None,
-    gammas: Float[Array, "nodes"],
+    condition: Any,
+    places: Float[Array, "nodes"],
     tolerance: float,
+    curve: Callable[[Array, Any], Array] | None,
 ) -> tuple[Float[Array, "nodes batch *shape"], Int[Array, "batch"]]:
-    """z along the flow from z_0 at each γ, and how many steps each image took."""
+    """z along the flow from z_0 at each place, and how many steps each image took."""
     import diffrax  # only now, as it takes half a second, and training imports this file's checks
 
     def one(z, condition):
-        term = diffrax.ODETerm(
-            lambda gamma, z, _: velocity(
-                eps_hat, z[None], gamma, None if condition is None else condition[None]
-            )[0]
-        )
+        one_condition = jax.tree.map(lambda value: value[None], condition)
+
+        def field(place, z, _):
+            gamma, slope = (place, 1.0) if curve is None else _with_slope(curve, place, condition)
+            return velocity(eps_hat, z[None], gamma, one_condition, slope)[0]
+
+        term = diffrax.ODETerm(field)
         solution = diffrax.diffeqsolve(
             term,
             diffrax.Tsit5(),
-            gammas[0],
-            gammas[-1],
+            places[0],
+            places[-1],
             None,  # the solver finds the first step
             z,
             stepsize_controller=diffrax.PIDController(rtol=tolerance, atol=tolerance),
-            saveat=diffrax.SaveAt(ts=gammas),
+            saveat=diffrax.SaveAt(ts=places),
             max_steps=MAX_STEPS,
             throw=False,  # what is not reached is inf; the caller looks at the steps
         )
         return solution.ys, solution.stats["num_steps"]
 
     return jax.vmap(one, out_axes=(1, 0))(z_0, condition)
+
+
+def _with_slope(curve, place, condition):
+    """γ and dγ/dt."""
+    return jax.jvp(lambda t: curve(t, condition), (place,), (jnp.ones_like(place),))
 
 
 def _trace(pull, shape: tuple[int, ...]) -> Float[Array, "batch"]:

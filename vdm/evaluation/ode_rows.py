@@ -37,19 +37,21 @@ def _check(config: ConfigDict) -> None:
 
 
 def _measure(config: ConfigDict, run: Run, done: Sequence[Row]) -> Result:
+    # Where each value has its own γ, uniform noise would start beside the schedule's way.
+    kinds = ("uniform", "normal") if Ability.ONE_GAMMA in run.model.abilities else ("normal",)
     try:
-        uniform, normal = (flow_row(config, run, kind) for kind in ("uniform", "normal"))
+        flows = [flow_row(config, run, kind) for kind in kinds]
         weighted, quadrature = weighted_flow_rows(config, run)
     except UserError as error:  # the other estimators' numbers are not lost for it
         return Result([], checks=[f"No row of the ODE: {error}"])
     checks = [
-        agreement_line("Hutchinson's divergence has the exact one for its mean", normal, weighted[0]),
+        agreement_line("Hutchinson's divergence has the exact one for its mean", flows[-1], weighted[0]),
         samples_line(weighted),
         "In the ODE, each image's steps keep the local error of z within "
         f"{config.eval.ode.tolerance}; half the nodes would change an image by "
         f"{quadrature:.4f} bits/dim on average, an estimate of the quadrature's error and no bound.",
     ]
-    return Result([uniform, normal, *weighted[:1], *weighted[1:][-1:]], weighted, checks)
+    return Result([*flows, *weighted[:1], *weighted[1:][-1:]], weighted, checks)
 
 
 def flow_row(config: ConfigDict, run: Run, kind: str) -> Row:
@@ -86,7 +88,7 @@ def weighted_flow_rows(config: ConfigDict, run: Run) -> tuple[list[Row], float]:
 
 
 def _rows(kind, name, result, evaluations: float, seconds: float, run: Run) -> list[Row]:
-    gamma_0 = run.model.gamma(run.state.ema, jnp.zeros(()))
+    gamma_0 = jnp.mean(run.model.gamma(run.state.ema, jnp.zeros(())))
     bounds = f"the ODE from γ = {float(start(kind, gamma_0, run.data.spec.vocab_size)):.2f}"
     rows = bound_rows(name, bounds, result["log_w"], evaluations, seconds, run.data.spec.shape)
     print_row(rows[-1])
@@ -105,24 +107,26 @@ def _flow(
       UserError: the ODE of an image was not solved.
     """
     section, model, spec = config.eval.ode, run.model, run.data.spec
+    one_gamma = Ability.ONE_GAMMA in model.abilities
     began = time.monotonic()
 
     def log_weight(params, rng, batch, _):
-        ends = model.gamma(params, jnp.array([0.0, 1.0]))
-        z, gamma_0, nats = dequantise(
-            kind, rng.keys(randomness.DECODE), batch["image"], ends[0], spec.vocab_size
-        )
+        context, log_ratio = model.draw_context(params, rng, batch)
+        gammas = model.gammas(params, 1, context)
+        keys = rng.keys(randomness.DECODE)
+        z, gamma_0, nats = dequantise(kind, keys, batch["image"], gammas[0], spec.vocab_size)
         result = ode.flow_log_density(
-            lambda *args: model.eps_hat(params, *args),
+            lambda z, gamma, given: model.eps_hat(params, z, gamma, given[0], context=given[1]),
             z,
-            model.condition_of(batch),
-            (gamma_0, ends[1]),
+            (model.condition_of(batch), context),
+            (gamma_0, gammas[1]) if one_gamma else (jnp.zeros(()), jnp.ones(())),
             rng.keys(randomness.NOISE),
             section.nodes,
             section.tolerance,
             exact,
+            None if one_gamma else lambda t, given: model.gamma(params, t, given[1]),
         )
-        return result | {"log_w": result["log_density"] + nats}
+        return result | {"log_w": result["log_density"] + nats + log_ratio}
 
     result = run_passes(log_weight, config, run, samples, name, images)
     require_solved(result["steps"], section.tolerance)
@@ -141,4 +145,4 @@ def require_solved(steps: np.ndarray, tolerance: float) -> None:
     )
 
 
-ODE = Estimator(frozenset({Ability.DENOISER, Ability.ONE_GAMMA}), _check, _measure)
+ODE = Estimator(frozenset({Ability.DENOISER}), _check, _measure)

@@ -1,0 +1,120 @@
+"""Importance weights and the ODE where each value has its own γ, with and without a context."""
+
+import functools
+import math
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import exact
+from vdm.contract import Ability
+from vdm.diffusion import context as context_lib
+from vdm.diffusion.schedule.base import Schedule
+from vdm.evaluation import elbo_rows, ode_rows
+from vdm.evaluation.chain_rows import CHAIN
+from vdm.run import Run
+
+pytestmark = pytest.mark.usefixtures("single")
+
+SHAPE, LEVELS, ENDS = (2, 2, 1), 4, (-9.0, 8.0)
+LOG_P = exact.log_probabilities(SHAPE, LEVELS)
+IMAGES, TRUTH = exact.pictures(LOG_P, 128)
+
+
+class Bent(Schedule):
+    """γ_i(t) rises with another power of t for each value; the context moves the powers."""
+
+    per_value = True
+    spread: float = 1.5
+    size: int = 0
+
+    @property
+    def context_size(self):
+        return self.size
+
+    def __call__(self, t, context=None):
+        power = 1.0 + self.spread * jnp.arange(math.prod(self.shape)).reshape(self.shape) / 3.0
+        if context is not None:
+            power = power + 0.5 * jax.nn.sigmoid(context[..., :1, None, None] - 1.0)
+        t = t.reshape(*t.shape, 1, 1, 1)
+        return self.gamma_min + (self.gamma_max - self.gamma_min) * t**power
+
+
+def run_of(schedule, context=0):
+    model = exact.model(LOG_P, *ENDS, schedule=schedule)
+    params = {"schedule": {}, "net": {}}
+    if context:
+        encoder = context_lib.Encoder(context)
+        params["context"] = encoder.init(jax.random.key(0), jnp.zeros((1, *SHAPE)))
+    return Run(exact.split(IMAGES, LEVELS), model, types.SimpleNamespace(step=0, ema=params))
+
+
+def config(**changes):
+    return exact.config(
+        passes=40, chain__timesteps=12, chain__samples=8, ode__samples=4, ode__images=64, ode__nodes=64,
+        ode__tolerance=1e-6, **changes,
+    )  # fmt: skip
+
+
+def gap(row, truth=TRUTH):
+    """Mean over images of an estimate above the truth, and its standard error."""
+    above = row.estimate.values["bpd"] - truth[: row.estimate.images]
+    return above.mean(), above.std(ddof=1) / math.sqrt(len(above))
+
+
+def test_all_are_the_likelihood_where_the_denoiser_is_optimal():
+    """Each value's own integral over its own γ is then the same, however γ rises: so are ELBO and ODE. The
+    chain of few steps is another model, whose paths have its ELBO for their mean."""
+    run = run_of(Bent)
+    assert Ability.ONE_GAMMA not in run.model.abilities
+    few = config()
+    continuous, _ = elbo_rows.elbo_row(few, run, run.model)
+    mean, se = gap(continuous)
+    assert abs(mean) < 3.5 * se < 0.3
+    chain = CHAIN.measure(few, run, [continuous])
+    assert "yes" in chain.checks[0], chain.checks
+    bounds = [row.estimate.mean["bpd"] for row in chain.series]
+    assert bounds == sorted(bounds, reverse=True) and bounds[-1] > TRUTH.mean() - 0.05
+
+    flow = ode_rows.ODE.measure(few, run, [continuous])
+    assert [row.name.split(",")[1] for row in flow.rows] == [" normal dequantisation"] * 3
+    assert flow.rows[0].bounds == "the ODE from γ = -9.00"
+    for row in flow.rows:
+        mean, se = gap(row)
+        assert abs(mean) < 3.5 * se + 1e-3 and se < 5e-3, row.name
+    assert "yes" in flow.checks[0]
+
+
+def test_a_context_costs_its_weight():
+    """E[log p(c)/q(c|x)] is −KL, in nats; with more draws the weights' mean of 1 takes it away."""
+    run = run_of(functools.partial(Bent, size=2), context=2)
+    few = config()
+    encoder, x = context_lib.Encoder(2), (2.0 * IMAGES + 1.0) / LEVELS - 1.0
+    q = encoder.apply(run.state.ema["context"], jnp.asarray(x, jnp.float32))
+    mean, log_variance = (np.asarray(part, np.float64) for part in q)
+    kl = 0.5 * (mean**2 + np.exp(log_variance) - 1.0 - log_variance).sum(axis=1) / (4 * math.log(2.0))
+    assert kl.mean() > 0.02
+
+    weighted, _ = ode_rows.weighted_flow_rows(few, run)
+    off, se = gap(weighted[0], TRUTH + kl)
+    assert abs(off) < 3.5 * se < 0.8 * kl.mean()  # so that it would be seen to be missing
+    assert gap(weighted[-1])[0] < 0.6 * kl.mean()
+    continuous, _ = elbo_rows.elbo_row(few, run, run.model)
+    chain = CHAIN.measure(few, run, [continuous])
+    assert "yes" in chain.checks[0], chain.checks
+
+
+def test_one_gamma_for_each_value_is_one_gamma_for_all():
+    """The path, drawn from the same keys, and the flow, along t and not along γ."""
+    rows = {}
+    for name, schedule in {"all": exact.FixedLinear, "each": functools.partial(Bent, spread=0.0)}.items():
+        run, few = run_of(schedule), config()
+        continuous, _ = elbo_rows.elbo_row(few, run, run.model)
+        rows[name] = [CHAIN.measure(few, run, [continuous]).series[0], ode_rows.flow_row(few, run, "normal")]
+    for one, other in zip(rows["all"], rows["each"]):
+        np.testing.assert_allclose(
+            one.estimate.values["bpd"], other.estimate.values["bpd"], rtol=2e-3, atol=2e-3, err_msg=one.name
+        )

@@ -11,9 +11,9 @@ import pytest
 
 import exact
 from vdm import likelihood
-from vdm.diffusion import given
+from vdm.diffusion import dequantise, given
 from vdm.errors import UserError
-from vdm.evaluation import audit, dequantise
+from vdm.evaluation import audit
 
 pytestmark = pytest.mark.usefixtures("single")
 

@@ -103,6 +103,26 @@ class Stages(NamedTuple):
     logits: Callable[[Params, Any, Array, Array], tuple[Array, Any]]
 
 
+class Flow(NamedTuple):
+    """The probability-flow ODE of the images of a batch, of one random point of each.
+
+    Attributes:
+      z: where it starts, [batch, *latent].
+      ends: γ there and γ_1; or with a `curve` the times 0 and 1.
+      eps_hat: (z, γ, given) → ε̂.
+      given: a tree of arrays of each example.
+      curve: (time, given of one example) → γ of each value; None where all have one γ.
+      nats: with log p(z) of the flow they make log p(x, …)/q(…|x), whose exponential has the mean p(x).
+    """
+
+    z: Array
+    ends: tuple[Array, Array]
+    eps_hat: Callable[[Array, Array, Any], Array]
+    given: Any
+    curve: Callable[[Array, Any], Array] | None
+    nats: Float[Array, "batch"]
+
+
 class Ability(enum.Enum):
     """What not every model can do; the text completes "which needs …"."""
 
@@ -112,6 +132,7 @@ class Ability(enum.Enum):
     DENOISER = "a denoiser of the pictures themselves"
     ONE_GAMMA = "one γ for all values of a picture"
     LOG_WEIGHT = "latents with importance weights"
+    FLOW = "a probability-flow ODE"
     INTERIOR = "continuous time and a schedule that is learned between its end points"
     FIXED_ENDS = "a schedule whose end points are not learned"
     CODE = "distributions that a codec can use one after the other"
@@ -193,6 +214,15 @@ class Model(Component):
         p(x)."""
         raise NotImplementedError
 
+    @property
+    def flow_kinds(self) -> Sequence[str]:
+        """FLOW: how its ODE can start; the last is the one that takes importance weights."""
+        raise NotImplementedError
+
+    def flow(self, params: Params, rng: Random, batch: Batch, kind: str) -> Flow:
+        """FLOW: the ODE of the images; `kind` is one of `flow_kinds`."""
+        raise NotImplementedError
+
     def latents(self, timesteps: int) -> Latents:
         """CODE, without EXACT: its latents; of a chain of so many steps, where any depth is possible."""
         raise NotImplementedError
@@ -225,16 +255,6 @@ class Model(Component):
         context: Array | None = None,
     ) -> Array:
         """DENOISER: ε̂(z_t, γ), like z_t [batch, height, width, channels]; γ is [batch], or like z_t."""
-        raise NotImplementedError
-
-    def gammas(self, params: Params, steps: int, context: Array | None) -> Array:
-        """DENOISER: γ at times 0, 1/steps, …, 1, [steps + 1, …]; with a context [steps + 1, batch, …]."""
-        raise NotImplementedError
-
-    def draw_context(
-        self, params: Params, rng: Random, batch: Batch
-    ) -> tuple[Float[Array, "batch size"] | None, Float[Array, "*#batch"]]:
-        """DENOISER: a draw c of q(c|x) and log p(c)/q(c|x), nats; None and 0 where there is no context."""
         raise NotImplementedError
 
     def condition_of(self, batch: Batch) -> Float[Array, "batch size"] | None:

@@ -21,11 +21,11 @@ from vdm import config as config_lib
 from vdm.component import Refused
 from vdm.data import dataset
 from vdm.diffusion import elbo
+from vdm.diffusion.dequantise import normal_entropy
 from vdm.diffusion.given import Curve, Denoiser, Given, Scaling, on_host
 from vdm.errors import UserError, require
 from vdm.evaluation import audit, estimators as estimators_lib
 from vdm.evaluation.audit import Images
-from vdm.evaluation.dequantise import normal_entropy
 from vdm.evaluation.elbo_rows import elbo_name
 from vdm.evaluation.estimate import Estimate
 from vdm.evaluation.table import Row, tables

@@ -12,8 +12,10 @@ from scipy import special, stats
 from baseline_helpers import random_parameters
 from conftest import make_config
 from vdm import model
+from vdm.contract import Ability
 from vdm.data.dataset import Spec
 from vdm.errors import UserError
+from vdm.evaluation import ode
 from vdm.runtime.randomness import Rng
 
 LEVELS, CLASSES, COUNT = 3, 2, 20_000
@@ -130,6 +132,74 @@ def test_elbo_and_samples_against_quadrature(condition):
         assert np.abs(share - np.exp(log_p)).max() < 4 * 0.5 / math.sqrt(COUNT)
     if condition == "label":
         assert np.abs(log_p_given[0] - log_p_given[1]).max() > 0.05  # the label says something
+
+
+def flow_density(built, params, label):
+    """p(z_0) on AXIS under the ODE dz/dγ = ½ α σ v̂ from N(0, 1) at γ_1, by RK4 in float64."""
+    low, high, steps, h = -1.5, 1.0, 60, 1e-3
+
+    @jax.jit
+    def v_hat(z, gamma):
+        condition = jax.nn.one_hot(jnp.full(len(z), label), CLASSES)
+        time = jnp.full(len(z), (gamma + 1.5) / 2.5)
+        return built.vdm.net.apply(params["net"], z[:, None, None, None], time, condition).ravel()
+
+    def slope(z, gamma):
+        alpha, sigma = math.sqrt(special.expit(-gamma)), math.sqrt(special.expit(gamma))
+        return 0.5 * alpha * sigma * np.asarray(v_hat(jnp.asarray(z, jnp.float32), gamma), np.float64)
+
+    z, width = np.concatenate([AXIS - h, AXIS, AXIS + h]), (high - low) / steps
+    for i in range(steps):
+        gamma = low + i * width
+        a = slope(z, gamma)
+        b = slope(z + 0.5 * width * a, gamma + 0.5 * width)
+        c = slope(z + 0.5 * width * b, gamma + 0.5 * width)
+        z = z + width / 6.0 * (a + 2.0 * b + 2.0 * c + slope(z + width * c, gamma + width))
+    below, at, above = np.split(z, 3)
+    return stats.norm.pdf(at) * (above - below) / (2.0 * h)
+
+
+def test_log_weights_of_paths_and_of_the_ode_against_quadrature():
+    """E[log w] = E_q[log p(x, z)/q(z|x)] of the chain; and E_q[log p(x|z_0) p(z_0)/q(z_0|x)] with the density
+    of the ODE, which is another model. As there are labels, of p(x, label)."""
+    built, params = made(condition="label")
+    assert {Ability.LOG_WEIGHT, Ability.FLOW} <= built.abilities and Ability.DENOISER not in built.abilities
+    label, share = 1, math.log(CLASSES)
+    log_q, log_joint = integrated(built, params, label)
+    chain = np.sum(np.exp(log_q) * (log_joint - log_q), axis=(1, 2, 3)) * CELL**3 - share
+
+    x = (2.0 * np.arange(LEVELS) + 1.0) / LEVELS - 1.0
+    apply = jax.jit(lambda net, params, h: net.apply(params, h), static_argnums=0)
+    values, points = (jnp.asarray(part, jnp.float32)[:, None] for part in (x, AXIS))
+    mu = np.asarray(apply(built.encoder, params["encoder"], values), np.float64)
+    output = np.asarray(apply(built.decoder, params["decoder"], points), np.float64)
+    logits = -0.5 * np.exp(-output[:, 1:]) * (output[:, :1] - x) ** 2
+    log_p = (logits - special.logsumexp(logits, axis=1, keepdims=True)).T
+    density = flow_density(built, params, label)
+    assert density.sum() * CELL == pytest.approx(1.0, abs=1e-3)
+    log_q = stats.norm.logpdf(AXIS, math.sqrt(special.expit(1.5)) * mu, math.sqrt(special.expit(-1.5)))
+    flow = np.sum(np.exp(log_q) * (log_p + np.log(density) - log_q), axis=1) * CELL - share
+
+    count = 4_000
+
+    @jax.jit
+    def log_weights(x):
+        batch = {"image": jnp.full((count, 1, 1, 1), x), "label": jnp.full(count, label)}
+        flow, keys = (
+            built.flow(params, rng(count), batch, "latent"),
+            jax.random.split(jax.random.key(5), count),
+        )
+        found = ode.flow_log_density(
+            flow.eps_hat, flow.z, flow.given, flow.ends, keys, 16, 1e-4, True, flow.curve
+        )
+        return built.log_weight(params, rng(count), batch), found["log_density"] + flow.nats
+
+    for level in range(LEVELS):
+        for log_w, want in zip(log_weights(jnp.int32(level)), (chain[level], flow[level])):
+            log_w = np.asarray(log_w, np.float64)
+            assert log_w.mean() == pytest.approx(want, abs=4.0 * log_w.std() / math.sqrt(count))
+            assert log_w.std() / math.sqrt(count) < 0.05
+    assert np.abs(chain - flow).max() > 0.05, "they are two models"
 
 
 def test_guidance_goes_on_from_no_label_beyond_the_label():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import exact
-from vdm.diffusion import path
+from vdm.diffusion import decoder, encoder, path
 from vdm.evaluation.importance import importance_bound
 
 
@@ -57,7 +57,9 @@ def test_path_against_brute_force():
     def log_weights(key):
         keys = jax.random.split(key, levels.shape[0])
         eps_hat = lambda *args: model.eps_hat({"net": {}}, *args)  # noqa: E731
-        return path.log_weight(eps_hat, levels, None, jnp.asarray(gammas, jnp.float32), keys, 3)
+        x, steps = encoder.scale(levels, 3), jnp.asarray(gammas, jnp.float32)
+        log_p = decoder.log_likelihood(levels, steps[0], 3)
+        return path.log_weight(eps_hat, x, log_p, None, steps, keys)
 
     log_w = np.asarray(log_weights(jax.random.key(0)), np.float64).reshape(3, -1).T
     w = np.exp(log_w - truth)

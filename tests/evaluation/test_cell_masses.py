@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vdm.evaluation import dequantise, ode
+from vdm.diffusion import dequantise
+from vdm.evaluation import ode
 
 LEVELS, HIGH = 5, 6.0
 DRAWS = 10_000

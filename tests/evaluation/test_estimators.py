@@ -155,7 +155,7 @@ def model_with(*abilities):
     return types.SimpleNamespace(abilities=frozenset(abilities))
 
 
-ALL_ABILITIES = (Ability.DENOISER, Ability.LOG_WEIGHT)
+ALL_ABILITIES = (Ability.DENOISER, Ability.LOG_WEIGHT, Ability.FLOW)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,8 @@ ALL_ABILITIES = (Ability.DENOISER, Ability.LOG_WEIGHT)
     [
         (ALL_ABILITIES, ["elbo", "depth", "chain", "ode"]),
         ((Ability.CODE,), ["elbo", "codec"]),
-        ((Ability.DENOISER,), ["elbo", "depth", "ode"]),
+        ((Ability.DENOISER,), ["elbo", "depth"]),
+        ((Ability.FLOW,), ["elbo", "ode"]),
         ((Ability.LOG_WEIGHT,), ["elbo", "chain"]),
         ((), ["elbo"]),
     ],
@@ -182,7 +183,7 @@ def test_those_that_are_named_come_in_their_order_and_with_the_elbo():
     [
         ((), "chain", "has 'chain', which needs latents with importance weights; accepted .*: 'elbo', 'all'"),
         ((Ability.LOG_WEIGHT,), "all,depth", "'depth', which needs a denoiser of the pictures themselves;"),
-        ((Ability.LOG_WEIGHT,), "ode", "'ode', which needs a denoiser of the pictures themselves;"),
+        ((Ability.LOG_WEIGHT,), "ode", "'ode', which needs a probability-flow ODE;"),
     ],
 )
 def test_an_estimator_that_needs_more_is_refused(abilities, names, text):

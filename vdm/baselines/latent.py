@@ -15,6 +15,7 @@ p(x) ≥ p(x, c) = p(c) p(x|c), so that what the label costs, log classes, is a 
 still bounds −log p(x).
 """
 
+from collections.abc import Callable
 import dataclasses
 import math
 from typing import Any
@@ -27,9 +28,9 @@ from jaxtyping import Array, Float, Int, PyTree
 from vdm import component
 from vdm.baselines import vae as vae_lib
 from vdm.component import Registry, accept
-from vdm.contract import Ability, Draw, Latents, Model, Params
+from vdm.contract import Ability, Batch, Draw, Flow, Latents, Model, Params
 from vdm.data.dataset import Spec
-from vdm.diffusion import encoder as encoder_lib
+from vdm.diffusion import encoder as encoder_lib, flow, gaussian, path
 from vdm.diffusion.chain import Linear
 from vdm.diffusion.model import Diffusion
 from vdm.diffusion.schedule import SCHEDULES
@@ -73,7 +74,7 @@ class LatentDiffusion(Model):
 
     @property
     def abilities(self) -> frozenset[Ability]:
-        return self.vdm.abilities - {Ability.DENOISER, Ability.LOG_WEIGHT}
+        return self.vdm.abilities - {Ability.DENOISER}
 
     def init(self, key, batch):
         """{"schedule": …, "net": …, "encoder": …, "decoder": …}: fresh parameters."""
@@ -125,6 +126,32 @@ class LatentDiffusion(Model):
 
     def at_depth(self, timesteps: int) -> "LatentDiffusion":
         return dataclasses.replace(self, vdm=self.vdm.at_depth(timesteps))
+
+    def log_weight(self, params, rng, batch) -> Float[Array, "batch"]:
+        """Of one path of the chain of latents."""
+        mean, log_p = self.encode(params, batch["image"]), self.log_likelihood(params, batch)
+        return path.of_model(self.vdm, params, rng, batch, mean, log_p)
+
+    @property
+    def flow_kinds(self):
+        return ("latent",)
+
+    def flow(self, params, rng, batch, kind) -> Flow:
+        """The ODE of z_0."""
+        mean = self.encode(params, batch["image"])
+        eps = gaussian.noise(rng.keys(randomness.DECODE), self.vdm.shape)
+        z_0 = encoder_lib.diffuse(mean, self.vdm.gamma(params, jnp.zeros(())), eps)
+        log_p = self.log_likelihood(params, batch)(z_0)
+        return flow.of_latents(self.vdm, params, rng, batch, mean, log_p, eps)
+
+    def log_likelihood(self, params: Params, batch: Batch) -> Callable[[Array], Array]:
+        """z_0 → log p(x|z_0), nats, and with labels log p(x, label|z_0), each label as likely as another."""
+        label = math.log(self.vdm.classes) if self.vdm.condition == "label" else 0.0
+        log_p = lambda z: vae_lib.log_likelihood(batch["image"], self.decode(params, z), self.vocab_size)
+        return lambda z_0: log_p(z_0) - label
+
+    def gamma(self, params: Params, t: Array, context: Array | None = None) -> Array:
+        return self.vdm.gamma(params, t, context)
 
     def latents(self, timesteps) -> Latents:
         return Linear(self.vdm, timesteps + 1).latents(

@@ -4,9 +4,11 @@ p(x_i = v | z_0) ∝ q(z_0,i | x_i = v) = N(z_0,i; α_0 x_v, σ_0²), with x_v t
 Dividing by α_0 leaves the logits −½ e^{−γ_0} (z_0/α_0 − x_v)².
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from vdm.diffusion import encoder
 
@@ -26,6 +28,19 @@ def log_prob(
     """log p(x|z_0) of each value, nats."""
     x = encoder.scale(levels, vocab_size)
     return log_prob_at(levels, z_0 / encoder.alpha(gamma_0) - x, gamma_0, vocab_size)
+
+
+def log_likelihood(
+    levels: Shaped[Array, "batch *shape"], gamma_0: Float[Array, "*#any"], vocab_size: int
+) -> Callable[[Array], Float[Array, "batch"]]:
+    """z_0 → log p(x|z_0) of each picture, nats."""
+    levels = levels.astype(jnp.int32)
+
+    def of(z_0):
+        log_p = log_prob(levels, z_0, gamma_0, vocab_size)
+        return jnp.sum(log_p, axis=tuple(range(1, log_p.ndim)))
+
+    return of
 
 
 def log_prob_at(

@@ -20,6 +20,7 @@ from vdm.diffusion import (
     denoiser,
     elbo,
     encoder,
+    flow,
     path,
     sampler,
     stationary,
@@ -95,7 +96,7 @@ class Diffusion(Model):
             Ability.FIXED_ENDS: not self.schedule.learned_ends,
             Ability.INTERIOR: self.timesteps == 0 and self.schedule.learned_interior,
         }
-        always = (Ability.TIME, Ability.DENOISER, Ability.LOG_WEIGHT)
+        always = (Ability.TIME, Ability.DENOISER, Ability.LOG_WEIGHT, Ability.FLOW)
         return frozenset({*always, *(one for one, holds in further.items() if holds)})
 
     @property
@@ -154,10 +155,6 @@ class Diffusion(Model):
 
     def gammas(self, params: Params, steps: int, context: Array | None) -> Array:
         return self.gamma(params, times.grid(steps, context), context)
-
-    def draw_context(self, params: Params, rng: Random, batch: Batch):
-        x = encoder.scale(batch["image"], self.vocab_size)
-        return context_lib.draw_weighted(self.context, params, rng, x)
 
     def condition_of(self, batch: Batch) -> Float[Array, "batch size"] | None:
         return condition_lib.of_batch(self.condition, batch, self.classes)
@@ -251,15 +248,16 @@ class Diffusion(Model):
 
     def log_weight(self, params: Params, rng: Random, batch: Batch) -> Float[Array, "batch"]:
         """Of one path of the chain of T steps (VDM eq. 13, 14), and its context."""
-        context, log_ratio = self.draw_context(params, rng, batch)
-        return log_ratio + path.log_weight(
-            lambda z, gamma, condition: self.eps_hat(params, z, gamma, condition, context=context),
-            batch["image"].astype(jnp.int32),
-            self.condition_of(batch),
-            self.gammas(params, self.timesteps, context),
-            rng.keys(randomness.NOISE),
-            self.vocab_size,
-        )
+        x, gamma_0 = encoder.scale(batch["image"], self.vocab_size), self.gamma(params, jnp.zeros(()))
+        log_likelihood = decoder.log_likelihood(batch["image"], gamma_0, self.vocab_size)
+        return path.of_model(self, params, rng, batch, x, log_likelihood)
+
+    @property
+    def flow_kinds(self):
+        return flow.kinds(self)
+
+    def flow(self, params, rng, batch, kind):
+        return flow.of_images(self, params, rng, batch, kind)
 
     def sample(self, params, rng, batch) -> UInt8[Array, "batch height width channels"]:
         z_0, gamma_0 = self.sample_z_0(params, rng, batch), self.gamma(params, jnp.zeros(()))

@@ -6,25 +6,50 @@ it is the ELBO. A pure function of arrays.
 
 from collections.abc import Callable
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
-from vdm.diffusion import decoder, encoder
+from vdm.contract import Batch, Params, Random
+from vdm.diffusion import context as context_lib, encoder
+from vdm.runtime import randomness
+
+if TYPE_CHECKING:  # it imports this module
+    from vdm.diffusion.model import Diffusion
 
 # (z [batch, …], γ [batch] or of each value, condition) → ε̂ [batch, …].
 EpsHat = Callable[[Array, Array, Any], Array]
 
 
+def of_model(
+    vdm: "Diffusion",
+    params: Params,
+    rng: Random,
+    batch: Batch,
+    x: Float[Array, "batch *shape"],
+    log_likelihood: Callable[[Array], Array],
+) -> Float[Array, "batch"]:
+    """`log_weight` of the chain of a Diffusion, and of its context."""
+    context, log_ratio = context_lib.draw_weighted(vdm.context, params, rng, x)
+    return log_ratio + log_weight(
+        lambda z, gamma, condition: vdm.eps_hat(params, z, gamma, condition, context=context),
+        x,
+        log_likelihood,
+        vdm.condition_of(batch),
+        vdm.gammas(params, vdm.timesteps, context),
+        rng.keys(randomness.NOISE),
+    )
+
+
 def log_weight(
     eps_hat: EpsHat,
-    levels: Int[Array, "batch *shape"],
+    x: Float[Array, "batch *shape"],
+    log_likelihood: Callable[[Array], Array],
     condition: Float[Array, "batch size"] | None,
     gammas: Float[Array, "steps_and_one *#batch_and_shape"],
     keys: Key[Array, "batch"],
-    vocab_size: int,
 ) -> Float[Array, "batch"]:
     """log p(x, z_0 … z_1)/q(z_0 … z_1|x) of one path drawn from q, nats.
 
@@ -34,11 +59,12 @@ def log_weight(
     (VDM eq. 13, 14, before the expectation). Where each value has its own γ, all this holds value by value.
 
     Args:
+      x: the data, or where a latent stands for them its mean.
+      log_likelihood: z_0 → log p(x|z_0), nats.
       gammas: γ at times 0, 1/T, …, 1; one for all, or one for each value, or for each value of each image.
       keys: one for each example.
     """
-    shape = levels.shape[1:]
-    x = encoder.scale(levels, vocab_size)
+    shape = x.shape[1:]
     steps = gammas.shape[0] - 1
 
     def noise(i):
@@ -62,7 +88,7 @@ def log_weight(
     log_w = log_normal(z_1) - log_normal(eps) + _sum(log_sigma)
     (eps, log_w), _ = jax.lax.scan(step, (eps, log_w), jnp.arange(steps), reverse=True)
     z_0 = encoder.diffuse(x, gammas[0], eps)
-    return log_w + _sum(decoder.log_prob(levels, z_0, gammas[0], vocab_size))
+    return log_w + log_likelihood(z_0)
 
 
 def log_normal(z: Float[Array, "batch *shape"]) -> Float[Array, "batch"]:

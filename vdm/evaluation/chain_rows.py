@@ -24,11 +24,11 @@ def _check(config: ConfigDict) -> None:
 def _measure(config: ConfigDict, run: Run, done: Sequence[Row]) -> Result:
     """The bounds with K = 1, 2, 4, … samples, up to config.eval.chain.samples.
 
-    A model with a denoiser is taken as a chain of config.eval.chain.timesteps steps, and its ELBO is that
+    A model of any depth is taken as a chain of config.eval.chain.timesteps steps, and its ELBO is that
     chain's; any other model has latents of its own.
     """
     steps, samples = config.eval.chain.timesteps, config.eval.chain.samples
-    if Ability.DENOISER in run.model.abilities:
+    if run.model.depth is not None:
         model, elbo = run.model.at_depth(steps), depth_row(config, run, steps, done)
         name, bounds, evaluations = f"importance-weighted, T = {steps}", chain_name(steps), samples * steps
     else:

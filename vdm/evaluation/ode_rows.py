@@ -1,7 +1,6 @@
 """The estimator "ode": the likelihood of the probability-flow ODE."""
 
 from collections.abc import Sequence
-import math
 import time
 
 import jax.numpy as jnp
@@ -11,9 +10,9 @@ import numpy as np
 
 from vdm.contract import Ability
 from vdm.diffusion import elbo
+from vdm.diffusion.dequantise import start
 from vdm.errors import UserError, require
 from vdm.evaluation import ode
-from vdm.evaluation.dequantise import dequantise, start
 from vdm.evaluation.estimator import Estimator, Result, print_row
 from vdm.evaluation.importance import bound_rows
 from vdm.evaluation.passes import run_passes
@@ -37,10 +36,8 @@ def _check(config: ConfigDict) -> None:
 
 
 def _measure(config: ConfigDict, run: Run, done: Sequence[Row]) -> Result:
-    # Where each value has its own γ, uniform noise would start beside the schedule's way.
-    kinds = ("uniform", "normal") if Ability.ONE_GAMMA in run.model.abilities else ("normal",)
     try:
-        flows = [flow_row(config, run, kind) for kind in kinds]
+        flows = [flow_row(config, run, kind) for kind in run.model.flow_kinds]
         weighted, quadrature = weighted_flow_rows(config, run)
     except UserError as error:  # the other estimators' numbers are not lost for it
         return Result([], checks=[f"No row of the ODE: {error}"])
@@ -55,13 +52,12 @@ def _measure(config: ConfigDict, run: Run, done: Sequence[Row]) -> Result:
 
 
 def flow_row(config: ConfigDict, run: Run, kind: str) -> Row:
-    """The likelihood with one `kind` of dequantisation, of one point for each image, by Hutchinson's
-    divergence.
+    """The likelihood by one `kind` of start, of one point for each image, by Hutchinson's divergence.
 
     Raises:
       UserError: the ODE of an image was not solved.
     """
-    name = f"ODE, {kind} dequantisation"
+    name = _name(kind)
     result, evaluations, seconds = _flow(config, run, kind, False, 1, None, name)
     (row,) = _rows(kind, name, result, evaluations, seconds, run)
     return row
@@ -70,8 +66,8 @@ def flow_row(config: ConfigDict, run: Run, kind: str) -> Row:
 def weighted_flow_rows(config: ConfigDict, run: Run) -> tuple[list[Row], float]:
     """The bounds with K = 1, 2, 4, … samples up to config.eval.ode.samples, on the first images.
 
-    Dequantisation is normal. The divergence is exact: Hutchinson's noise, under the logarithm of the mean,
-    would raise the bound above the likelihood, and it would be none.
+    The start is the last of Model.flow_kinds. The divergence is exact: Hutchinson's noise, under the
+    logarithm of the mean, would raise the bound above the likelihood, and it would be none.
 
     Returns:
       The bounds, and the mean difference that half the quadrature's nodes would make, bits/dim.
@@ -81,10 +77,15 @@ def weighted_flow_rows(config: ConfigDict, run: Run) -> tuple[list[Row], float]:
     """
     section = config.eval.ode
     images = min(section.images, config.eval.images or run.data.test.size)
-    name = "ODE, normal dequantisation, exact divergence"
-    result, evaluations, seconds = _flow(config, run, "normal", True, section.samples, images, name)
-    rows = _rows("normal", name, result, evaluations, seconds, run)
+    kind = run.model.flow_kinds[-1]
+    name = f"{_name(kind)}, exact divergence"
+    result, evaluations, seconds = _flow(config, run, kind, True, section.samples, images, name)
+    rows = _rows(kind, name, result, evaluations, seconds, run)
     return rows, float(elbo.bits_per_dim(result["quadrature"].mean(), run.data.spec.shape))
+
+
+def _name(kind):
+    return "ODE of the latents" if kind == "latent" else f"ODE, {kind} dequantisation"
 
 
 def _rows(kind, name, result, evaluations: float, seconds: float, run: Run) -> list[Row]:
@@ -106,32 +107,29 @@ def _flow(
     Raises:
       UserError: the ODE of an image was not solved.
     """
-    section, model, spec = config.eval.ode, run.model, run.data.spec
-    one_gamma = Ability.ONE_GAMMA in model.abilities
+    section, model = config.eval.ode, run.model
     began = time.monotonic()
 
     def log_weight(params, rng, batch, _):
-        context, log_ratio = model.draw_context(params, rng, batch)
-        gammas = model.gammas(params, 1, context)
-        keys = rng.keys(randomness.DECODE)
-        z, gamma_0, nats = dequantise(kind, keys, batch["image"], gammas[0], spec.vocab_size)
+        flow = model.flow(params, rng, batch, kind)
         result = ode.flow_log_density(
-            lambda z, gamma, given: model.eps_hat(params, z, gamma, given[0], context=given[1]),
-            z,
-            (model.condition_of(batch), context),
-            (gamma_0, gammas[1]) if one_gamma else (jnp.zeros(()), jnp.ones(())),
+            flow.eps_hat,
+            flow.z,
+            flow.given,
+            flow.ends,
             rng.keys(randomness.NOISE),
             section.nodes,
             section.tolerance,
             exact,
-            None if one_gamma else lambda t, given: model.gamma(params, t, given[1]),
+            flow.curve,
         )
-        return result | {"log_w": result["log_density"] + nats + log_ratio}
+        size = jnp.full(len(flow.z), flow.z[0].size, jnp.float32)
+        return result | {"log_w": result["log_density"] + flow.nats, "size": size}
 
     result = run_passes(log_weight, config, run, samples, name, images)
     require_solved(result["steps"], section.tolerance)
     # A step asks for six evaluations, a node for one and products with its Jacobian.
-    products = math.prod(spec.shape) if exact else 1
+    products = result["size"].mean() if exact else 1
     evaluations = samples * (6.0 * result["steps"].mean() + (section.nodes + 1) * (1 + products))
     return result, float(evaluations), time.monotonic() - began
 
@@ -145,4 +143,4 @@ def require_solved(steps: np.ndarray, tolerance: float) -> None:
     )
 
 
-ODE = Estimator(frozenset({Ability.DENOISER}), _check, _measure)
+ODE = Estimator(frozenset({Ability.FLOW}), _check, _measure)

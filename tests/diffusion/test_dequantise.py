@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vdm.diffusion import encoder
-from vdm.evaluation.dequantise import dequantise
+from vdm.diffusion.dequantise import dequantise
 
 
 @pytest.mark.parametrize("kind", ["uniform", "normal"])

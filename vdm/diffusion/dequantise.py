@@ -13,6 +13,8 @@ from jaxtyping import Array, Float, Key, Shaped
 from vdm.diffusion import encoder
 from vdm.diffusion.path import log_normal
 
+KINDS = ("uniform", "normal")
+
 
 def start(kind: str, gamma_0: Float[Array, ""], vocab_size: int) -> Float[Array, ""]:
     """The γ of the z that `dequantise` draws: there the flow starts, and another start is another model."""

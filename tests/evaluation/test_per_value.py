@@ -13,6 +13,7 @@ import exact
 from vdm.contract import Ability
 from vdm.diffusion import context as context_lib
 from vdm.diffusion.schedule.base import Schedule
+from vdm.diffusion.schedule.multivariate import Multivariate
 from vdm.evaluation import elbo_rows, ode_rows
 from vdm.evaluation.chain_rows import CHAIN
 from vdm.run import Run
@@ -25,20 +26,13 @@ IMAGES, TRUTH = exact.pictures(LOG_P, 128)
 
 
 class Bent(Schedule):
-    """γ_i(t) rises with another power of t for each value; the context moves the powers."""
+    """γ_i(t) rises with another power of t for each value."""
 
     per_value = True
     spread: float = 1.5
-    size: int = 0
 
-    @property
-    def context_size(self):
-        return self.size
-
-    def __call__(self, t, context=None):
+    def __call__(self, t):
         power = 1.0 + self.spread * jnp.arange(math.prod(self.shape)).reshape(self.shape) / 3.0
-        if context is not None:
-            power = power + 0.5 * jax.nn.sigmoid(context[..., :1, None, None] - 1.0)
         t = t.reshape(*t.shape, 1, 1, 1)
         return self.gamma_min + (self.gamma_max - self.gamma_min) * t**power
 
@@ -49,7 +43,19 @@ def run_of(schedule, context=0):
     if context:
         encoder = context_lib.Encoder(context)
         params["context"] = encoder.init(jax.random.key(0), jnp.zeros((1, *SHAPE)))
+        params["schedule"] = bent(
+            model.schedule.init(jax.random.key(1), jnp.zeros(1), jnp.zeros((1, context)))
+        )
     return Run(exact.split(IMAGES, LEVELS), model, types.SimpleNamespace(step=0, ema=params))
+
+
+def bent(params):
+    """Parameters of a schedule that the context moves, and no straight line."""
+    leaves, tree = jax.tree.flatten(params)
+    random = np.random.default_rng(2)
+    return tree.unflatten(
+        [value + 3.0 * random.normal(size=value.shape).astype(np.float32) for value in leaves]
+    )
 
 
 def config(**changes):
@@ -90,7 +96,9 @@ def test_all_are_the_likelihood_where_the_denoiser_is_optimal():
 
 def test_a_context_costs_its_weight():
     """E[log p(c)/q(c|x)] is −KL, in nats; with more draws the weights' mean of 1 takes it away."""
-    run = run_of(functools.partial(Bent, size=2), context=2)
+    run = run_of(functools.partial(Multivariate, context=2), context=2)
+    gammas = [run.model.gamma(run.state.ema, jnp.full(1, 0.5), jnp.full((1, 2), c)) for c in (-1.0, 1.0)]
+    assert np.ptp(gammas[0]) > 0.5 and np.abs(gammas[0] - gammas[1]).max() > 0.5
     few = config()
     encoder, x = context_lib.Encoder(2), (2.0 * IMAGES + 1.0) / LEVELS - 1.0
     q = encoder.apply(run.state.ema["context"], jnp.asarray(x, jnp.float32))

@@ -47,7 +47,8 @@ class Multivariate(Schedule):
         if context is not None:
             size = math.prod(self.shape)
             shift = nn.Dense(3 * size, use_bias=False, kernel_init=nn.initializers.zeros, name="shift")
-            shift = jnp.moveaxis(shift(context).reshape(-1, 3, *self.shape), 1, 0)
+            times = context.shape[:-1]
+            shift = jnp.moveaxis(shift(context).reshape(*times, 3, *self.shape), len(times), 0)
             bends = [bend + more for bend, more in zip(bends, shift)]
         a, b, d = (start[k] + _SLOW * bend for k, bend in enumerate(bends))
         t = t.reshape(*t.shape, *(1,) * len(self.shape))

@@ -1,4 +1,7 @@
-"""Errors that a user can mend: one line with the value, what is accepted, and the fix."""
+"""How a process ends that does not end well: bad input, a machine that fails, or asked to stop.
+
+Of each, `main` prints one line without a traceback.
+"""
 
 from collections.abc import Iterable
 import difflib
@@ -6,7 +9,19 @@ from typing import Any
 
 
 class UserError(Exception):
-    """Bad input. `main` prints it as one line, without a traceback, and exits with 2."""
+    """Bad input: the line says the value, what is accepted, and the fix. Exit code 2."""
+
+
+class Failed(Exception):
+    """The machine failed, as by a full disk: given room, the same command goes on. Exit code 1."""
+
+
+class Stopped(Exception):
+    """Asked to stop, by a signal, and all is saved. `code` is the exit code."""
+
+    def __init__(self, code: int):
+        super().__init__(code)
+        self.code = code
 
 
 def one_of(field: str, value: Any, accepted: Iterable[Any]) -> None:

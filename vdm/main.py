@@ -15,6 +15,7 @@ config is the one that the workdir was started with.
 """
 
 from collections.abc import Sequence
+import errno
 import gc
 import importlib
 import os
@@ -26,8 +27,8 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from vdm import commandline
-from vdm.errors import UserError, did_you_mean, one_line, one_of, require
-from vdm.runtime import cache
+from vdm.errors import Failed, Stopped, UserError, did_you_mean, one_line, one_of, require
+from vdm.runtime import cache, stop
 
 # Each mode's module; what it does there is called `run`.
 MODES = {
@@ -42,6 +43,12 @@ MODES = {
 # Which modes take --input, and --output.
 FILES = {"input": ("compress", "decompress", "import"), "output": ("compress", "decompress", "export")}
 FOLDERS = ("decompress", "export")  # whose output may be a folder
+
+# What a machine lacks: room, quota, a file system to write to, open files, memory, and an answer of its disk.
+MACHINE = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EROFS", "EMFILE", "ENFILE", "ENOMEM", "EIO", "EFBIG")
+}
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Folder of the run: its checkpoints, metrics, pictures.")
@@ -188,7 +195,8 @@ def show_help() -> None:
 
 
 def cli() -> int:
-    """Runs main; bad input ends in one line and exit code 2, Ctrl-C in exit code 130."""
+    """Runs main, and returns the exit code: 2 for bad input, 1 where the machine failed, 130 for Ctrl-C, 75
+    where it was asked to stop by a signal and can be queued again; each with one line."""
     # JAX makes millions of objects as it traces and next to no garbage among them: to look for it
     # as often as Python does by itself takes a quarter of a start.
     gc.set_threshold(100_000)
@@ -202,10 +210,26 @@ def cli() -> int:
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+    except Failed as failed:
+        print(f"error: {one_line(failed)}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in MACHINE:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(
+            f"error: {error.strerror}{where}. Once that is mended, the same command goes on from the newest "
+            "checkpoint that is whole.",
+            file=sys.stderr,
+        )
+        return 1
+    except Stopped as stopped:
+        return stopped.code
     except KeyboardInterrupt:
-        return 130
+        return stop.CTRL_C
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(cli())
+    stop.watch()
+    stop.leave(cli())

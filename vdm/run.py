@@ -16,7 +16,7 @@ from vdm.data.dataset import Data
 from vdm.diffusion import objective as objective_lib
 from vdm.diffusion.objective import Objective
 from vdm.errors import one_of, require
-from vdm.runtime import devices
+from vdm.runtime import checksums, devices, lock
 
 
 class Parts(NamedTuple):
@@ -73,10 +73,10 @@ def restore(config: ConfigDict, workdir: pathlib.Path) -> Run:
       UserError: the workdir has no checkpoint, or was started with another config.
     """
     one_of("config.eval.checkpoint", config.eval.checkpoint, ("newest", "best"))
-    newest = workdir_lib.newest(workdir)
+    steps = checksums.whole_steps(workdir, move=jax.process_index() == 0 and lock.is_free(workdir))
     require(
-        newest is not None,
-        f"--workdir is {str(workdir)!r}, which has no checkpoint; run --mode=train first.",
+        steps,
+        f"--workdir is {str(workdir)!r}, which has no checkpoint{damaged(workdir)}; run --mode=train first.",
     )
     workdir_lib.check_config(workdir, config)
     from vdm.runtime import checkpoint  # only now, as Orbax takes a while to import
@@ -84,7 +84,17 @@ def restore(config: ConfigDict, workdir: pathlib.Path) -> Run:
     parts = build(config)
     fingerprint.check(workdir / "data.json", parts.data, keep=False)
     checkpoints = checkpoint.Checkpoints(workdir, config.train.keep, read_only=True)
-    step = newest if config.eval.checkpoint == "newest" else checkpoints.best()
-    state, _ = checkpoints.restore(parts.like, step)
+    step = steps[-1] if config.eval.checkpoint == "newest" else checkpoints.best()
+    try:
+        state, _ = checkpoints.restore(parts.like, step)
+    except FileNotFoundError:  # training goes on meanwhile, and has newer ones
+        checkpoints.close()
+        return restore(config, workdir)
     checkpoints.close()
     return Run(parts.data, parts.model, state)
+
+
+def damaged(workdir: pathlib.Path) -> str:
+    """ " that is whole; …" where some were set aside."""
+    some = any(workdir.glob("damaged/*"))
+    return " that is whole; those that are not are in its folder damaged/" if some else ""

@@ -14,7 +14,7 @@ from vdm.contract import Model
 from vdm.data.dataset import Data
 from vdm.errors import require
 from vdm.reporting import pictures
-from vdm.runtime import devices
+from vdm.runtime import devices, lock
 from vdm.runtime.randomness import Rng
 
 Samples = UInt8[np.ndarray, "samples height width channels"]
@@ -63,9 +63,11 @@ def make_sampler(model: Model, config: ConfigDict, data: Data) -> Callable[..., 
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """--mode=sample: draws config.sample.num samples into samples.png and samples.npz."""
+    """--mode=sample: draws config.sample.num samples into samples.png and samples.npz of the workdir,
+    or of its folder step-STEP while it still trains."""
     run = run_lib.restore(config, workdir)
     samples = make_sampler(run.model, config, run.data)(run.state.ema, progress=True)
     if jax.process_index() == 0:
-        pictures.write_samples(workdir, samples, run.data.spec.vocab_size)
-        print(f"{len(samples)} samples: {workdir}/samples.png, {workdir}/samples.npz")
+        with lock.place_for_results(workdir, int(run.state.step)) as place:
+            pictures.write_samples(place, samples, run.data.spec.vocab_size)
+        print(f"{len(samples)} samples: {place}/samples.png, {place}/samples.npz")

@@ -1,27 +1,29 @@
 """The training loop: batches in, steps on the devices, numbers and pictures out; resumes anywhere."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
 import dataclasses
 import itertools
 import math
 import pathlib
-import signal
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
-from tqdm import tqdm
+import numpy as np
 
 from vdm import run as run_lib, sample as sample_lib, step as step_lib, workdir as workdir_lib
 from vdm.contract import Params
 from vdm.data import fingerprint, resident
 from vdm.data.batches import train_batches
-from vdm.errors import require
+from vdm.errors import Failed, UserError, require
 from vdm.evaluation import estimators
 from vdm.evaluation.evaluator import make_evaluator
 from vdm.reporting import text
 from vdm.reporting.log import Log, NoLog
-from vdm.runtime import devices
+from vdm.runtime import checksums, devices, lock
+from vdm.runtime.stop import Stop
 
 
 def check(config: ConfigDict) -> None:
@@ -66,11 +68,36 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
 
     Raises:
       UserError: the config is not possible, or differs from that of the workdir.
-      KeyboardInterrupt: it was asked to stop, by Ctrl-C or SIGTERM, and has saved.
+      Failed: the machine failed, as by a full disk.
+      Stopped: it was asked to stop, by Ctrl-C, SIGTERM or SIGUSR1, and has saved.
     """
-    lead, train = jax.process_index() == 0, config.train
     check(config)
-    newest = workdir_lib.newest(workdir)
+    with lock.hold(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
+        _train(config, workdir, newest_whole(workdir))
+
+
+def newest_whole(workdir: pathlib.Path) -> int | None:
+    """The step of the newest checkpoint that is whole, the same on all processes; None where there is none.
+
+    Raises:
+      UserError: there were some, and none is whole.
+    """
+    found = 0
+    if jax.process_index() == 0:
+        steps = checksums.whole_steps(workdir, move=True)
+        require(
+            steps or not run_lib.damaged(workdir),
+            f"{str(workdir)!r} has no checkpoint{run_lib.damaged(workdir)}. Delete that folder to start "
+            "again at step 0, or give another --workdir.",
+        )
+        found = steps[-1] + 1 if steps else 0
+    if jax.process_count() > 1:
+        found = int(multihost_utils.broadcast_one_to_all(np.int64(found)))
+    return found - 1 if found else None
+
+
+def _train(config: ConfigDict, workdir: pathlib.Path, newest: int | None) -> None:
+    lead, train = jax.process_index() == 0, config.train
     if newest is not None:
         workdir_lib.check_config(workdir, config)
     first = newest or 0
@@ -96,30 +123,36 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     log = (Log if lead else NoLog)(config, workdir, first, rest.get("seconds", 0.0), parts.data.spec)
     running = Running(rest.get("running"))
     data = devices.replicate(resident.arrays(parts.data.train, config.data))
-    stop = Stop()
     wait()
     log.say(f"{'starting' if newest is None else 'resuming'} at step {first} of {train.steps}")
+    stop = Stop()
 
-    for begin, count, batch in batches:
-        state, metrics = step_fn(state, data, batch)
-        step = begin + count
-        running.add(metrics)
-        if begin == first:
-            jax.block_until_ready(state)
-            log.start_clock(step)  # compilation is no part of the speed
-        bpd = report(config, step, state.ema, running, evaluate, validate, sample, log)
-        stopping = step < train.steps and stop.asked(checkpoints, step)
-        if due(step, train.checkpoint_every, train.steps) or stopping:
-            rest = {"running": running.sums, "seconds": log.seconds()}
-            checkpoints.save(step, devices.as_global(state), rest, bpd)
-        if stopping:
-            break
+    try:
+        for begin, count, batch in batches:
+            state, metrics = step_fn(state, data, batch)
+            step = begin + count
+            running.add(metrics)
+            if begin == first:
+                jax.block_until_ready(state)
+                log.start_clock(step)  # compilation is no part of the speed
+            bpd = report(config, step, state.ema, running, evaluate, validate, sample, log)
+            stopping = step < train.steps and stop.asked(checkpoints, step)
+            if due(step, train.checkpoint_every, train.steps) or stopping:
+                require_finite(step, running.sums)  # or it would take the place of a good one
+                rest = {"running": running.sums, "seconds": log.seconds()}
+                checkpoints.save(step, devices.as_global(state), rest, bpd)
+            if stopping:
+                break
+    except Exception:
+        with contextlib.suppress(Failed):  # the checkpoint in hand is still written
+            checkpoints.close()
+        raise
     checkpoints.close()
     if stopping:
         log.say(f"stopped at step {step}, saved; the same command goes on from there.")
     log.close()
     if stopping:
-        raise KeyboardInterrupt
+        raise stop.reason()
 
 
 def make_validator(parts: run_lib.Parts, config: ConfigDict) -> Callable[..., Any] | None:
@@ -206,33 +239,6 @@ def report(
     return bpd
 
 
-class Stop:
-    """Ctrl-C or SIGTERM ends the run after the chunk in hand, saved; a second ends it at once.
-
-    Many processes must stop at the same step: there SIGTERM goes through JAX's own service,
-    which they agree by, and Ctrl-C ends them at once.
-    """
-
-    def __init__(self):
-        self._asked = False
-        if jax.process_count() == 1:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, self._ask)
-
-    def _ask(self, number, frame):
-        self._asked = True
-        for other in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(other, signal.default_int_handler)
-        tqdm.write(
-            "stopping after the steps in hand, or ending if they are the last; once more to leave at once, "
-            "unsaved"
-        )
-
-    def asked(self, checkpoints: Any, step: int) -> bool:
-        """Whether to stop after this step; the same on all processes."""
-        return self._asked or jax.process_count() > 1 and checkpoints.preempted(step)
-
-
 def describe(config: ConfigDict, parts: run_lib.Parts) -> str:
     """One line on what is trained on what."""
     count, kind = jax.device_count(), jax.devices()[0].device_kind
@@ -244,13 +250,16 @@ def describe(config: ConfigDict, parts: run_lib.Parts) -> str:
     )
 
 
-def require_finite(step: int, means: dict[str, float]) -> None:
-    """Raises UserError where the loss is no number any more."""
-    require(
-        math.isfinite(means["loss"]) and math.isfinite(means.get("objective", 0.0)),
-        f"the loss is {means['loss']} at step {step}: training has diverged, or a component gives no number. "
-        "Lower config.optimizer.learning_rate, or set config.optimizer.clip, and look at γ(0) and γ(1) of a "
-        "schedule of your own; give another --workdir.",
+def require_finite(step: int, metrics: Mapping[str, float]) -> None:
+    """Raises UserError where a training metric, a mean or a sum, is no number any more."""
+    wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
+    if not wrong:
+        return
+    what = "loss" if "loss" in wrong else wrong[0]
+    raise UserError(
+        f"the {what} is {metrics[what]} at step {step}: training has diverged, or a component gives no "
+        "number. Lower config.optimizer.learning_rate, or set config.optimizer.clip, and look at γ(0) and "
+        "γ(1) of a schedule of your own; give another --workdir. The checkpoints before it are kept.",
     )
 
 

@@ -14,6 +14,7 @@ from vdm import config as config_lib
 from vdm.component import OWN, load_file
 from vdm.config import flat
 from vdm.errors import UserError, require
+from vdm.runtime.whole import whole, write_text
 
 # Fields that may differ when a run goes on: how long, what is reported meanwhile, and in what precision and
 # memory the same function is computed.
@@ -90,9 +91,7 @@ def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Writes config.json, whole or not at all, and keeps the modules of one's own components."""
     keep_modules(workdir, config)
     path = pathlib.Path(workdir) / "config.json"
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    part.replace(path)
+    write_text(path, json.dumps(config.to_dict(), indent=2) + "\n")
 
 
 def differences(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
@@ -151,7 +150,8 @@ def keep_modules(workdir: pathlib.Path, config: ConfigDict) -> None:
     _check_modules(workdir, config)
     for kept, source in _own_modules(workdir, config):
         kept.parent.mkdir(exist_ok=True)
-        kept.write_bytes(source.read_bytes())
+        with whole(kept) as part:
+            part.write_bytes(source.read_bytes())
 
 
 def _check_modules(workdir, config):

@@ -9,6 +9,7 @@ import numpy as np
 
 from vdm.data.dataset import Data, Images, Spec, Split
 from vdm.errors import UserError, require
+from vdm.runtime.whole import write_text
 
 BLOCK = 1024  # images that are read at a time
 LOOK = 256  # images of a split that a start looks at
@@ -53,7 +54,7 @@ def check(path: pathlib.Path, data: Data, keep: bool) -> None:
     found = {name: _look(split, data.spec) for name, split in (("train", data.train), ("test", data.test))}
     if not path.exists():
         if keep:
-            path.write_text(json.dumps(found, indent=2) + "\n")
+            write_text(path, json.dumps(found, indent=2) + "\n")
         return
     try:
         before = json.loads(path.read_text())

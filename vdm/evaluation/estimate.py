@@ -11,6 +11,7 @@ from jaxtyping import Float
 import numpy as np
 
 from vdm.diffusion import elbo
+from vdm.runtime.whole import write_text
 
 PerImage = Float[np.ndarray, "images"]
 
@@ -121,4 +122,4 @@ def write_json(
         },
         indent=2,
     )
-    pathlib.Path(path).write_text(text + "\n")
+    write_text(path, text + "\n")

@@ -10,13 +10,15 @@ from vdm.evaluation import estimators, files
 from vdm.evaluation.pictures import denoise
 from vdm.evaluation.table import tables
 from vdm.run import Run, restore
+from vdm.runtime import lock
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Prints the table of config.eval.estimators, and writes it into the workdir.
 
-    Leaves there eval.md, eval.json and eval_images.csv; for a model with a denoiser also profile.csv,
-    density.png and distortion.png; and depth.png where "depth" is among the estimators.
+    Leaves there, or in its folder step-STEP while it still trains, the files eval.md, eval.json and
+    eval_images.csv; for a model with a denoiser also profile.csv, density.png and distortion.png; and
+    depth.png where "depth" is among the estimators.
 
     Raises:
       UserError: the workdir has no checkpoint, or a field of config.eval is not accepted.
@@ -38,10 +40,11 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     text = tables(measured.rows, measured.series, measured.checks)
     if len(chosen) > 1:
         print("\n" + text)
-    written = files.write_estimates(workdir, heading, text, measured, step)
-    if profile is not None and denoised is not None:
-        written += files.write_profile(workdir, config, restored, measured, profile, denoised)
-    print(f"{workdir}: {', '.join(written)}")
+    with lock.place_for_results(workdir, step) as place:
+        written = files.write_estimates(place, heading, text, measured, step)
+        if profile is not None and denoised is not None:
+            written += files.write_profile(place, config, restored, measured, profile, denoised)
+    print(f"{place}: {', '.join(written)}")
 
 
 def _choice(config: ConfigDict, run: Run) -> str:

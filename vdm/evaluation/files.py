@@ -19,6 +19,7 @@ from vdm.evaluation.profile import EDGES, Profile
 from vdm.evaluation.table import Row, difference
 from vdm.reporting import eval_figures
 from vdm.run import Run
+from vdm.runtime.whole import whole, write_text
 
 
 def write_estimates(
@@ -26,7 +27,7 @@ def write_estimates(
 ) -> list[str]:
     """Writes eval.md, eval.json and eval_images.csv; returns their names."""
     rows, series, checks, _ = measured
-    (workdir / "eval.md").write_text(f"{heading}\n\n{text}")
+    write_text(workdir / "eval.md", f"{heading}\n\n{text}")
     more: dict[str, Any] = {name: [row.json() for row in some] for name, some in series.items()}
     if len(rows) > 1:
         more |= {"rows": [row.json() for row in rows]}
@@ -74,7 +75,7 @@ def write_profile(
 def _write_columns(path: pathlib.Path, columns: dict[str, Float[np.ndarray, "columns"]]) -> None:
     """Columns of one length as a CSV; those of edges are left out."""
     names = [name for name in columns if not name.endswith("edges")]
-    with path.open("w", newline="") as file:
+    with whole(path) as part, part.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(names)
         writer.writerows(zip(*(columns[name] for name in names)))
@@ -86,7 +87,7 @@ def _write_images(path: pathlib.Path, rows: Sequence[Row]) -> None:
     terms = first.estimate.values.items()
     columns = {first.name if name == "bpd" else f"{first.name} {name}": values for name, values in terms}
     columns |= {row.name: row.estimate.values["bpd"] for row in others}
-    with path.open("w", newline="") as file:
+    with whole(path) as part, part.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", *columns])
         writer.writerows(

@@ -13,7 +13,8 @@ from vdm import config as config_lib, run as run_lib, workdir as workdir_lib
 from vdm.data import fingerprint
 from vdm.errors import require
 from vdm.exchange import official, weights
-from vdm.runtime import devices
+from vdm.runtime import devices, lock
+from vdm.runtime.whole import write_text
 
 SAYS = """
 Of {path}, step {step}: its averaged parameters, from which a run here starts, without the optimiser's state.
@@ -53,12 +54,13 @@ def run(config: ConfigDict, workdir: pathlib.Path, path: str) -> None:
     state = first._replace(params=params, ema=jax.tree.map(jnp.copy, params))
     from vdm.runtime import checkpoint  # only now, as Orbax takes a while to import
 
-    checkpoints = checkpoint.Checkpoints(workdir, config.train.keep)
-    checkpoints.save(0, devices.as_global(devices.replicate(state)), {"seconds": 0.0})
-    checkpoints.close()
-    fingerprint.check(workdir / "data.json", parts.data, keep=True)
-    (workdir / "imported.json").write_text(json.dumps({"file": path, "step": step}) + "\n")
-    workdir_lib.write_config(workdir, config)
+    with lock.hold(workdir):
+        checkpoints = checkpoint.Checkpoints(workdir, config.train.keep)
+        checkpoints.save(0, devices.as_global(devices.replicate(state)), {"seconds": 0.0})
+        checkpoints.close()
+        fingerprint.check(workdir / "data.json", parts.data, keep=True)
+        write_text(workdir / "imported.json", json.dumps({"file": path, "step": step}) + "\n")
+        workdir_lib.write_config(workdir, config)
     print(f"{workdir}: checkpoints/0, config.json, data.json, imported.json")
 
 

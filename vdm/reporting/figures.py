@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vdm.runtime.whole import whole
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
@@ -69,7 +71,5 @@ def plain_ticks(axis: "Axis") -> None:
 
 def save(figure: "Figure", path: pathlib.Path | str) -> None:
     """Writes a figure as what its suffix says, .png or .pdf, whole or not at all."""
-    path = pathlib.Path(path)
-    part = path.with_name(f"{path.stem}.part{path.suffix}")
-    figure.savefig(part, dpi=110)
-    part.replace(path)
+    with whole(path) as part:
+        figure.savefig(part, dpi=110)

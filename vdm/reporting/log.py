@@ -18,6 +18,7 @@ from vdm.evaluation.estimate import Estimate, write_json
 from vdm.reporting import pictures, text
 from vdm.reporting.curve import save_curve
 from vdm.reporting.metrics import Writer
+from vdm.runtime.whole import whole
 
 Images = UInt8[np.ndarray, "images height width channels"]
 
@@ -112,8 +113,9 @@ class Log:
         """Writes samples.png and samples.npz, the newest, and keeps the picture of this step."""
         pictures.write_samples(self._workdir, samples, self._spec.vocab_size)
         path = self._workdir / "samples" / f"{step:08d}.png"
-        shutil.copyfile(self._workdir / "samples.png", path)
-        self._writer.image(step, "samples", path)
+        with whole(path) as part:
+            shutil.copyfile(self._workdir / "samples.png", part)
+        self._writer.picture(step, "samples", path)
 
     def end(self, step: int, estimate: Estimate) -> None:
         """Writes and prints the final estimate."""

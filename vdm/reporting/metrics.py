@@ -3,9 +3,13 @@
 from collections.abc import Mapping
 import json
 import pathlib
+import time
 from typing import Any
 
+from jaxtyping import UInt8
 import numpy as np
+
+from vdm.runtime.whole import write_text
 
 
 class Writer:
@@ -18,37 +22,73 @@ class Writer:
     """
 
     def __init__(self, workdir: pathlib.Path | str, step: int):
-        """Goes on after `step`: what an interrupted run wrote beyond it is taken out."""
-        from tensorboardX import SummaryWriter
+        """Goes on after `step`: what an interrupted run wrote beyond it is taken out.
 
+        Raises:
+          OSError: it cannot be written; so do the methods.
+        """
         self.path = pathlib.Path(workdir) / "metrics.jsonl"
         keep = [row for row in read_metrics(self.path) if row["step"] <= step]
-        part = self.path.with_suffix(".part")
-        part.write_text("".join(json.dumps(row) + "\n" for row in keep))
-        part.replace(self.path)
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in keep))
         self._file = self.path.open("a")
-        self._board = SummaryWriter(str(workdir), purge_step=step + 1 if step else None)
+        self._board = Board(workdir, step)
 
     def write(self, step: int, split: str, metrics: Mapping[str, float | str | None]) -> None:
         """Writes one line, and its numbers to TensorBoard as "split/metric"; None is a number that is not
         finite or not known."""
         self._file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
         self._file.flush()
-        for name, value in metrics.items():
-            if value is not None and not isinstance(value, str):
-                self._board.add_scalar(f"{split}/{name}", value, step)
+        numbers = {k: v for k, v in metrics.items() if v is not None and not isinstance(v, str)}
+        self._board.scalars(step, {f"{split}/{name}": value for name, value in numbers.items()})
 
-    def image(self, step: int, name: str, path: pathlib.Path | str) -> None:
+    def picture(self, step: int, name: str, path: pathlib.Path | str) -> None:
         """Shows a PNG in TensorBoard."""
         from PIL import Image
 
-        with Image.open(path) as image:
-            self._board.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+        with Image.open(path) as picture:
+            self._board.image(step, name, np.asarray(picture.convert("RGB")))
 
     def close(self) -> None:
         """Flushes both."""
         self._file.close()
         self._board.close()
+
+
+class Board:
+    """TensorBoard events in a folder. tensorboardX's own SummaryWriter writes in a thread, and when that has
+    ended, as by a full disk, a call of it waits for ever."""
+
+    def __init__(self, folder: pathlib.Path | str, step: int):
+        """Goes on after `step`; TensorBoard drops what older files have beyond it."""
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
+
+        self._file = EventsWriter(str(pathlib.Path(folder) / "events"))
+        if step:
+            self._write(step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes {name: value} to disk."""
+        from tensorboardX.summary import scalar
+
+        for name, value in values.items():
+            self._write(step, summary=scalar(name, value))
+        self._file.flush()
+
+    def image(self, step: int, name: str, picture: UInt8[np.ndarray, "height width 3"]) -> None:
+        """Writes a picture to disk."""
+        from tensorboardX.summary import image
+
+        self._write(step, summary=image(name, picture, dataformats="HWC"))
+        self._file.flush()
+
+    def _write(self, step, **what):
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._file.write_event(Event(step=step, wall_time=time.time(), **what))
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def read_metrics(path: pathlib.Path | str) -> list[dict[str, Any]]:

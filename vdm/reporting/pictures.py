@@ -8,6 +8,7 @@ import numpy as np
 
 from vdm.diffusion import encoder
 from vdm.reporting.figures import new_figure
+from vdm.runtime.whole import whole
 
 
 def save_samples(
@@ -25,7 +26,8 @@ def write_samples(
 ) -> None:
     """Writes samples.png, and samples.npz, whose "image" the data source "npz" reads."""
     save_samples(workdir / "samples.png", samples, vocab_size)
-    np.savez_compressed(workdir / "samples.npz", image=samples)
+    with whole(workdir / "samples.npz") as part:
+        np.savez_compressed(part, image=samples)
 
 
 def _save_grid(path, samples: UInt8[np.ndarray, "images height width channels"], vocab_size: int) -> None:
@@ -43,11 +45,13 @@ def _save_grid(path, samples: UInt8[np.ndarray, "images height width channels"],
     shown = {1: grid[..., 0], 2: np.pad(grid, ((0, 0), (0, 0), (0, 1)))}.get(channels, grid[..., :3])
     image = Image.fromarray(shown)
     enlarge = max(1, 640 // max(image.size))
-    image.resize([side * enlarge for side in image.size], Image.Resampling.NEAREST).save(path)
+    with whole(path) as part:
+        image.resize([side * enlarge for side in image.size], Image.Resampling.NEAREST).save(part)
 
 
 def _save_points(path, points, vocab_size: int) -> None:
     figure, axes = new_figure(1, 1, (5, 5))
     axes.scatter(*encoder.scale(points, vocab_size).T, s=4, alpha=0.5, linewidths=0)
     axes.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal", title=f"{len(points)} samples")
-    figure.savefig(path, dpi=120)
+    with whole(path) as part:
+        figure.savefig(part, dpi=120)

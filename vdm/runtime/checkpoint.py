@@ -1,32 +1,52 @@
-"""Checkpoints by orbax: written in the background, the newest few and the best kept.
+"""Checkpoints by orbax: written in the background with their checksums, the newest few and the best kept.
 
 A checkpoint holds the State (step, parameters, EMA, optimiser) and, as JSON, the position
 in the data and the sums of the metrics since they were last written out. A checkpoint that
 was cut off while it was written does not count: orbax renames it when it is whole.
 """
 
+import asyncio
+import contextlib
 import pathlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint._src.path.atomicity import AtomicRenameTemporaryPath
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
-from vdm.errors import UserError
+from vdm.errors import Failed, UserError, one_line
+from vdm.runtime import checksums
 
 if TYPE_CHECKING:
     from vdm.step import State
 
 
+class Checksummed(AtomicRenameTemporaryPath):
+    """Where orbax writes a checkpoint until it is whole. Its checksums are written before it is renamed."""
+
+    async def finalize(self) -> None:
+        if self.get_final().name.isdigit():  # not of its parts, which orbax gives their names first
+            await asyncio.to_thread(checksums.write, pathlib.Path(self.get()))
+        await super().finalize()
+
+
 class Checkpoints:
-    """The checkpoints of one workdir."""
+    """The checkpoints of one workdir. Those that are damaged must be gone: checksums.whole_steps."""
 
     def __init__(self, workdir: pathlib.Path, newest: int, read_only: bool = False):
         """Keeps the `newest` newest, and the one with the lowest "bpd"."""
         self._path = pathlib.Path(workdir).absolute() / "checkpoints"
+        self._newest, self._read_only = newest, read_only
+        self._saving: int | None = None  # the step that is being written,
+        self._lost: int | None = None  # and the newest, where it could not be
+        self._manager = self._open()
+
+    def _open(self):
         policy = keep.AnyPreservationPolicy(
             [
-                keep.LatestN(newest),
+                keep.LatestN(self._newest),
                 keep.BestN(
                     get_metric_fn=lambda metrics: metrics["bpd"],
                     reverse=True,
@@ -35,14 +55,15 @@ class Checkpoints:
                 ),
             ]
         )
-        self._manager = ocp.CheckpointManager(
+        return ocp.CheckpointManager(
             self._path,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy,
                 best_fn=lambda metrics: metrics["bpd"],
                 best_mode="min",
-                cleanup_tmp_directories=not read_only,
-                read_only=read_only,
+                cleanup_tmp_directories=not self._read_only,
+                read_only=self._read_only,
+                temporary_path_class=Checksummed,
             ),
             item_handlers={
                 "state": ocp.StandardCheckpointHandler(),
@@ -51,16 +72,39 @@ class Checkpoints:
         )
 
     def save(self, step: int, state: "State", rest: dict[str, Any], bpd: float | None = None) -> None:
-        """Saves in the background. `rest` is a JSON dictionary, `bpd` chooses the best."""
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(_parts(state)), rest=ocp.args.JsonSave(rest)),
-            metrics=None if bpd is None else {"bpd": float(bpd)},
-        )
+        """Saves in the background. `rest` is a JSON dictionary, `bpd` chooses the best.
 
-    def steps(self) -> list[int]:
-        """All steps that are kept, in order."""
-        return sorted(self._manager.all_steps())
+        Where the one before could not be written, or this one cannot, one line says so, and the older ones
+        stay.
+        """
+        args = ocp.args.Composite(state=ocp.args.StandardSave(_parts(state)), rest=ocp.args.JsonSave(rest))
+        metrics = None if bpd is None else {"bpd": float(bpd)}
+        self._settle()
+        self._saving, self._lost = step, None
+        try:
+            self._manager.save(step, args=args, metrics=metrics)
+        except Exception as error:
+            self._give_up(error)
+
+    def _settle(self):
+        """Waits for the save in hand."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._give_up(error)
+        self._saving = None
+
+    def _give_up(self, error):
+        print(
+            f"the checkpoint of step {self._saving} could not be written ({reason(error)}); the older ones "
+            "are kept, and the next is tried",
+            file=sys.stderr,
+            flush=True,
+        )
+        with contextlib.suppress(Exception):  # it repeats its error
+            self._manager.close()
+        self._saving, self._lost = None, self._saving
+        self._manager = self._open()
 
     def best(self) -> int | None:
         """The step with the lowest `bpd`, or None where none was evaluated."""
@@ -71,7 +115,7 @@ class Checkpoints:
 
         Args:
           like: a State whose arrays have the shapes, types and devices to restore to.
-          step: one of `steps`; or as `best` gives it.
+          step: one that is kept; or as `best` gives it.
 
         Raises:
           UserError: there is no checkpoint, or it is one of another model.
@@ -111,8 +155,35 @@ class Checkpoints:
         return self._manager.reached_preemption(step)
 
     def close(self) -> None:
-        """Waits until all that was saved is on disk, and lets go of the threads."""
+        """Waits until all that was saved is on disk, and lets go of the threads.
+
+        Raises:
+          Failed: the last one could not be written.
+        """
+        self._settle()
         self._manager.close()
+        if self._lost is not None:
+            raise Failed(
+                f"the checkpoint of step {self._lost}, the last, could not be written; with room in "
+                f"{str(self._path)!r} the same command goes on from the newest that is there."
+            )
+
+
+def reason(error: BaseException) -> str:
+    """Why something could not be written or read, in a few words: the operating system's own where it has
+    said any."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    line = one_line(error)
+    for words in (
+        "No space left on device",
+        "Disk quota exceeded",
+        "Read-only file system",
+        "Too many open files",
+    ):
+        if words in line:
+            return words
+    return line[:200] or type(error).__name__
 
 
 def _parts(state):

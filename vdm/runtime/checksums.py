@@ -1,0 +1,98 @@
+"""Checksums of a checkpoint's files: written with it, and checked before it is used."""
+
+import contextlib
+import json
+import pathlib
+import sys
+import time
+import zlib
+
+NAME = "checksums.json"
+# What Orbax still changes as it gives a checkpoint its name.
+LATE = ("_CHECKPOINT_METADATA", "commit_success.txt")
+ITEMS = ("state", "rest")  # the folders that every checkpoint has
+BLOCK = 1 << 24  # bytes that are read at a time
+
+
+def write(folder: pathlib.Path) -> None:
+    """Writes the size and CRC-32 of each file of a folder into it.
+
+    Raises:
+      OSError: it cannot be read or written.
+    """
+    found = {str(path.relative_to(folder)): _about(path) for path in _files(folder)}
+    text = json.dumps({"files": found, "crc32": zlib.crc32(json.dumps(found).encode())})
+    (folder / NAME).write_text(text)
+
+
+def damage(folder: pathlib.Path) -> str | None:
+    """What is wrong with a checkpoint; None where nothing is. One of an older version has no checksums, and
+    is taken for whole where it has all its parts."""
+    try:
+        missing = [name for name in ITEMS if not any((folder / name).glob("*"))]
+        if missing:
+            return f"it has no {' and no '.join(missing)}"
+        metadata = folder / LATE[0]
+        if not isinstance(json.loads(metadata.read_text()), dict):
+            return f"{metadata.name} is damaged"
+        if not (folder / NAME).exists():
+            return None
+        said = json.loads((folder / NAME).read_text())
+        if said["crc32"] != zlib.crc32(json.dumps(said["files"]).encode()):
+            return f"{NAME} is damaged"
+        for name, about in said["files"].items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if _about(path) != about:
+                return f"{name} is not what was written"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{NAME} or {LATE[0]} cannot be parsed"
+    except OSError as error:
+        return f"{error.filename} cannot be read ({error.strerror})"
+    return None
+
+
+def whole_steps(workdir: pathlib.Path, move: bool) -> list[int]:
+    """The steps whose checkpoint is whole, in order. One line on stderr names each of the others.
+
+    Args:
+      move: whether to move those into the folder damaged/ of the workdir, as is right where no other process
+        trains there; else they are left where they are.
+    """
+    folders = {int(path.name): path for path in workdir.glob("checkpoints/*") if path.name.isdigit()}
+    steps = []
+    for step, folder in sorted(folders.items()):
+        why = damage(folder)
+        if why and not move:  # perhaps it is just being deleted, as a newer one has come
+            time.sleep(1.0)
+            why = damage(folder) if folder.exists() else ""
+        if why is None:
+            steps.append(step)
+        elif why:
+            done = f"moved to {str(_set_aside(folder, workdir / 'damaged'))!r}" if move else "left out"
+            print(f"the checkpoint of step {step} is damaged ({why}): {done}", file=sys.stderr, flush=True)
+    return steps
+
+
+def _set_aside(folder: pathlib.Path, into: pathlib.Path) -> pathlib.Path:
+    into.mkdir(exist_ok=True)
+    places = (into / (f"{folder.name}-{n}" if n else folder.name) for n in range(10_000))
+    place = next(place for place in places if not place.exists())
+    folder.rename(place)
+    with contextlib.suppress(OSError):  # so that the newest one that is damaged has the newest date
+        place.touch()
+    return place
+
+
+def _files(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (NAME, *LATE))
+
+
+def _about(path):
+    """[bytes, CRC-32] of a file."""
+    size, crc = 0, 0
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            size, crc = size + len(block), zlib.crc32(block, crc)
+    return [size, crc]

@@ -1,0 +1,85 @@
+"""One writer a workdir: a lock that the file system lets go of when its process ends, however it ends."""
+
+from collections.abc import Iterator
+import contextlib
+import errno
+import json
+import os
+import pathlib
+import socket
+import sys
+
+import filelock
+
+from vdm.errors import UserError
+from vdm.runtime.whole import write_text
+
+WAIT = 5.0  # seconds: an evaluation that writes its results has the lock for a moment
+
+
+@contextlib.contextmanager
+def hold(workdir: pathlib.Path) -> Iterator[None]:
+    """Holds the workdir for as long as the context is open: no other process writes its run meanwhile.
+
+    The lock is flock's on the file "lock", which the kernel frees with the process, so that none is ever
+    stale. It holds between hosts where the file system takes flock there: NFS 4, Lustre with -o flock, GPFS,
+    CephFS. "holder.json" says who has it.
+
+    Raises:
+      UserError: another process holds it.
+    """
+    lock = filelock.FileLock(workdir / "lock")
+    if not _acquire(lock, WAIT):
+        raise UserError(
+            f"{str(workdir)!r} is being written by {holder(workdir)}; wait for it, end it, or give another "
+            "--workdir."
+        )
+    try:
+        about = {"host": socket.gethostname(), "process": os.getpid()}
+        write_text(workdir / "holder.json", json.dumps(about) + "\n")
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def place_for_results(workdir: pathlib.Path, step: int) -> Iterator[pathlib.Path]:
+    """The folder for the results of an evaluation or of sampling at a step: the workdir itself, which is then
+    held; or while another process trains there, its folder step-STEP."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(hold(workdir))
+        except UserError:
+            workdir = workdir / f"step-{step}"
+            workdir.mkdir(exist_ok=True)
+        yield workdir
+
+
+def is_free(workdir: pathlib.Path) -> bool:
+    """Whether no other process holds the workdir now."""
+    lock = filelock.FileLock(workdir / "lock")
+    free = _acquire(lock, 0)
+    lock.release()
+    return free
+
+
+def holder(workdir: pathlib.Path) -> str:
+    """ "process N on HOST", of which holder.json speaks."""
+    try:
+        about = json.loads((workdir / "holder.json").read_text())
+        return f"process {about['process']} on {about['host']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def _acquire(lock, seconds):
+    """Whether it was acquired, or the file system has no locks."""
+    try:
+        lock.acquire(timeout=seconds)
+    except filelock.Timeout:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        print(f"{lock.lock_file}: no locks on this file system; start no second run there", file=sys.stderr)
+    return True

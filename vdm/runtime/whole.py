@@ -1,0 +1,33 @@
+"""Files that are whole or not there: written beside their name, and renamed in the end."""
+
+from collections.abc import Iterator
+import contextlib
+import pathlib
+
+
+@contextlib.contextmanager
+def whole(path: pathlib.Path | str) -> Iterator[pathlib.Path]:
+    """A path to write to, of the same suffix, which is called `path` in the end; of what failed, as on a full
+    disk, nothing is left.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    path = pathlib.Path(path)
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def write_text(path: pathlib.Path | str, text: str) -> None:
+    """Writes a text file, whole or not at all.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    with whole(path) as part:
+        part.write_text(text)

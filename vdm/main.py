@@ -22,6 +22,7 @@ import os
 import pathlib
 import re
 import sys
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
@@ -194,6 +195,13 @@ def show_help() -> None:
     print("\nFields of every run; vdm/config.py says what each is:\n" + "\n".join(plain))
 
 
+def report(unraisable: Any) -> None:
+    """Python's report of an exception that nobody can catch, but for what TensorStore has after each write
+    that failed: that is reported where it was asked for."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
 def cli() -> int:
     """Runs main, and returns the exit code: 2 for bad input, 1 where the machine failed, 130 for Ctrl-C, 75
     where it was asked to stop by a signal and can be queued again; each with one line."""
@@ -201,7 +209,9 @@ def cli() -> int:
     # as often as Python does by itself takes a quarter of a start.
     gc.set_threshold(100_000)
     app.define_help_flags()
-    logging.set_verbosity(logging.ERROR)  # the libraries' own reports are not the run's
+    # The libraries' own reports are not the run's, which says what failed in a line of its own.
+    logging.set_verbosity(logging.FATAL)
+    sys.unraisablehook = report
     try:
         if any(re.fullmatch("--?h(elp(=true)?)?", arg) for arg in sys.argv[1:]):
             show_help()

@@ -119,7 +119,7 @@ def cli(*args):
     """The exit code of a command, in this process."""
     from vdm import main
 
-    for flag in ("workdir", "mode", "cache", "input", "output"):
+    for flag in ("workdir", "mode", "cache", "components", "input", "output"):
         main.FLAGS[flag].unparse()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["vdm", *map(str, args)])

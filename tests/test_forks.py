@@ -107,11 +107,13 @@ def test_resumed_it_is_the_run_that_was_never_stopped(trained, tmp_path):
 
 
 def test_evaluated_by_its_workdir_alone(trained, without_examples):
-    """From another folder, without the file that it was started with."""
+    """From another folder, without the file that it was started with, by the copy where the user says so."""
     name, _, workdir = trained
     ended = json.loads((workdir / "eval.json").read_text())
     (workdir / "eval.json").unlink()
-    assert cli("--cache=", "--mode=eval", f"--workdir={workdir}") == 0
+    assert cli("--cache=", "--mode=eval", f"--workdir={workdir}") == 2
+    copies = workdir / "components"
+    assert cli("--cache=", "--mode=eval", f"--workdir={workdir}", f"--components={copies}") == 0
     found = json.loads((workdir / "eval.json").read_text())
     assert found["bpd"] == pytest.approx(ended["bpd"], rel=1e-6) and found["estimator"].startswith("ELBO")
     assert sys.modules[f"examples.{name}"].__file__ == str(workdir / "components" / f"examples.{name}.py")
@@ -167,6 +169,8 @@ def test_a_process_elsewhere_trains_with_it_and_evaluates_without_it(tmp_path):
     bpd = json.loads((tmp_path / "W" / "eval.json").read_text())["bpd"]
     file.unlink()
     done = run(tmp_path / "empty", mode="eval")
+    assert done.returncode == 2 and "add --components=" in done.stderr and done.stderr.count("\n") == 1
+    done = run(tmp_path / "empty", mode="eval", components=tmp_path / "W" / "components")
     assert done.returncode == 0, done.stderr
     assert f"{bpd:.4f}" in done.stdout
 

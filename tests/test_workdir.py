@@ -129,6 +129,10 @@ def test_its_module_is_kept_and_loaded_from_there(own, monkeypatch):
     for name in ("my_package.lines", "my_package"):
         sys.modules.pop(name)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(folder)])
+    with pytest.raises(UserError, match="is code: read it, and to run it, add --components=.*components"):
+        workdir_lib.read_config(workdir)
+    assert "my_package.lines" not in sys.modules
+    workdir_lib.load_modules(kept.parent)
     found = workdir_lib.read_config(workdir)
     assert found.model.schedule.to_dict() == {
         "name": "my_package.lines:Line", "gamma_min": -9.0, "gamma_max": 5.0, "bend": 0.5
@@ -142,7 +146,25 @@ def test_a_module_that_is_kept_and_fails_is_one_line(own):
     workdir_lib.write_config(workdir, config)
     (workdir / "components" / "my_package.lines.py").write_text("import no_such_module")
     with pytest.raises(UserError, match="lines.py' cannot be loaded: ModuleNotFoundError: .*no_such_module"):
+        workdir_lib.load_modules(workdir / "components")
+
+
+def test_code_beside_the_checkpoints_of_a_run_is_not_run(own, monkeypatch):
+    """As when the command is given within a workdir from elsewhere."""
+    _, workdir, config = own
+    workdir_lib.write_config(workdir, config)
+    text = (workdir / "config.json").read_text()
+    (workdir / "config.json").write_text(text.replace("my_package.lines:Line", "stranger:Line"))
+    (workdir / "stranger.py").write_text(f"open({str(workdir / 'it_ran')!r}, 'w')\n{CODE}")
+    monkeypatch.syspath_prepend(workdir)
+    with pytest.raises(UserError, match="'stranger:Line', whose module is not in the current"):
         workdir_lib.read_config(workdir)
+    assert not (workdir / "it_ran").exists()
+
+
+def test_a_folder_without_modules_is_refused(tmp_path):
+    with pytest.raises(UserError, match="--components is .* which holds no module"):
+        workdir_lib.load_modules(tmp_path)
 
 
 def test_another_version_is_refused_before_a_field_that_differs(own):

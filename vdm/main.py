@@ -68,6 +68,12 @@ flags.DEFINE_string(
     "a new folder.",
 )
 flags.DEFINE_string(
+    "components",
+    None,
+    "Folder of modules whose components the config names by import path, such as the folder components/ of a "
+    "run from elsewhere. It runs their code: read it before.",
+)
+flags.DEFINE_string(
     "cache", cache.FOLDER, "Folder where compiled programs and decoded images are kept; '' for none."
 )
 flags.DEFINE_bool("distributed", False, "Join other hosts. On a cluster that JAX knows, this is enough.")
@@ -149,6 +155,8 @@ def read_config(given: commandline.Given, workdir: pathlib.Path) -> ConfigDict:
     with the fields that are set."""
     from vdm import config as config_lib, workdir as workdir_lib
 
+    if FLAGS.components:
+        workdir_lib.load_modules(pathlib.Path(FLAGS.components).expanduser())
     if given.file:
         return commandline.apply(config_lib.load(given.file), given.args)
     folder = pathlib.Path(FLAGS.input).expanduser() if FLAGS.mode == "import" else workdir
@@ -157,8 +165,7 @@ def read_config(given: commandline.Given, workdir: pathlib.Path) -> ConfigDict:
         f"--config is missing, and {str(folder)!r} holds no run whose config could be taken; "
         "give a file, such as --config=configs/digits.py.",
     )
-    if folder == workdir:  # what comes from elsewhere brings no code
-        workdir_lib.load_modules(workdir)
+    workdir_lib.require_modules(folder)
     return commandline.apply(workdir_lib.read_raw(folder), given.args, drop_unread=True)
 
 

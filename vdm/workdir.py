@@ -3,6 +3,7 @@
 Files alone, without Orbax, which takes a while to import.
 """
 
+import importlib.util
 import json
 import pathlib
 import sys
@@ -49,12 +50,12 @@ def newest(workdir: pathlib.Path) -> int | None:
 
 
 def read_config(workdir: pathlib.Path) -> ConfigDict:
-    """The complete config that the workdir was started with, and the modules of its own components loaded.
+    """The complete config that the workdir was started with.
 
     Raises:
-      UserError: it is not there or damaged.
+      UserError: it is not there or damaged, or names a component whose module is not here.
     """
-    load_modules(workdir)
+    require_modules(workdir)
     return config_lib.complete(read_raw(workdir), drop_unread=True)
 
 
@@ -123,14 +124,16 @@ def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
 # ---- components of one's own ---------------------------------------------------------
 
 
-def load_modules(workdir: pathlib.Path) -> None:
-    """Loads the modules that `keep_modules` kept, each under its own name: the run's own code, wherever the
-    command is given.
+def load_modules(folder: pathlib.Path) -> None:
+    """Loads the modules that `keep_modules` kept in a folder, each under its own name. It runs their code.
 
     Raises:
-      UserError: one fails.
+      UserError: there are none, or one fails.
     """
-    folder = pathlib.Path(workdir) / "components"
+    require(
+        any(folder.glob("*.py")),
+        f"--components is {str(folder)!r}, which holds no module; give a folder such as W/components.",
+    )
     for path in sorted(folder.glob("*.py")):
         name = path.stem
         try:
@@ -138,6 +141,29 @@ def load_modules(workdir: pathlib.Path) -> None:
         except Exception as error:
             raise UserError(f"{str(path)!r} cannot be loaded: {type(error).__name__}: {error}") from error
         sys.modules[name] = module
+
+
+def require_modules(workdir: pathlib.Path) -> None:
+    """That no code of a workdir runs unasked, as it may be from elsewhere.
+
+    Raises:
+      UserError: a component of its config is in a module that is not loaded, and that Python would take from
+        the workdir itself, or does not find.
+    """
+    for name in sorted(_own_names(read_raw(workdir))):
+        module = name.partition(":")[0]
+        if module in sys.modules:
+            continue
+        found = importlib.util.find_spec(module.partition(".")[0])  # runs nothing yet
+        places = [found.origin, *(found.submodule_search_locations or ())] if found else []
+        inside = [p for p in places if p and pathlib.Path(p).resolve().is_relative_to(workdir.resolve())]
+        kept = workdir / "components" / f"{module}.py"
+        require(
+            places and not inside,
+            f"the run of {str(workdir)!r} has a component of its own, {name!r}, whose module is not in the "
+            f"current folder or installed. Its copy {str(kept)!r} is code: read it, and to run it, add "
+            f"--components={kept.parent}",
+        )
 
 
 def keep_modules(workdir: pathlib.Path, config: ConfigDict) -> None:
@@ -159,15 +185,20 @@ def _check_modules(workdir, config):
         require(
             not kept.exists() or kept.read_bytes() == source.read_bytes(),
             f"{str(source)!r} is not what it was when {str(workdir)!r} was started ({str(kept)!r}); "
-            "set it back, or give another --workdir.",
+            f"set it back, take the copy by --components={kept.parent}, or give another --workdir.",
         )
 
 
 def _own_modules(workdir, config):
     """(path of the kept copy, path of the source) of the module of each component of one's own."""
-    names = [value for field, value in flat(config).items() if field.endswith(".name")]
-    modules = {name.partition(":")[0] for name in names if OWN.fullmatch(name)}
+    modules = {name.partition(":")[0] for name in _own_names(config)}
     for name in sorted(modules):
         file = getattr(sys.modules.get(name), "__file__", None)
         if file and name.partition(".")[0] != "vdm":
             yield pathlib.Path(workdir) / "components" / f"{name}.py", pathlib.Path(file)
+
+
+def _own_names(config):
+    """The import paths among the names of components of a config."""
+    names = [value for field, value in flat(config).items() if field.endswith(".name")]
+    return {name for name in names if isinstance(name, str) and OWN.fullmatch(name)}

@@ -6,6 +6,7 @@ import hashlib
 import os
 import pathlib
 import platform
+import warnings
 
 import numpy as np
 
@@ -23,6 +24,8 @@ def enable(folder: str) -> None:
     """
     global _folder
     _folder = pathlib.Path(folder).expanduser() if folder else None
+    # A full disk stops no run, nor does a damaged program: it is compiled again.
+    warnings.filterwarnings("ignore", message="Error (writing|reading) persistent compilation cache")
     if _folder and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         import jax  # only now, as main.py asks for FOLDER before it needs JAX
 

@@ -1,0 +1,104 @@
+"""What is damaged is found and set aside; what is whole is taken."""
+
+import json
+import os
+import pathlib
+
+import pytest
+
+from vdm.runtime import checksums
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    """Three checkpoints as orbax leaves them, of a few small files."""
+    for step in (2, 10, 12):
+        folder = tmp_path / "checkpoints" / str(step)
+        for name in ("state/d/a", "state/d/b", "state/_METADATA", "rest/metadata", "metrics/metrics"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(os.urandom(100))
+        checksums.write(folder)
+        (folder / "_CHECKPOINT_METADATA").write_text('{"commit_timestamp_nsecs": 1}')
+    return tmp_path
+
+
+def test_all_are_whole(workdir, capsys):
+    assert checksums.whole_steps(workdir, move=True) == [2, 10, 12]
+    assert capsys.readouterr().err == "" and not (workdir / "damaged").exists()
+
+
+def flip(path: pathlib.Path):
+    data = bytearray(path.read_bytes())
+    data[50] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "a bit": (lambda f: flip(f / "state/d/b"), "state/d/b is not what was written"),
+    "a bit of the metrics": (lambda f: flip(f / "metrics/metrics"), "metrics/metrics is not what was"),
+    "longer": (lambda f: (f / "rest/metadata").open("ab").write(b"x"), "rest/metadata is not what was"),
+    "emptied": (lambda f: os.truncate(f / "state/d/a", 0), "state/d/a is not what was written"),
+    "a file gone": (lambda f: (f / "state/_METADATA").unlink(), "state/_METADATA is missing"),
+    "checksums emptied": (lambda f: os.truncate(f / "checksums.json", 0), "checksums.json or .* cannot be"),
+    "checksums changed": (
+        lambda f: (f / "checksums.json").write_text(
+            (f / "checksums.json").read_text().replace("[100, ", "[101, ")
+        ),
+        "checksums.json is damaged",
+    ),
+    "checksums of another shape": (lambda f: (f / "checksums.json").write_text("[1]"), "cannot be parsed"),
+    "orbax's own emptied": (lambda f: os.truncate(f / "_CHECKPOINT_METADATA", 0), "cannot be parsed"),
+    "orbax's own gone": (lambda f: (f / "_CHECKPOINT_METADATA").unlink(), "cannot be read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_named_and_set_aside(name, workdir, capsys):
+    damage, why = DAMAGE[name]
+    damage(workdir / "checkpoints" / "12")
+    kept = {p.name: p.read_bytes() for p in (workdir / "checkpoints/12").rglob("*") if p.is_file()}
+    assert checksums.whole_steps(workdir, move=True) == [2, 10]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("the checkpoint of step 12 is damaged (") and "moved to" in line
+    assert why.split(".*")[0] in line and why.split(".*")[-1] in line
+    aside = {p.name: p.read_bytes() for p in (workdir / "damaged/12").rglob("*") if p.is_file()}
+    assert aside == kept, "nothing of it is deleted"
+    assert checksums.whole_steps(workdir, move=True) == [2, 10] and capsys.readouterr().err == ""
+
+
+def test_an_empty_folder_and_a_second_of_the_same_step(workdir):
+    for _ in range(2):
+        (workdir / "checkpoints" / "50").mkdir()
+        assert checksums.whole_steps(workdir, move=True) == [2, 10, 12]
+    assert sorted(path.name for path in (workdir / "damaged").iterdir()) == ["50", "50-1"]
+
+
+def test_where_another_process_trains_nothing_is_moved(workdir, capsys):
+    flip(workdir / "checkpoints/10/state/d/a")
+    assert checksums.whole_steps(workdir, move=False) == [2, 12]
+    assert "step 10 is damaged" in capsys.readouterr().err and "left out" not in os.listdir(workdir)
+    assert (workdir / "checkpoints" / "10").is_dir() and not (workdir / "damaged").exists()
+
+
+def test_one_of_an_older_version_has_no_checksums(workdir):
+    (workdir / "checkpoints/12/checksums.json").unlink()
+    assert checksums.whole_steps(workdir, move=True) == [2, 10, 12]
+
+
+def test_what_is_being_written_and_other_names_are_no_checkpoints(workdir):
+    (workdir / "checkpoints" / "14.orbax-checkpoint-tmp").mkdir()
+    (workdir / "checkpoints" / "notes").mkdir()
+    assert checksums.whole_steps(workdir, move=True) == [2, 10, 12]
+    assert checksums.whole_steps(workdir / "nowhere", move=True) == []
+
+
+def test_the_sums_are_those_of_the_bytes(workdir):
+    said = json.loads((workdir / "checkpoints/2/checksums.json").read_text())["files"]
+    assert set(said) == {"state/d/a", "state/d/b", "state/_METADATA", "rest/metadata", "metrics/metrics"}
+    # Bit by bit, by the polynomial of CRC-32.
+    crc = 0xFFFFFFFF
+    for byte in (workdir / "checkpoints/2/state/d/a").read_bytes():
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ 0xEDB88320 * (crc & 1)
+    assert said["state/d/a"] == [100, crc ^ 0xFFFFFFFF]

@@ -1,0 +1,30 @@
+"""A signal ends a process at once, even within a call that Python cannot interrupt; and how it says so."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+
+# The call stands for a compilation: it is not Python's, and lets other threads run. A signal that goes to the
+# main thread would end it, so that one goes to another.
+BUSY = """
+import ctypes, signal
+from vdm.runtime import stop
+stop.watch()
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+print("ready", flush=True)
+ctypes.CDLL(None).sleep(600)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)]
+)
+def test_within_a_long_call(number, code):
+    process = subprocess.Popen([sys.executable, "-c", BUSY], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    assert process.wait(timeout=60) == code

@@ -1,0 +1,209 @@
+"""What a run survives: damaged checkpoints, a second process, signals, no room, numbers that are none."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+from conftest import ROOT, command, metrics, run, state
+
+MORE = {"config.train.steps": 14, "config.train.keep": 3}
+
+
+@pytest.fixture(scope="module")
+def twelve(tmp_path_factory):
+    """A run of 12 steps with checkpoints at 8, 10 and 12."""
+    workdir = tmp_path_factory.mktemp("twelve")
+    done = run(workdir, **{"config.train.keep": 3})
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def fourteen(twelve, tmp_path_factory):
+    """It went on to 14 steps, never disturbed."""
+    workdir = tmp_path_factory.mktemp("fourteen") / "run"
+    shutil.copytree(twelve, workdir)
+    assert run(workdir, **MORE).returncode == 0
+    return workdir
+
+
+def flip(folder):
+    for path in folder.glob("state/ocdbt.process_0/d/*"):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 0xFF
+        path.write_bytes(data)
+
+
+def empty(folder):
+    for path in folder.rglob("*"):
+        if path.is_file():
+            os.truncate(path, 0)
+
+
+DAMAGE = {
+    "emptied": (12, empty),
+    "flipped": (12, flip),
+    "an empty folder": (50, lambda folder: folder.mkdir()),
+    "without _METADATA": (12, lambda folder: (folder / "state" / "_METADATA").unlink()),
+}
+
+
+def one_line(text):
+    assert text.count("\n") == 1 and "Traceback" not in text, text
+    return text
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_training_goes_on_from_the_newest_that_is_whole(name, twelve, fourteen, tmp_path):
+    """… and ends as the run that was never disturbed, bit for bit."""
+    workdir = tmp_path / "run"
+    shutil.copytree(twelve, workdir)
+    step, damage = DAMAGE[name]
+    damage(workdir / "checkpoints" / str(step))
+    done = run(workdir, **MORE)
+    assert done.returncode == 0, done.stderr
+    assert f"the checkpoint of step {step} is damaged" in one_line(done.stderr)
+    assert f"resuming at step {12 if step == 50 else 10} of 14" in done.stdout
+    assert (workdir / "damaged" / str(step)).is_dir()
+    assert state(workdir, 14) == state(fourteen, 14)
+    # 12 was the last step at first, so that the undisturbed run has an estimate of that end, too.
+    last = lambda rows: [row for row in rows if row["split"] != "final" or row["step"] == 14]
+    assert last(metrics(workdir)) == last(metrics(fourteen))
+
+
+@pytest.mark.parametrize("mode", ["eval", "sample"])
+def test_evaluation_and_sampling_take_the_newest_that_is_whole(mode, twelve, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(twelve, workdir)
+    flip(workdir / "checkpoints" / "12")
+    done = run(workdir, mode=mode)
+    assert done.returncode == 0, done.stderr
+    assert "the checkpoint of step 12 is damaged" in one_line(done.stderr)
+    if mode == "eval":
+        assert json.loads((workdir / "eval.json").read_text())["step"] == 10
+
+
+def test_where_none_is_whole_one_line_says_so_each_time(twelve, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(twelve, workdir)
+    for folder in (workdir / "checkpoints").iterdir():
+        flip(folder)
+    before = (workdir / "metrics.jsonl").read_bytes()
+    for mode, lines in (("train", 4), ("train", 1), ("eval", 1)):
+        done = run(workdir, mode=mode, **MORE)
+        assert done.returncode == 2 and done.stderr.count("\n") == lines, done.stderr
+        error = done.stderr.splitlines()[-1]
+        assert error.startswith("error: ") and "no checkpoint that is whole" in error and "damaged/" in error
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+# ---- processes ---------------------------------------------------------------------------
+
+
+def started(workdir, **flags):
+    """A process that trains for long, at step 4 or more."""
+    slow = {"config.train.steps": 100_000, "config.train.log_every": 2, "config.train.sample_every": 0}
+    line, env = command(workdir, **slow | {"config.train.eval_every": 0} | flags)
+    process = subprocess.Popen(
+        line, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    checkpoints = workdir / "checkpoints"
+    while not any(path.name.isdigit() and int(path.name) >= 4 for path in checkpoints.glob("*")):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    return process
+
+
+def test_one_writer_and_many_readers(tmp_path):
+    """A second process is refused and named the first; an evaluation writes beside the run; when the first is
+    killed, the next goes on."""
+    workdir = tmp_path / "run"
+    flags = {"config.train.checkpoint_every": 500}
+    process = started(workdir, **flags | {"config.train.checkpoint_every": 20})
+    try:
+        second = run(workdir, **{"config.train.steps": 100_000})
+        assert second.returncode == 2
+        assert f"is being written by process {process.pid} on" in one_line(second.stderr)
+        for mode in ("eval", "sample"):
+            read = run(workdir, mode=mode)
+            assert read.returncode == 0, read.stderr
+        written = {path.name for folder in workdir.glob("step-*") for path in folder.iterdir()}
+        assert {"eval.json", "eval.md", "samples.png", "samples.npz"} <= written
+        assert not (workdir / "eval.json").exists() and not (workdir / "samples.npz").exists()
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.communicate()
+    newest = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+    third = run(workdir, **{"config.train.steps": newest + 2, "config.train.eval_every": 0})
+    assert third.returncode == 0 and f"resuming at step {newest}" in third.stdout, third.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_cluster_ends_it_saved_to_be_queued_again(number, tmp_path):
+    process = started(tmp_path / "run", **{"config.train.checkpoint_every": 4})
+    process.send_signal(number)
+    process.send_signal(number)  # as two processes of a cluster may
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 75 and "Traceback" not in output, output
+    step = int(re.search(r"stopped at step (\d+), saved", output)[1])
+    assert (tmp_path / "run" / "checkpoints" / str(step) / "checksums.json").exists()
+
+
+# ---- no room -----------------------------------------------------------------------------
+
+
+def limited(workdir, nbytes, **flags):
+    """A run whose files cannot be larger than so many bytes: a quota that needs no rights."""
+    line, env = command(workdir, **flags)
+    line = ["bash", "-c", f'ulimit -f {nbytes // 1024}; exec "$@"', "bash", *line]
+    return subprocess.run(line, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_no_room_for_a_checkpoint_warns_and_the_run_goes_on(tmp_path):
+    """Each is tried, and none is half there; the last one is the run's end, so that its exit code is 1. Given
+    room, the same command ends as the run that never lacked it."""
+    flags = {"config.model.net.width": 96, "config.train.checkpoint_every": 4}
+    done = limited(tmp_path / "run", 150_000, **flags)
+    assert done.returncode == 1
+    *warnings, error = done.stderr.splitlines()
+    assert [re.search(r"step (\d+) could not be written", line)[1] for line in warnings] == ["4", "8", "12"]
+    assert error.startswith("error: the checkpoint of step 12") and "the same command" in error
+    assert [path for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit()] == []
+    for name in ("run", "whole"):
+        assert run(tmp_path / name, **flags).returncode == 0
+    assert state(tmp_path / "run") == state(tmp_path / "whole")
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
+
+
+def test_no_room_at_all_is_one_line(tmp_path):
+    workdir = tmp_path / "run"
+    done = limited(workdir, 2_048)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith("error: File too large") and "the same command goes on" in error
+    assert not list(workdir.rglob("*.part*")), "nothing half-written is left"
+    for name in ("samples.png", "elbo.png", "eval.json"):
+        assert not (workdir / name).exists() or (workdir / name).stat().st_size < 2_048
+
+
+# ---- numbers that are none ------------------------------------------------------------------
+
+
+def test_a_diverged_run_keeps_its_last_good_checkpoint(tmp_path):
+    """Between two lines of the log, too: what would take the place of a good checkpoint is not saved."""
+    flags = {"config.optimizer.learning_rate": 1e30, "config.train.log_every": 0, "config.train.keep": 1}
+    few = {"config.train.eval_every": 0, "config.train.sample_every": 0, "config.train.checkpoint_every": 1}
+    done = run(tmp_path / "run", **flags | few)
+    assert done.returncode == 2
+    error = one_line(done.stderr)
+    assert "has diverged" in error and "at step" in error and "learning_rate" in error
+    step = int(re.search(r"at step (\d+)", error)[1])
+    kept = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit()]
+    assert kept == [step - 1] if step > 1 else kept == []

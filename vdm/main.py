@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 
 from vdm import commandline
 from vdm.errors import Failed, Stopped, UserError, did_you_mean, one_line, one_of, require
-from vdm.runtime import cache, stop
+from vdm.runtime import cache, hosts, stop
 
 # Each mode's module; what it does there is called `run`.
 MODES = {
@@ -94,9 +94,7 @@ def main(argv: Sequence[str]) -> None:
     check_workdir(workdir, FLAGS.mode)
 
     if FLAGS.distributed:
-        import jax
-
-        jax.distributed.initialize(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
+        hosts.join(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
     cache.enable(FLAGS.cache)
     importlib.import_module(MODES[FLAGS.mode]).run(config, workdir, *files)
 
@@ -242,11 +240,20 @@ def cli() -> int:
         return 1
     except Stopped as stopped:
         return stopped.code
+    except RuntimeError as error:
+        if not FLAGS.distributed or not hosts.is_of_peer(error):
+            raise
+        print(hosts.LINE, file=sys.stderr, flush=True)
+        os._exit(stop.QUEUE_AGAIN)  # without waiting for the others at the end
     except KeyboardInterrupt:
         return stop.CTRL_C
     return 0
 
 
 if __name__ == "__main__":
-    stop.watch()
-    stop.leave(cli())
+    many = any(re.fullmatch("--?distributed(=(true|t|1|yes|y))?", arg.lower()) for arg in sys.argv)
+    ended = hosts.watched() if many else None
+    if ended is None:
+        stop.watch()
+        ended = cli()
+    stop.leave(ended)

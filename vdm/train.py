@@ -136,7 +136,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, newest: int | None) -> Non
                 jax.block_until_ready(state)
                 log.start_clock(step)  # compilation is no part of the speed
             bpd = report(config, step, state.ema, running, evaluate, validate, sample, log)
-            stopping = step < train.steps and stop.asked(checkpoints, step)
+            stopping = step < train.steps and stop.asked()
             if due(step, train.checkpoint_every, train.steps) or stopping:
                 require_finite(step, running.sums)  # or it would take the place of a good one
                 rest = {"running": running.sums, "seconds": log.seconds()}
@@ -144,8 +144,9 @@ def _train(config: ConfigDict, workdir: pathlib.Path, newest: int | None) -> Non
             if stopping:
                 break
     except Exception:
-        with contextlib.suppress(Failed):  # the checkpoint in hand is still written
-            checkpoints.close()
+        if jax.process_count() == 1:  # the others may be gone
+            with contextlib.suppress(Failed):  # the checkpoint in hand is still written
+                checkpoints.close()
         raise
     checkpoints.close()
     if stopping:

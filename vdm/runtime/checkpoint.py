@@ -150,10 +150,6 @@ class Checkpoints:
                     "config that it was trained with, or another --workdir."
                 )
 
-    def preempted(self, step: int) -> bool:
-        """Whether the cluster has asked any process to end; all of them agree."""
-        return self._manager.reached_preemption(step)
-
     def close(self) -> None:
         """Waits until all that was saved is on disk, and lets go of the threads.
 

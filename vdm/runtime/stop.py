@@ -1,5 +1,6 @@
 """How a process is asked to end: Ctrl-C, SIGTERM, SIGUSR1."""
 
+import math
 import os
 import signal
 import sys
@@ -43,8 +44,8 @@ def watch() -> None:
 class Stop:
     """Ctrl-C, SIGTERM or SIGUSR1 ends the run after the chunk in hand, saved; a second Ctrl-C at once.
 
-    Many processes must stop at the same step: there SIGTERM and SIGUSR1 go through JAX's own service, which
-    they agree by, and Ctrl-C ends them at once.
+    Many processes must stop after the same chunk, whichever of them is asked. (JAX's own service for that
+    counts steps one by one, and Orbax asks it in between.)
     """
 
     def __init__(self) -> None:
@@ -52,30 +53,63 @@ class Stop:
 
         global _saves
         _saves = True
-        self._asked = 0
+        self._asked = 0  # the signal
         self._many = jax.process_count() > 1
-        if self._many:  # JAX itself has taken SIGTERM
-            signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-            return
+        self._lock = threading.Lock()
+        self._count, self._last = 0, math.inf  # the chunks that were done, and after which of them to stop
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._ask)
+        if self._many:
+            threading.Thread(target=self._agree, daemon=True).start()
 
     def _ask(self, number: int, frame: Any) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        if not self._asked:
-            self._asked = number
-            tqdm.write(
-                "stopping after the steps in hand, or ending if they are the last; Ctrl-C once more to leave "
-                "at once, unsaved"
-            )
+        if self._asked:
+            return
+        self._asked = number
+        tqdm.write(
+            "stopping after the steps in hand, or ending if they are the last; Ctrl-C once more to leave at "
+            "once, unsaved"
+        )
+        if self._many:
+            _store().key_value_set("stop", str(number), allow_overwrite=True)
 
-    def asked(self, checkpoints: Any, step: int) -> bool:
-        """Whether to stop after this step; the same on all processes."""
-        return bool(self._asked) or self._many and checkpoints.preempted(step)
+    def _agree(self) -> None:
+        """Waits until one of the processes is asked; then all tell how far they are, and stop one chunk after
+        the furthest. The lock holds each back until that is known."""
+        import jax
+
+        while True:
+            try:
+                number = int(_store().blocking_key_value_get("stop", 600_000))
+                break
+            except jax.errors.JaxRuntimeError as error:
+                if "DEADLINE_EXCEEDED" not in str(error):  # the others are gone
+                    return
+        with self._lock:
+            _store().key_value_set(f"stop_at_{jax.process_index()}", str(self._count))
+            names = (f"stop_at_{process}" for process in range(jax.process_count()))
+            self._last = 1 + max(int(_store().blocking_key_value_get(name, 60_000)) for name in names)
+            self._asked = number
+
+    def asked(self) -> bool:
+        """Whether to stop after this chunk; the same on all processes, each of which asks after each."""
+        if not self._many:
+            return bool(self._asked)
+        with self._lock:
+            self._count += 1
+            return self._count >= self._last
 
     def reason(self) -> Stopped:
         """What to raise when all is saved."""
         return Stopped(CTRL_C if self._asked == signal.SIGINT else QUEUE_AGAIN)
+
+
+def _store():
+    """What all processes of the run can write to and read."""
+    from jax._src import distributed
+
+    return distributed.global_state.client
 
 
 def leave(code: int) -> None:

@@ -148,6 +148,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, newest: int | None) -> Non
             with contextlib.suppress(Failed):  # the checkpoint in hand is still written
                 checkpoints.close()
         raise
+    stop.close()
     checkpoints.close()
     if stopping:
         log.say(f"stopped at step {step}, saved; the same command goes on from there.")

@@ -15,6 +15,7 @@ from vdm.errors import Stopped
 CTRL_C = 130  # the exit codes: of a process that Ctrl-C ended,
 QUEUE_AGAIN = 75  # and of one that may be queued again: EX_TEMPFAIL of sysexits.h
 
+NOT_ASKED = 0  # in place of a signal
 GRACE = 1.0  # seconds for Python to end by itself after Ctrl-C
 
 _saves = False  # whether a Stop is there to save what was done
@@ -53,14 +54,15 @@ class Stop:
 
         global _saves
         _saves = True
-        self._asked = 0  # the signal
+        self._asked = NOT_ASKED  # the signal
         self._many = jax.process_count() > 1
         self._lock = threading.Lock()
         self._count, self._last = 0, math.inf  # the chunks that were done, and after which of them to stop
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._ask)
+        self._thread = threading.Thread(target=self._agree, daemon=True)
         if self._many:
-            threading.Thread(target=self._agree, daemon=True).start()
+            self._thread.start()
 
     def _ask(self, number: int, frame: Any) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -86,6 +88,8 @@ class Stop:
             except jax.errors.JaxRuntimeError as error:
                 if "DEADLINE_EXCEEDED" not in str(error):  # the others are gone
                     return
+        if number == NOT_ASKED:
+            return
         with self._lock:
             _store().key_value_set(f"stop_at_{jax.process_index()}", str(self._count))
             names = (f"stop_at_{process}" for process in range(jax.process_count()))
@@ -99,6 +103,12 @@ class Stop:
         with self._lock:
             self._count += 1
             return self._count >= self._last
+
+    def close(self) -> None:
+        """Ends the thread that waits for the others: at its end, Python aborts where one waits in XLA."""
+        if self._many:
+            _store().key_value_set("stop", str(NOT_ASKED), allow_overwrite=True)
+            self._thread.join()
 
     def reason(self) -> Stopped:
         """What to raise when all is saved."""

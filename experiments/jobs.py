@@ -1,4 +1,4 @@
-"""A run's command as a process of this machine, or as a job of a cluster by submitit."""
+"""A run's command as a process of this machine, or of a job of a cluster."""
 
 from collections.abc import Sequence
 import contextlib
@@ -13,13 +13,16 @@ import time
 from typing import IO, TYPE_CHECKING, Any
 import warnings
 
-from vdm.errors import UserError, one_line, require
+from vdm.errors import UserError, one_line
+from vdm.runtime.stop import QUEUE_AGAIN
 
 if TYPE_CHECKING:  # a job imports this module, and needs no JAX
     from experiments.plan import Trial
 
 LIBC = ctypes.CDLL(None)  # loaded here, as little may be done between fork and exec
-POLL = 0.2  # seconds between looks at a process
+POLL = 0.2  # seconds between looks at a process,
+LOOK = 5.0  # and at Slurm's queue
+KILLED_WITHIN = 120.0  # seconds after SIGTERM; Slurm's own KillWait is 30
 
 
 class Process:
@@ -73,11 +76,18 @@ class Process:
             self._process.send_signal(number)
 
     def __call__(self) -> str:
-        """Runs it; returns why it failed, or ""."""
-        self.start()
-        while (why := self.poll()) is None:
-            time.sleep(POLL)
-        return why
+        """Runs it; returns why it failed, or "".
+
+        Where it was asked to stop and has saved, it is started again after a while. Was it Slurm that asked,
+        then it has killed this job by then, to cancel it or to queue it again.
+        """
+        while True:
+            self.start()
+            while (why := self.poll()) is None:
+                time.sleep(POLL)
+            if self._process is None or self._process.returncode != QUEUE_AGAIN:
+                return why
+            time.sleep(KILLED_WITHIN)
 
     def checkpoint(self) -> Any:
         """Stops it, saved, and gives it back to be queued again. Submitit calls this when time is up."""
@@ -116,74 +126,3 @@ def before_exec() -> None:
 def start(trials: "Sequence[Trial]") -> list[Process]:
     """Starts trials on this machine."""
     return [Process(trial.command, trial.folder).start() for trial in trials]
-
-
-# ---- on a cluster -----------------------------------------------------------------------
-
-
-class Job:
-    """A Process that was submitted to a cluster."""
-
-    def __init__(self, job: Any):
-        self._job = job
-
-    def poll(self) -> str | None:
-        """None while it waits or runs; then why it failed, or ""."""
-        if not self._job.done():
-            return None
-        if self._job.paths.result_pickle.exists() and not self._job.exception():
-            return self._job.result()
-        return f"job {self._job.job_id} left no result; see {self._job.paths.stderr}"
-
-    def send(self, number: int) -> None:
-        """Cancels it, by the cluster's own signals."""
-        self._job.cancel(check=False)
-        self._job.watcher.clear()  # or it would be minutes until the next look at the queue
-
-
-def make_executor(cluster: str, folder: pathlib.Path, options: Sequence[str]) -> Any:
-    """submitit's executor of a cluster, with its files in a folder.
-
-    Args:
-      options: ["NAME=VALUE", …], parameters of submitit.
-
-    Raises:
-      UserError: submitit or Slurm is not there, or refuses an option.
-    """
-    try:
-        import submitit
-    except ImportError as error:
-        raise UserError("--cluster needs submitit; install it by pip install -e '.[slurm]'.") from error
-    # submitit's own time is 5 minutes.
-    parameters: dict[str, Any] = {"name": folder.parent.name, "timeout_min": 24 * 60}
-    for option in options:
-        name, equals, value = option.partition("=")
-        require(equals, f"--cluster_options has {option!r}; accepted: NAME=VALUE, joined by commas.")
-        parameters[name] = int(value) if value.isdigit() else value
-    try:
-        executor = submitit.AutoExecutor(folder, cluster=cluster)
-        executor.update_parameters(**parameters)
-    except (RuntimeError, NameError, ValueError, TypeError, AssertionError) as error:
-        raise UserError(f"--cluster={cluster}: {one_line(error)}") from error
-    return executor
-
-
-def submit(executor: Any, trials: "Sequence[Trial]") -> list[Job]:
-    """Submits trials as one array.
-
-    Raises:
-      UserError: the cluster refuses it.
-    """
-    try:
-        jobs = executor.submit_array([Process(trial.command, trial.folder) for trial in trials])
-    except (RuntimeError, OSError) as error:
-        raise UserError(f"the runs could not be submitted: {one_line(error)}") from error
-    return [Job(job) for job in jobs]
-
-
-def script(executor: Any, count: int) -> str:
-    """What `submit` gives to sbatch for so many trials, as text."""
-    slurm = executor._executor  # private: submitit gives it to sbatch alone
-    if count > 1:
-        slurm.parameters["map_count"] = count
-    return slurm._make_submission_file_text(slurm._submitit_command_str, "")

@@ -6,11 +6,11 @@ import pathlib
 import signal
 import time
 
-from experiments import jobs
+from experiments import cluster, jobs
 from experiments.plan import Trial, finished
 from experiments.progress import Progress
 
-Start = Callable[[list[Trial]], list[jobs.Process] | list[jobs.Job]]
+Start = Callable[[list[Trial]], list[jobs.Process] | list[cluster.Job]]
 
 
 def run_all(trials: Sequence[Trial], start: Start, at_once: int) -> dict[pathlib.Path, str]:
@@ -23,7 +23,7 @@ def run_all(trials: Sequence[Trial], start: Start, at_once: int) -> dict[pathlib
       KeyboardInterrupt: asked to stop, by Ctrl-C, SIGTERM or the end of the terminal, all have.
     """
     waiting, answered = list(trials), 0
-    running: list[tuple[Trial, jobs.Process | jobs.Job]] = []
+    running: list[tuple[Trial, jobs.Process | cluster.Job]] = []
     failed: dict[pathlib.Path, str] = {}
     with stop_signals() as asked, contextlib.closing(Progress(trials)) as progress:
         while running or waiting and not asked:

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from absl import flags
 
-from experiments import budget, command, jobs, plan, pool
+from experiments import budget, cluster, command, jobs, plan, pool
 from vdm import commandline
 from vdm.errors import one_of, require
 
@@ -131,8 +131,8 @@ def study(grid: plan.Grid, results: Results, file: str, args: Sequence[str]) -> 
 
     start, at_once = jobs.start, FLAGS.jobs
     if FLAGS.cluster:
-        executor = jobs.make_executor(FLAGS.cluster, workdir / "submitit", FLAGS.cluster_options)
-        start, at_once = lambda trials: jobs.submit(executor, trials), len(missing)
+        executor = cluster.make_executor(FLAGS.cluster, workdir / "submitit", FLAGS.cluster_options)
+        start, at_once = lambda trials: cluster.submit(executor, trials), len(missing)
     print(f"{len(done)} of {len(trials)} runs have finished; {len(missing)} to run", flush=True)
     failed = pool.run_all(missing, start, at_once) if missing else {}
     for trial in filter(plan.finished, trials):
@@ -151,7 +151,7 @@ def dry_run(missing: Sequence[plan.Trial], workdir: pathlib.Path) -> str:
     """The commands of trials, a line each; or the script for Slurm, with its tasks as comments."""
     lines = [shlex.join(["python", *trial.command[1:]]) for trial in missing]
     if FLAGS.cluster == "slurm" and missing:
-        executor = jobs.make_executor("slurm", workdir / "submitit", FLAGS.cluster_options)
+        executor = cluster.make_executor("slurm", workdir / "submitit", FLAGS.cluster_options)
         lines = [f"# task {task}: {line}" for task, line in enumerate(lines)]
-        lines.insert(0, jobs.script(executor, len(missing)))
+        lines.insert(0, cluster.script(executor, len(missing)))
     return "\n".join(lines)

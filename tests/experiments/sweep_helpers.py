@@ -37,6 +37,10 @@ if kind == "stubborn":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     count("ready")
     time.sleep(100)
+if kind == "waiting":
+    count("ready")
+    while not (folder / "go").exists():
+        time.sleep(0.02)
 if kind == "slow" and starts == 1:
     signal.signal(signal.SIGINT, lambda *_: count("signals"))
     count("ready")

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from experiments import jobs, plan, pool
+from experiments import cluster, jobs, plan, pool
 from sweep_helpers import counted, ended, start_study, study_here, trial_of, wait_for
 
 
@@ -46,8 +46,8 @@ def test_submitit_is_named_where_it_is_absent(tmp_path, monkeypatch):
 
 def test_submitted_to_submitit_on_this_machine(tmp_path):
     trials = [trial_of(tmp_path, name) for name in ("good-0", "bad-0")]
-    executor = jobs.make_executor("local", tmp_path / "submitit", [])
-    failed = pool.run_all(trials, lambda new: jobs.submit(executor, new), len(trials))
+    executor = cluster.make_executor("local", tmp_path / "submitit", [])
+    failed = pool.run_all(trials, lambda new: cluster.submit(executor, new), len(trials))
     assert failed == {tmp_path / "bad-0": "no such data"}
     assert plan.finished(trials[0]) and counted(tmp_path, "starts") == {"good-0": 1, "bad-0": 1}
 
@@ -74,8 +74,9 @@ done
 echo Submitted batch job 7""",
     "srun": """while [ "${{1#--}}" != "$1" ]; do [ "$1" = --unbuffered ] || shift; shift; done; exec "$@" """,
     "scancel": """echo "$1" >> {folder}/cancelled""",
-    "sacct": """echo 'JobID|State|NodeList'
-sed 's/$/|CANCELLED|x/' {folder}/cancelled 2> /dev/null; true""",
+    "squeue": """[ -e {folder}/script ] && for job in 7_0 7_1; do
+grep -qx $job {folder}/cancelled 2> /dev/null || echo $job
+done; true""",
 }
 OPTIONS = ["--cluster=slurm", "--cluster_options=slurm_partition=gpu,timeout_min=600,gpus_per_node=1"]
 

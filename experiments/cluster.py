@@ -1,0 +1,147 @@
+"""Runs as jobs of a cluster, by submitit: submitted once, and found again by the number of their job."""
+
+from collections.abc import Sequence
+import json
+import pathlib
+import subprocess
+import time
+from typing import TYPE_CHECKING, Any
+
+from experiments.jobs import LOOK, Process
+from vdm.errors import UserError, one_line, require
+from vdm.runtime.whole import write_text
+
+if TYPE_CHECKING:
+    from experiments.plan import Trial
+
+
+class Queue:
+    """The jobs of one name in Slurm's queue, waiting or running."""
+
+    def __init__(self, name: str):
+        self._name = name
+        self._ids: set[str] | None = None
+        self._until = 0.0  # when to look again
+
+    def has(self, job_id: str) -> bool:
+        """Whether a job is there. Where Slurm does not answer, as it was before."""
+        if time.monotonic() > self._until:
+            line = ["squeue", "--noheader", "--array", "--format=%i", f"--name={self._name}"]
+            found = subprocess.run(line, capture_output=True, text=True)
+            require(
+                self._ids is not None or found.returncode == 0,
+                f"--cluster=slurm: squeue does not answer: {one_line(found.stderr)}",
+            )
+            if found.returncode == 0:
+                self._ids = set(found.stdout.split())
+            self._until = time.monotonic() + LOOK
+        return job_id in (self._ids or ())
+
+    def look(self) -> None:
+        """Has the next `has` look."""
+        self._until = 0.0
+
+
+class Job:
+    """A Process that was submitted to a cluster; to Slurm, where it has a queue."""
+
+    def __init__(self, job: Any, queue: Queue | None):
+        self._job, self._queue = job, queue
+        self._cancelled = False
+
+    def poll(self) -> str | None:
+        """None while it waits or runs; then why it failed, or ""."""
+        paths = self._job.paths
+        here = self._queue.has(self._job.job_id) if self._queue else not self._job.done()
+        if here and not (self._queue and paths.result_pickle.exists()):
+            return None
+        if paths.result_pickle.exists() and not self._job.exception():
+            return self._job.result()
+        if self._cancelled:
+            return f"job {self._job.job_id} was cancelled"
+        return f"job {self._job.job_id} left no result; see {paths.stderr}"
+
+    def send(self, number: int) -> None:
+        """Cancels it, by the cluster's own signals, at which it saves."""
+        self._cancelled = True
+        self._job.cancel(check=False)
+        if self._queue:
+            self._queue.look()
+        else:
+            self._job.watcher.clear()  # or it would be minutes until the next look
+
+
+def make_executor(cluster: str, folder: pathlib.Path, options: Sequence[str]) -> Any:
+    """submitit's executor of a cluster, with its files in a folder.
+
+    Args:
+      options: ["NAME=VALUE", …], parameters of submitit.
+
+    Raises:
+      UserError: submitit or Slurm is not there, or refuses an option.
+    """
+    try:
+        import submitit
+    except ImportError as error:
+        raise UserError("--cluster needs submitit; install it by pip install -e '.[slurm]'.") from error
+    # submitit's own time is 5 minutes, and it queues a job again three times.
+    parameters: dict[str, Any] = {"name": folder.parent.name, "timeout_min": 24 * 60}
+    often: dict[str, Any] = {"slurm_max_num_timeout": 10_000} if cluster == "slurm" else {}
+    if cluster == "slurm":  # queued again when its node fails
+        parameters["slurm_additional_parameters"] = {"requeue": True}
+    for option in options:
+        name, equals, value = option.partition("=")
+        require(equals, f"--cluster_options has {option!r}; accepted: NAME=VALUE, joined by commas.")
+        parameters[name] = int(value) if value.isdigit() else value
+    try:
+        executor = submitit.AutoExecutor(folder, cluster=cluster, **often)
+        executor.update_parameters(**parameters)
+    except (RuntimeError, NameError, ValueError, TypeError, AssertionError) as error:
+        raise UserError(f"--cluster={cluster}: {one_line(error)}") from error
+    return executor
+
+
+def submit(executor: Any, trials: "Sequence[Trial]") -> list[Job]:
+    """Submits trials as one array, but for those whose job is still in Slurm's queue from an earlier start.
+
+    Raises:
+      UserError: the cluster refuses it.
+    """
+    inner = executor._executor  # private, as is all that says what submitit's executor has
+    queue = Queue(inner.parameters["job_name"]) if executor.cluster == "slurm" else None
+    known = {trial.folder: _job_id(trial.folder) for trial in trials} if queue else {}
+    jobs = {
+        folder: Job(inner.job_class(inner.folder, job_id), queue)
+        for folder, job_id in known.items()
+        if queue and job_id and queue.has(job_id)
+    }
+    new = [trial for trial in trials if trial.folder not in jobs]
+    try:
+        submitted = (
+            executor.submit_array([Process(trial.command, trial.folder) for trial in new]) if new else []
+        )
+    except (RuntimeError, OSError) as error:
+        raise UserError(f"the runs could not be submitted: {one_line(error)}") from error
+    for trial, job in zip(new, submitted):
+        trial.folder.mkdir(parents=True, exist_ok=True)
+        write_text(trial.folder / "job.json", json.dumps({"job": job.job_id}) + "\n")
+        jobs[trial.folder] = Job(job, queue)
+    if queue:
+        queue.look()
+    return [jobs[trial.folder] for trial in trials]
+
+
+def _job_id(folder: pathlib.Path) -> str | None:
+    """The job that a run was last submitted as."""
+    try:
+        return json.loads((folder / "job.json").read_text())["job"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def script(executor: Any, count: int) -> str:
+    """What `submit` gives to sbatch for so many trials, as text."""
+    slurm = executor._executor  # private: submitit gives it to sbatch alone
+    if count > 1:
+        slurm.parameters["map_count"] = count
+    return slurm._make_submission_file_text(slurm._submitit_command_str, "")

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from vdm.errors import UserError
 from vdm.reporting import figures
+from vdm.runtime.whole import write_text
 
 
 def make_folder(out: pathlib.Path | str) -> pathlib.Path:
@@ -37,9 +38,7 @@ def write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes JSON, whole or not at all."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=2) + "\n")
-    part.replace(path)
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def save_figure(figure: Figure, out: pathlib.Path | str, name: str) -> list[pathlib.Path]:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import errno
 import gc
 import importlib
+import logging as std_logging
 import os
 import pathlib
 import re
@@ -216,6 +217,7 @@ def cli() -> int:
     app.define_help_flags()
     # The libraries' own reports are not the run's, which says what failed in a line of its own.
     logging.set_verbosity(logging.FATAL)
+    std_logging.getLogger("asyncio").setLevel(std_logging.CRITICAL)  # Orbax's writers
     sys.unraisablehook = report
     try:
         if any(re.fullmatch("--?h(elp(=true)?)?", arg) for arg in sys.argv[1:]):

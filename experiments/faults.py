@@ -160,7 +160,10 @@ def disturb(
         last = Tried(fault.__name__.replace("_", " "), number, target.begun() or 0, problem)
         tried.append(last)
         bar.update()
-        bar.set_postfix_str(f"lost {sum(bool(one.problem) for one in tried)}")
+        lost = f"lost {sum(bool(one.problem) for one in tried)}"
+        bar.set_postfix_str(lost)
+        if bar.disable and len(tried) % 10 == 0:
+            print(f"{len(tried)} faults, {lost}", flush=True)
     codes = target.wait()
     begun = target.begun()
     if last and begun is not None:

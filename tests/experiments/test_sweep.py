@@ -133,8 +133,10 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_and_starts_nothing(case, tmp_path):
+def test_bad_input_is_one_line_and_starts_nothing(case, tmp_path, monkeypatch):
     flags, *texts = BAD[case]
+    if case == "no Slurm":
+        monkeypatch.setenv("PATH", str(tmp_path))
     code, out, err = study_here(tmp_path, {"good": {}, "bad": {}}, *flags)
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1, err
     for text in texts:

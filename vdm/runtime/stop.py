@@ -31,11 +31,14 @@ def watch() -> None:
         signal.signal(number, lambda *_: None)  # the wakeup alone, which a compilation does not hold up
 
     def wait() -> None:
+        first = True  # the first Ctrl-C is for Stop, where there is one
         while True:
             number = os.read(reader, 1)[0]
-            if number == signal.SIGINT and signal.getsignal(number) is signal.default_int_handler:
-                time.sleep(GRACE)
-                os._exit(CTRL_C)
+            if number == signal.SIGINT:
+                if not (_saves and first):
+                    time.sleep(GRACE)
+                    os._exit(CTRL_C)
+                first = False
             if number in (signal.SIGTERM, signal.SIGUSR1) and not _saves:
                 os._exit(QUEUE_AGAIN)
 

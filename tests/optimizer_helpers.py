@@ -1,0 +1,39 @@
+"""Models whose parameters the tests of the optimisers move."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+
+from conftest import make_config
+from vdm import model as model_lib, optimizer as optimizer_lib, step as step_lib
+from vdm.data import sources
+from vdm.data.batches import eval_batches
+
+
+@functools.cache
+def model_of(file="configs/digits.py", **fields):
+    """The model of a config, and the shapes of its parameters."""
+    config = make_config({name.replace("__", "."): value for name, value in fields.items()}, file)
+    data = sources.load(config.data)
+    model = model_lib.build(config, data.spec)
+    example = next(eval_batches(data.train, 1))
+    return model, jax.eval_shape(lambda: step_lib.init_params(model, 0, example))
+
+
+def flat(tree):
+    """{path: leaf}, of the network's parameters without what they all begin with."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {"/".join(key.key for key in path).removeprefix("net/params/"): leaf for path, leaf in leaves}
+
+
+def section(name, **fields):
+    cls = optimizer_lib.OPTIMIZERS.find(name, "config.optimizer.name")
+    return ConfigDict({"name": name, **cls.config_fields()} | {"warmup": 0} | fields)
+
+
+def random_like(shapes, seed=0):
+    random = np.random.default_rng(seed)
+    return jax.tree.map(lambda s: jnp.asarray(random.normal(size=s.shape), jnp.float32), shapes)

@@ -1,5 +1,6 @@
 """The best checkpoint: chosen on validation images, or else said to be chosen on those it is tested by."""
 
+import dataclasses
 import json
 import types
 
@@ -21,9 +22,25 @@ FEW = {name.removeprefix("config."): value for name, value in TINY.items() if "c
 
 @pytest.fixture(scope="module")
 def workdir(single, tmp_path_factory):
+    """A run that gets better with each step, but by its validation images: by these step 4 is made the best,
+    which is neither the newest, nor one of the two newest, nor the best by the test images."""
     folder = tmp_path_factory.mktemp("run")
-    changes = {"data.validation": 0.1, "train.checkpoint_every": 4, "train.sample_every": 0}
-    train.run(make_config(FEW | changes, "configs/digits.py"), folder)
+    changes = {"data.validation": 0.1, "train.checkpoint_every": 4, "train.sample_every": 0, "train.keep": 2}
+
+    def made(*args):
+        validate, below = make_validator(*args), iter((1.0, 0.0, 0.0))
+
+        def validate_and_shift(*args):
+            estimate, profile = validate(*args)
+            bpd = estimate.values["bpd"] - next(below)
+            return dataclasses.replace(estimate, values=estimate.values | {"bpd": bpd}), profile
+
+        return validate_and_shift
+
+    make_validator = train.make_validator
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "make_validator", made)
+        train.run(make_config(FEW | changes, "configs/digits.py"), folder)
     return folder
 
 
@@ -33,9 +50,11 @@ def test_a_run_with_validation_images_keeps_its_best_by_them(workdir):
     assert list(found) == [4, 8, 12] and {row["images"] for row in found.values()} == {144}
     assert {row["data"] for row in found.values()} == {fingerprint.of_split(data.validation, data.spec, 144)}
     checkpoints = Checkpoints(workdir, 2, read_only=True)
-    assert checkpoints.best() == min(found, key=lambda step: found[step]["bpd"])
+    tested = {row["step"]: row["bpd"] for row in metrics(workdir) if row["split"] == "test"}
+    assert list(tested) == [4, 8, 12] and tested[4] > tested[8] > tested[12]
+    assert checkpoints.best() == min(found, key=lambda step: found[step]["bpd"]) == 4
     checkpoints.close()
-    assert len([row for row in metrics(workdir) if row["split"] == "test"]) == 3
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"4", "8", "12"}
 
 
 @pytest.mark.parametrize("validated", [True, False])
@@ -55,7 +74,8 @@ def test_the_heading_says_by_what_the_best_was_chosen(workdir, capsys):
     config = make_config(FEW | {"data.validation": 0.1, "eval.checkpoint": "best"}, "configs/digits.py")
     evaluate.run(config, workdir)
     assert ", the best by 144 validation images" in capsys.readouterr().out
-    assert "the best by 144 validation" in json.loads((workdir / "eval.json").read_text())["of"]
+    written = json.loads((workdir / "eval.json").read_text())
+    assert "the best by 144 validation" in written["of"] and written["step"] == 4
     config.eval.checkpoint = "newest"
     run = run_lib.restore(config, workdir)
     assert evaluate._choice(config, run) == ""

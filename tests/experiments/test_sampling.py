@@ -3,12 +3,14 @@
 import math
 
 import numpy as np
+import pytest
 
 from experiments import sampling
 
 
 def test_energy_distance_of_two_normals():
-    """In one dimension E|X − Y| is known for normals: N(0, 1) and N(1, 1)."""
+    """In one dimension E|X − Y| is known for normals: N(0, 1) and N(1, 1). So is how far each sample moves
+    the distance, 2 (E|x − Y| − E|x − X'|), whose variance the error is made of."""
     random = np.random.default_rng(0)
     x, y = random.normal(0.0, 1.0, (3_000, 1)), random.normal(1.0, 1.0, (2_000, 1))
 
@@ -16,10 +18,14 @@ def test_energy_distance_of_two_normals():
         tail = deviation * math.sqrt(2 / math.pi) * math.exp(-(mean**2) / (2 * deviation**2))
         return tail + mean * math.erf(mean / (deviation * math.sqrt(2)))
 
+    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+    moved = [2 * (folded(z - 1.0, 1.0) - folded(z, 1.0)) for z in nodes]  # those of y are the same, mirrored
+    variance = np.cov(moved, aweights=weights / weights.sum(), ddof=0)
     want = 2 * folded(1.0, math.sqrt(2)) - 2 * folded(0.0, math.sqrt(2))
     found = sampling.energy_distance(x, y)
     assert abs(found.value - want) < 4 * found.se
-    assert 0.005 < found.se < 0.05
+    # A sample variance of 2,000 is known to about √(2/2000), its root to half of that: 4 of these.
+    assert found.se == pytest.approx(math.sqrt(variance / 3_000 + variance / 2_000), rel=0.065)
 
 
 def test_energy_distance_has_no_bias_and_its_error_is_the_spread():

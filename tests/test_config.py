@@ -1,5 +1,7 @@
 """The config: defaults, what is refused, a change of component, and config files."""
 
+import re
+
 import pytest
 
 from conftest import ROOT, make_config
@@ -40,6 +42,19 @@ def test_every_file_of_configs_is_accepted(name):
     assert {f: v for f, v in config.flat(found).items() if f in given} == {
         f: v for f, v in given.items() if f not in empty
     }
+
+
+def test_the_documents_have_every_component_and_field():
+    text, table = (ROOT / "docs" / "config.md").read_text(), ""
+    for line in config.describe().splitlines():
+        if line.startswith("config."):
+            path = line.split()[0]
+            table = text.split(f"\n`{path}`")[1].split("\n`config.")[0]
+        elif line:
+            name, fields = line.strip().split(": ", 1)
+            assert f"`{name}`" in table or name == "any other name", line
+            for field in re.findall(r"(\w+) = ", fields):
+                assert f"`{field} = " in table, (path, name, field)
 
 
 UNREAD = {

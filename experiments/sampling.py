@@ -9,7 +9,7 @@ does not favour few samples. Writes sampling.md, and sampling.png with the dista
 of one and the same noise.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import math
 import pathlib
 from typing import NamedTuple
@@ -57,25 +57,35 @@ class Distance(NamedTuple):
 
     @property
     def se(self) -> float:
-        """Its standard error. The influences count `pairs` twice, and where the distance is 0 they count
-        nothing else."""
+        """Its standard error. The influences count `pairs` twice, and where the two distributions are one
+        they count nothing else."""
         twice = standard_error(self.of_x, self.of_y) ** 2
         return math.sqrt(max(twice - self.pairs, 0.5 * twice))
 
 
 class Compared(NamedTuple):
-    """The distance of each case, that of the training images, the samples of each case, and the levels of a
-    value."""
+    """The distance of each case, how much further each is than the longest ancestral chain, the distance of
+    the training images, the samples of each case, and the levels of a value."""
 
     distances: dict[Case, Distance]
+    further: dict[Case, Distance]
     training: Distance
     samples: dict[Case, UInt8[np.ndarray, "num height width channels"]]
     vocab_size: int
 
 
-def energy_distance(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -> Distance:
-    """The unbiased energy distance of samples x and y."""
+def energy_distance(
+    x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"], other: Float[np.ndarray, "n d"] | None = None
+) -> Distance:
+    """The unbiased energy distance of samples x and y; less that of `other` and y, where it is given.
+
+    Each of `other` may depend on the same one of x, as samples of one noise do: what such a pair and y move
+    in common cancels.
+    """
     across, among_x, among_y = _distances(x, y), _distances(x, x), _distances(y, y)
+    if other is not None:
+        across, among_x = across - _distances(other, y), among_x - _distances(other, other)
+        among_y = np.zeros_like(among_y)
     within_x = among_x.sum(axis=1) / (len(x) - 1)
     within_y = among_y.sum(axis=1) / (len(y) - 1)
     value = 2.0 * across.mean() - within_x.mean() - within_y.mean()
@@ -143,25 +153,32 @@ def compare(workdir: pathlib.Path, num: int, evaluations: Sequence[int]) -> Comp
         samples[name, n] = sample.make_sampler(model, config, run.data)(run.state.ema)
         distances[name, n] = energy_distance(flat(samples[name, n]), held_out)
     training = energy_distance(flat(images_of(run.data.train)), held_out)
-    return Compared(distances, training, samples, vocab_size)
+    longest = flat(samples[longest_chain(cases)])
+    further = {
+        case: energy_distance(flat(drawn), held_out, longest)
+        for case, drawn in samples.items()
+        if case != longest_chain(cases)
+    }
+    return Compared(distances, further, training, samples, vocab_size)
 
 
-def table(distances: Mapping[Case, Distance], training: Distance) -> str:
-    """Markdown: each distance, and how far it is from that of the longest ancestral chain."""
-    longest = ("ancestral", max(n for _, n in distances))
-    other = distances[longest]
+def longest_chain(cases: Iterable[Case]) -> Case:
+    """What the others are compared with."""
+    return "ancestral", max(n for _, n in cases)
+
+
+def table(distances: Mapping[Case, Distance], further: Mapping[Case, Distance], training: Distance) -> str:
+    """Markdown: each distance, and how much further it is than that of the longest ancestral chain."""
     rows = []
     for case, distance in distances.items():
         cells = [f"{distance.value:.4f}", f"{distance.se:.4f}", "", ""]
-        if case != longest:
-            # Samples start from the same noise, and the test images are the same for both: what
-            # they move in common cancels.
-            apart = standard_error(distance.of_x - other.of_x, distance.of_y - other.of_y)
-            cells[2:] = [f"{distance.value - other.value:+.4f}", f"{apart:.4f}"]
+        if case in further:
+            cells[2:] = [f"{further[case].value:+.4f}", f"{further[case].se:.4f}"]
         rows.append([case[0], str(case[1]), *cells])
     rows.append(["training images", "", f"{training.value:.4f}", f"{training.se:.4f}", "", ""])
     header = ("samples", "evaluations", "energy distance", "± s.e.")
-    return markdown_table((*header, "minus " + " ".join(map(str, longest)), "± s.e."), rows)
+    longest = " ".join(map(str, longest_chain(distances)))
+    return markdown_table((*header, f"minus {longest}", "± s.e."), rows)
 
 
 def plot_sampling(path: pathlib.Path, compared: Compared, shown: int = 8) -> None:
@@ -203,7 +220,7 @@ def run(others: Sequence[str]) -> None:
     workdir = pathlib.Path(FLAGS.workdir).expanduser()
     cache.enable(cache.FOLDER)
     compared = compare(workdir, FLAGS.num, sorted({int(n) for n in FLAGS.evaluations}))
-    text = table(compared.distances, compared.training)
+    text = table(compared.distances, compared.further, compared.training)
     print(text)
     (workdir / "sampling.md").write_text(text + "\n")
     plot_sampling(workdir / "sampling.png", compared)

@@ -43,3 +43,21 @@ def test_energy_distance_has_no_bias_and_its_error_is_the_spread():
     ]
     spread = np.std([found.value for found in shifted])
     assert 0.85 < np.mean([found.se for found in shifted]) / spread < 1.15
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.3])
+def test_difference_of_two_distances(shift):
+    """Of sets whose samples come in pairs, as those of one noise do: it is the difference, and its error the
+    spread over many pairs of sets, also where both are of the distribution of y."""
+    random = np.random.default_rng(0)
+    found = []
+    for _ in range(400):
+        other, y = random.normal(size=(60, 8)), random.normal(size=(50, 8))
+        x = 0.6 * other + 0.8 * random.normal(size=(60, 8)) + shift
+        found.append(sampling.energy_distance(x, y, other))
+    apart = sampling.energy_distance(x, y).value - sampling.energy_distance(other, y).value
+    assert found[-1].value == pytest.approx(apart, abs=1e-12)
+    values = np.array([distance.value for distance in found])
+    assert shift or abs(values.mean()) < 4 * values.std() / math.sqrt(400)
+    # The spread is known to 1/√(2 · 400) = 3.5%.
+    assert 0.86 < math.sqrt(np.mean([distance.se**2 for distance in found])) / values.std() < 1.14

@@ -258,4 +258,4 @@ if __name__ == "__main__":
     if ended is None:
         stop.watch()
         ended = cli()
-    stop.leave(ended)
+    stop.leave(ended, with_others=many)

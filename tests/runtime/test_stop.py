@@ -11,11 +11,11 @@ from conftest import ROOT
 # The call stands for a compilation: it is not Python's, and lets other threads run. A signal that goes to the
 # main thread would end it, so that one goes to another.
 BUSY = """
-import ctypes, signal
+import ctypes, signal, threading
 from vdm.runtime import stop
 stop.watch()
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-print("ready", flush=True)
+threading.Timer(0.3, print, ["ready"], {"flush": True}).start()  # when it is within the call
 ctypes.CDLL(None).sleep(600)
 """
 

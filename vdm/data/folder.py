@@ -7,11 +7,15 @@ from jaxtyping import UInt8
 import numpy as np
 
 from vdm.component import accept
+from vdm.data import image_files
+from vdm.data.damage import Damaged
 from vdm.data.dataset import Data, Spec, Split
+from vdm.data.image_files import SUFFIXES
 from vdm.data.source import Source, existing_path
-from vdm.errors import require
+from vdm.errors import UserError, require
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+GREY = ("1", "L", "LA", "I", "I;16", "I;16B")  # modes of Pillow
+LARGEST = 8192  # of image_size
 
 Labelled = tuple[pathlib.Path, str]  # an image and the name of its label
 
@@ -22,7 +26,7 @@ class Folder(Source):
 
     Where it has subfolders train/ and test/ (or val/), these are the splits; else a tenth of the images is
     held out. Below that, one more level of folders is the labels. The first image says for all whether they
-    are grey or in colour.
+    are grey or in colour: the first that can be read, where the damaged ones are skipped.
     """
 
     data_dir: str = ""  # the folder
@@ -30,7 +34,7 @@ class Folder(Source):
 
     def check(self) -> None:
         super().check()
-        accept("image_size", self.image_size >= 0, "0 (as they are) or more")
+        accept("image_size", 0 <= self.image_size <= LARGEST, f"0 (as they are) to {LARGEST}")
 
     def load(self) -> Data:
         root = existing_path(self.data_dir, self.name, "a folder of images")
@@ -42,7 +46,7 @@ class Folder(Source):
         )
         names = sorted({label for part in parts for _, label in part})
         number = {name: index for index, name in enumerate(names)}
-        mode, size = _format(parts[0][0][0], self.image_size)
+        mode, size = self._format([path for path, _ in parts[0]])
         files = tuple(str(path) for part in parts for path, _ in part)  # labels depend on both splits
 
         def split(part: list[Labelled]) -> Split:
@@ -56,6 +60,20 @@ class Folder(Source):
         train, test = map(split, parts)
         classes = len(names) if len(names) > 1 else 0
         return Data(train, test, Spec((size[1], size[0], len(mode)), 256, classes))
+
+    def _format(self, paths: list[pathlib.Path]) -> tuple[str, tuple[int, int]]:
+        """The mode "L" or "RGB" of the first image, and its width and height, which are those of all."""
+        for path in paths:
+            try:
+                with image_files.opened(path) as image:
+                    if self.skip_damaged:
+                        image.load()
+                    mode, size = "L" if image.mode in GREY else "RGB", image.size
+                return mode, (self.image_size, self.image_size) if self.image_size else size
+            except Damaged:
+                if not self.skip_damaged:
+                    raise
+        raise UserError(f"config.data.data_dir is {self.data_dir!r}, where no training image can be read.")
 
 
 def _parts(root: pathlib.Path) -> tuple[list[Labelled], list[Labelled]]:
@@ -76,29 +94,20 @@ def _images(root: pathlib.Path) -> list[Labelled]:
     return [(path, path.relative_to(root).parts[0] if path.parent != root else "") for path in files]
 
 
-def _format(path: pathlib.Path, image_size: int) -> tuple[str, tuple[int, int]]:
-    """The mode "L" or "RGB" of an image, and its width and height, which are those of all."""
-    from PIL import Image
-
-    with Image.open(path) as image:
-        mode = "L" if image.mode in ("1", "L", "I;16") else "RGB"
-        return mode, (image_size, image_size) if image_size else image.size
-
-
 def _read(
     path: pathlib.Path, mode: str, size: tuple[int, int], resize: bool
 ) -> UInt8[np.ndarray, "height width channels"]:
     """One image, cropped to its middle and resized to `size` where `resize` allows it."""
     from PIL import Image, ImageOps
 
-    with Image.open(path) as file:
-        image = file.convert(mode)
-        if image.size != size:
-            require(
-                resize,
-                f"{str(path)!r} is {image.size[0]} × {image.size[1]}, the first image {size[0]} × {size[1]}; "
-                "they must be of one size. To crop and resize them all, set --config.data.image_size=SIDE.",
-            )
-            image = ImageOps.fit(image, size, Image.Resampling.BOX)
-        pixels = np.asarray(image, np.uint8)
-        return pixels.reshape(*pixels.shape[:2], -1)
+    with image_files.opened(path) as file:
+        image = image_files.of_eight_bits(file).convert(mode)
+    if image.size != size:
+        require(
+            resize,
+            f"{str(path)!r} is {image.size[0]} × {image.size[1]}, the first image {size[0]} × {size[1]}; "
+            "they must be of one size. To crop and resize them all, set --config.data.image_size=SIDE.",
+        )
+        image = ImageOps.fit(image, size, Image.Resampling.BOX)
+    pixels = np.asarray(image, np.uint8)
+    return pixels.reshape(*pixels.shape[:2], -1)

@@ -2,13 +2,15 @@
 
 import dataclasses
 import pathlib
-from typing import Any
 
 import numpy as np
 
+from vdm.data import npz_files
 from vdm.data.dataset import Data, Images, Labels, Spec, held_out, in_memory
 from vdm.data.source import Source, check_levels, existing_path
 from vdm.errors import UserError, require
+
+CLASSES = 1 << 20  # at most
 
 Arrays = tuple[Images, Labels | None]  # the images of a file, and their labels
 
@@ -32,13 +34,14 @@ class Npz(Source):
     def load(self) -> Data:
         root = existing_path(self.data_dir, self.name, "an .npz file or a folder of them")
         train, test = _parts(root)
+        _require_one_shape([part[0] for part in (train, test) if part is not None])
         images, labels = train
         if test is not None:
             splits = in_memory(images, labels), in_memory(*test)
         else:
             splits = held_out(in_memory(images, labels), max(1, len(images) // 10))
         found = [part[1] for part in (train, test) if part is not None]
-        return Data(*splits, Spec(images.shape[1:], self.vocab_size, _classes(root, found)))
+        return Data(*splits, Spec(images.shape[1:], self.vocab_size, _classes(found)))
 
 
 def _parts(root: pathlib.Path) -> tuple[Arrays, Arrays | None]:
@@ -50,69 +53,81 @@ def _parts(root: pathlib.Path) -> tuple[Arrays, Arrays | None]:
     if train and test:
         return _joined([_arrays(path) for path in train]), _joined([_arrays(path) for path in test])
     whole = _joined([_arrays(path) for path in files])
-    has_test = len(files) == 1 and not {"test_image", "test_images"}.isdisjoint(_open(files[0]).files)
+    has_test = len(files) == 1 and not {"test_image", "test_images"}.isdisjoint(npz_files.names(files[0]))
     return whole, _arrays(files[0], "test_") if has_test else None
 
 
-def _classes(root: pathlib.Path, labels: list[Labels | None]) -> int:
+def _classes(labels: list[Labels | None]) -> int:
     """How many classes the labels of the splits have; 0 where one has none, as those of the other alone are
     of no use."""
     known = [part for part in labels if part is not None]
     if len(known) < len(labels):
         return 0
-    every: Labels = np.concatenate(known)
-    require(
-        every.ndim == 1 and every.dtype.kind in "iu" and every.min() >= 0,
-        f"the labels of {str(root)!r} are {every.dtype} of {every.ndim} axes, from {every.min()}; accepted: "
-        "one integer of 0 or more for each image.",
-    )
-    return int(every.max()) + 1
-
-
-def _open(path: pathlib.Path) -> Any:
-    try:
-        arrays = np.load(path)
-    except Exception as error:
-        raise UserError(f"{str(path)!r} cannot be read as an .npz file: {error}") from error
-    require(
-        hasattr(arrays, "files"),
-        f"{str(path)!r} is one array; accepted: an .npz file, which np.savez writes.",
-    )
-    return arrays
+    return 1 + max(int(part.max()) for part in known)
 
 
 def _arrays(path: pathlib.Path, prefix: str = "") -> Arrays:
     """Images and labels of a file; their names begin with `prefix`."""
-    arrays = _open(path)
-    names = set(arrays.files)
+    names = npz_files.names(path)
     image = next((n for n in (prefix + "image", prefix + "images") if n in names), None)
     label = next((n for n in (prefix + "label", prefix + "labels") if n in names), None)
     if image is not None:
-        images = arrays[image]
+        images = npz_files.array(path, image)
         images = images[..., None] if images.ndim == 3 else images
-        labels = arrays[label] if label else None
-    elif "data" in names and arrays["data"].ndim == 2:
-        flat = arrays["data"]
-        side = int(round((flat.shape[1] / 3) ** 0.5))
-        images = flat.reshape(-1, 3, side, side).transpose(0, 2, 3, 1)
-        labels = arrays["labels"] - 1 if "labels" in names else None
+        labels = npz_files.array(path, label) if label else None
+    elif "data" in names:
+        images = _unflattened(path, npz_files.array(path, "data"))
+        labels = npz_files.array(path, "labels") if "labels" in names else None
     else:
         raise UserError(
-            f"{str(path)!r} has the arrays {', '.join(sorted(names))}; accepted: 'image' of "
-            "[n, height, width, channels], or the ImageNet batches' 'data' of [n, 3 · side²]."
+            f"{str(path)!r} has {'the arrays ' + ', '.join(sorted(names)) if names else 'no arrays'}; "
+            f"accepted: {prefix + 'image'!r} of [n, height, width, channels], or the ImageNet batches' "
+            "'data' of [n, 3 · side²]."
         )
     require(
-        images.dtype == np.uint8 and images.ndim == 4,
+        images.dtype == np.uint8 and images.ndim == 4 and images.size,
         f"the images of {str(path)!r} are {images.dtype} {list(images.shape)}; accepted: "
-        "uint8 [n, height, width, channels].",
+        "uint8 [n, height, width, channels], of 1 or more.",
     )
+    if labels is not None:
+        labels = _labels(path, labels, len(images), 0 if image is not None else 1)
     return np.ascontiguousarray(images), labels
+
+
+def _unflattened(path: pathlib.Path, flat: np.ndarray) -> np.ndarray:
+    """[n, height, width, 3] of the ImageNet batches' [n, 3 · height · width]."""
+    side = round((flat.shape[1] / 3) ** 0.5) if flat.ndim == 2 else 0
+    require(
+        side and flat.shape[1] == 3 * side**2,
+        f"'data' in {str(path)!r} is {flat.dtype} {list(flat.shape)}; accepted: uint8 [n, 3 · side²].",
+    )
+    return flat.reshape(-1, 3, side, side).transpose(0, 2, 3, 1)
+
+
+def _labels(path: pathlib.Path, labels: np.ndarray, count: int, first: int) -> Labels:
+    """The labels of `count` images, from 0 on, of those that are from `first` on."""
+    integers = labels.ndim == 1 and labels.dtype.kind in "iu"
+    ends = f", from {labels.min()} to {labels.max()}" if integers and labels.size else ""
+    require(
+        integers and len(labels) == count and first <= labels.min() and labels.max() < CLASSES,
+        f"the labels of {str(path)!r} are {labels.dtype} {list(labels.shape)}{ends}; accepted: one integer "
+        f"of {first} to {CLASSES - 1} for each of its {count} images.",
+    )
+    return labels.astype(np.int64) - first
 
 
 def _joined(parts: list[Arrays]) -> Arrays:
     """One after the other; without labels where one has none."""
     images = [part[0] for part in parts]
     labels = [part[1] for part in parts if part[1] is not None]
-    if len({image.shape[1:] for image in images}) > 1:
-        raise UserError("the .npz files hold pictures of different shapes; accepted: one shape.")
+    _require_one_shape(images)
     return np.concatenate(images), np.concatenate(labels) if len(labels) == len(parts) else None
+
+
+def _require_one_shape(images: list[Images]) -> None:
+    shapes = sorted({image.shape[1:] for image in images})
+    require(
+        len(shapes) == 1,
+        f"the .npz files hold pictures of the shapes {', '.join(str(list(shape)) for shape in shapes)}; "
+        "accepted: one shape.",
+    )

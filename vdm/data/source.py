@@ -4,7 +4,7 @@ One's own source is a subclass, named "module:Class" in config.data.name; see ex
 """
 
 import dataclasses
-import os
+import os.path
 import pathlib
 
 from vdm.component import Component, accept
@@ -30,6 +30,7 @@ class Source(Component):
     validation: float = (
         0.0  # share of the training images to choose the best checkpoint by; 0: by the test split
     )
+    skip_damaged: bool = False  # leave out what cannot be read, for which all images are looked at once
 
     def check(self) -> None:
         for kind in augment.kinds(self.augment):
@@ -40,7 +41,8 @@ class Source(Component):
             accept(name, 0 <= getattr(self, name) < 1, "0 (use the test split) up to, but not, 1")
 
     def load(self) -> Data:
-        """The data set.
+        """The data set. `read` of its splits raises Damaged (vdm/data/damage.py) where an example cannot be
+        read.
 
         Raises:
           UserError: it is not there, or not readable.
@@ -57,7 +59,7 @@ def existing_path(data_dir: str, name: str, what: str) -> pathlib.Path:
     """The path that config.data.data_dir says; `what` says what it must be for the source `name`."""
     path = pathlib.Path(os.path.expanduser(data_dir))
     require(
-        data_dir and path.exists(),
+        data_dir and os.path.exists(path),  # pathlib's own raises where a name is too long
         f"config.data.data_dir is {f'{data_dir!r}, which does not exist' if data_dir else 'not set'}; for "
         f"config.data.name = {name!r} it must be {what}.",
     )

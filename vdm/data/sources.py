@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from vdm.component import Registry, build
-from vdm.data import tfds
+from vdm.data import tfds, whole
 from vdm.data.dataset import Data, Split, held_out
 from vdm.data.digits import Digits
 from vdm.data.folder import Folder
@@ -44,8 +44,10 @@ def load(section: ConfigDict) -> Data:
         f"load() of data set {section.name!r} gives a {type(data).__name__}; accepted: a Data of "
         "vdm/data/dataset.py.",
     )
-    _check(data, source)
     train, test = _cached(data.train, "train", source), _cached(data.test, "test", source)
+    if source.skip_damaged:
+        train, test = whole.only(train, "training"), whole.only(test, "test")
+    _check(Data(train, test, data.spec), source)
     if source.hold_out:
         train, test = _part("hold_out", source.hold_out, train)
     validation = None
@@ -76,15 +78,16 @@ def _check(data: Data, source: Source) -> None:
 
     # A look at some pictures finds what does not fit before hours are spent; 256 levels always do.
     count = 256 if levels < 256 else 1
-    some = data.train.read(np.unique(np.linspace(0, data.train.size - 1, count).astype(int)))["image"]
-    require(
-        some.dtype == np.uint8 and some.shape[1:] == tuple(spec.shape),
-        f"data set {name!r} has pictures of {some.dtype} {list(some.shape[1:])}; accepted: uint8 "
-        f"{list(spec.shape)}, as its spec says.",
-    )
-    top = int(some.max())
-    has = f"{name!r} has" if field else "it has"
-    require(top < levels, f"{says}, but {has} values up to {top}; accepted: {top + 1} or more.")
+    for split in (data.train, data.test):
+        some = split.read(np.unique(np.linspace(0, split.size - 1, count).astype(int)))["image"]
+        require(
+            some.dtype == np.uint8 and some.shape[1:] == tuple(spec.shape),
+            f"data set {name!r} has pictures of {some.dtype} {list(some.shape[1:])}; accepted: uint8 "
+            f"{list(spec.shape)}, as its spec says.",
+        )
+        top = int(some.max())
+        has = f"{name!r} has" if field else "it has"
+        require(top < levels, f"{says}, but {has} values up to {top}; accepted: {top + 1} or more.")
 
 
 def _cached(split: Split, part: str, source: Source) -> Split:

@@ -2,9 +2,11 @@
 
 import dataclasses
 import os
+from typing import Any
 
 import numpy as np
 
+from vdm.data.damage import decoding
 from vdm.data.dataset import Data, Spec, Split
 from vdm.data.source import Source
 from vdm.errors import UserError
@@ -32,7 +34,8 @@ class TFDS(Source):
           UserError: it is not prepared as array_record, or is not of images.
           UnknownName: there is none of this name.
         """
-        builder = self._builder()
+        root = self.data_dir or os.path.join("~", "tensorflow_datasets")
+        builder = self._builder(root)
         info = builder.info
         test = next((key for key in ("test", "validation") if key in info.splits), None)
         if "train" not in info.splits or test is None or "image" not in info.features:
@@ -45,10 +48,11 @@ class TFDS(Source):
         shape = tuple(info.features["image"].shape)
 
         def split(key: str) -> Split:
-            source = builder.as_data_source(split=key)
+            with decoding(f"the TFDS data set {self.name!r} in {root!r} cannot be read"):
+                source = builder.as_data_source(split=key)
 
             def read(indices):
-                records = source.__getitems__([int(i) for i in indices])
+                records = _records(source, info.splits[key], indices)
                 labels = [record["label"] if label else 0 for record in records]
                 return {
                     "image": np.stack([record["image"] for record in records]),
@@ -63,21 +67,55 @@ class TFDS(Source):
             shape = train.read(np.zeros(1, int))["image"].shape[1:]
         return Data(train, split(test), Spec(shape, 256, label.num_classes if label else 0))
 
-    def _builder(self):
+    def _builder(self, root: str) -> Any:
         import tensorflow_datasets as tfds  # only now, as it takes a while to import
 
-        root = self.data_dir or os.path.join("~", "tensorflow_datasets")
-        try:
-            builder = tfds.core.read_only_builder.builder_from_files(self.name, data_dir=root)
-        except tfds.core.registered.DatasetNotFoundError as error:
+        with decoding(f"the TFDS data set {self.name!r} in {root!r} cannot be read"):
+            try:
+                builder = tfds.core.read_only_builder.builder_from_files(self.name, data_dir=root)
+            except tfds.core.registered.DatasetNotFoundError as error:
+                found = error
+            else:
+                found = None
+        if found is not None:
             known = tfds.list_builders(with_community_datasets=False)
             if self.name.split("/")[0].split(":")[0] not in known:
-                raise UnknownName(self.name, known) from error
-            raise _unprepared(self.name, root, "is not prepared") from error
+                raise UnknownName(self.name, known) from found
+            raise _unprepared(self.name, root, "is not prepared") from found
         file_format = builder.info.file_format
         if file_format != tfds.core.FileFormat.ARRAY_RECORD:
             raise _unprepared(self.name, root, f"is prepared as {file_format.value}, not as array_record,")
         return builder
+
+
+def _records(source: Any, split: Any, indices: np.ndarray) -> list[dict[str, Any]]:
+    """The records of a data source of TFDS.
+
+    Raises:
+      Damaged: one cannot be read, or has another shape than those beside it; it is told which, and of which
+        file.
+    """
+    try:
+        records = source.__getitems__([int(i) for i in indices])
+        if len({record["image"].shape for record in records}) == 1:
+            return records
+    except Exception:  # of Riegeli, Protobuf and Pillow, of many kinds; told of where it is known of which
+        pass
+    records = []
+    for index in map(int, indices):
+        with decoding(f"{_place(split, index)} cannot be read as an image"):
+            records += source.__getitems__([index])
+            shape, first = records[-1]["image"].shape, records[0]["image"].shape
+            if shape != first:
+                raise ValueError(f"it is {list(shape)}, where others are {list(first)}")
+    return records
+
+
+def _place(split: Any, index: int) -> str:
+    """Which record of which file has this index in a split."""
+    ends = np.cumsum(split.shard_lengths)
+    shard = int(np.searchsorted(ends, index, "right"))
+    return f"record {index - int(ends[shard - 1]) * (shard > 0)} of {str(split.filepaths[shard])!r}"
 
 
 def _unprepared(name: str, root: str, state: str) -> UserError:

@@ -125,10 +125,11 @@ def _store():
     return distributed.global_state.client
 
 
-def leave(code: int) -> None:
-    """Ends the process; where something went wrong, without waiting for other threads, such as a compilation
-    or a save that failed."""
-    if code in (0, QUEUE_AGAIN):
+def leave(code: int, with_others: bool) -> None:
+    """Ends the process at once. It waits for no thread, such as a compilation or a save that failed; and a
+    signal while Python tidies up would change the exit code. Of many processes, each waits for the others
+    where all went well."""
+    if with_others and code in (0, QUEUE_AGAIN):
         sys.exit(code)
     for stream in (sys.stdout, sys.stderr):
         try:

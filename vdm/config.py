@@ -100,7 +100,7 @@ def complete(
     """
     config, names = default(), names or {}
     for name, registry in COMPONENTS.items():
-        config[name] = _section(registry, given.get(name, {}), name, names, drop_unread)
+        config[name] = _section(registry, _section_of(given, name, name), name, names, drop_unread)
     plain = {name: value for name, value in given.items() if name not in COMPONENTS}
     _update(config, plain, "", drop_unread)
     return config
@@ -110,12 +110,15 @@ def _section(
     registry: Registry, given: Mapping[str, Any], path: str, names: Mapping[str, str], drop: bool
 ) -> ConfigDict:
     before = given.get("name", next(iter(registry.builtin)))
+    require(isinstance(before, str), f"config.{path}.name is {before!r}; accepted: the name of a component.")
     name = names.get(f"{path}.name", before)
     drop = drop or name != before
     cls = registry.find(name, f"config.{path}.name")
     section = ConfigDict({"name": name, **cls.config_fields()})
     for part, below in cls.sections.items():
-        section[part] = _section(below, given.get(part, {}), f"{path}.{part}", names, drop)
+        section[part] = _section(
+            below, _section_of(given, part, f"{path}.{part}"), f"{path}.{part}", names, drop
+        )
     plain = {field: value for field, value in given.items() if field not in ("name", *cls.sections)}
     # An empty section is what default() has for a component that has none.
     _update(
@@ -124,20 +127,31 @@ def _section(
     return section
 
 
+def _section_of(given: Mapping[str, Any], name: str, path: str) -> Mapping[str, Any]:
+    found = given.get(name, {})
+    require(
+        isinstance(found, Mapping | ConfigDict), f"config.{path} is {found!r}; accepted: a section of fields."
+    )
+    return found
+
+
 def _update(config: ConfigDict, given: Mapping[str, Any], path: str, drop: bool) -> None:
     for field, value in given.items():
         where = f"{path}.{field}" if path else field
         if field not in config:
             if not drop:
                 raise unread(config, path, field)
-        elif isinstance(value, Mapping | ConfigDict):
+        elif isinstance(value, Mapping | ConfigDict) and isinstance(config[field], ConfigDict):
             _update(config[field], value, where, drop)
         else:
+            kind = "section" if isinstance(config[field], ConfigDict) else type(config[field]).__name__
+            refused = UserError(f"config.{where} is {value!r}; accepted: a value of type {kind}.")
+            if value is None or isinstance(value, Mapping | ConfigDict) or kind == "section":
+                raise refused
             try:
                 config[field] = value
             except TypeError as error:
-                kind = type(config[field]).__name__
-                raise UserError(f"config.{where} is {value!r}; accepted: a value of type {kind}.") from error
+                raise refused from error
 
 
 def unread(section: Any, path: str, field: str) -> UserError:

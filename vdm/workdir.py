@@ -77,10 +77,10 @@ def read_raw(workdir: pathlib.Path) -> dict[str, Any]:
 
 def _renamed(found):
     """A config from before there were objectives: a schedule for least variance said so by its name."""
-    model = found.get("model", {})
-    if "objective" in found or "schedule" not in model:
+    model = found.get("model")
+    schedule = model.get("schedule") if isinstance(model, dict) else None
+    if "objective" in found or not isinstance(schedule, dict):
         return found
-    schedule = model["schedule"]
     interior = schedule.get("name") in ("min_variance", "piecewise")
     if schedule.get("name") == "min_variance":
         found = found | {"model": model | {"schedule": schedule | {"name": "learned_net"}}}

@@ -95,9 +95,12 @@ def read_metrics(path: pathlib.Path | str) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; a last line that is cut off is left out."""
     path = pathlib.Path(path)
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except ValueError:
             break
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            break
+        rows.append(row)
     return rows

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import contextlib
 import pathlib
 from typing import Any
+import warnings
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from vdm.data.damage import Damaged, decoding
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # whatever the suffix says; Pillow has some that run programs
 LARGEST = 89_478_485  # pixels: from here on Pillow, too, suspects a bomb
+warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # it is refused below
 
 
 @contextlib.contextmanager
@@ -30,7 +32,7 @@ def opened(path: pathlib.Path) -> Iterator[Any]:
             file = Image.open(path, formats=FORMATS)
         except Image.UnidentifiedImageError:
             raise Damaged(f"{what}: it is none of {', '.join(FORMATS)}, or its start is damaged.") from None
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        except Image.DecompressionBombError as error:
             raise Damaged(f"{what}: {error}; accepted: at most {LARGEST:,} pixels.") from error
         with file:
             width, height = file.size

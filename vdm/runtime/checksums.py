@@ -11,7 +11,7 @@ NAME = "checksums.json"
 # What Orbax still changes as it gives a checkpoint its name.
 LATE = ("_CHECKPOINT_METADATA", "commit_success.txt")
 ITEMS = ("state", "rest")  # the folders that every checkpoint has
-BLOCK = 1 << 24  # bytes that are read at a time
+BLOCK = 1 << 18  # bytes that are read at a time: they stay in the processor's cache
 
 
 def write(folder: pathlib.Path) -> None:
@@ -91,8 +91,8 @@ def _files(folder):
 
 def _about(path):
     """[bytes, CRC-32] of a file."""
-    size, crc = 0, 0
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            size, crc = size + len(block), zlib.crc32(block, crc)
+    size, crc, block = 0, 0, memoryview(bytearray(BLOCK))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(block):
+            size, crc = size + count, zlib.crc32(block[:count], crc)
     return [size, crc]

@@ -22,11 +22,11 @@ from vdm.errors import UserError
 from vdm.reporting.metrics import read_metrics
 from vdm.runtime import checksums
 
-COUNT = int(os.environ.get("FUZZ", "25"))
+COUNT = int(os.environ.get("FUZZ", "15"))
 FUZZED = settings(
     max_examples=COUNT,
     deadline=None,
-    derandomize=COUNT == 25,
+    derandomize=COUNT == 15,
     database=None,
     suppress_health_check=list(HealthCheck),
 )

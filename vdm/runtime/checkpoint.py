@@ -106,6 +106,10 @@ class Checkpoints:
         self._saving, self._lost = None, self._saving
         self._manager = self._open()
 
+    def steps(self) -> list[int]:
+        """All steps that are kept, in order."""
+        return sorted(self._manager.all_steps())
+
     def best(self) -> int | None:
         """The step with the lowest `bpd`, or None where none was evaluated."""
         return self._manager.best_step()

@@ -20,7 +20,7 @@ HEARTBEAT = 30  # seconds without a sign of life after which a process counts as
 # What XLA and its libraries print, which is shown only where nobody else says what failed.
 OWN_REPORT = re.compile(
     r"\[Gloo\]|[IWEF]\d{4} \d\d:\d\d:|Additional GRPC|:UNKNOWN:|\*\*\* Check fail|\s*@ +0x|terminate called"
-    r"|  what\(\)|\d+$|The tasks have crashed"
+    r"|  what\(\)|\d+$|\s*$|RPC: |The tasks have crashed"
 )
 # What a failed exchange with another process says.
 PEER = re.compile("Gloo|NCCL|[Cc]onnection|[Ss]ocket closed|coordination|heartbeat|UNAVAILABLE|peer")

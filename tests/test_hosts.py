@@ -78,7 +78,7 @@ def test_two_processes_are_one_of_as_many_devices(whole, tmp_path):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("number", [1])  # of process 0 the other learns in the same way, by an abort of XLA
+@pytest.mark.parametrize("number", [1])
 def test_one_is_killed_and_both_go_on(number, whole, tmp_path):
     """The other ends by itself, with one line and the exit code of what can be queued again. Resumed, under
     the other kind of mapping, they end as if none had died, bit for bit."""

@@ -7,12 +7,14 @@ import subprocess
 import time
 from typing import TYPE_CHECKING, Any
 
-from experiments.jobs import LOOK, Process
+from experiments.jobs import Process
 from vdm.errors import UserError, one_line, require
 from vdm.runtime.whole import write_text
 
 if TYPE_CHECKING:
     from experiments.plan import Trial
+
+LOOK = 5.0  # seconds between looks at Slurm's queue
 
 
 class Queue:
@@ -84,11 +86,12 @@ def make_executor(cluster: str, folder: pathlib.Path, options: Sequence[str]) ->
         import submitit
     except ImportError as error:
         raise UserError("--cluster needs submitit; install it by pip install -e '.[slurm]'.") from error
-    # submitit's own time is 5 minutes, and it queues a job again three times.
+    # submitit's own time is 5 minutes.
     parameters: dict[str, Any] = {"name": folder.parent.name, "timeout_min": 24 * 60}
-    often: dict[str, Any] = {"slurm_max_num_timeout": 10_000} if cluster == "slurm" else {}
-    if cluster == "slurm":  # queued again when its node fails
+    often: dict[str, Any] = {}
+    if cluster == "slurm":  # queued again when its node fails, and at each time limit, not at three alone
         parameters["slurm_additional_parameters"] = {"requeue": True}
+        often["slurm_max_num_timeout"] = 10_000
     for option in options:
         name, equals, value = option.partition("=")
         require(equals, f"--cluster_options has {option!r}; accepted: NAME=VALUE, joined by commas.")

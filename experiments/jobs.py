@@ -20,8 +20,7 @@ if TYPE_CHECKING:  # a job imports this module, and needs no JAX
     from experiments.plan import Trial
 
 LIBC = ctypes.CDLL(None)  # loaded here, as little may be done between fork and exec
-POLL = 0.2  # seconds between looks at a process,
-LOOK = 5.0  # and at Slurm's queue
+POLL = 0.2  # seconds between looks at a process
 KILLED_WITHIN = 120.0  # seconds after SIGTERM; Slurm's own KillWait is 30
 
 

@@ -83,15 +83,12 @@ def test_one_is_killed_and_both_go_on(number, whole, tmp_path):
     """The other ends by itself, with one line and the exit code of what can be queued again. Resumed, under
     the other kind of mapping, they end as if none had died, bit for bit."""
     workdir = tmp_path / "two"
-    processes = started(workdir, **{"config.train.steps": 100_000, "config.parallel": "shard_map"})
+    processes = started(workdir, **{"config.parallel": "shard_map"})
     wait_for_checkpoint(workdir, processes, 2)
     processes[number].send_signal(signal.SIGKILL)
     code, output, errors = ended(processes)[1 - number]
     assert code == 75 and "Traceback" not in output + errors
     assert errors.count("\n") == 1 and "another process of this run has ended" in errors
-    newest = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
-    if newest > 12:  # it was faster than its killer
-        pytest.skip("more than 12 steps were done before the process was killed")
     for code, _, errors in ended(started(workdir)):
         assert code == 0, errors
     assert state(workdir) == state(whole)

@@ -146,7 +146,9 @@ def _update(config: ConfigDict, given: Mapping[str, Any], path: str, drop: bool)
         else:
             kind = "section" if isinstance(config[field], ConfigDict) else type(config[field]).__name__
             refused = UserError(f"config.{where} is {value!r}; accepted: a value of type {kind}.")
-            if value is None or isinstance(value, Mapping | ConfigDict) or kind == "section":
+            # A ConfigDict takes None for a value of any type.
+            none = value is None and config[field] is not None
+            if none or kind == "section" or isinstance(value, Mapping | ConfigDict):
                 raise refused
             try:
                 config[field] = value

@@ -14,7 +14,6 @@ import contextlib
 import json
 import os
 import pathlib
-import shutil
 import struct
 from typing import Any, NamedTuple
 import zlib
@@ -23,6 +22,7 @@ from jaxtyping import UInt32
 import numpy as np
 
 from vdm.errors import UserError, require
+from vdm.runtime import whole as whole_lib
 
 NAME, VERSION = b"vdm", 2
 START = struct.Struct("<3sBII")
@@ -122,14 +122,10 @@ def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
     Raises:
       UserError: it cannot be written.
     """
-    part = path.with_name(f".part-{os.getpid()}")
     try:
-        yield part
-        part.replace(path)
+        with whole_lib.whole(path) as part:
+            yield part
     except OSError as error:
         raise UserError(
             f"--output is {str(path)!r}, which cannot be written ({error.strerror}); give another."
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(part) if part.is_dir() else part.unlink()

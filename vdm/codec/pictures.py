@@ -9,9 +9,10 @@ from jaxtyping import Int, UInt8
 import numpy as np
 
 from vdm.codec import archive
+from vdm.data import image_files, npz_files
 from vdm.data.dataset import Data, Spec
-from vdm.data.folder import SUFFIXES
-from vdm.errors import UserError, require
+from vdm.data.image_files import SUFFIXES
+from vdm.errors import require
 
 TEST = "test"
 
@@ -106,8 +107,6 @@ def _names(pictures: Pictures) -> list[str]:
 
 
 def _read_folder(path: pathlib.Path, spec: Spec) -> Pictures:
-    from PIL import Image
-
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
     require(
         files,
@@ -117,11 +116,8 @@ def _read_folder(path: pathlib.Path, spec: Spec) -> Pictures:
     mode = "L" if spec.shape[2] == 1 else "RGB"
     images = []
     for file in files:
-        try:
-            with Image.open(file) as image:
-                own, pixels, frames = image.mode, np.asarray(image), getattr(image, "n_frames", 1)
-        except Exception as error:
-            raise UserError(f"{str(file)!r} cannot be read as an image: {error}") from error
+        with image_files.opened(file) as image:
+            own, pixels, frames = image.mode, np.asarray(image), getattr(image, "n_frames", 1)
         require(
             own == mode and frames == 1 and pixels.shape[:2] == tuple(spec.shape[:2]),
             f"{str(file)!r} is {pixels.shape[0]} × {pixels.shape[1]}, mode {own}, {frames} of them; accepted "
@@ -134,11 +130,7 @@ def _read_folder(path: pathlib.Path, spec: Spec) -> Pictures:
 
 
 def _read_npz(path: pathlib.Path) -> Pictures:
-    try:
-        with np.load(path) as file:
-            arrays = {name: file[name] for name in file.files}
-    except Exception as error:
-        raise UserError(f"--input is {str(path)!r}, which cannot be read as an .npz file: {error}") from error
+    arrays = {name: npz_files.array(path, name) for name in npz_files.names(path)}
     name = next((name for name in ("image", "images") if name in arrays), None)
     require(
         name is not None,

@@ -63,14 +63,18 @@ def in_memory(images: Images, labels: Labels | None = None) -> Split:
 def held_out(split: Split, count: int) -> tuple[Split, Split]:
     """Two splits of one, to train and to test: the second is a fixed random choice of `count` examples."""
     shuffled = np.random.default_rng(0).permutation(split.size)
+    return (
+        some_of(split, shuffled[:-count], f"without {count} held out"),
+        some_of(split, shuffled[-count:], f"the {count} held out"),
+    )
 
-    def part(name, numbers):
-        return dataclasses.replace(
-            split,
-            size=len(numbers),
-            read=lambda indices: split.read(numbers[indices]),
-            nbytes=split.nbytes // split.size * len(numbers),
-            cache_name=split.cache_name and f"{split.cache_name}, {name} {count} held out",
-        )
 
-    return part("without", shuffled[:-count]), part("the", shuffled[-count:])
+def some_of(split: Split, numbers: Int[np.ndarray, "some"], name: str) -> Split:
+    """The examples of a split with these numbers; the name tells them apart in the cache."""
+    return dataclasses.replace(
+        split,
+        size=len(numbers),
+        read=lambda indices: split.read(numbers[indices]),
+        nbytes=split.nbytes // split.size * len(numbers),
+        cache_name=split.cache_name and f"{split.cache_name}, {name}",
+    )

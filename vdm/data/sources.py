@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from vdm.component import Registry, build
-from vdm.data import tfds, whole
+from vdm.data import tfds, undamaged
 from vdm.data.dataset import Data, Split, held_out
 from vdm.data.digits import Digits
 from vdm.data.folder import Folder
@@ -46,7 +46,7 @@ def load(section: ConfigDict) -> Data:
     )
     train, test = _cached(data.train, "train", source), _cached(data.test, "test", source)
     if source.skip_damaged:
-        train, test = whole.only(train, "training"), whole.only(test, "test")
+        train, test = undamaged.only(train, "training"), undamaged.only(test, "test")
     _check(Data(train, test, data.spec), source)
     if source.hold_out:
         train, test = _part("hold_out", source.hold_out, train)

@@ -1,26 +1,27 @@
-"""Files that are whole or not there: written beside their name, and renamed in the end."""
+"""Files and folders that are whole or not there: written beside their name, and renamed in the end."""
 
 from collections.abc import Iterator
 import contextlib
 import pathlib
+import shutil
 
 
 @contextlib.contextmanager
 def whole(path: pathlib.Path | str) -> Iterator[pathlib.Path]:
-    """A path to write to, of the same suffix, which is called `path` in the end; of what failed, as on a full
-    disk, nothing is left.
+    """A path for a file or a folder, of the same suffix, which is called `path` in the end; of what failed,
+    as on a full disk, nothing is left.
 
     Raises:
       OSError: it cannot be written.
     """
     path = pathlib.Path(path)
     part = path.with_name(f".{path.stem}.part{path.suffix}")
+    _remove(part)  # of a process that was killed
     try:
         yield part
         part.replace(path)
     finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+        _remove(part)
 
 
 def write_text(path: pathlib.Path | str, text: str) -> None:
@@ -31,3 +32,8 @@ def write_text(path: pathlib.Path | str, text: str) -> None:
     """
     with whole(path) as part:
         part.write_text(text)
+
+
+def _remove(part):
+    with contextlib.suppress(OSError):
+        shutil.rmtree(part) if part.is_dir() else part.unlink()

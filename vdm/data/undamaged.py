@@ -1,13 +1,11 @@
 """A split without its damaged examples: config.data.skip_damaged."""
 
-import dataclasses
-
 import jax
 import numpy as np
 from tqdm import tqdm
 
 from vdm.data.damage import Damaged
-from vdm.data.dataset import Split
+from vdm.data.dataset import Split, some_of
 from vdm.errors import one_line, require
 from vdm.runtime import cache
 
@@ -40,13 +38,7 @@ def only(split: Split, name: str) -> Split:
     require(len(kept), f"{says}, and none is left: {some} Give data that are whole.")
     if jax.process_index() == 0:
         print(f"{says} and left out: {some}", flush=True)
-    return dataclasses.replace(
-        split,
-        size=len(kept),
-        read=lambda indices: split.read(kept[indices]),
-        nbytes=split.nbytes // split.size * len(kept),
-        cache_name=split.cache_name and f"{split.cache_name}, without the damaged",
-    )
+    return some_of(split, kept, "without the damaged")
 
 
 def _look(split: Split, name: str) -> tuple[list[int], list[str]]:

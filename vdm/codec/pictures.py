@@ -12,7 +12,7 @@ from vdm.codec import archive
 from vdm.data import image_files, npz_files
 from vdm.data.dataset import Data, Spec
 from vdm.data.image_files import SUFFIXES
-from vdm.errors import require
+from vdm.errors import UserError, require
 
 TEST = "test"
 
@@ -130,7 +130,10 @@ def _read_folder(path: pathlib.Path, spec: Spec) -> Pictures:
 
 
 def _read_npz(path: pathlib.Path) -> Pictures:
-    arrays = {name: npz_files.array(path, name) for name in npz_files.names(path)}
+    try:
+        arrays = {name: npz_files.array(path, name) for name in npz_files.names(path)}
+    except UserError as error:
+        raise UserError(f"--input is {str(path)!r}, which cannot be read as an .npz file: {error}") from error
     name = next((name for name in ("image", "images") if name in arrays), None)
     require(
         name is not None,

@@ -81,9 +81,7 @@ def _opened(path: pathlib.Path) -> Iterator[zipfile.ZipFile]:
         with path.open("rb") as start:
             alone = start.read(6) == np.lib.format.MAGIC_PREFIX
         require(
-            not alone,
-            f"{str(path)!r} cannot be read as an .npz file: it is one array; accepted: what np.savez writes of "
-            "arrays.",
+            not alone, f"{str(path)!r} is one array; accepted: an .npz file, which np.savez writes of arrays."
         )
         with zipfile.ZipFile(path) as file:
             yield file

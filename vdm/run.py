@@ -73,25 +73,39 @@ def restore(config: ConfigDict, workdir: pathlib.Path) -> Run:
       UserError: the workdir has no checkpoint, or was started with another config.
     """
     one_of("config.eval.checkpoint", config.eval.checkpoint, ("newest", "best"))
-    steps = checksums.whole_steps(workdir, move=jax.process_index() == 0 and lock.is_free(workdir))
-    require(
-        steps,
-        f"--workdir is {str(workdir)!r}, which has no checkpoint{damaged(workdir)}; run --mode=train first.",
-    )
+    require(workdir_lib.newest(workdir) is not None, _none_there(workdir))
     workdir_lib.check_config(workdir, config)
-    from vdm.runtime import checkpoint  # only now, as Orbax takes a while to import
-
     parts = build(config)
     fingerprint.check(workdir / "data.json", parts.data, keep=False)
-    checkpoints = checkpoint.Checkpoints(workdir, config.train.keep, read_only=True)
-    step = steps[-1] if config.eval.checkpoint == "newest" else checkpoints.best()
-    try:
-        state, _ = checkpoints.restore(parts.like, step)
-    except FileNotFoundError:  # training goes on meanwhile, and has newer ones
+    return Run(parts.data, parts.model, _state(config, workdir, parts.like))
+
+
+def _state(config: ConfigDict, workdir: pathlib.Path, like: step_lib.State) -> step_lib.State:
+    """The State of the checkpoint that config.eval.checkpoint says, of those that are whole."""
+    from vdm.runtime import checkpoint  # only now, as Orbax takes a while to import
+
+    while True:
+        steps = checksums.whole_steps(workdir, move=jax.process_index() == 0 and lock.is_free(workdir))
+        require(steps, _none_there(workdir))
+        step: int | None = steps[-1]
+        try:
+            checkpoints = checkpoint.Checkpoints(workdir, config.train.keep, read_only=True)
+            if config.eval.checkpoint == "best":
+                step = checkpoints.best()
+            state, _ = checkpoints.restore(like, step)
+        except Exception:
+            # Training that goes on meanwhile deletes what is old, and then there is a newer one.
+            if set(steps) <= set(checksums.whole_steps(workdir, move=False)):
+                raise
+            continue
         checkpoints.close()
-        return restore(config, workdir)
-    checkpoints.close()
-    return Run(parts.data, parts.model, state)
+        return state
+
+
+def _none_there(workdir):
+    return (
+        f"--workdir is {str(workdir)!r}, which has no checkpoint{damaged(workdir)}; run --mode=train first."
+    )
 
 
 def damaged(workdir: pathlib.Path) -> str:

@@ -39,12 +39,13 @@ class Component:
         """Raises Refused where the value of a field is not accepted."""
 
 
-def fields(cls: type) -> dict[str, Any]:
-    """The dataclass fields of `cls` that have a default, but for Flax's own."""
+def fields(cls: Any) -> dict[str, Any]:
+    """The dataclass fields of `cls` that have a default, but for its sections and Flax's own."""
+    others = ("parent", "name", *cls.sections)
     return {
         field.name: field.default
         for field in dataclasses.fields(cls)
-        if field.default is not dataclasses.MISSING and field.name not in ("parent", "name")
+        if field.default is not dataclasses.MISSING and field.name not in others
     }
 
 

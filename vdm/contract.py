@@ -50,6 +50,8 @@ class Draw(NamedTuple):
       time_weight: 1/q(t).
       error: ‖x − x̂(z_t)‖², x in [−1, 1].
       slot: of variance.enter, for variance.leave; None unless asked for.
+      second: ½ γ'(t) (uᵀ M u)²/(d q(t)), the error of the denoiser's derivative (second_order.error); None
+        unless asked for.
     """
 
     terms: Terms
@@ -58,6 +60,7 @@ class Draw(NamedTuple):
     time_weight: Float[Array, "batch"] | None = None
     error: Float[Array, "batch"] | None = None
     slot: Float[Array, "batch"] | None = None
+    second: Float[Array, "batch"] | None = None
 
 
 class Latents(NamedTuple):
@@ -135,6 +138,7 @@ class Ability(enum.Enum):
     FLOW = "a probability-flow ODE"
     INTERIOR = "continuous time and a schedule that is learned between its end points"
     FIXED_ENDS = "a schedule whose end points are not learned"
+    SECOND_ORDER = "a denoiser of noise whose derivative is known"
     CODE = "distributions that a codec can use one after the other"
 
 
@@ -188,6 +192,7 @@ class Model(Component):
         train: bool = False,
         cdf: Float[Array, "parts_and_one"] | None = None,
         apart: bool = False,
+        second: bool = False,
     ) -> Draw:
         """One draw of the ELBO.
 
@@ -196,6 +201,7 @@ class Model(Component):
           cdf: TIME: how times are distributed (times.warp); None for uniformly. It changes the variance of
             the diffusion term and not its mean.
           apart: INTERIOR: whether the gradient of the schedule's interior is kept apart, for variance.leave.
+          second: SECOND_ORDER: whether to draw the error of the denoiser's derivative.
         """
         raise NotImplementedError
 

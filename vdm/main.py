@@ -59,8 +59,8 @@ flags.DEFINE_string(
     "input",
     None,
     "To compress: a folder of images, an .npz file, or 'test' for the run's own test split. To decompress: "
-    "the file that was written. To import: a folder that --mode=export wrote, or a checkpoint ckpt-N.flax of "
-    "google-research/vdm.",
+    "the file that was written. To import: the workdir of a run, a folder that --mode=export wrote, or a "
+    "checkpoint ckpt-N.flax of google-research/vdm.",
 )
 flags.DEFINE_string(
     "output",

@@ -83,7 +83,7 @@ def make_step(
 
     def loss(params, rng, batch, moments):
         cdf = times.cdf(moments) if adaptive else None
-        draw = model.draw(params, rng, batch, train=True, cdf=cdf, apart=objective.apart)
+        draw = model.draw(params, rng, batch, True, cdf, objective.apart, objective.second)
         minimised = objective(draw)
         require(
             isinstance(minimised, dict),

@@ -61,7 +61,7 @@ class Autoregressor(Model):
     def roles(self, params: Params) -> PyTree[Role]:
         return {"net": self.net.roles(params["net"])}
 
-    def draw(self, params, rng, batch, train=False, cdf=None, apart=False) -> Draw:
+    def draw(self, params, rng, batch, train=False, cdf=None, apart=False, second=False) -> Draw:
         """ "likelihood": the exact −log p(x). Nothing but dropout is drawn."""
         keys = rng.keys(randomness.DROPOUT) if train else None
         levels = batch["image"].astype(jnp.int32).reshape(-1, math.prod(self.shape))

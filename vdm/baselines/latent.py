@@ -30,7 +30,7 @@ from vdm.baselines import vae as vae_lib
 from vdm.component import Registry, accept
 from vdm.contract import Ability, Batch, Draw, Flow, Latents, Model, Params
 from vdm.data.dataset import Spec
-from vdm.diffusion import encoder as encoder_lib, flow, gaussian, path
+from vdm.diffusion import encoder as encoder_lib, flow, gaussian, matching, path
 from vdm.diffusion.chain import Linear
 from vdm.diffusion.model import Diffusion
 from vdm.diffusion.schedule import SCHEDULES
@@ -102,12 +102,12 @@ class LatentDiffusion(Model):
         output = self.decoder.apply(params["decoder"], z_0.reshape(z_0.shape[0], -1), layer_keys(keys, 1))
         return vae_lib.levels_of(output, self.shape)
 
-    def draw(self, params, rng, batch, train=False, cdf=None, apart=False) -> Draw:
+    def draw(self, params, rng, batch, train=False, cdf=None, apart=False, second=False) -> Draw:
         """reconstruction, prior and diffusion by one draw each; and the label, where the prior is conditioned
         on it."""
         keys = rng.keys(randomness.DROPOUT) if train else None
         mean = self.encode(params, batch["image"], keys)
-        draw = self.vdm.draw_matching(params, rng, mean, batch, train, cdf, apart)
+        draw = matching.draw(self.vdm, params, rng, mean, batch, train, cdf, apart, second)
         eps_0 = rng.normal(randomness.RECONSTRUCTION, self.vdm.shape)
         z_0 = encoder_lib.diffuse(mean, self.vdm.gamma(params, jnp.zeros(())), eps_0)
         log_p = vae_lib.log_likelihood(batch["image"], self.decode(params, z_0, keys), self.vocab_size)

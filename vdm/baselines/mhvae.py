@@ -118,7 +118,7 @@ class MHVAE(Model):
         """p(z_T)."""
         return Gaussian(**params["prior"]) if self.learned_prior else gaussian.STANDARD
 
-    def draw(self, params, rng, batch, train=False, cdf=None, apart=False) -> Draw:
+    def draw(self, params, rng, batch, train=False, cdf=None, apart=False, second=False) -> Draw:
         """reconstruction, level_1 … level_{T−1} and prior, by one path."""
         keys = rng.keys(randomness.DROPOUT) if train else None
         eps = rng.normal(randomness.LATENT, (self.timesteps, *self.chain.shape))

@@ -72,7 +72,7 @@ class Naive(Model):
     def roles(self, params: Params) -> PyTree[Role]:
         return {"net": self.net.roles(params["net"]), "log_variance": Role()}
 
-    def draw(self, params, rng, batch, train=False, cdf=None, apart=False) -> Draw:
+    def draw(self, params, rng, batch, train=False, cdf=None, apart=False, second=False) -> Draw:
         """The exact −log p(x): "upper" of the upper half from nothing, "lower" of the lower half from the
         upper."""
         levels = batch["image"].astype(jnp.int32)

@@ -76,7 +76,7 @@ class VAE(Model):
         """p(x|z)."""
         return levels_of(self.decoder.apply(params["decoder"], z, layer_keys(keys, 1)), self.shape)
 
-    def draw(self, params, rng, batch, train=False, cdf=None, apart=False) -> Draw:
+    def draw(self, params, rng, batch, train=False, cdf=None, apart=False, second=False) -> Draw:
         """reconstruction, by one draw of z, and prior matching, exact (lecture (12), (15))."""
         keys = rng.keys(randomness.DROPOUT) if train else None
         q = self.encode(params, batch["image"], keys)

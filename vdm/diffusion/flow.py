@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from vdm.contract import Batch, Flow, Params, Random
 from vdm.diffusion import context as context_lib, dequantise, encoder, gaussian
+from vdm.diffusion.learned_encoder import Identity
 from vdm.runtime import randomness
 
 if TYPE_CHECKING:  # it imports this module
@@ -14,8 +15,10 @@ if TYPE_CHECKING:  # it imports this module
 
 
 def kinds(vdm: "Diffusion") -> tuple[str, ...]:
-    """Of dequantisation. Where each value has its own γ, uniform noise starts beside the schedule's way."""
-    return ("normal",) if vdm.schedule.per_value else dequantise.KINDS
+    """Of dequantisation. Where each value has its own γ, or x_t is not x, uniform noise starts beside the
+    way of q(z_t|x)."""
+    plain = vdm.encoder == Identity() and not vdm.schedule.per_value
+    return dequantise.KINDS if plain else ("normal",)
 
 
 def of_images(vdm: "Diffusion", params: Params, rng: Random, batch: Batch, kind: str) -> Flow:
@@ -55,7 +58,8 @@ def of_latents(
 
 def _along(vdm, params, batch, z, ends, context, nats):
     def eps_hat(z, gamma, given):
-        return vdm.eps_hat(params, z, gamma, given[0], context=given[1])
+        eps = vdm.eps_hat(params, z, gamma, given[0], context=given[1])
+        return vdm.encoder.of_flow(eps, z, encoder.over_pixels(gamma))
 
     given = (vdm.condition_of(batch), context)
     if not vdm.schedule.per_value:

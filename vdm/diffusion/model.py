@@ -1,7 +1,6 @@
 """The Variational Diffusion Model: schedule, encoder, denoiser and decoder as one generative model."""
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -21,12 +20,14 @@ from vdm.diffusion import (
     elbo,
     encoder,
     flow,
+    learned_encoder,
+    matching,
     path,
     sampler,
     stationary,
     times,
-    variance,
 )
+from vdm.diffusion.learned_encoder import ENCODERS, Encoder, Identity
 from vdm.diffusion.schedule import SCHEDULES, Schedule
 from vdm.nets import NETWORKS, Network
 from vdm.parameters import Role, alike
@@ -55,6 +56,7 @@ class Diffusion(Model):
         and more of them where the loss varies more, as measured over about the last hundred steps.
       sampler: how samples are drawn: ancestral; or dpm2m, which needs about 20 steps, or ddim.
       sample_steps: its steps where T is 0.
+      encoder: x_t, in whose place a VDM has x: identity, scaled or learned.
     """
 
     schedule: Schedule
@@ -70,8 +72,9 @@ class Diffusion(Model):
     times: str = "stratified"
     sampler: str = "ancestral"
     sample_steps: int = 250
+    encoder: Encoder = Identity()
 
-    sections = {"schedule": SCHEDULES, "net": NETWORKS}
+    sections = {"schedule": SCHEDULES, "net": NETWORKS, "encoder": ENCODERS}
 
     def check(self) -> None:
         choose("parameterisation", self.parameterisation, denoiser.accepted(not self.schedule.per_value))
@@ -85,6 +88,7 @@ class Diffusion(Model):
             "drop_label", not self.drop_label or self.condition == "label", "0, unless condition = 'label'"
         )
         accept("guidance", self.guidance >= 0, "0 (none) or more")
+        learned_encoder.check(self.encoder, self.parameterisation, self.sampler, self.schedule)
         accept("guidance", not self.guidance or self.drop_label, "0, unless drop_label > 0 in training")
 
     @property
@@ -95,9 +99,10 @@ class Diffusion(Model):
             Ability.CODE: not self.schedule.context_size,
             Ability.FIXED_ENDS: not self.schedule.learned_ends,
             Ability.INTERIOR: self.timesteps == 0 and self.schedule.learned_interior,
+            Ability.SECOND_ORDER: not self.schedule.per_value and isinstance(self.encoder, Identity),
         }
         always = (Ability.TIME, Ability.DENOISER, Ability.LOG_WEIGHT, Ability.FLOW)
-        return frozenset({*always, *(one for one, holds in further.items() if holds)})
+        return frozenset({*always, *(one for one, holds in further.items() if holds)}) - self.encoder.lacks
 
     @property
     def given_label(self) -> bool:
@@ -120,7 +125,7 @@ class Diffusion(Model):
         return context_lib.Encoder(self.schedule.context_size) if self.schedule.context_size else None
 
     def init(self, key: Array, batch: Batch) -> Params:
-        """{"schedule": …, "net": …}, and "context" and "gaussian" where there are."""
+        """{"schedule": …, "net": …}, and "context", "gaussian" and "x_t" where there are."""
         keys = jax.random.split(key)
         z = jnp.zeros((1, *self.shape))
         condition = self.condition_of({name: value[:1] for name, value in batch.items()})
@@ -132,6 +137,8 @@ class Diffusion(Model):
         if self.parameterisation == "gaussian":
             params["gaussian"] = stationary.unit(self.shape)
             z, _ = stationary.start(params["gaussian"], z, jnp.zeros(1))
+        moved = self.encoder.init(jax.random.fold_in(key, 3), z)
+        params |= {} if moved is None else {"x_t": moved}
         return params | {
             "schedule": self.schedule.init(keys[0], jnp.zeros(1), *contexts),
             "net": self.net.init(keys[1], z, jnp.zeros(1), condition_lib.join(condition, *contexts)),
@@ -145,6 +152,8 @@ class Diffusion(Model):
     def roles(self, params: Params) -> PyTree[Role]:
         others = {"context": Role(), "gaussian": Role(fixed=True)}
         more = {name: alike(params[name], role) for name, role in others.items() if name in params}
+        if "x_t" in params:
+            more["x_t"] = self.encoder.roles(params["x_t"])
         schedule = self.schedule.roles(params["schedule"])
         return more | {"schedule": schedule, "net": self.net.roles(params["net"])}
 
@@ -182,7 +191,15 @@ class Diffusion(Model):
             params["net"], given, time, condition_lib.join(condition, context), dropout_keys
         )
         gamma = encoder.over_pixels(gamma)
-        return denoiser.eps_hat(output, z_t, gamma, self.parameterisation, self.vocab_size, known)
+        eps = denoiser.eps_hat(output, z_t, gamma, self.parameterisation, self.vocab_size, known)
+        return self.encoder.read(eps, z_t, gamma)
+
+    def target(
+        self, params: Params, x: Picture, eps: Picture, gamma: Array, gamma_s: Array | None = None
+    ) -> tuple[Picture, Picture]:
+        """x_t, and the noise that ε̂ is to predict (learned_encoder.Encoder.target)."""
+        own = params.get("x_t")
+        return self.encoder.target(own, x, eps, gamma, gamma_s, self.gamma(params, jnp.zeros(())))
 
     def x_hat(self, params: Params, rng: Random, batch: Batch, t: Float[Array, ""]) -> Picture:
         x = encoder.scale(batch["image"], self.vocab_size)
@@ -192,56 +209,14 @@ class Diffusion(Model):
         eps_hat = self.eps_hat(params, z_t, gamma, self.condition_of(batch), context=context)
         return denoiser.x_from_eps(eps_hat, z_t, encoder.over_pixels(gamma))
 
-    def draw(self, params, rng, batch, train=False, cdf=None, apart=False) -> Draw:
+    def draw(self, params, rng, batch, train=False, cdf=None, apart=False, second=False) -> Draw:
         """reconstruction, prior and diffusion (VDM eq. 11), and context where there is one."""
         x = encoder.scale(batch["image"], self.vocab_size)
-        draw = self.draw_matching(params, rng, x, batch, train, cdf, apart)
+        draw = matching.draw(self, params, rng, x, batch, train, cdf, apart, second)
         eps_0 = rng.normal(randomness.RECONSTRUCTION, self.shape)
         levels, gamma_0 = batch["image"].astype(jnp.int32), self.gamma(params, jnp.zeros(()))
         reconstruction = elbo.reconstruction(levels, eps_0, gamma_0, self.vocab_size)
         return draw._replace(terms={"reconstruction": reconstruction, **draw.terms})
-
-    def draw_matching(
-        self,
-        params: Params,
-        rng: Random,
-        x: Picture,
-        batch: Batch,
-        train: bool,
-        cdf: Float[Array, "parts_and_one"] | None,
-        apart: bool,
-    ) -> Draw:
-        """The Draw of all terms but the reconstruction, for any x; of `batch` only the condition counts."""
-        context, context_nats = context_lib.draw(self.context, params, rng, x)
-        t, time_weight = times.draw(rng, self.times, cdf)
-
-        def at(schedule):
-            gamma = lambda t: self.gamma(params | {"schedule": schedule}, t, context)
-            return elbo.gamma_and_weight(gamma, t, self.timesteps)
-
-        slot = None
-        if apart:
-            roles = self.schedule.roles(params["schedule"])
-            (gamma_t, weight), slot = variance.apart(at, params["schedule"], roles, math.prod(self.shape))
-        else:
-            gamma_t, weight = at(params["schedule"])
-
-        eps = rng.normal(randomness.NOISE, self.shape)
-        z_t = encoder.diffuse(x, encoder.over_pixels(gamma_t), eps)
-        dropout_keys = rng.keys(randomness.DROPOUT) if train else None
-        condition = self.condition_of(batch)
-        if train and self.drop_label:
-            condition = condition_lib.withhold(condition, rng.keys(randomness.LABEL), self.drop_label)
-        eps_hat = self.eps_hat(params, z_t, gamma_t, condition, dropout_keys, context)
-        terms = {
-            "prior": elbo.prior(x, self.gamma(params, jnp.ones(()))),
-            "diffusion": elbo.diffusion(eps, eps_hat, encoder.over_pixels(weight)) * time_weight,
-        }
-        terms |= {} if self.context is None else {"context": context_nats}
-        # x − x̂ = (ε̂ − ε) σ/α, and elbo.diffusion with weight 2 is a sum of squares.
-        error = elbo.diffusion(eps, eps_hat, encoder.over_pixels(2.0 * jnp.exp(gamma_t)))
-        gamma, time_weight = encoder.of_picture(gamma_t), jnp.broadcast_to(time_weight, t.shape)
-        return Draw(terms, t, gamma, time_weight, error, slot)
 
     def latents(self, timesteps) -> Latents:
         return chain.Linear(self, timesteps + 1).latents()
@@ -265,19 +240,8 @@ class Diffusion(Model):
         return decode(rng.keys(randomness.DECODE), z_0).astype(jnp.uint8)
 
     def sample_z_0(self, params: Params, rng: Random, batch: Batch) -> Picture:
-        """z_0 of the chain from noise down."""
-        condition = self.condition_of(batch)
-        steps = self.timesteps or self.sample_steps
-        context = None if self.context is None else rng.normal(randomness.CONTEXT, (self.context.size,))
-        gammas = self.gammas(params, steps, context)
-
-        def predict_x(z_t, gamma):
-            gamma_of_each = jnp.broadcast_to(gamma, z_t.shape[:1] if gamma.ndim == 0 else z_t.shape)
-            eps_hat = lambda condition: self.eps_hat(params, z_t, gamma_of_each, condition, context=context)
-            return denoiser.x_from_eps(denoiser.guided(eps_hat, condition, self.guidance), z_t, gamma)
-
-        z_1 = rng.normal(randomness.LATENT, self.shape)
-        return sampler.sample(self.sampler, predict_x, gammas, z_1, rng.keys(randomness.NOISE))
+        """z_0 of the chain from noise down, or of its ODE."""
+        return sampler.of_model(self, params, rng, batch)
 
     @classmethod
     def build(cls, section: Any, spec: Spec) -> "Diffusion":
@@ -295,4 +259,5 @@ def assemble(section: Any, spec: Spec, **fields: Any) -> Diffusion:
     schedule = component.build(SCHEDULES, section.schedule, "config.model.schedule", shape=spec.shape)
     outputs = denoiser.outputs(fields["parameterisation"], spec.shape[2], spec.vocab_size)
     net = nets.build(section.net, spec.shape, spec.vocab_size, outputs)
-    return Diffusion(schedule, net, spec.shape, spec.vocab_size, spec.classes, **fields)
+    encoder = learned_encoder.build(section.encoder, spec, schedule) if "encoder" in section else Identity()
+    return Diffusion(schedule, net, spec.shape, spec.vocab_size, spec.classes, encoder=encoder, **fields)

@@ -26,11 +26,13 @@ class Objective(Component):
     Attributes:
       needs: what the model must be able to do.
       apart: whether the gradient of the schedule's interior is kept apart (Model.draw).
+      second: whether the error of the denoiser's derivative is drawn.
       is_elbo: whether its value is the negative ELBO, whatever its gradient.
     """
 
     needs: ClassVar[frozenset[Ability]] = frozenset()
     apart: ClassVar[bool] = False
+    second: ClassVar[bool] = False
     is_elbo: ClassVar[bool] = False
 
     def __call__(self, draw: Draw) -> Terms:
@@ -61,7 +63,7 @@ class LeastVariance(Objective):
         return draw.terms | {"diffusion": variance.leave(draw.terms["diffusion"], draw.slot)}
 
 
-WEIGHTINGS = ("sigmoid", "edm_monotone", "edm", "flow_matching")
+WEIGHTINGS = ("sigmoid", "edm_monotone", "edm", "flow_matching", "soft_truncation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +77,9 @@ class Weighted(Objective):
       edm            w ∝ N(λ; 2.4, 2.4²) (e^−λ + 0.5²), at most 1 (Karras et al. 2022)
       edm_monotone   the same, but 1 for all λ below where it is 1
       flow_matching  w = e^{−λ/2}
+      soft_truncation  w = P(s ≤ σ²) of an s with a density in proportion to 1/s between 1e-5 and 1: the mean
+                     over s of the ELBO from where the variance of the noise is s (Soft Truncation: Kim et al.
+                     2022, theorem 1; they draw one s for each batch)
 
     Attributes:
       weighting: one of these.
@@ -101,11 +106,14 @@ class Weighted(Objective):
             return jax.nn.sigmoid(self.shift + gamma)
         if self.weighting == "flow_matching":
             return jnp.exp(0.5 * gamma)
+        if self.weighting == "soft_truncation":
+            return jnp.clip(1.0 - jax.nn.log_sigmoid(gamma) / math.log(_SMALLEST), 0.0, 1.0)
         if self.weighting == "edm_monotone":
             gamma = jnp.minimum(gamma, -_edm_peak())
         return _edm(-gamma) / _edm(_edm_peak())
 
 
+_SMALLEST = 1e-5
 _EDM_MEAN, _EDM_SD, _EDM_DATA = 2.4, 2.4, 0.5
 
 
@@ -125,7 +133,35 @@ def _edm_peak():
     return log_snr
 
 
-OBJECTIVES = Registry(Objective, {"elbo": ELBO, "weighted": Weighted, "least_variance": LeastVariance})
+@dataclasses.dataclass(frozen=True)
+class SecondOrder(Objective):
+    """The negative ELBO, and the error of the denoiser's derivative: fine-tuning for the likelihood of the
+    probability-flow ODE (i-DODE: Zheng et al. 2023, sec. 4).
+
+    The ELBO is their first-order flow matching under the weight of maximum likelihood:
+    γ' ‖ε̂ − ε‖² = γ' α² ‖v̂ − v‖², where v is dz/dγ divided by its size, α σ/2.
+
+    Attributes:
+      coefficient: of the second-order term.
+    """
+
+    coefficient: float = 0.1
+
+    needs: ClassVar[frozenset[Ability]] = frozenset({Ability.SECOND_ORDER, Ability.FIXED_ENDS})
+    second: ClassVar[bool] = True
+
+    def check(self) -> None:
+        accept("coefficient", 0 < self.coefficient < math.inf, "a number above 0")
+
+    def __call__(self, draw: Draw) -> Terms:
+        assert draw.second is not None  # `second`
+        return draw.terms | {"second_order": self.coefficient * draw.second}
+
+
+OBJECTIVES = Registry(
+    Objective,
+    {"elbo": ELBO, "weighted": Weighted, "least_variance": LeastVariance, "second_order": SecondOrder},
+)
 
 
 def build(section: Any, model: Model) -> Objective:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # it imports this module
 
 # (z [batch, …], γ [batch] or of each value, condition) → ε̂ [batch, …].
 EpsHat = Callable[[Array, Array, Any], Array]
+# (ε, γ_s, γ_t) → x_t, and the noise that ε̂ is to predict (learned_encoder.Encoder.target).
+Target = Callable[[Array, Array, Array], tuple[Array, Array]]
 
 
 def of_model(
@@ -33,6 +35,10 @@ def of_model(
 ) -> Float[Array, "batch"]:
     """`log_weight` of the chain of a Diffusion, and of its context."""
     context, log_ratio = context_lib.draw_weighted(vdm.context, params, rng, x)
+
+    def target(eps, gamma_s, gamma_t):
+        return vdm.target(params, x, eps, gamma_t, gamma_s)
+
     return log_ratio + log_weight(
         lambda z, gamma, condition: vdm.eps_hat(params, z, gamma, condition, context=context),
         x,
@@ -40,6 +46,7 @@ def of_model(
         vdm.condition_of(batch),
         vdm.gammas(params, vdm.timesteps, context),
         rng.keys(randomness.NOISE),
+        target,
     )
 
 
@@ -50,6 +57,7 @@ def log_weight(
     condition: Float[Array, "batch size"] | None,
     gammas: Float[Array, "steps_and_one *#batch_and_shape"],
     keys: Key[Array, "batch"],
+    target: Target,
 ) -> Float[Array, "batch"]:
     """log p(x, z_0 … z_1)/q(z_0 … z_1|x) of one path drawn from q, nats.
 
@@ -63,6 +71,7 @@ def log_weight(
       log_likelihood: z_0 → log p(x|z_0), nats.
       gammas: γ at times 0, 1/T, …, 1; one for all, or one for each value, or for each value of each image.
       keys: one for each example.
+      target: (x, ε), unless the encoder is learned.
     """
     shape = x.shape[1:]
     steps = gammas.shape[0] - 1
@@ -73,17 +82,18 @@ def log_weight(
     def step(carry, i):
         eps, log_w = carry
         gamma_s, gamma_t = gammas[i], gammas[i + 1]
-        z_t = encoder.diffuse(x, gamma_t, eps)
+        x_t, wanted = target(eps, gamma_s, gamma_t)
+        z_t = encoder.diffuse(x_t, gamma_t, eps)
         each = jnp.broadcast_to(gamma_t, z_t.shape if gamma_t.ndim else z_t.shape[:1])
         predicted = eps_hat(z_t, each, condition)
-        d = jnp.sqrt(jnp.expm1(gamma_t - gamma_s)) * (predicted - eps)
+        d = jnp.sqrt(jnp.expm1(gamma_t - gamma_s)) * (predicted - wanted)
         e = noise(i)
         log_w -= _sum(0.5 * jnp.square(d) + e * d)
         kept = jnp.exp(0.5 * (gamma_s - gamma_t))
         return (kept * eps + jnp.sqrt(-jnp.expm1(gamma_s - gamma_t)) * e, log_w), None
 
     eps = noise(steps)
-    z_1 = encoder.diffuse(x, gammas[-1], eps)
+    z_1 = encoder.diffuse(target(eps, gammas[-2], gammas[-1])[0], gammas[-1], eps)
     log_sigma = jnp.broadcast_to(jnp.log(encoder.sigma(gammas[-1])), z_1.shape)
     log_w = log_normal(z_1) - log_normal(eps) + _sum(log_sigma)
     (eps, log_w), _ = jax.lax.scan(step, (eps, log_w), jnp.arange(steps), reverse=True)

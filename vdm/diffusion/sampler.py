@@ -1,18 +1,42 @@
 """From noise to z_0: by the chain itself, or by its probability-flow ODE in fewer steps."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from vdm.diffusion import encoder
+from vdm.contract import Batch, Params, Random
+from vdm.diffusion import denoiser, encoder
+from vdm.runtime import randomness
+
+if TYPE_CHECKING:  # it imports this module
+    from vdm.diffusion.model import Diffusion
 
 Picture = Float[Array, "batch height width channels"]
 Gammas = Float[Array, "steps_and_one *any"]
 PredictX = Callable[[Picture, Array], Picture]
 
 SAMPLERS = ("ancestral", "ddim", "dpm2m")
+
+
+def of_model(vdm: "Diffusion", params: Params, rng: Random, batch: Batch) -> Picture:
+    """z_0 of a Diffusion, by its own sampler."""
+    condition = vdm.condition_of(batch)
+    context = None if vdm.context is None else rng.normal(randomness.CONTEXT, (vdm.context.size,))
+    gammas = vdm.gammas(params, vdm.timesteps or vdm.sample_steps, context)
+
+    def predict_x(z_t, gamma):
+        of_each = jnp.broadcast_to(gamma, z_t.shape[:1] if gamma.ndim == 0 else z_t.shape)
+        eps_hat = lambda condition: vdm.eps_hat(params, z_t, of_each, condition, context=context)
+        eps = denoiser.guided(eps_hat, condition, vdm.guidance)
+        if vdm.sampler != "ancestral":
+            eps = vdm.encoder.of_flow(eps, z_t, gamma)
+        return denoiser.x_from_eps(eps, z_t, gamma)
+
+    z_1 = rng.normal(randomness.LATENT, vdm.shape)
+    return sample(vdm.sampler, predict_x, gammas, z_1, rng.keys(randomness.NOISE))
 
 
 def sample(

@@ -1,4 +1,5 @@
-"""--mode=import: a model from elsewhere as a new workdir, which can be used like any other."""
+"""--mode=import: a model from elsewhere as a new workdir, which can be used like any other: to evaluate, to
+sample, or to train on, also by another objective."""
 
 import json
 import pathlib
@@ -28,7 +29,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, path: str) -> None:
     """Writes the workdir, with a checkpoint of step 0, and imported.json.
 
     Args:
-      path: a folder that --mode=export wrote, or a checkpoint of google-research/vdm.
+      path: the workdir of a run, a folder that --mode=export wrote, or a checkpoint of google-research/vdm.
 
     Raises:
       UserError: the file is none, or of another model than the config's, or the workdir has a run.
@@ -38,15 +39,22 @@ def run(config: ConfigDict, workdir: pathlib.Path, path: str) -> None:
         f"--workdir is {str(workdir)!r}, which has a run; give a new folder.",
     )
     folder = pathlib.Path(path).expanduser()
-    if folder.is_dir():
+    if (folder / "checkpoints").is_dir():
+        old = workdir_lib.read_config(folder)
+        old.eval.checkpoint = config.eval.checkpoint
+        given = run_lib.restore(old, folder)
+        parts = run_lib.build(config)
+        params, step = jax.device_get(given.state.ema), int(given.state.step)
+        check_shapes(params, parts.like.params, path)
+    elif folder.is_dir():
         parts = run_lib.build(config)
         params = weights.read(folder, parts.like.params)
         step = json.loads((folder / "config.json").read_text()).get("step")
     else:
-        given = official.read(path)
-        check_fields(config, given.fields, path)
+        read = official.read(path)
+        check_fields(config, read.fields, path)
         parts = run_lib.build(config)
-        params, step = official.parameters(given.ema), given.step
+        params, step = official.parameters(read.ema), read.step
         check_shapes(params, parts.like.params, path)
         print(says(config, path, step))
     params = jax.tree.map(jnp.asarray, params)

@@ -18,17 +18,23 @@ NETWORKS = component.Registry(
 )
 
 
-def build(section: Any, shape: tuple[int, int, int], vocab_size: int, out_channels: int) -> Network:
-    """The network that config.model.net describes, for pictures of this shape.
+def build(
+    section: Any,
+    shape: tuple[int, int, int],
+    vocab_size: int,
+    out_channels: int,
+    path: str = "config.model.net",
+) -> Network:
+    """The network that the section at `path` describes, for pictures of this shape.
 
     Raises:
       UserError: a field has a value that is not accepted.
     """
-    heavy = NETWORKS.find(section.name, "config.model.net.name").heavy
+    heavy = NETWORKS.find(section.name, f"{path}.name").heavy
     return component.build(
         NETWORKS,
         section,
-        "config.model.net",
+        path,
         shape=shape,
         vocab_size=vocab_size,
         out_channels=out_channels,

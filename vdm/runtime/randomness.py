@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 
 # What a draw is for: each use folds its own number into the key.
-TIME, NOISE, RECONSTRUCTION, DROPOUT, AUGMENT, LATENT, DECODE, CONTEXT, LABEL = range(9)
+TIME, NOISE, RECONSTRUCTION, DROPOUT, AUGMENT, LATENT, DECODE, CONTEXT, LABEL, PROBE = range(10)
 
 
 class Rng(NamedTuple):

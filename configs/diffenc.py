@@ -1,0 +1,25 @@
+"""DiffEnc (Nielsen et al. 2024) on the digits: a VDM whose encoder is learned too.
+
+  python -m vdm.main --config=configs/diffenc.py --workdir=/tmp/diffenc
+
+That of configs/digits.py, but that the network is read as v, and a smaller one moves x to x_t as noise comes.
+docs/learned_encoder.md says what it gives.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import digits
+
+
+def get_config():
+    c = digits.get_config()
+    c.model.parameterisation = "v"
+    c.model.encoder = ConfigDict({"name": "learned", "net": ConfigDict()})
+    c.model.encoder.net.name = "transformer"
+    c.model.encoder.net.depth = 2
+    c.model.encoder.net.width = 64
+    c.model.encoder.net.heads = 2
+    c.model.encoder.net.patch = 2
+    c.model.encoder.net.dropout = 0.0
+    c.model.encoder.net.fourier = 0
+    return c

@@ -1,0 +1,39 @@
+"""The encoder: that of a VDM, one that fades, and one that is learned (DiffEnc); at equal steps.
+
+  python -m experiments.encoders --workdir=runs/encoders --config=configs/digits.py
+
+The network is read as v, as in DiffEnc; the learned encoder is a network of half the depth. `plain_deeper` is
+a VDM with about as many parameters as the two networks together.
+"""
+
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments import sweep, tables, workdirs
+from experiments.curves import plot_curves
+
+
+def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
+    """The fields of each variant."""
+    line = {"model.schedule.name": "fixed_linear", "model.parameterisation": "v"}
+    depth = config.model.net.depth
+    net = {f"model.encoder.net.{name}": value for name, value in config.model.net.items()}
+    learned = {"model.encoder.name": "learned", **net, "model.encoder.net.depth": depth // 2}
+    return {
+        "plain": line,
+        "plain_deeper": line | {"model.net.depth": depth + depth // 2},
+        "scaled": line | {"model.encoder.name": "scaled"},
+        "learned": line | learned | {"model.encoder.net.dropout": 0.0},
+    }
+
+
+def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> list[pathlib.Path]:
+    """Writes the table and the curves; returns their paths."""
+    print(tables.write_table(found, workdir))
+    return [workdir / "table.md", workdir / "table.csv", *plot_curves(found, workdir)]
+
+
+if __name__ == "__main__":
+    sweep.main(__doc__, grid, results_of, config="configs/digits.py", seeds=3, fields=sweep.SHORT)

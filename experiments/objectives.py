@@ -1,0 +1,82 @@
+"""What training minimises: the ELBO, weighted ELBOs, its least variance, truncated times; at equal steps.
+
+  python -m experiments.objectives --workdir=runs/objectives --config=configs/digits.py
+
+All have a straight γ but `least_variance`, which bends it. The table has the ELBO, always computed as such,
+and the energy distance between samples and test images (experiments.sampling), as weights are for samples.
+"""
+
+from collections.abc import Sequence
+import math
+import pathlib
+from typing import Any
+
+from jaxtyping import Float, UInt8
+from ml_collections import ConfigDict
+import numpy as np
+
+from experiments import sweep, tables, workdirs
+from experiments.curves import plot_curves
+from experiments.sampling import Distance, energy_distance, images_of
+from vdm import model as model_lib, run as run_lib, sample, workdir as workdir_lib
+from vdm.diffusion import encoder
+from vdm.evaluation.estimate import standard_error
+
+SAMPLES, EVALUATIONS = 1_000, 50  # for a distance: how many, and of how many steps by dpm2m
+CAPTION = f""""energy distance" is that of {SAMPLES:,} samples by dpm2m in {EVALUATIONS} evaluations from the
+test images, less is better; ± is over seeds."""
+
+WEIGHTINGS = ("sigmoid", "edm_monotone", "flow_matching", "soft_truncation")
+
+
+def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
+    """The fields of each variant."""
+    line = {"model.schedule.name": "fixed_linear"}
+    weighted = {"objective.name": "weighted"}
+    return {
+        "elbo": line,
+        "least_variance": {"model.schedule.name": "piecewise", "objective.name": "least_variance"},
+        **{name: line | weighted | {"objective.weighting": name} for name in WEIGHTINGS},
+    }
+
+
+def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> list[pathlib.Path]:
+    """Writes the table and the curves; returns their paths."""
+    distances = {
+        variant: over_seeds([distance(folder) for folder in folders]) for variant, folders in found.items()
+    }
+    print(tables.write_table(found, workdir, more={"energy distance": distances}, caption=CAPTION))
+    return [workdir / "table.md", workdir / "table.csv", *plot_curves(found, workdir)]
+
+
+def over_seeds(values: Sequence[float]) -> tuple[float, float]:
+    """The mean, and its standard error by how far the seeds are apart; NaN of one seed."""
+    return float(np.mean(values)), standard_error(np.array(values)) if len(values) > 1 else math.nan
+
+
+def distance(folder: pathlib.Path) -> float:
+    """The energy distance of a run's samples from the test images, as it was kept."""
+    return workdirs.kept(folder, "distance", lambda folder: {"distance": draw_and_compare(folder).value})[
+        "distance"
+    ]
+
+
+def draw_and_compare(folder: pathlib.Path) -> Distance:
+    """The energy distance of a run's samples from the test images."""
+    config = workdir_lib.read_config(folder)
+    config.sample.num, config.sample.batch_size = SAMPLES, SAMPLES // 2
+    config.model.sampler, config.model.sample_steps = "dpm2m", EVALUATIONS
+    run = run_lib.restore(workdir_lib.read_config(folder), folder)
+    model = model_lib.build(config, run.data.spec)
+    samples = sample.make_sampler(model, config, run.data)(run.state.ema)
+    x, y = (flat(images, run.data.spec.vocab_size) for images in (samples, images_of(run.data.test)))
+    return energy_distance(x, y)
+
+
+def flat(images: UInt8[np.ndarray, "n *shape"], vocab_size: int) -> Float[np.ndarray, "n d"]:
+    """Images as vectors, in [−1, 1]."""
+    return np.asarray(encoder.scale(np.asarray(images), vocab_size), np.float64).reshape(len(images), -1)
+
+
+if __name__ == "__main__":
+    sweep.main(__doc__, grid, results_of, config="configs/digits.py", seeds=3, fields=sweep.SHORT)

@@ -18,6 +18,7 @@ from experiments.curves import plot_curves
 def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
     """The fields of each variant."""
     line = {"model.schedule.name": "fixed_linear", "model.parameterisation": "v"}
+    line["model.net.fourier"] = 2  # of 0 and 2, on held-out training images
     depth = config.model.net.depth
     net = {f"model.encoder.net.{name}": value for name, value in config.model.net.items()}
     learned = {"model.encoder.name": "learned", **net, "model.encoder.net.depth": depth // 2}

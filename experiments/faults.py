@@ -188,7 +188,7 @@ def wait_for_moment(target: Target, draw: random.Random) -> None:
         return
     while target.runs() and target.begun() is None:
         time.sleep(0.01)
-    until = time.monotonic() + draw.expovariate(1.0)
+    until = time.monotonic() + draw.expovariate(1.0) * len(target.processes) ** 2  # as many are slower
     while target.runs() and time.monotonic() < until:
         time.sleep(0.01)
 

@@ -242,7 +242,7 @@ def cli() -> int:
         return 1
     except Stopped as stopped:
         return stopped.code
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         if not FLAGS.distributed or not hosts.is_of_peer(error):
             raise
         print(hosts.LINE, file=sys.stderr, flush=True)

@@ -10,6 +10,7 @@ from vdm.baselines.vae import VAE
 from vdm.component import Registry
 from vdm.contract import Model
 from vdm.data.dataset import Spec
+from vdm.diffusion.dequantised import Dequantised
 from vdm.diffusion.model import Diffusion
 
 MODELS = Registry(
@@ -21,6 +22,7 @@ MODELS = Registry(
         "vae": VAE,
         "mhvae": MHVAE,
         "latent": LatentDiffusion,
+        "dequantised": Dequantised,
     },
 )
 

@@ -17,8 +17,9 @@ KINDS = ("uniform", "normal")
 
 
 def start(kind: str, gamma_0: Float[Array, ""], vocab_size: int) -> Float[Array, ""]:
-    """The γ of the z that `dequantise` draws: there the flow starts, and another start is another model."""
-    if kind == "uniform":
+    """The γ of the z that `dequantise` draws: there the flow starts, and another start is another model. That
+    of "variational" (dequantised.py) is that of "uniform"."""
+    if kind in ("uniform", "variational"):
         return jnp.maximum(gamma_0, -2.0 * math.log(vocab_size * math.sqrt(3.0)))
     return gamma_0
 

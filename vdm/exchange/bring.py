@@ -45,7 +45,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, path: str) -> None:
         given = run_lib.restore(old, folder)
         parts = run_lib.build(config)
         params, step = jax.device_get(given.state.ema), int(given.state.step)
-        check_shapes(params, parts.like.params, path)
+        # What the model has in addition, such as an encoder that is learned, starts afresh.
+        check_shapes(params, {name: parts.like.params.get(name) for name in params}, path)
     elif folder.is_dir():
         parts = run_lib.build(config)
         params = weights.read(folder, parts.like.params)
@@ -57,8 +58,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, path: str) -> None:
         params, step = official.parameters(read.ema), read.step
         check_shapes(params, parts.like.params, path)
         print(says(config, path, step))
-    params = jax.tree.map(jnp.asarray, params)
     first = jax.device_get(parts.init())
+    params = {**first.params, **jax.tree.map(jnp.asarray, params)}
     state = first._replace(params=params, ema=jax.tree.map(jnp.copy, params))
     from vdm.runtime import checkpoint  # only now, as Orbax takes a while to import
 

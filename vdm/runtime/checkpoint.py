@@ -17,7 +17,7 @@ from orbax.checkpoint._src.path.atomicity import AtomicRenameTemporaryPath
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from vdm.errors import Failed, UserError, one_line
-from vdm.runtime import checksums
+from vdm.runtime import checksums, hosts
 
 if TYPE_CHECKING:
     from vdm.step import State
@@ -95,6 +95,8 @@ class Checkpoints:
         self._saving = None
 
     def _give_up(self, error):
+        if hosts.is_of_peer(error):
+            raise error
         print(
             f"the checkpoint of step {self._saving} could not be written ({reason(error)}); the older ones "
             "are kept, and the next is tried",

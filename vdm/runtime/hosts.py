@@ -25,6 +25,8 @@ OWN_REPORT = re.compile(
 # What a failed exchange with another process says.
 PEER = re.compile("Gloo|NCCL|[Cc]onnection|[Ss]ocket closed|coordination|heartbeat|UNAVAILABLE|peer")
 
+EXCHANGE = re.compile("(Gloo|NCCL).* failed")
+
 LINE = (
     "error: another process of this run has ended, and so this one. Start them all again: they go on from "
     "the newest checkpoint that is whole."
@@ -32,8 +34,10 @@ LINE = (
 
 
 def is_of_peer(error: BaseException) -> bool:
-    """Whether an error of JAX says that another process is gone."""
-    return type(error).__name__ == "JaxRuntimeError" and bool(PEER.search(str(error)))
+    """Whether an error of JAX says that another process is gone: also a ValueError, as XLA's status of an
+    exchange that failed becomes one where JAX starts it at once."""
+    pattern = {"JaxRuntimeError": PEER, "ValueError": EXCHANGE}.get(type(error).__name__)
+    return pattern is not None and bool(pattern.search(str(error)))
 
 
 def watched() -> int | None:

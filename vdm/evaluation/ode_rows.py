@@ -16,7 +16,8 @@ from vdm.evaluation import ode
 from vdm.evaluation.estimator import Estimator, Result, print_row
 from vdm.evaluation.importance import bound_rows
 from vdm.evaluation.passes import run_passes
-from vdm.evaluation.table import Row, agreement_line, samples_line
+from vdm.evaluation.table import Row, agreement_line, difference, samples_line
+from vdm.reporting.text import fixed
 from vdm.run import Run
 from vdm.runtime import randomness
 
@@ -42,6 +43,7 @@ def _measure(config: ConfigDict, run: Run, done: Sequence[Row]) -> Result:
     except UserError as error:  # the other estimators' numbers are not lost for it
         return Result([], checks=[f"No row of the ODE: {error}"])
     checks = [
+        *(gain_line(row, flows[0]) for row in flows[1:]),
         agreement_line("Hutchinson's divergence has the exact one for its mean", flows[-1], weighted[0]),
         samples_line(weighted),
         "In the ODE, each image's steps keep the local error of z within "
@@ -82,6 +84,12 @@ def weighted_flow_rows(config: ConfigDict, run: Run) -> tuple[list[Row], float]:
     result, evaluations, seconds = _flow(config, run, kind, True, section.samples, images, name)
     rows = _rows(kind, name, result, evaluations, seconds, run)
     return rows, float(elbo.bits_per_dim(result["quadrature"].mean(), run.data.spec.shape))
+
+
+def gain_line(row: Row, first: Row) -> str:
+    """How far one way of dequantisation is above another, image by image."""
+    mean, se = difference(row, first)
+    return f"{row.name} is {mean:+.4f} ± {fixed(se)} bits/dim above {first.name}, image by image."
 
 
 def _name(kind):

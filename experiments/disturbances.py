@@ -51,6 +51,11 @@ class Target:
         """What was printed since the start."""
         return self._log.read_bytes()[self._from :].decode(errors="replace")
 
+    def step(self) -> int:
+        """The step of the newest line that training printed since it was started; 0 without."""
+        found = re.findall(r"^step (\d+)/", self.output(), re.MULTILINE)
+        return int(found[-1]) if found else 0
+
     def begun(self) -> int | None:
         """The step at which it began to train; None before that."""
         found = BEGUN.search(self.output())

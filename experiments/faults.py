@@ -53,6 +53,7 @@ FIELDS = {
 }  # fmt: skip
 ROOM = 24  # MiB of the file system in memory, several times what a run needs
 TIMING = ("seconds", "steps_per_second")
+STEPS = 100  # that several processes take between two faults, on average, and what they take in a second
 START = 0.2  # share of the faults whose moment is before the first step
 
 
@@ -188,7 +189,11 @@ def wait_for_moment(target: Target, draw: random.Random) -> None:
         return
     while target.runs() and target.begun() is None:
         time.sleep(0.01)
-    until = time.monotonic() + draw.expovariate(1.0) * len(target.processes) ** 2  # as many are slower
+    if len(target.processes) > 1:  # their first steps take seconds, and the others none
+        step = (target.begun() or 0) + draw.expovariate(1.0 / STEPS)
+        while target.runs() and target.step() < step:
+            time.sleep(0.01)
+    until = time.monotonic() + draw.expovariate(1.0)
     while target.runs() and time.monotonic() < until:
         time.sleep(0.01)
 

@@ -1,0 +1,156 @@
+"""Trains finished runs on, and says how far that moves the likelihood of the probability-flow ODE: by the same
+objective, by the second-order one, and with variational dequantisation of the frozen model.
+
+  python -m experiments.encoders --workdir=runs/E --only=plain
+  python -m experiments.fine_tuning --workdir=runs/F --base=runs/E/plain-0,runs/E/plain-1,runs/E/plain-2
+
+Each is imported from its workdir into a new one (--mode=import), W/VARIANT-SEED, and trained there; the same
+command goes on where it was stopped. Writes fine_tuning.md and fine_tuning.csv.
+"""
+
+from collections.abc import Mapping, Sequence
+import pathlib
+import subprocess
+import sys
+import textwrap
+from typing import Any
+
+from absl import flags
+import numpy as np
+
+from experiments import command, tables, workdirs
+from experiments.output import make_folder, write_csv
+from vdm import run as run_lib, workdir as workdir_lib
+from vdm.errors import Failed, require
+from vdm.evaluation import ode_rows
+from vdm.evaluation.estimate import standard_error
+from vdm.reporting.text import fixed, markdown_table
+from vdm.runtime import cache
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("workdir", None, "Folder of the study.", flag_values=FLAGS)
+flags.DEFINE_list("base", [], "Workdirs of finished runs that differ in their seed.", flag_values=FLAGS)
+flags.DEFINE_integer("steps", 200, "Of training on.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_float("learning_rate", 1e-3, "Of training on, but for q(u|x).", flag_values=FLAGS)
+flags.DEFINE_integer(
+    "images", 120, "Test images that the ODE is solved for.", lower_bound=2, flag_values=FLAGS
+)
+
+# Times by importance, as in i-DODE.
+ON = {"model.times": "importance"}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "elbo": ON,
+    "second_order": ON | {"objective.name": "second_order"},
+    "dequantised": {"model.name": "dequantised", "optimizer.name": "adamw", "optimizer.learning_rate": 2e-3},
+}
+ODE = {"eval.ode.nodes": 64, "eval.ode.tolerance": 1e-4}
+
+Values = dict[str, list[float]]  # kind of dequantisation to the bits/dim of each image
+
+
+def train_on(base: pathlib.Path, folder: pathlib.Path, fields: Mapping[str, Any]) -> None:
+    """Imports a run into `folder`, unless it is there, and trains it there to its end.
+
+    Raises:
+      Failed: it fails.
+    """
+    whole = [sys.executable, "-m", "vdm.main", f"--workdir={folder}"]
+    given = [f"--config.{name}={value}" for name, value in fields.items()]
+    if not (folder / "config.json").exists():
+        _run([*whole, "--mode=import", f"--input={base}", *given], folder)
+    _run(whole, folder)
+
+
+def _run(line: Sequence[str], folder: pathlib.Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "log.txt").open("ab") as log:
+        code = subprocess.run(line, stdout=log, stderr=log).returncode
+    if code:
+        raise Failed(f"exit code {code}: see {folder / 'log.txt'}")
+
+
+def measure(folder: pathlib.Path) -> dict[str, Any]:
+    """The bits/dim of each image by the ODE from each start, and the ELBO's mean."""
+    config = workdir_lib.read_config(folder)
+    config.update_from_flattened_dict(ODE | {"eval.images": FLAGS.images})
+    run = run_lib.restore(config, folder)
+    rows = {kind: ode_rows.flow_row(config, run, kind) for kind in run.model.flow_kinds}
+    return {kind: row.estimate.values["bpd"].tolist() for kind, row in rows.items()}
+
+
+def row_of(variant: str, folders: Sequence[pathlib.Path], before: Sequence[Values]) -> list[dict[str, Any]]:
+    """A row for each start: the mean over seeds, and how far it is from before, image by image."""
+    found = [workdirs.kept(folder, "ode", measure) for folder in folders]
+    elbo = np.array([workdirs.number(workdirs.read(folder).final, "bpd") for folder in folders])
+    rows = []
+    for kind in [kind for kind in found[0] if kind != "step"]:
+        # q(u|x) starts where the uniform distribution does.
+        old = [values["uniform" if kind == "variational" else kind] for values in before]
+        drops = [np.array(new[kind]) - np.array(was) for new, was in zip(found, old)]
+        means = np.array([drop.mean() for drop in drops])
+        rows.append(
+            {
+                "variant": variant,
+                "start": kind,
+                "bpd": float(np.mean([values[kind] for values in found])),
+                "minus_before": float(means.mean()),
+                "se_seeds": standard_error(means),
+                "se_images": float(np.mean([standard_error(drop) for drop in drops])),
+                "elbo": float(elbo.mean()),
+                "elbo_se_seeds": standard_error(elbo),
+                "seeds": len(folders),
+            }
+        )
+    return rows
+
+
+def table(rows: Sequence[Mapping[str, Any]], steps: int, images: int) -> str:
+    """The rows as Markdown."""
+    header = ("trained on by", "the ODE starts", "bits/dim", "minus before", "± over seeds", "± of one run",
+              "ELBO", "± over seeds")  # fmt: skip
+    names = ("bpd", "minus_before", "se_seeds", "se_images", "elbo", "elbo_se_seeds")
+    cells = [[row["variant"], row["start"], *(fixed(row[name]) for name in names)] for row in rows]
+    note = f"""Bits/dim of the first {images} test images by the probability-flow ODE, one point of each; the
+ELBO is of all. "minus before" is to the run that was trained on for {steps} steps, image by image, with the
+same points and probes; for `variational` to its start `uniform`. "± over seeds" is by how far the seeds are
+apart, "± of one run" counts the images. {tables.seeds_note(row["seeds"] for row in rows)}"""
+    return f"{markdown_table(header, cells)}\n\n{textwrap.fill(note, 110)}\n"
+
+
+def run(others: Sequence[str]) -> None:
+    """Does what is missing, prints and writes the table."""
+    command.refuse_others(others)
+    require(FLAGS.workdir, "--workdir is missing; give a folder for the study.")
+    require(FLAGS.base, "--base is missing; give the workdirs of finished runs, joined by commas.")
+    bases = [pathlib.Path(name).expanduser() for name in FLAGS.base]
+    for base in bases:
+        require(workdir_lib.newest(base) is not None, f"--base has {str(base)!r}, which has no checkpoint.")
+    workdir = make_folder(FLAGS.workdir)
+    cache.enable(cache.FOLDER)
+    folders: dict[str, list[pathlib.Path]] = {name: [] for name in VARIANTS}
+    common = {
+        "train.steps": FLAGS.steps,
+        "train.eval_every": 0,
+        "train.sample_every": 0,
+        "optimizer.warmup": 20,
+    }
+    for base in bases:
+        seed = workdir_lib.read_config(base).seed
+        for name, fields in VARIANTS.items():
+            folder = workdir / f"{name}-{seed}"
+            print(f"{folder.name}: trained on from {base}", flush=True)
+            train_on(base, folder, common | {"optimizer.learning_rate": FLAGS.learning_rate} | fields)
+            folders[name].append(folder)
+    before = [workdirs.kept(base, "ode", measure) for base in bases]
+    rows = row_of("(before)", bases, before)
+    for name, some in folders.items():
+        rows += row_of(name, some, before)
+    text = table(rows, FLAGS.steps, FLAGS.images)
+    print(text)
+    (workdir / "fine_tuning.md").write_text(text)
+    write_csv(workdir / "fine_tuning.csv", rows)
+    print(f"{workdir}: fine_tuning.md, fine_tuning.csv")
+
+
+if __name__ == "__main__":
+    command.main(__doc__, FLAGS, run)

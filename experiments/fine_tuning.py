@@ -1,5 +1,5 @@
-"""Trains finished runs on, and says how far that moves the likelihood of the probability-flow ODE: by the same
-objective, by the second-order one, and with variational dequantisation of the frozen model.
+"""Trains finished runs on, and says how far that moves the likelihood of the probability-flow ODE: by the
+same objective, by the second-order one, and with variational dequantisation of the frozen model.
 
   python -m experiments.encoders --workdir=runs/E --only=plain
   python -m experiments.fine_tuning --workdir=runs/F --base=runs/E/plain-0,runs/E/plain-1,runs/E/plain-2

@@ -80,15 +80,16 @@ def newest_whole(workdir: pathlib.Path) -> int | None:
     """The step of the newest checkpoint that is whole, the same on all processes; None where there is none.
 
     Raises:
-      UserError: there were some, and none is whole.
+      UserError: there were some, or the run was imported, and none is whole.
     """
     found = 0
     if jax.process_index() == 0:
         steps = checksums.whole_steps(workdir, move=True)
+        set_aside = run_lib.damaged(workdir)
         require(
-            steps or not run_lib.damaged(workdir),
-            f"{str(workdir)!r} has no checkpoint{run_lib.damaged(workdir)}. Delete that folder to start "
-            "again at step 0, or give another --workdir.",
+            steps or not (set_aside or (workdir / "imported.json").exists()),
+            f"{str(workdir)!r} has no checkpoint{set_aside}. Delete that folder to start again at step 0, or "
+            "import again; or give another --workdir.",
         )
         found = steps[-1] + 1 if steps else 0
     if jax.process_count() > 1:

@@ -82,7 +82,7 @@ def main(others: Sequence[str]) -> int:
         line(workdir / "undisturbed"), workdir / "undisturbed", workdir / "undisturbed.txt", FLAGS.processes
     )
     whole.start()
-    if any(whole.wait()):
+    if any(code != 0 for code in whole.wait()):
         raise Failed(f"the run that is not disturbed has failed: see {workdir / 'undisturbed.txt'}")
     expected = contents(whole.workdir)
     tried: list[Tried] = []

@@ -169,7 +169,7 @@ def disturb(
     begun = target.begun()
     if last and begun is not None:
         check(last, begun, newest)
-    if any(codes) and tried:
+    if any(code != 0 for code in codes) and tried:
         tried[-1].problem = tried[-1].problem or f"the run does not end: exit codes {codes}"
 
 

@@ -16,10 +16,13 @@ import pytest
 
 from conftest import make_config
 from vdm import commandline, config as config_lib, workdir as workdir_lib
+from vdm.codec import archive, header
+from vdm.codec.stack import Stack
 from vdm.data import fingerprint, sources
 from vdm.data.dataset import Data, Spec, in_memory
 from vdm.errors import UserError
 from vdm.reporting.metrics import read_metrics
+from vdm.run import Run
 from vdm.runtime import checksums
 
 COUNT = int(os.environ.get("FUZZ", "15"))
@@ -132,6 +135,38 @@ def test_a_field_of_config_json(data, value, folder):
     section[data.draw(st.sampled_from(sorted(section)))] = value
     (folder / "config.json").write_text(json.dumps(found))
     ends_well(lambda: workdir_lib.read_config(folder))
+
+
+HEADER = {
+    "model": "0123456789abcdef", "images": 3, "shape": [2, 2, 1], "sha": "0", "timesteps": 20,
+    "fineness": 16.0, "seed": 0, "made": {"vdm": "0.1.0", "jax": "0.10.2"}, "initial": [5, 7],
+    "names": ["a.png", "b.png", "c.png"],
+}  # fmt: skip
+WORDS = [np.array([1, 2**32 - 1, 7], np.uint32), np.array([5], np.uint32)]
+
+
+@FUZZED
+@given(changes=CHANGES)
+def test_compressed_files(changes):
+    data = archive.to_bytes(archive.Archive(HEADER, WORDS))
+    ends_well(lambda: archive.from_bytes(changed(data, changes), "x"))
+
+
+@FUZZED
+@given(field=st.sampled_from(sorted(HEADER)), value=JSON | st.lists(st.integers(-5, 5), max_size=3))
+def test_a_field_of_the_header_of_a_compressed_file(field, value):
+    """Its checksums are right: somebody wrote it so."""
+    given = archive.from_bytes(archive.to_bytes(archive.Archive(HEADER | {field: value}, WORDS)), "x")
+    split = in_memory(np.zeros((3, 2, 2, 1), np.uint8))
+    run = Run(Data(split, split, Spec((2, 2, 1), 256, 0)), None, None)
+
+    def use():
+        header.check(given.header, len(given.stacks), run, "x")
+        header.differences(given.header["made"])
+        for number, words in enumerate(given.stacks):
+            Stack(given.header["seed"], number, words).is_bottom(given.header["initial"][number])
+
+    ends_well(use)
 
 
 FIELDS = sorted(config_lib.flat(make_config(file="configs/digits.py")))

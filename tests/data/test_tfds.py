@@ -18,8 +18,9 @@ def load(name, root):
     return sources.load(section(name, data_dir=str(root)))
 
 
-def prepare(root, file_format="array_record"):
-    """Writes a "mnist" of 12 and 5 random pictures, in the files of the official builder."""
+def prepare(root, file_format="array_record", damaged=()):
+    """Writes a "mnist" of 12 and 5 random pictures, in the files of the official builder; of those whose
+    number is in `damaged` half."""
     from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.proto import tf_example_pb2
 
@@ -34,7 +35,8 @@ def prepare(root, file_format="array_record"):
             png = io.BytesIO()
             Image.fromarray(image[..., 0]).save(png, "PNG")
             example = tf_example_pb2.Example()
-            example.features.feature["image"].bytes_list.value.append(png.getvalue())
+            data = png.getvalue()[: 200 if number in damaged else None]
+            example.features.feature["image"].bytes_list.value.append(data)
             example.features.feature["label"].int64_list.value.append(number % 10)
             writer.write(example.SerializeToString())
         writer.close()
@@ -74,6 +76,18 @@ def test_reads_prepared_files_without_tensorflow(tmp_path):
         np.testing.assert_array_equal(read["image"], images[name])
         np.testing.assert_array_equal(read["label"], np.arange(split.size) % 10)
     assert "tensorflow" not in sys.modules
+
+
+def test_a_damaged_record_is_named_and_can_be_left_out(tmp_path, capsys):
+    images = prepare(tmp_path, damaged=(3,))
+    with pytest.raises(UserError, match="record 3 of '.*mnist-train.*' cannot be read as an image"):
+        load("mnist", tmp_path).train.read(np.arange(12))
+    data = sources.load(section("mnist", data_dir=str(tmp_path), skip_damaged=True))
+    assert (data.train.size, data.test.size) == (11, 4)
+    assert "1 of 12 training images are damaged and left out" in capsys.readouterr().out
+    np.testing.assert_array_equal(
+        data.train.read(np.arange(11))["image"], np.delete(images["train"], 3, axis=0)
+    )
 
 
 def test_unprepared_set_names_the_command(tmp_path):

@@ -14,6 +14,7 @@ from configs import digits
 def get_config():
     c = digits.get_config()
     c.model.parameterisation = "v"
+    c.model.net.fourier = 2
     c.model.encoder = ConfigDict({"name": "learned", "net": ConfigDict()})
     c.model.encoder.net.name = "transformer"
     c.model.encoder.net.depth = 2

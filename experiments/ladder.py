@@ -43,6 +43,7 @@ RUNGS = {
     "MHVAE, I+II+III": "configs/mhvae.py",
     "VDM, T=9": "configs/digits.py",
     "VDM": "configs/digits.py",
+    "VDM, encoder learned": "configs/diffenc.py",
     "latent VDM": "configs/latent.py",
 }
 SHOWN = 12  # samples of each rung in the figure

@@ -71,6 +71,7 @@ def test_every_rung_is_a_model():
         raw = config_lib.load(str(ROOT / fields.pop("config")))
         config = commandline.apply(raw, [f"--config.{name}={value}" for name, value in fields.items()])
         built[variant] = model_lib.build(config, Spec((8, 8, 1), 17, 10))
-    assert len(built) == 10 and len({str(one) for one in built.values()}) == 10
+    assert len(built) == 11 and len({str(one) for one in built.values()}) == 11
+    assert type(built["VDM_encoder_learned"].encoder).__name__ == "Learned"
     assert [type(one).__name__ for one in built.values()].count("MHVAE") == 4
     assert not built["MHVAE_I+II+III"].learned_prior and built["MHVAE_I+II"].learned_prior

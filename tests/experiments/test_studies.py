@@ -11,8 +11,10 @@ import pytest
 from conftest import make_config
 from experiments import (
     depth,
+    encoders,
     fourier_features,
     noise_schedules,
+    objectives,
     plan,
     schedule_invariance,
     time_samplers,
@@ -26,7 +28,7 @@ from vdm.data.dataset import Spec
 from vdm.diffusion import elbo
 from vdm.runtime.randomness import Rng
 
-STUDIES = (noise_schedules, time_samplers, depth, fourier_features)
+STUDIES = (noise_schedules, time_samplers, depth, fourier_features, encoders, objectives)
 
 
 pytestmark = pytest.mark.usefixtures("single")
@@ -47,6 +49,8 @@ def workdir(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def few_depths(monkeypatch):
     monkeypatch.setattr(depth, "EVALUATED", (10, 0))
+    monkeypatch.setattr(objectives, "SAMPLES", 20)
+    monkeypatch.setattr(objectives, "EVALUATIONS", 2)
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +111,10 @@ def test_studies_write_tables_and_figures(workdir, tmp_path):
     mean, se = noise_schedules.mean_variance([kept])
     assert float(row["variance of a draw"]) == pytest.approx(mean)
     assert float(row["variance of a draw_se"]) == pytest.approx(se)
+    (row,) = read_csv(tmp_path / "experiments.objectives" / "table.csv")
+    assert (
+        float(row["energy distance"]) == json.loads((workdir / "distance.json").read_text())["distance"] > 0
+    )
     rows = read_csv(tmp_path / "experiments.depth" / "depth.csv")
     assert [row["evaluated"] for row in rows] == ["T=10", "T=inf"] and rows[0]["trained"] == "piecewise"
 

@@ -23,7 +23,7 @@ from vdm.runtime.randomness import Rng
 P = np.array([0.6, 0.1, 0.3])
 X = np.array([-2 / 3, 0.0, 2 / 3])
 LOW, HIGH = -6.0, 6.0
-COUNT = 60_000
+COUNT = 30_000
 LEARNED = {"model.encoder.name": "learned", "model.parameterisation": "v"} | {
     f"model.encoder.net.{name}": value
     for name, value in {"name": "mlp", "depth": 1, "width": 16, "fourier": 0, "dropout": 0.0}.items()
@@ -90,7 +90,7 @@ def drawn(model, level, seed=0):
 def integrated(size):
     """The diffusion and prior terms of each level by sums over a grid of γ and z, float64; the reconstruction
     is that of a VDM. Written apart from vdm."""
-    gammas, z = np.linspace(LOW, HIGH, 1201), np.linspace(-8, 8, 1601)
+    gammas, z = np.linspace(LOW, HIGH, 601), np.linspace(-8, 8, 1201)
     squares = []
     for gamma in gammas:
         x_t, slope = bent(X, gamma, size)
@@ -105,7 +105,7 @@ def integrated(size):
     return diffusion, prior
 
 
-@pytest.mark.parametrize("size", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("size", [0.0, 1.0])
 def test_bound_is_the_integral_and_above_the_entropy_and_tight_where_nothing_moves(size, single):
     diffusion, prior = integrated(size)
     model, bound, error = optimal(Bent(size)), 0.0, 0.0
@@ -203,15 +203,15 @@ def test_flow_of_the_scaled_encoder_has_the_probability_of_each_level(single):
 
 @pytest.mark.parametrize("kind", ["ancestral", "ddim", "dpm2m"])
 def test_samples_of_the_scaled_encoder_have_the_frequency_of_each_level(kind, single):
-    frequencies(scaled(sampler=kind, sample_steps=1_000))
+    frequencies(scaled(sampler=kind, sample_steps=400))
 
 
 def test_samples_of_a_learned_encoder_have_the_frequency_of_each_level(single):
-    frequencies(optimal(Bent(0.4), sample_steps=1_000))
+    frequencies(optimal(Bent(0.4), sample_steps=400))
 
 
 def frequencies(model):
-    count = 20_000
+    count = 10_000
     batch = {"image": jnp.zeros((count, 1, 1, 1), jnp.uint8)}
     found = jax.jit(lambda: model.sample({"schedule": {}, "net": {}}, rng(3, count), batch))()
     share = np.bincount(np.asarray(found).ravel(), minlength=3) / count

@@ -184,6 +184,7 @@ def test_a_field_of_the_command_line(field, value):
 
 @FUZZED
 @given(changes=CHANGES)
+@example(changes=[(0.0, 36, b""), (0.0, 37, b""), (0.5, 5, b"")])  # a whole number is left
 def test_small_files_of_a_workdir(changes, folder):
     split = in_memory(np.zeros((3, 2, 2, 1), np.uint8))
     data = Data(split, split, Spec((2, 2, 1), 256, 0))

@@ -58,6 +58,8 @@ def check(path: pathlib.Path, data: Data, keep: bool) -> None:
         return
     try:
         before = json.loads(path.read_text())
+        if not isinstance(before, dict):
+            raise ValueError("it holds no names")
     except ValueError as error:
         raise UserError(
             f"{str(path)!r} is damaged ({error}); delete it, if the data are still the same."

@@ -83,10 +83,12 @@ def card(config: ConfigDict, workdir: pathlib.Path, of: Run) -> str:
 
 
 def _evaluated(workdir: pathlib.Path, step: int) -> dict[str, Any]:
-    """eval.json, where it is of this step; else nothing."""
-    path = workdir / "eval.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
-    return found if found.get("step") == step else {}
+    """eval.json, where it is whole and of this step; else nothing."""
+    try:
+        found = json.loads((workdir / "eval.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and found.get("step") == step else {}
 
 
 def _likelihood(found: dict[str, Any]) -> str:

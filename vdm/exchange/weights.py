@@ -53,7 +53,7 @@ def read(folder: pathlib.Path, like: Any) -> Any:
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"{str(path)!r} is damaged ({error}); take another copy.") from error
     require(
-        said.get("sha256") == _sha(path),
+        isinstance(said, dict) and said.get("sha256") == _sha(path),
         f"{str(path)!r} is damaged, or not of the {FILES[1]} beside it: its sha256 is another; copy again.",
     )
     wanted = _flat(like)

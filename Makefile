@@ -25,10 +25,10 @@ cifar: .venv/installed
 	$(PY) -m vdm.main --config=configs/cifar10_laptop.py --workdir=runs/cifar --config.data.data_dir='$(DATA)'
 
 check: .venv/installed-dev
-	$(PY) -m pytest -n 2 --dist loadfile $(CHECK)
+	$(PY) -m pytest -n 3 --dist loadfile $(CHECK)
 
 test: .venv/installed-dev
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 3 --dist loadfile
 
 lint: .venv/installed-dev
 	$(PY) -m ruff check .
@@ -39,7 +39,7 @@ constraints: clean
 	$(PYTHON) -m venv .venv
 	$(PIP) -e '.[dev]'
 	touch .venv/installed .venv/installed-dev
-	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PY) -m pytest -n 2 --dist loadfile
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PY) -m pytest -n 3 --dist loadfile
 	$(PY) .ci/constraints.py constraints.txt
 
 .venv/installed: setup.cfg pyproject.toml constraints.txt

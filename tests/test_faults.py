@@ -162,6 +162,7 @@ def test_no_room_for_a_checkpoint_warns_and_the_run_goes_on(tmp_path):
     """Each is tried, and none is half there; the last one is the run's end, so that its exit code is 1. Given
     room, the same command ends as the run that never lacked it."""
     flags = {"config.model.net.width": 96, "config.train.checkpoint_every": 4}
+    flags |= {"config.train.eval_every": 0, "config.train.sample_every": 0}
     done = limited(tmp_path / "run", 150_000, **flags)
     assert done.returncode == 1
     *warnings, error = done.stderr.splitlines()

@@ -218,10 +218,10 @@ def frequencies(model):
     assert np.all(np.abs(share - P) < 4.0 * np.sqrt(P * (1 - P) / count) + 0.004), share
 
 
-@pytest.mark.parametrize("timesteps", [0, 7])
+@pytest.mark.parametrize("timesteps", [0, 3])
 def test_where_x_does_not_move_it_is_a_vdm_bit_for_bit(timesteps, single):
     """Operation by operation, as XLA rounds in another place where it fuses other operations."""
-    fields = {"model.parameterisation": "v", "model.timesteps": timesteps, "model.sample_steps": 5}
+    fields = {"model.parameterisation": "v", "model.timesteps": timesteps, "model.sample_steps": 2}
     plain, plain_params, batch = small(**fields)
     learned, params, _ = small(**(fields | LEARNED))
     assert isinstance(plain.encoder, Identity) and isinstance(learned.encoder, Learned)

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 import json
+import os
 import pathlib
+import shlex
 import subprocess
 import time
 from typing import TYPE_CHECKING, Any
@@ -15,20 +17,20 @@ if TYPE_CHECKING:
     from experiments.plan import Trial
 
 LOOK = 5.0  # seconds between looks at Slurm's queue
+LATE = 15.0  # seconds after its job has left the queue in which a result may appear on a shared file system
 
 
 class Queue:
-    """The jobs of one name in Slurm's queue, waiting or running."""
+    """The user's jobs in Slurm's queue, waiting or running."""
 
-    def __init__(self, name: str):
-        self._name = name
+    def __init__(self) -> None:
         self._ids: set[str] | None = None
         self._until = 0.0  # when to look again
 
     def has(self, job_id: str) -> bool:
         """Whether a job is there. Where Slurm does not answer, as it was before."""
         if time.monotonic() > self._until:
-            line = ["squeue", "--noheader", "--array", "--format=%i", f"--name={self._name}"]
+            line = ["squeue", "--noheader", "--array", "--format=%i", f"--user={os.getuid()}"]
             found = subprocess.run(line, capture_output=True, text=True)
             require(
                 self._ids is not None or found.returncode == 0,
@@ -45,22 +47,32 @@ class Queue:
 
 
 class Job:
-    """A Process that was submitted to a cluster; to Slurm, where it has a queue."""
+    """A Process that was submitted to a cluster; to Slurm, where it has a queue.
 
-    def __init__(self, job: Any, queue: Queue | None):
-        self._job, self._queue = job, queue
+    Attributes:
+      begun: how it was started, in words.
+    """
+
+    def __init__(self, job: Any, queue: Queue | None, begun: str):
+        self._job, self._queue, self.begun = job, queue, f"{begun} {job.job_id}"
         self._cancelled = False
+        self._left: float | None = None  # when it was seen that it had left the queue
 
     def poll(self) -> str | None:
         """None while it waits or runs; then why it failed, or ""."""
         paths = self._job.paths
-        here = self._queue.has(self._job.job_id) if self._queue else not self._job.done()
-        if here and not (self._queue and paths.result_pickle.exists()):
+        if self._queue and not paths.result_pickle.exists():
+            if self._queue.has(self._job.job_id):
+                return None
+            if self._cancelled:
+                return f"job {self._job.job_id} was cancelled"
+            self._left = self._left or time.monotonic()
+            if time.monotonic() < self._left + LATE:
+                return None
+        elif not self._queue and not self._job.done():
             return None
         if paths.result_pickle.exists() and not self._job.exception():
             return self._job.result()
-        if self._cancelled:
-            return f"job {self._job.job_id} was cancelled"
         return f"job {self._job.job_id} left no result; see {paths.stderr}"
 
     def send(self, number: int) -> None:
@@ -108,16 +120,22 @@ def submit(executor: Any, trials: "Sequence[Trial]") -> list[Job]:
     """Submits trials as one array, but for those whose job is still in Slurm's queue from an earlier start.
 
     Raises:
-      UserError: the cluster refuses it.
+      UserError: the cluster refuses it, or such a job does something else.
     """
     inner = executor._executor  # private, as is all that says what submitit's executor has
-    queue = Queue(inner.parameters["job_name"]) if executor.cluster == "slurm" else None
-    known = {trial.folder: _job_id(trial.folder) for trial in trials} if queue else {}
-    jobs = {
-        folder: Job(inner.job_class(inner.folder, job_id), queue)
-        for folder, job_id in known.items()
-        if queue and job_id and queue.has(job_id)
-    }
+    queue = Queue() if executor.cluster == "slurm" else None
+    jobs: dict[pathlib.Path, Job] = {}
+    for trial in trials if queue else ():
+        job_id, line = _remembered(trial.folder)
+        if queue and job_id and queue.has(job_id):
+            require(
+                line == _own(trial),
+                f"job {job_id} is still in the queue for {str(trial.folder)!r}, with other arguments: "
+                f"{shlex.join(line)}; give these, or end it by scancel {job_id}.",
+            )
+            jobs[trial.folder] = Job(
+                inner.job_class(inner.folder, job_id), queue, "still in the queue, as job"
+            )
     new = [trial for trial in trials if trial.folder not in jobs]
     try:
         submitted = (
@@ -127,19 +145,26 @@ def submit(executor: Any, trials: "Sequence[Trial]") -> list[Job]:
         raise UserError(f"the runs could not be submitted: {one_line(error)}") from error
     for trial, job in zip(new, submitted):
         trial.folder.mkdir(parents=True, exist_ok=True)
-        write_text(trial.folder / "job.json", json.dumps({"job": job.job_id}) + "\n")
-        jobs[trial.folder] = Job(job, queue)
+        text = json.dumps({"job": job.job_id, "args": _own(trial)})
+        write_text(trial.folder / "job.json", text + "\n")
+        jobs[trial.folder] = Job(job, queue, "submitted as job")
     if queue:
         queue.look()
     return [jobs[trial.folder] for trial in trials]
 
 
-def _job_id(folder: pathlib.Path) -> str | None:
-    """The job that a run was last submitted as."""
+def _own(trial: "Trial") -> list[str]:
+    """A trial's command, but for the Python and the workdir, which may be spelled otherwise."""
+    return [arg for arg in trial.command[1:] if not arg.startswith("--workdir=")]
+
+
+def _remembered(folder: pathlib.Path) -> tuple[str | None, list[str]]:
+    """The job that a run was last submitted as, and `_own` of its trial; None and [] where it never was."""
     try:
-        return json.loads((folder / "job.json").read_text())["job"]
+        found = json.loads((folder / "job.json").read_text())
+        return found["job"], found["args"]
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return None, []
 
 
 def script(executor: Any, count: int) -> str:

@@ -69,8 +69,8 @@ class Tried:
 
 def main(others: Sequence[str]) -> int:
     """Runs the campaign; returns the exit code."""
-    given = commandline.split(["", *others])
-    command.refuse_others(given.rest)
+    given = commandline.split(sys.argv)
+    command.refuse_others(others)
     require(FLAGS.workdir, "--workdir is missing; give a folder for the campaign.")
     require(FLAGS.minutes or FLAGS.faults, "give --minutes, how long to go on, or --faults, how many to try.")
     require(sys.platform == "linux", f"this needs Linux, and is {sys.platform}.")
@@ -280,4 +280,4 @@ def plot(workdir: pathlib.Path, tried: Sequence[Tried]) -> None:
 
 
 if __name__ == "__main__":
-    command.main(__doc__, FLAGS, main)
+    command.main(__doc__, FLAGS, main, commandline.split(sys.argv).rest)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # a job imports this module, and needs no JAX
 
 LIBC = ctypes.CDLL(None)  # loaded here, as little may be done between fork and exec
 POLL = 0.2  # seconds between looks at a process
-KILLED_WITHIN = 120.0  # seconds after SIGTERM; Slurm's own KillWait is 30
+GRACE = 120.0  # seconds after which a run that was asked to stop goes on, where its job still may
 
 
 class Process:
@@ -69,34 +69,55 @@ class Process:
         errors = [line for line in lines if line.startswith("error: ")]
         return (errors or lines or [f"exit code {code}"])[-1].removeprefix("error: ")
 
+    @property
+    def begun(self) -> str:
+        """How it was started, in words."""
+        return "started"
+
     def send(self, number: int) -> None:
         """Sends a signal, where it runs."""
         if self._process:
             self._process.send_signal(number)
 
     def __call__(self) -> str:
-        """Runs it; returns why it failed, or "".
+        """Runs it as a job; returns why it failed, or "".
 
-        Where it was asked to stop and has saved, it is started again after a while. Was it Slurm that asked,
-        then it has killed this job by then, to cancel it or to queue it again.
+        Asked to stop, it has saved. Where it was Slurm that asked, to cancel the job or to queue it again,
+        the job ends without a result; else it goes on after a while.
         """
         while True:
             self.start()
             while (why := self.poll()) is None:
                 time.sleep(POLL)
-            if self._process is None or self._process.returncode != QUEUE_AGAIN:
+            # By SIGTERM itself, where it came before the run had begun.
+            if self._process is None or self._process.returncode not in (QUEUE_AGAIN, -signal.SIGTERM):
                 return why
-            time.sleep(KILLED_WITHIN)
+            until = time.monotonic() + GRACE
+            while time.monotonic() < until:
+                if slurm_ends_this_job():
+                    sys.exit(QUEUE_AGAIN)  # no Exception, of which submitit would make a result
+                time.sleep(1.0)
 
     def checkpoint(self) -> Any:
         """Stops it, saved, and gives it back to be queued again. Submitit calls this when time is up."""
         from submitit.helpers import DelayedSubmission
 
-        assert self._process is not None
-        self.send(signal.SIGINT)
-        with contextlib.suppress(ChildProcessError):  # no Popen.wait, which locks: poll may be below us
-            os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        if self._process:
+            # No SIGINT, which is "unsaved" for a run that was asked before, as by a preemption.
+            self.send(signal.SIGTERM)
+            with contextlib.suppress(ChildProcessError):  # no Popen.wait, which locks: poll may be below us
+                os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         return DelayedSubmission(Process(self._command, self._folder))
+
+
+def slurm_ends_this_job() -> bool:
+    """Whether Slurm is about to kill this job, or has queued it again; in a GraceTime it is not yet."""
+    line = ["squeue", "--noheader", "--format=%T", f"--jobs={os.environ.get('SLURM_JOB_ID')}"]
+    try:
+        state = subprocess.run(line, capture_output=True, text=True).stdout.strip()
+    except OSError:  # no Slurm
+        return False
+    return state in ("COMPLETING", "PENDING")
 
 
 def lock(file: IO[bytes]) -> None:

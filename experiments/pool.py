@@ -29,10 +29,11 @@ def run_all(trials: Sequence[Trial], start: Start, at_once: int) -> dict[pathlib
         while running or waiting and not asked:
             if waiting and not asked and len(running) < at_once:
                 new = waiting[: at_once - len(running)]
-                running += zip(new, start(new))
+                started = list(zip(new, start(new)))
+                running += started
                 del waiting[: len(new)]
-                for trial in new:
-                    progress.say(f"{trial.folder.name}: started")
+                for trial, job in started:
+                    progress.say(f"{trial.folder.name}: {job.begun}")
             for _ in asked[answered:]:
                 for _, job in running:
                     job.send(signal.SIGKILL if answered else signal.SIGINT)  # at SIGINT it saves

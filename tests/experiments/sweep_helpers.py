@@ -42,7 +42,8 @@ if kind == "waiting":
     while not (folder / "go").exists():
         time.sleep(0.02)
 if kind == "slow" and starts == 1:
-    signal.signal(signal.SIGINT, lambda *_: count("signals"))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: count("signals"))
     count("ready")
     while not (folder / "signals").exists():
         time.sleep(0.02)

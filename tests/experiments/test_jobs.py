@@ -1,9 +1,11 @@
 """The runs of a study as processes of this machine, and as jobs of a cluster."""
 
+import pickle
 import signal
 import sys
 
 import pytest
+from submitit.slurm.slurm import SlurmJob
 
 from experiments import cluster, jobs, plan, pool
 from sweep_helpers import counted, ended, start_study, study_here, trial_of, wait_for
@@ -64,6 +66,60 @@ def test_a_job_whose_time_is_up_saves_and_is_queued_again(tmp_path):
     assert counted(tmp_path, "starts") == {"slow-0": 2}
 
 
+def test_time_is_up_for_a_run_that_saves_already(tmp_path):
+    """As where a preemption sends SIGTERM first: at SIGINT it would end unsaved."""
+    script = (
+        "import signal, sys, time\n"
+        "def save(*_):\n"
+        "  signal.signal(signal.SIGTERM, lambda *_: None)\n"
+        "  print('saving', flush=True); time.sleep(0.5); sys.exit('saved')\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(100)"
+    )
+    job = jobs.Process([sys.executable, "-S", "-c", script], tmp_path / "run").start()
+    for number, text in ((0, "ready"), (signal.SIGTERM, "saving")):
+        job.send(number)
+        wait_for(lambda: text in (tmp_path / "run" / "log.txt").read_text())
+    job.checkpoint()
+    assert job.poll() == "saved"
+
+
+class Empty:
+    """A queue of no jobs."""
+
+    def has(self, job_id):
+        return False
+
+
+def test_a_result_may_appear_after_its_job_has_left_the_queue(tmp_path, monkeypatch):
+    """As other machines see the files of a shared file system late."""
+    job = cluster.Job(SlurmJob(tmp_path, "7_0"), Empty(), "submitted as job")
+    assert job.poll() is None
+    (tmp_path / "7_0_0_result.pkl").write_bytes(pickle.dumps(("success", "no such data")))
+    assert job.poll() == "no such data"
+    (tmp_path / "7_0_0_result.pkl").unlink()
+    monkeypatch.setattr(cluster, "LATE", 0.0)
+    assert job.poll() == f"job 7_0 left no result; see {tmp_path}/7_0_0_log.err"
+
+
+@pytest.mark.parametrize("script", ["exit 75", "kill -TERM $$"])
+def test_a_run_that_was_asked_to_stop_is_no_failure(script, tmp_path, monkeypatch):
+    """By 75, or by SIGTERM itself as it was about to begin. Its job ends without a result where Slurm ends
+    it; else it goes on, as in a long GraceTime."""
+    answers = iter([False, True])
+    monkeypatch.setattr(jobs, "slurm_ends_this_job", lambda: next(answers))
+    command = ["sh", "-c", f"echo . >> starts; [ -e done ] || {{ touch done; {script}; }}"]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        jobs.Process(command, tmp_path / "run")()
+    assert (tmp_path / "starts").read_text().count(".") == 1
+    (tmp_path / "done").unlink()
+    monkeypatch.setattr(jobs, "GRACE", 0.0)
+    assert jobs.Process(command, tmp_path / "run")() == ""
+    assert (tmp_path / "starts").read_text().count(".") == 3
+
+
 # Slurm's commands. sbatch keeps the script, and runs each task of an array of two unless it is to queue only.
 SLURM = {
     "sbatch": """cp "$1" {folder}/script
@@ -110,7 +166,7 @@ def test_stopped_it_cancels_what_is_queued(slurm, tmp_path):
     process = start_study(tmp_path, "good", *OPTIONS)
     wait_for((tmp_path / "script").exists)
     assert "0 of 2 runs have finished; 2 to run" in process.stdout.readline()
-    assert "started" in process.stdout.readline()
+    assert process.stdout.readline() == "good-0: submitted as job 7_0\n"
     process.send_signal(signal.SIGTERM)
     code, out, err = ended(process)
     assert code == 130 and "the same command goes on" in out, out + err

@@ -15,9 +15,13 @@ import time
 import pytest
 
 from conftest import ROOT, TINY, command
-from sweep_helpers import counted, ended, start_study, wait_for
+from experiments import cluster
+from sweep_helpers import counted, ended, start_study, trial_of, wait_for
+from vdm.errors import UserError
 
-COMMANDS = ("sbatch", "squeue", "scontrol", "srun", "slurmctld", "slurmd", "munged")
+HOST = socket.gethostname().partition(".")[0]
+DAEMONS = {"munged", "slurmctld", "slurmd"}
+COMMANDS = ("sbatch", "squeue", "scontrol", "srun", *sorted(DAEMONS))
 
 CONFIG = """
 ClusterName=test
@@ -45,9 +49,12 @@ SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=10000
 ReturnToService=2
-KillWait=8
+KillWait=30
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 NodeName={host} NodeAddr=127.0.0.1 CPUs=4 State=UNKNOWN
 PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PartitionName=urgent Nodes=ALL PriorityTier=2 PreemptMode=OFF MaxTime=INFINITE State=UP
 """
 
 
@@ -76,8 +83,7 @@ def slurm():
     folder.chmod(0o755)  # munged wants that clients can reach its socket
     controller, daemon = free_ports(2)
     user = subprocess.run(["id", "-un"], capture_output=True, text=True).stdout.strip()
-    host = socket.gethostname().partition(".")[0]
-    text = CONFIG.format(host=host, controller=controller, daemon=daemon, folder=folder, user=user)
+    text = CONFIG.format(host=HOST, controller=controller, daemon=daemon, folder=folder, user=user)
     (folder / "slurm.conf").write_text(text)
     (folder / "key").write_bytes(os.urandom(1024))
     (folder / "key").chmod(0o600)
@@ -101,13 +107,29 @@ def slurm():
                 done = subprocess.run([which(line[0]), *line[1:]], capture_output=True, text=True)
                 if done.returncode:
                     pytest.skip(f"Slurm does not start here: {line[0]}: {done.stderr}")
-            wait_for(lambda: said("sinfo", "--noheader", "--format=%T") == "idle")
+            idle = lambda: said("sinfo", "--noheader", "--format=%T") == "idle"
+            wait_for(lambda: idle() or not DAEMONS <= {name for _, name, _ in processes()})
+            if not idle():  # one has ended, as where it may not do what it needs to
+                logs = [(folder / f"{name}.log").read_text() for name in ("slurmctld", "slurmd")]
+                pytest.skip(f"Slurm does not start here: {' '.join(log[-300:] for log in logs)}")
             yield
         finally:
-            for name in ("slurmd", "slurmctld", "munge"):
-                if (folder / f"{name}.pid").exists():
-                    os.kill(int((folder / f"{name}.pid").read_text()), signal.SIGKILL)
+            for pid, _, _ in processes():
+                os.kill(pid, signal.SIGKILL)
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def processes():
+    """(pid, name, environment) of all that belong to the Slurm of this module, but for this one."""
+    found = []
+    for path in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            environment, name = (path / "environ").read_bytes(), (path / "comm").read_text().strip()
+        except OSError:  # it has ended, or is another user's
+            continue
+        if f"SLURM_CONF={os.environ['SLURM_CONF']}".encode() in environment and int(path.name) != os.getpid():
+            found.append((int(path.name), name, environment))
+    return found
 
 
 def said(*line):
@@ -121,8 +143,9 @@ def queue():
 
 
 STUDY = """'''A study of real runs.'''
-from experiments import sweep
+from experiments import cluster, sweep
 
+cluster.LOOK = 0.5
 sweep.main(__doc__, lambda config: {"a": {}}, lambda *_: [], config="configs/digits.py", seeds=1)
 """
 
@@ -142,6 +165,13 @@ def start_runs(tmp_path, steps):
     )  # fmt: skip
 
 
+def start_again(job):
+    """Has a job that was queued again start soon; Slurm itself lets two minutes pass. It must not be within
+    the second in which it ended, as the node would refuse it."""
+    wait_for(lambda: queue().get(job) == "PENDING")
+    said("scontrol", "update", f"JobId={job}", "StartTime=now+2")
+
+
 def saved(folder):
     return [int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit()]
 
@@ -158,20 +188,47 @@ def test_an_array_of_four_runs(tmp_path):
     assert queue() == {}
 
 
-def test_a_job_that_is_queued_again_goes_on_from_its_checkpoint(tmp_path):
-    """As after a preemption: SIGTERM, at which the run saves; the end of the job; and its next start."""
-    process, folder = start_runs(tmp_path, steps=2000), tmp_path / "W" / "a-0"
-    wait_for(lambda: saved(folder))
-    (job,) = queue()
-    assert not said("scontrol", "requeue", job)
-    wait_for(lambda: queue().get(job) == "PENDING")
-    said("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm itself lets two minutes pass
+def preempt(job):
+    """A job of a partition that goes first wants all CPUs."""
+    said("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=true")
+
+
+def time_is_up(job):
+    """What Slurm sends so long before the time limit, and submitit queues again at."""
+    said("scancel", "--signal=USR2", job)
+
+
+def both(job):
+    """Some clusters preempt by SIGTERM, and then send the signal of a time limit."""
+    said("scancel", "--signal=TERM", job)
+    said("scancel", "--signal=USR2", job)
+
+
+def node_fails(job):
+    """All its processes are gone at once, and it comes back without them."""
+    for pid, name, environment in processes():
+        if name in ("slurmd", "slurmstepd") or b"SLURM_JOB_ID=" in environment:
+            os.kill(pid, signal.SIGKILL)
+    said("scontrol", "update", f"NodeName={HOST}", "State=DOWN", "Reason=test")  # or in 5 minutes, by itself
+    subprocess.run([which("slurmd")], check=True)
+
+
+def test_a_job_that_is_stopped_is_queued_again_and_goes_on(tmp_path):
+    process, folder = start_runs(tmp_path, steps=1200), tmp_path / "W" / "a-0"
+    step = 0
+    for stop in (preempt, time_is_up, both, node_fails):
+        wait_for(lambda: max(saved(folder), default=0) > step)
+        (job,) = queue()
+        stop(job)
+        start_again(job)
+        step = max(saved(folder))
+        stopped, resumed = f"stopped at step {step}, saved", f"resuming at step {step} of 1200"
+        wait_for(lambda: resumed in (folder / "log.txt").read_text() or process.poll() is not None)
+        log = (folder / "log.txt").read_text()
+        assert resumed in log and (stopped in log) == (stop != node_fails), (stop, log)
     code, out, err = ended(process)
-    assert code == 0 and "a-0: " in out, out + err
-    log = (folder / "log.txt").read_text()
-    stopped = re.search(r"stopped at step (\d+), saved", log)
-    assert stopped and f"resuming at step {stopped[1]} of 2000" in log, log
-    assert max(saved(folder)) == 2000
+    assert code == 0 and "a-0: submitted as job" in out, out + err
+    assert max(saved(folder)) == 1200
 
 
 def test_ctrl_c_cancels_and_the_next_start_goes_on(tmp_path):
@@ -196,9 +253,17 @@ def test_a_study_that_was_killed_submits_no_run_twice(tmp_path):
     before = queue()
     assert len(before) == 1
     again = start_study(tmp_path, "waiting", "--seeds=1", "--cluster=slurm")
-    assert "1 to run" in again.stdout.readline() and "started" in again.stdout.readline()
+    assert "1 to run" in again.stdout.readline() and "still in the queue" in again.stdout.readline()
     time.sleep(1.0)  # a second submission would be there by now
     assert queue() == before
+
+    trial = trial_of(tmp_path / "W", "waiting-0")
+    trial.command.append("--config.train.steps=9")
+    executor = cluster.make_executor("slurm", tmp_path / "W" / "submitit", [])
+    with pytest.raises(UserError, match="with other arguments: .*; give these, or end it by scancel"):
+        cluster.submit(executor, [trial])
+    assert queue() == before
+
     (tmp_path / "W" / "waiting-0" / "go").touch()
     code, out, err = ended(again)
     assert code == 0, out + err

@@ -253,7 +253,7 @@ def table(tried: Sequence[Tried]) -> str:
     ]
     text = markdown_table(["fault", "tried", "survived", "lost"], cells)
     ends = len({one.run for one in tried})
-    text += f"\n\n{ends} runs of {FIELDS['train.steps']} steps, {FLAGS.processes} process(es) each.\n"
+    text += f"\n\n{ends} runs, {FLAGS.processes} process(es) each.\n"
     problems = [
         f"run {one.run}, {one.name}, step {one.step}: {one.problem}\n" for one in tried if one.problem
     ]

@@ -122,12 +122,10 @@ def test_one_writer_and_many_readers(tmp_path):
         second = run(workdir, **{"config.train.steps": 100_000})
         assert second.returncode == 2
         assert f"is being written by process {process.pid} on" in one_line(second.stderr)
-        for mode in ("eval", "sample"):
-            read = run(workdir, mode=mode)
-            assert read.returncode == 0, read.stderr
+        read = run(workdir, mode="eval", **{"config.eval.estimators": "elbo"})
+        assert read.returncode == 0, read.stderr
         written = {path.name for folder in workdir.glob("step-*") for path in folder.iterdir()}
-        assert {"eval.json", "eval.md", "samples.png", "samples.npz"} <= written
-        assert not (workdir / "eval.json").exists() and not (workdir / "samples.npz").exists()
+        assert {"eval.json", "eval.md"} <= written and not (workdir / "eval.json").exists()
         assert process.poll() is None
     finally:
         process.kill()

@@ -80,10 +80,10 @@ def test_two_processes_are_one_of_as_many_devices(whole, tmp_path):
 
 @pytest.mark.parametrize("number", [1])
 def test_one_is_killed_and_both_go_on(number, whole, tmp_path):
-    """The other ends by itself, with one line and the exit code of what can be queued again. Resumed, under
-    the other kind of mapping, they end as if none had died, bit for bit."""
+    """The other ends by itself, with one line and the exit code of what can be queued again. Resumed, they
+    end as if none had died, bit for bit."""
     workdir = tmp_path / "two"
-    processes = started(workdir, **{"config.parallel": "shard_map"})
+    processes = started(workdir)
     wait_for_checkpoint(workdir, processes, 2)
     processes[number].send_signal(signal.SIGKILL)
     code, output, errors = ended(processes)[1 - number]

@@ -193,13 +193,9 @@ def preempt(job):
     said("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=true")
 
 
-def time_is_up(job):
-    """What Slurm sends so long before the time limit, and submitit queues again at."""
-    said("scancel", "--signal=USR2", job)
-
-
 def both(job):
-    """Some clusters preempt by SIGTERM, and then send the signal of a time limit."""
+    """Some clusters preempt by SIGTERM, and then send SIGUSR2, the signal of a time limit at which submitit
+    queues again."""
     said("scancel", "--signal=TERM", job)
     said("scancel", "--signal=USR2", job)
 
@@ -216,7 +212,7 @@ def node_fails(job):
 def test_a_job_that_is_stopped_is_queued_again_and_goes_on(tmp_path):
     process, folder = start_runs(tmp_path, steps=1200), tmp_path / "W" / "a-0"
     step = 0
-    for stop in (preempt, time_is_up, both, node_fails):
+    for stop in (preempt, both, node_fails):
         wait_for(lambda: max(saved(folder), default=0) > step)
         (job,) = queue()
         stop(job)

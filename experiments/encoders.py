@@ -22,6 +22,7 @@ def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
     depth = config.model.net.depth
     net = {f"model.encoder.net.{name}": value for name, value in config.model.net.items()}
     learned = {"model.encoder.name": "learned", **net, "model.encoder.net.depth": depth // 2}
+    learned["model.sampler"] = "ancestral"  # it has no other
     return {
         "plain": line,
         "plain_deeper": line | {"model.net.depth": depth + depth // 2},

@@ -86,10 +86,12 @@ def newest_whole(workdir: pathlib.Path) -> int | None:
     if jax.process_index() == 0:
         steps = checksums.whole_steps(workdir, move=True)
         set_aside = run_lib.damaged(workdir)
+        advice = (
+            "Delete that folder to start again at step 0" if set_aside else "It was imported: do so again"
+        )
         require(
             steps or not (set_aside or (workdir / "imported.json").exists()),
-            f"{str(workdir)!r} has no checkpoint{set_aside}. Delete that folder to start again at step 0, or "
-            "import again; or give another --workdir.",
+            f"{str(workdir)!r} has no checkpoint{set_aside}. {advice}, or give another --workdir.",
         )
         found = steps[-1] + 1 if steps else 0
     if jax.process_count() > 1:

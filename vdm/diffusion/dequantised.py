@@ -27,8 +27,7 @@ from vdm import component
 from vdm.component import accept
 from vdm.contract import Ability, Batch, Draw, Flow, Model, Params, Random
 from vdm.data.dataset import Spec
-from vdm.diffusion import dequantise, encoder
-from vdm.diffusion.learned_encoder import Identity
+from vdm.diffusion import dequantise, encoder, times
 from vdm.diffusion.model import Diffusion
 from vdm.errors import require
 from vdm.nets.conv import Conv
@@ -162,8 +161,8 @@ class Dequantised(Model):
         frozen = {name: jax.lax.stop_gradient(value) for name, value in params.items() if name != "cells"}
         z_s, gamma_s, nats = self.draw_z(frozen | {"cells": params["cells"]}, rng, batch)
         gamma_1 = self.gamma(frozen, jnp.ones(()))
-        u = jax.random.uniform(rng.shared(randomness.TIME))
-        gamma = gamma_s + (gamma_1 - gamma_s) * jnp.mod(u + rng.strata(), 1.0)
+        t, _ = times.draw(rng, "stratified", None)
+        gamma = gamma_s + (gamma_1 - gamma_s) * t
         eps, condition = rng.normal(randomness.NOISE, self.vdm.shape), self.vdm.condition_of(batch)
         mean, variance = encoder.transition(z_s, gamma_s, encoder.over_pixels(gamma))
         predict = lambda z: self.vdm.eps_hat(frozen, z, gamma, condition)
@@ -210,7 +209,7 @@ class Dequantised(Model):
         """
         vdm = Diffusion.build(section, spec)
         require(
-            isinstance(vdm.encoder, Identity) and not vdm.schedule.per_value,
+            "uniform" in vdm.flow_kinds,
             "config.model.name is 'dequantised', which needs one γ for all values and "
             "config.model.encoder.name = 'identity'.",
         )

@@ -7,7 +7,6 @@ from jaxtyping import Array, Float
 
 from vdm.contract import Batch, Flow, Params, Random
 from vdm.diffusion import context as context_lib, dequantise, encoder, gaussian
-from vdm.diffusion.learned_encoder import Identity
 from vdm.runtime import randomness
 
 if TYPE_CHECKING:  # it imports this module
@@ -17,7 +16,7 @@ if TYPE_CHECKING:  # it imports this module
 def kinds(vdm: "Diffusion") -> tuple[str, ...]:
     """Of dequantisation. Where each value has its own γ, or x_t is not x, uniform noise starts beside the
     way of q(z_t|x)."""
-    plain = vdm.encoder == Identity() and not vdm.schedule.per_value
+    plain = not vdm.encoder.lacks and not vdm.schedule.per_value
     return dequantise.KINDS if plain else ("normal",)
 
 

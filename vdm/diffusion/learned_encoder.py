@@ -41,15 +41,18 @@ Picture = Float[Array, "batch height width channels"]
 Gamma = Float[Array, "batch"]
 
 
+NEEDS_X = frozenset({Ability.DENOISER, Ability.CODE, Ability.SECOND_ORDER})  # for x_t
+
+
 @dataclasses.dataclass(frozen=True)
 class Encoder(Component):
     """x_t. One of one's own derives from it, and defines `x_t`; x_t at γ_0 must be x.
 
     Attributes:
-      lacks: what a Diffusion with it cannot do.
+      lacks: what a Diffusion with it cannot do; nothing, only where x_t is x.
     """
 
-    lacks: ClassVar[frozenset[Ability]] = frozenset({Ability.DENOISER, Ability.CODE, Ability.FLOW})
+    lacks: ClassVar[frozenset[Ability]] = frozenset({*NEEDS_X, Ability.FLOW})
 
     def init(self, key: Array, x: Picture) -> Params:
         """Fresh parameters; None where it has none."""
@@ -124,7 +127,7 @@ class Scaled(Encoder):
     dx_t/dγ = −σ² x_t, so that y = (1 + σ²) x_t, and one prediction gives both.
     """
 
-    lacks: ClassVar[frozenset[Ability]] = frozenset({Ability.DENOISER, Ability.CODE})
+    lacks: ClassVar[frozenset[Ability]] = NEEDS_X
 
     def x_t(self, params, x, gamma, gamma_0):
         return encoder.over_pixels(jnp.exp(_log_faded(gamma, gamma_0))) * x
@@ -190,7 +193,7 @@ def build(section: Any, spec: Spec, schedule: Schedule) -> Encoder:
 def check(made: Encoder, parameterisation: str, sampler: str, schedule: Schedule) -> None:
     """Raises Refused where the encoder does not go with one of these fields of its model, or UserError where
     it does not go with the schedule."""
-    if isinstance(made, Identity):
+    if not made.lacks:
         return
     field = "config.model.encoder.name = 'identity'"
     accept("parameterisation", parameterisation in READ, f"'eps', 'x', 'v'; another needs {field}")

@@ -99,7 +99,7 @@ class Diffusion(Model):
             Ability.CODE: not self.schedule.context_size,
             Ability.FIXED_ENDS: not self.schedule.learned_ends,
             Ability.INTERIOR: self.timesteps == 0 and self.schedule.learned_interior,
-            Ability.SECOND_ORDER: not self.schedule.per_value and isinstance(self.encoder, Identity),
+            Ability.SECOND_ORDER: not self.schedule.per_value,
         }
         always = (Ability.TIME, Ability.DENOISER, Ability.LOG_WEIGHT, Ability.FLOW)
         return frozenset({*always, *(one for one, holds in further.items() if holds)}) - self.encoder.lacks

@@ -13,6 +13,7 @@ from configs import digits
 
 def get_config():
     c = digits.get_config()
+    c.model.name = "diffenc"
     c.model.parameterisation = "v"
     c.model.net.fourier = 2
     c.model.encoder = ConfigDict({"name": "learned", "net": ConfigDict()})

@@ -13,12 +13,18 @@ import numpy as np
 
 from configs import cifar10
 from experiments.flops import matmul_rate, unet_flops
-from vdm import config as config_lib, model as model_lib, optimizer as optimizer_lib, sample, step as step_lib
+from vdm import (
+    config as config_lib,
+    objective as objective_lib,
+    optimizer as optimizer_lib,
+    run as run_lib,
+    sample,
+    step as step_lib,
+)
 from vdm.contract import Model
 from vdm.data import resident
 from vdm.data.batches import eval_batches, train_batches
 from vdm.data.dataset import Data, Spec, Split, in_memory
-from vdm.diffusion import objective as objective_lib
 from vdm.evaluation.evaluator import make_evaluator
 from vdm.runtime import devices
 
@@ -46,7 +52,7 @@ def configure(case: Case) -> ConfigDict:
     config.model.net.update(net)
     config.train.batch_size = config.eval.batch_size = case.batch
     config.sample.num = config.sample.batch_size = case.batch
-    config.model.sampler = "dpm2m"
+    config.model.sampler.name = "dpm2m"
     config.model.sample_steps = 2
     return config_lib.complete(config)
 
@@ -87,7 +93,7 @@ def compile_times(mapped: Any, args: tuple[Any, ...]) -> tuple[float, float, flo
 def measure(case: Case, steps: int) -> dict[str, float]:
     """{name: number} of a Case, by so many training steps; times in seconds."""
     config = configure(case)
-    model = model_lib.build(config, SPEC)
+    model = run_lib.build_model(config, SPEC)
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (4 * case.batch, *SPEC.shape)).astype(np.uint8)
     split = in_memory(images)
@@ -148,9 +154,9 @@ def training_step(
     indices."""
     objective = objective_lib.build(config.objective, model)
     example = next(eval_batches(split, 1))
-    params = jax.eval_shape(lambda: step_lib.init_params(model, 0, example))
-    optimizer = optimizer_lib.build(config.optimizer, config.train.steps, model, params)
-    state = devices.replicate(step_lib.make_init(model, optimizer, 0, example)())
+    params, _ = jax.eval_shape(lambda: step_lib.init_params(model, objective, 0, example))
+    optimizer = optimizer_lib.build(config.optimizer, config.train.steps, model.roles(params))
+    state = devices.replicate(step_lib.make_init(model, objective, optimizer, 0, example)())
     arrays = devices.replicate(resident.arrays(split, config.data))
     substeps = 1 if jax.default_backend() == "cpu" else 10
     index = random.integers(0, split.size, (substeps, config.train.batch_size)).astype(np.int32)

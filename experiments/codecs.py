@@ -11,7 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from vdm.data.dataset import Images
-from vdm.evaluation.estimate import standard_error
+from vdm.estimate import standard_error
 
 Picture = UInt8[np.ndarray, "height width channels"]
 

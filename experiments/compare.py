@@ -19,7 +19,7 @@ from experiments.output import make_folder
 from experiments.workdirs import Record
 from vdm.config import flat
 from vdm.errors import require
-from vdm.evaluation.estimate import standard_error
+from vdm.estimate import standard_error
 from vdm.reporting.text import fixed, markdown_table
 
 FLAGS = flags.FlagValues()

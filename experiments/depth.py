@@ -18,7 +18,7 @@ from experiments import sweep, tables, workdirs
 from experiments.curves import plot_curves
 from experiments.output import write_csv
 from vdm import run as run_lib, workdir as workdir_lib
-from vdm.evaluation.estimate import standard_error
+from vdm.estimate import standard_error
 from vdm.evaluation.evaluator import make_evaluator
 from vdm.reporting.text import fixed, markdown_table
 

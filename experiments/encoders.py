@@ -21,12 +21,17 @@ def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
     line["model.net.fourier"] = 2  # of 0 and 2, on held-out training images
     depth = config.model.net.depth
     net = {f"model.encoder.net.{name}": value for name, value in config.model.net.items()}
-    learned = {"model.encoder.name": "learned", **net, "model.encoder.net.depth": depth // 2}
+    learned = {
+        "model.name": "diffenc",
+        "model.encoder.name": "learned",
+        **net,
+        "model.encoder.net.depth": depth // 2,
+    }
     learned["model.sampler"] = "ancestral"  # it has no other
     return {
         "plain": line,
         "plain_deeper": line | {"model.net.depth": depth + depth // 2},
-        "scaled": line | {"model.encoder.name": "scaled"},
+        "scaled": line | {"model.name": "diffenc", "model.encoder.name": "scaled"},
         "learned": line | learned | {"model.encoder.net.dropout": 0.0},
     }
 

@@ -22,8 +22,8 @@ from experiments import command, tables, workdirs
 from experiments.output import make_folder, write_csv
 from vdm import run as run_lib, workdir as workdir_lib
 from vdm.errors import Failed, require
+from vdm.estimate import standard_error
 from vdm.evaluation import ode_rows
-from vdm.evaluation.estimate import standard_error
 from vdm.reporting.text import fixed, markdown_table
 from vdm.runtime import cache
 

@@ -26,9 +26,9 @@ from experiments import sweep, workdirs
 from experiments.output import save_figure, write_csv
 from vdm import run as run_lib, workdir as workdir_lib
 from vdm.baselines.vae import VAE
-from vdm.contract import Params
+from vdm.contract import Params, bits_per_dim
 from vdm.data.dataset import Images
-from vdm.diffusion import decoder, elbo
+from vdm.diffusion import decoder
 from vdm.evaluation.evaluator import make_evaluator
 from vdm.reporting.text import markdown_table
 from vdm.runtime import checkpoint
@@ -105,7 +105,7 @@ def measure(folder: pathlib.Path) -> Measured:
         state, _ = checkpoints.restore(parts.like, step)
         estimate, _ = evaluate(state.ema, PASSES)
         sums = integrate(parts.model, state.ema, images)
-        log_p, kl = (elbo.bits_per_dim(nats, images.shape[1:]) for nats in (sums.log_p, sums.kl))
+        log_p, kl = (bits_per_dim(nats, images.shape[1:]) for nats in (sums.log_p, sums.kl))
         bound = -estimate.values["bpd"]
         apart = log_p - bound - kl
         means = {"log_p": log_p.mean(), "elbo": bound.mean(), "kl": kl.mean(), "apart": apart.mean()}

@@ -27,9 +27,9 @@ from tqdm import tqdm
 
 from experiments import curves, sweep, tables, workdirs
 from experiments.output import save_figure, write_csv
-from vdm import model as model_lib, run as run_lib, sample, workdir as workdir_lib
-from vdm.diffusion import encoder
-from vdm.evaluation.estimate import standard_error
+from vdm import run as run_lib, sample, workdir as workdir_lib
+from vdm.diffusion import process
+from vdm.estimate import standard_error
 from vdm.reporting import figures
 from vdm.reporting.text import fixed, markdown_table
 
@@ -116,7 +116,7 @@ def draw_samples(folder: pathlib.Path) -> Samples:
         rows["given the upper half"] = predict_lower_halves(run)
     if config.model.get("drop_label"):
         config.model.guidance = GUIDANCE
-        guided = sample.make_sampler(model_lib.build(config, run.data.spec), config, run.data)
+        guided = sample.make_sampler(run_lib.build_model(config, run.data.spec), config, run.data)
         rows[f"guided, w = {GUIDANCE:g}"] = guided(run.state.ema)[:SHOWN]
     count = sum(value.size for value in jax.tree.leaves(run.state.params))
     return Samples(rows, seconds, count, run.data.spec.vocab_size)
@@ -131,9 +131,9 @@ def predict_lower_halves(run: run_lib.Run) -> Pictures:
 
     @jax.jit
     def predict(batch):
-        x = encoder.scale(batch["image"], model.vocab_size)
+        x = process.scale(batch["image"], model.vocab_size)
         lower = model.average(params, x * upper, 1.0, model.condition_of(batch))
-        return encoder.unscale(jnp.where(upper > 0, x, lower), model.vocab_size).astype(jnp.uint8)
+        return process.unscale(jnp.where(upper > 0, x, lower), model.vocab_size).astype(jnp.uint8)
 
     return np.asarray(predict(batch))
 

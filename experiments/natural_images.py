@@ -22,11 +22,13 @@ import numpy as np
 from experiments import budget, codecs, curves, sweep, tables, workdirs
 from experiments.output import save_figure
 from vdm import run as run_lib, workdir as workdir_lib
+from vdm.contract import bits_per_dim
 from vdm.data import sources
-from vdm.diffusion import elbo, encoder, stationary
-from vdm.evaluation.estimate import standard_error
+from vdm.diffusion import process
+from vdm.estimate import standard_error
 from vdm.evaluation.evaluator import make_evaluator
 from vdm.evaluation.profile import EDGES
+from vdm.methods import wiener
 from vdm.reporting.text import fixed, markdown_table
 
 Rates = Mapping[str, tuple[float, float]]  # bits/dim and their standard error over images, by name
@@ -92,9 +94,9 @@ def references(config: ConfigDict) -> Rates:
     """What codecs make of the images that a run is tested by, and the Gaussian of its training images."""
     data = sources.load(config.data)
     images = data.test.read(np.arange(config.eval.images or data.test.size))["image"]
-    gaussian = stationary.fit(data.train, data.spec.shape, data.spec.vocab_size)
-    x = np.asarray(encoder.scale(images, data.spec.vocab_size), np.float64)
-    bits = elbo.bits_per_dim(stationary.dequantised_nats(gaussian, x, data.spec.vocab_size), data.spec.shape)
+    gaussian = wiener.fit(data.train, data.spec.shape, data.spec.vocab_size)
+    x = np.asarray(process.scale(images, data.spec.vocab_size), np.float64)
+    bits = bits_per_dim(wiener.dequantised_nats(gaussian, x, data.spec.vocab_size), data.spec.shape)
     return {"Gaussian": (float(bits.mean()), standard_error(bits)), **codecs.bits_per_dim(images)}
 
 

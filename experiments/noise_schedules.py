@@ -11,7 +11,6 @@ and after training, of where in t the loss is, and of the variance of one draw o
 """
 
 from collections.abc import Mapping, Sequence
-import dataclasses
 import pathlib
 from typing import Any
 
@@ -26,8 +25,9 @@ from experiments import sweep, tables, workdirs
 from experiments.curves import plot_curves, style_of
 from experiments.output import save_figure
 from vdm import run as run_lib, workdir as workdir_lib
-from vdm.diffusion import elbo
-from vdm.evaluation.estimate import standard_error
+from vdm.contract import bits_per_dim
+from vdm.diffusion.times import IID
+from vdm.estimate import standard_error
 from vdm.evaluation.evaluator import make_evaluator
 from vdm.evaluation.passes import run_passes
 from vdm.evaluation.profile import EDGES
@@ -54,8 +54,8 @@ def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
         found[name] = {"model.schedule.name": LEAST_VARIANCE.get(name, name)}
         if name in LEAST_VARIANCE:
             found[name]["objective.name"] = "least_variance"
-    found["multivariate_context"] = found["multivariate"] | {"model.schedule.context": 8}
-    for other in sorted({"eps", "v"} - {config.model.parameterisation}):
+    found["multivariate_context"] = found["multivariate"] | {"model.name": "mulan", "model.context": 8}
+    for other in sorted({"eps", "v"} - {config.model.parameterisation.name}):
         for name in TWO:
             found[f"{name}_{other}"] = found[name] | {"model.parameterisation": other}
     return found
@@ -88,7 +88,7 @@ def measure(folder: pathlib.Path) -> Measured:
     config = workdir_lib.read_config(folder)
     fresh = run_lib.build(config).init().params
     run = run_lib.restore(config, folder)
-    model, shape = dataclasses.replace(run.model, times="iid"), run.data.spec.shape
+    model, shape, iid = run.model, run.data.spec.shape, lambda rng: IID().draw(rng, None)
     before, after = (
         np.asarray(model.gamma(params, jnp.asarray(EDGES, jnp.float32)), np.float64).reshape(len(EDGES), -1)
         for params in (fresh, run.state.ema)
@@ -96,13 +96,13 @@ def measure(folder: pathlib.Path) -> Measured:
 
     def one_draw(params, rng, batch, _):
         own = Rng(jax.random.fold_in(rng.key, rng.number), rng.index, rng.images)
-        return {"nats": sum(model.draw(params, own, batch).terms.values())}
+        return {"nats": sum(model.draw(params, own, batch, times=iid).terms.values())}
 
     nats = run_passes(one_draw, config, run, DRAWS, folder.name)["nats"]
     _, profile = make_evaluator(run.model, config, run.data)(run.state.ema, 20)
     columns = profile.summary(after.mean(axis=1), 0.0, shape, run.data.spec.vocab_size)
     found = {"before": before, "after": after, "per_t": columns["per_t"], "per_t_se": columns["per_t_se"]}
-    found["variance"] = elbo.bits_per_dim(nats, shape).var(axis=0, ddof=1)
+    found["variance"] = bits_per_dim(nats, shape).var(axis=0, ddof=1)
     return {name: values.tolist() for name, values in found.items()}
 
 

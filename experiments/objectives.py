@@ -18,9 +18,9 @@ import numpy as np
 from experiments import sweep, tables, workdirs
 from experiments.curves import plot_curves
 from experiments.sampling import Distance, energy_distance, images_of
-from vdm import model as model_lib, run as run_lib, sample, workdir as workdir_lib
-from vdm.diffusion import encoder
-from vdm.evaluation.estimate import standard_error
+from vdm import run as run_lib, sample, workdir as workdir_lib
+from vdm.diffusion import process
+from vdm.estimate import standard_error
 
 SAMPLES, EVALUATIONS = 1_000, 50  # for a distance: how many, and of how many steps by dpm2m
 CAPTION = f""""energy distance" is that of {SAMPLES:,} samples by dpm2m in {EVALUATIONS} evaluations from the
@@ -65,9 +65,9 @@ def draw_and_compare(folder: pathlib.Path) -> Distance:
     """The energy distance of a run's samples from the test images."""
     config = workdir_lib.read_config(folder)
     config.sample.num, config.sample.batch_size = SAMPLES, SAMPLES // 2
-    config.model.sampler, config.model.sample_steps = "dpm2m", EVALUATIONS
+    config.model.sampler.name, config.model.sample_steps = "dpm2m", EVALUATIONS
     run = run_lib.restore(workdir_lib.read_config(folder), folder)
-    model = model_lib.build(config, run.data.spec)
+    model = run_lib.build_model(config, run.data.spec)
     samples = sample.make_sampler(model, config, run.data)(run.state.ema)
     x, y = (flat(images, run.data.spec.vocab_size) for images in (samples, images_of(run.data.test)))
     return energy_distance(x, y)
@@ -75,7 +75,7 @@ def draw_and_compare(folder: pathlib.Path) -> Distance:
 
 def flat(images: UInt8[np.ndarray, "n *shape"], vocab_size: int) -> Float[np.ndarray, "n d"]:
     """Images as vectors, in [−1, 1]."""
-    return np.asarray(encoder.scale(np.asarray(images), vocab_size), np.float64).reshape(len(images), -1)
+    return np.asarray(process.scale(np.asarray(images), vocab_size), np.float64).reshape(len(images), -1)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,11 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import command
-from vdm import model as model_lib, run as run_lib, sample, workdir as workdir_lib
+from vdm import run as run_lib, sample, workdir as workdir_lib
+from vdm.component import REGISTRIES
 from vdm.contract import Ability
 from vdm.data.dataset import Images, Split
-from vdm.diffusion import encoder
-from vdm.diffusion.sampler import SAMPLERS
+from vdm.diffusion import process
 from vdm.errors import require
 from vdm.reporting import figures
 from vdm.reporting.text import markdown_table
@@ -39,6 +39,7 @@ flags.DEFINE_list(
     "evaluations", ["5", "10", "20", "50", "100", "250"], "Steps of a sampler.", flag_values=FLAGS
 )
 
+SAMPLERS = tuple(REGISTRIES["sampler"].builtin)
 Case = tuple[str, int]  # a sampler, and its network evaluations
 Influence = Float[np.ndarray, "n"]
 
@@ -138,7 +139,7 @@ def compare(workdir: pathlib.Path, num: int, evaluations: Sequence[int]) -> Comp
     vocab_size = run.data.spec.vocab_size
 
     def flat(images):
-        x = encoder.scale(np.asarray(images), vocab_size)
+        x = process.scale(np.asarray(images), vocab_size)
         return np.asarray(x, np.float64).reshape(len(images), -1)
 
     held_out = flat(images_of(run.data.test))
@@ -148,8 +149,8 @@ def compare(workdir: pathlib.Path, num: int, evaluations: Sequence[int]) -> Comp
     bar = tqdm(cases, "samples", disable=None)
     for name, n in bar:
         bar.set_postfix_str(f"{name}, {n} evaluations")
-        config.model.sampler, config.model.sample_steps = name, n
-        model = model_lib.build(config, run.data.spec)
+        config.model.sampler.name, config.model.sample_steps = name, n
+        model = run_lib.build_model(config, run.data.spec)
         samples[name, n] = sample.make_sampler(model, config, run.data)(run.state.ema)
         distances[name, n] = energy_distance(flat(samples[name, n]), held_out)
     training = energy_distance(flat(images_of(run.data.train)), held_out)

@@ -23,10 +23,10 @@ from ml_collections import ConfigDict
 from experiments import command
 from vdm import run as run_lib, workdir as workdir_lib
 from vdm.contract import Ability, Model, Params
-from vdm.diffusion.schedule import Schedule
-from vdm.diffusion.schedule.fixed import Cosine, LinearBeta
+from vdm.diffusion.schedule import Cosine, LinearBeta, Schedule
+from vdm.diffusion.times import IID
 from vdm.errors import require
-from vdm.evaluation.estimate import Estimate, combine
+from vdm.estimate import Estimate, combine
 from vdm.evaluation.evaluator import make_evaluator
 from vdm.evaluation.passes import run_passes
 from vdm.reporting.text import markdown_table
@@ -79,11 +79,11 @@ def schedules(model: Any, params: Params) -> dict[str, tuple[Schedule, Any]]:
 
 def independent_estimate(config: ConfigDict, run: run_lib.Run, passes: int) -> Estimate:
     """The Estimate by i.i.d. times and noise, one set for each pass."""
-    model = dataclasses.replace(run.model, times="iid")
+    iid = lambda rng: IID().draw(rng, None)
 
     def one_draw(params, rng, batch, _):
         key = jax.random.fold_in(rng.key, rng.number)
-        return model.draw(params, Rng(key, rng.index, rng.images), batch).terms
+        return run.model.draw(params, Rng(key, rng.index, rng.images), batch, times=iid).terms
 
     terms = run_passes(one_draw, config, run, passes, "independent draws")
     sets = [(1, {name: nats[k] for name, nats in terms.items()}) for k in range(passes)]

@@ -19,9 +19,10 @@ import numpy as np
 from experiments import sweep, tables, workdirs
 from experiments.curves import plot_curves
 from vdm import run as run_lib, workdir as workdir_lib
+from vdm.component import REGISTRIES
+from vdm.contract import bits_per_dim
 from vdm.data.batches import eval_batches
-from vdm.diffusion import elbo, times
-from vdm.evaluation.estimate import standard_error
+from vdm.estimate import standard_error
 from vdm.runtime.randomness import Rng
 
 REPEATS = 500
@@ -39,7 +40,7 @@ def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
     return {
         f"{schedule}_{name}": fields | {"model.times": name}
         for schedule, fields in SCHEDULES.items()
-        for name in times.TIMES
+        for name in REGISTRIES["times"].builtin
     }
 
 
@@ -65,16 +66,16 @@ def batch_variance(folder: pathlib.Path) -> tuple[float, float]:
     size = min(config.train.batch_size, run.data.test.size)
     batch = next(eval_batches(run.data.test, size))
     root = jax.random.fold_in(jax.random.key(config.seed), 3)  # each seed has its own draws
-    moments = run.state.moments
-    cdf = None if moments is None else times.cdf(moments)
+    model, moments = run.model, run.state.moments
 
     @jax.jit
     def once(params, number):
         rng = Rng(jax.random.fold_in(root, number), jnp.arange(size), size)
-        return sum(run.model.draw(params, rng, batch, cdf=cdf).terms.values()).mean()
+        draw = model.draw(params, rng, batch, times=lambda rng: model.times.draw(rng, moments))
+        return sum(draw.terms.values()).mean()
 
     nats = np.array([once(run.state.ema, number) for number in range(REPEATS)], np.float64)
-    bits = elbo.bits_per_dim(nats, run.data.spec.shape)
+    bits = bits_per_dim(nats, run.data.spec.shape)
     return float(bits.var(ddof=1)), standard_error(np.square(bits - bits.mean()))
 
 

@@ -5,7 +5,7 @@ import numpy as np
 from conftest import make_config
 from vdm.data import dataset
 from vdm.diffusion import model as diffusion_lib
-from vdm.diffusion.schedule.fixed import FixedLinear
+from vdm.diffusion.schedule import FixedLinear
 
 
 class Constant:

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from conftest import make_config
-from vdm import model as model_lib, optimizer as optimizer_lib, step as step_lib
+from vdm import optimizer as optimizer_lib, run as run_lib, step as step_lib
 from vdm.data import sources
 from vdm.data.batches import eval_batches
 
@@ -18,7 +18,7 @@ def model_of(file="configs/digits.py", **fields):
     """The model of a config, and the shapes of its parameters."""
     config = make_config({name.replace("__", "."): value for name, value in fields.items()}, file)
     data = sources.load(config.data)
-    model = model_lib.build(config, data.spec)
+    model = run_lib.build_model(config, data.spec)
     example = next(eval_batches(data.train, 1))
     return model, jax.eval_shape(lambda: step_lib.init_params(model, 0, example))
 

@@ -11,7 +11,7 @@ import pytest
 
 import exact
 from vdm import likelihood
-from vdm.diffusion import dequantise, given
+from vdm.diffusion import dequantisation
 from vdm.errors import UserError
 from vdm.evaluation import audit
 
@@ -283,7 +283,7 @@ def test_claims_are_told_from_the_likelihood_and_their_mistake_is_named():
     q /= q.sum() * (border / 100_000) * sigma
     entropy = -(q * np.log2(q)).sum() * (border / 100_000) * sigma
     assert report.entropy == pytest.approx(entropy, abs=1e-5)
-    assert dequantise.normal_entropy(-2.0, 4) < dequantise.normal_entropy(-2.0, 2), "it is cut off"
+    assert dequantisation.normal_entropy(-2.0, 4) < dequantisation.normal_entropy(-2.0, 2), "it is cut off"
     for wrong, text in (
         (truth + entropy, "entropy of the dequantisation's noise was forgotten"),
         (truth + entropy - shape_bits, "noise, in levels, was forgotten"),

@@ -10,9 +10,14 @@ import numpy as np
 import pytest
 
 from conftest import few_devices, make_config
-from vdm import model as model_lib, optimizer as optimizer_lib, sample as sample_lib, step as step_lib
+from vdm import (
+    objective as objective_lib,
+    optimizer as optimizer_lib,
+    run as run_lib,
+    sample as sample_lib,
+    step as step_lib,
+)
 from vdm.data.dataset import Data, Spec, in_memory
-from vdm.diffusion import objective as objective_lib
 from vdm.evaluation.evaluator import make_evaluator
 from vdm.runtime import devices
 
@@ -55,7 +60,7 @@ def program(name, config, monkeypatch):
     spec = Spec((32, 32, 3), 256, 10)
     zeros = np.zeros((256, *spec.shape), np.uint8)
     data = Data(in_memory(zeros), in_memory(zeros), spec)
-    model = model_lib.build(config, spec)
+    model = run_lib.build_model(config, spec)
     batch = {"image": zeros[:1], "label": np.zeros(1, np.int32), "augmented": np.zeros(1, np.float32)}
     params = jax.eval_shape(lambda: step_lib.init_params(model, config.seed, batch))
     if name == "step":

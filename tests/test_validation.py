@@ -10,8 +10,8 @@ import pytest
 from conftest import TINY, make_config, metrics
 from vdm import run as run_lib, train
 from vdm.data import fingerprint, sources
+from vdm.estimate import Estimate
 from vdm.evaluation import evaluate
-from vdm.evaluation.estimate import Estimate
 from vdm.reporting.log import NoLog
 from vdm.runtime.checkpoint import Checkpoints
 

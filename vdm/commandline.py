@@ -64,8 +64,7 @@ def apply(raw: Mapping[str, Any], args: Sequence[str], drop_unread: bool = False
     from vdm import config as config_lib  # only now, as it imports JAX: bad flags are refused at once
 
     set_fields = fields_of(args)
-    names = {field: value for field, value in set_fields.items() if field.endswith(".name")}
-    config = config_lib.complete(raw, names, drop_unread)
+    config = config_lib.complete(raw, set_fields, drop_unread)
     for field in set_fields:
         section: Any = config
         path: list[str] = []
@@ -75,7 +74,10 @@ def apply(raw: Mapping[str, Any], args: Sequence[str], drop_unread: bool = False
                 raise config_lib.unread(nearest, ".".join(path), part)
             section, path = section[part], [*path, part]
         if isinstance(section, ConfigDict):
-            raise UserError(f"config.{field} is a section; set one of its fields: {', '.join(section)}.")
+            by_name = "name" in section and path[0] in config_lib.COMPONENTS  # --config.model.net=mlp
+            if not by_name:
+                raise UserError(f"config.{field} is a section; set one of its fields: {', '.join(section)}.")
+            args = [arg for arg in args if field not in fields_of([arg])]
     values, line = flags.FlagValues(), [sys.argv[0], *args]
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=line)
     try:

@@ -15,6 +15,7 @@ import re
 from types import ModuleType
 from typing import Any, ClassVar
 
+from vdm import registries
 from vdm.errors import UserError, did_you_mean, require
 
 # The import path of a component of one's own, and no TFDS version, as in mnist:3.0.1.
@@ -25,10 +26,10 @@ class Component:
     """What every component has in addition to its fields.
 
     Attributes:
-      sections: those of the config below its own, by name.
+      sections: those of the config below its own, each with the kind of its component (vdm/registries.py).
     """
 
-    sections: ClassVar[Mapping[str, "Registry"]] = {}
+    sections: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     def config_fields(cls) -> dict[str, Any]:
@@ -75,17 +76,17 @@ class Registry:
     """The components of one kind.
 
     Attributes:
-      base: the class that each derives from.
-      builtin: name to class.
-      otherwise: the class for every other name that is no import path; None where there is none.
+      base: import path of the class that each derives from.
+      builtin: name to import path.
+      otherwise: that of every other name that is no import path; None where there is none.
     """
 
-    base: type
-    builtin: Mapping[str, type]
-    otherwise: type | None = None
+    base: str
+    builtin: Mapping[str, str]
+    otherwise: str | None = None
 
     def find(self, name: str, field: str) -> Any:
-        """The class that `name` names.
+        """The class that `name` names; its module is imported, and no other.
 
         Args:
           field: where the name stands, such as "config.model.schedule.name".
@@ -94,16 +95,21 @@ class Registry:
           UserError: there is none.
         """
         if name in self.builtin:
-            return self.builtin[name]
+            return _class(self.builtin[name])
         if OWN.fullmatch(name):
             return self._import(name, field)
         if self.otherwise is not None:
-            return self.otherwise
+            return _class(self.otherwise)
         names = ", ".join(map(repr, self.builtin))
         raise UserError(
-            f"{field} is {name!r}; accepted: {names}, or the import path of one's own, 'module:Class'."
+            f"{field} is {name!r}; accepted: {names}, or the import path of your own, 'module:Class'."
             + did_you_mean(name, self.builtin)
         )
+
+    def classes(self) -> dict[str, Any]:
+        """Every built-in class by its name; "any other name" where there is one for those."""
+        found = {name: _class(path) for name, path in self.builtin.items()}
+        return found | ({} if self.otherwise is None else {"any other name": _class(self.otherwise)})
 
     def _import(self, name: str, field: str) -> Any:
         module, _, attribute = name.partition(":")
@@ -123,18 +129,30 @@ class Registry:
             raise UserError(
                 f"{field} is {name!r}, which cannot be imported: {type(error).__name__}: {error}"
             ) from error
+        base = _class(self.base)
         own = [
             key
             for key, value in vars(found).items()
             # Not those that it imports, as this file alone is kept with the workdir.
-            if isinstance(value, type) and issubclass(value, self.base) and value.__module__ == module
+            if isinstance(value, type) and issubclass(value, base) and value.__module__ == module
         ]
         require(
             attribute in own,
-            f"{field} is {name!r}, but {module!r} defines no {self.base.__module__}.{self.base.__name__} "
+            f"{field} is {name!r}, but {module!r} defines no {self.base.replace(':', '.')} "
             f"called {attribute!r}; it defines: {', '.join(own) or 'none'}.{did_you_mean(attribute, own)}",
         )
         return getattr(found, attribute)
+
+
+def _class(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+REGISTRIES = {
+    kind: Registry(base, {name: path for name, path in names.items() if name != "*"}, names.get("*"))
+    for kind, (base, names) in registries.KINDS.items()
+}
 
 
 def load_file(path: pathlib.Path | str, name: str) -> ModuleType:
@@ -147,10 +165,16 @@ def load_file(path: pathlib.Path | str, name: str) -> ModuleType:
     return module
 
 
-def build(registry: Registry, section: Any, path: str, **given: Any) -> Any:
+def find(kind: str, name: str, field: str) -> Any:
+    """The class of the component of a kind that `name` names (Registry.find)."""
+    return REGISTRIES[kind].find(name, field)
+
+
+def build(kind: str, section: Any, path: str, **given: Any) -> Any:
     """The component that a section of the config describes, checked.
 
     Args:
+      kind: of registries.KINDS.
       section: its name and all its config fields (config.complete).
       path: of the section, such as "config.model.schedule".
       **given: its fields without a default.
@@ -158,7 +182,7 @@ def build(registry: Registry, section: Any, path: str, **given: Any) -> Any:
     Raises:
       UserError: it is unknown, or does not accept the value of a field.
     """
-    cls = registry.find(section.name, f"{path}.name")
+    cls = find(kind, section.name, f"{path}.name")
     made = cls(**{field: section[field] for field in cls.config_fields()}, **given)
     check(made, section, path)
     return made

@@ -12,15 +12,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vdm.component import Registry, load_file
-from vdm.data.sources import SOURCES
-from vdm.diffusion.objective import OBJECTIVES
+from vdm.component import OWN, REGISTRIES, find, load_file
 from vdm.errors import UserError, did_you_mean, one_line, require
-from vdm.model import MODELS
-from vdm.optimizer import OPTIMIZERS
 
-# The sections that describe a component.
-COMPONENTS = {"data": SOURCES, "model": MODELS, "objective": OBJECTIVES, "optimizer": OPTIMIZERS}
+# The sections that describe a component, with its kind.
+COMPONENTS = {"data": "source", "model": "model", "objective": "objective", "optimizer": "optimizer"}
 
 
 def default() -> ConfigDict:
@@ -91,29 +87,44 @@ def complete(
 
     Args:
       given: what a config file sets; nested.
-      names: {field: component}, such as {"model.schedule.name": "cosine"}, in place of those in `given`. Of a
-        section that gets another component, the fields that this does not read are left out.
+      names: {field: component}, such as {"model.schedule.name": "cosine"} or {"model.schedule": "cosine"}, in
+        place of those in `given`; other fields are ignored. Of a section that gets another component, the
+        fields that this does not read are left out.
       drop_unread: whether to leave out every field that is not read, as for a config of an older version.
 
     Raises:
       UserError: a component is unknown, or a field is not read by any, or has a value of another type.
     """
     config, names = default(), names or {}
-    for name, registry in COMPONENTS.items():
-        config[name] = _section(registry, _section_of(given, name, name), name, names, drop_unread)
+    for name, kind in COMPONENTS.items():
+        config[name] = _section(kind, _section_of(given, name, name), name, names, drop_unread)
     plain = {name: value for name, value in given.items() if name not in COMPONENTS}
+    before = plain.get("eval", {}).get("estimators", config.eval.estimators)
+    for name in own_estimators(names.get("eval.estimators", before)):
+        cls = find("estimator", name, "config.eval.estimators")
+        config.eval[estimator_section(name)] = ConfigDict(cls.config_fields())
     _update(config, plain, "", drop_unread)
     return config
 
 
+def own_estimators(estimators: Any) -> list[str]:
+    """The import paths among the names in config.eval.estimators."""
+    return [name for name in str(estimators).split(",") if OWN.fullmatch(name)]
+
+
+def estimator_section(name: str) -> str:
+    """The section of config.eval with the fields of an estimator of your own: its class, in lower case."""
+    return name.partition(":")[2].lower()
+
+
 def _section(
-    registry: Registry, given: Mapping[str, Any], path: str, names: Mapping[str, str], drop: bool
+    kind: str, given: Mapping[str, Any], path: str, names: Mapping[str, str], drop: bool
 ) -> ConfigDict:
-    before = given.get("name", next(iter(registry.builtin)))
+    before = given.get("name", next(iter(REGISTRIES[kind].builtin)))
     require(isinstance(before, str), f"config.{path}.name is {before!r}; accepted: the name of a component.")
-    name = names.get(f"{path}.name", before)
+    name = names.get(f"{path}.name", names.get(path, before))
     drop = drop or name != before
-    cls = registry.find(name, f"config.{path}.name")
+    cls = find(kind, name, f"config.{path}.name")
     section = ConfigDict({"name": name, **cls.config_fields()})
     for part, below in cls.sections.items():
         section[part] = _section(
@@ -129,6 +140,8 @@ def _section(
 
 def _section_of(given: Mapping[str, Any], name: str, path: str) -> Mapping[str, Any]:
     found = given.get(name, {})
+    if isinstance(found, str):  # the name alone
+        return {"name": found}
     require(
         isinstance(found, Mapping | ConfigDict), f"config.{path} is {found!r}; accepted: a section of fields."
     )
@@ -162,9 +175,9 @@ def unread(section: Any, path: str, field: str) -> UserError:
     fields = sorted(section, key=lambda name: (name != "name", name))
     reader = f"{section['name']!r} has no such field" if "name" in section else "there is no such field"
     hint = did_you_mean(field, fields)
-    if path in COMPONENTS and section["name"] not in COMPONENTS[path].builtin:
+    if path in COMPONENTS and section["name"] not in REGISTRIES[COMPONENTS[path]].builtin:
         # A misspelt source is taken for a data set of TFDS.
-        hint = did_you_mean(section["name"], COMPONENTS[path].builtin) or hint
+        hint = did_you_mean(section["name"], REGISTRIES[COMPONENTS[path]].builtin) or hint
     if not hint:
         near = difflib.get_close_matches(where.removeprefix("config."), flat(default()), n=1, cutoff=0.7)
         hint = f" Did you mean 'config.{near[0]}'?" if near else ""
@@ -207,22 +220,19 @@ def describe() -> str:
     """The components of every kind and their fields with the defaults, as text."""
     lines = []
 
-    def add(registry, path, of=""):
+    def add(kind, path, of=""):
         lines.append(f"\nconfig.{path}.name{of}")
-        components = dict(registry.builtin)
-        if registry.otherwise is not None:
-            components["any other name"] = registry.otherwise
+        components = REGISTRIES[kind].classes()
         for name, cls in components.items():
             fields = ", ".join(f"{field} = {value!r}" for field, value in cls.config_fields().items())
             lines.append(f"  {name}: {fields or '–'}")
-        shown = {}
+        below: dict[tuple[str, str], list[str]] = {}
         for name, cls in components.items():
-            for part, below in cls.sections.items():
-                kinds = (part, tuple(below.builtin.values()))
-                shown.setdefault(kinds, (below, []))[1].append(name)
-        for (part, _), (below, models) in shown.items():
-            add(below, f"{path}.{part}", f" of {', '.join(models)}")
+            for section in cls.sections.items():
+                below.setdefault(section, []).append(name)
+        for (part, of_part), models in below.items():
+            add(of_part, f"{path}.{part}", f" of {', '.join(models)}")
 
-    for path, registry in COMPONENTS.items():
-        add(registry, path)
+    for path, kind in COMPONENTS.items():
+        add(kind, path)
     return "\n".join(lines)

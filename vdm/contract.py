@@ -1,19 +1,20 @@
 """The contract that every generative model keeps: what it draws, and its further abilities.
 
 A model is a frozen value that holds no arrays: all state is in `params`. Losses are nats per example; they
-become bits/dim in elbo.bits_per_dim alone.
+become bits/dim in `bits_per_dim` alone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import enum
+import math
 from typing import Any, NamedTuple, Protocol
 
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from vdm.component import Component
 from vdm.data.dataset import Spec, Split
-from vdm.diffusion.gaussian import Gaussian
+from vdm.gaussian import Gaussian
 from vdm.parameters import Role, alike
 
 Params = Any
@@ -39,28 +40,51 @@ class Random(Protocol):
         """The place of each example in [0, 1)."""
 
 
+# (rng) → diffusion times t [batch] in [0, 1), and 1/q(t) of the density q that they have.
+DrawTimes = Callable[[Random], tuple[Float[Array, "batch"], Float[Array, "batch"]]]
+
+
+class Denoising(NamedTuple):
+    """What the diffusion term of one draw is made of: ½ w(t)/q(t) ‖target − ε̂(z_t)‖².
+
+    Attributes:
+      t: the time, with the density q.
+      time_weight: 1/q(t).
+      gamma: γ(t), of each example or of each value.
+      weight: w(t) like γ: γ'(t) in continuous time, T (e^{γ_t − γ_s} − 1) in a chain of T steps.
+      x: the data in [−1, 1], or the latent that stands for them.
+      eps: the noise ε in z_t.
+      z_t: α x + σ ε.
+      target: the noise that ε̂ is to predict: ε, unless the encoder is learned.
+      eps_hat: ε̂(z_t).
+      denoiser: ε̂ of this draw as a function of z, with the same γ, condition and dropout.
+      rng: for what a loss draws itself, by a use of its own (randomness.PROBE).
+    """
+
+    t: Float[Array, "batch"]
+    time_weight: Float[Array, "batch"]
+    gamma: Float[Array, "batch *any"]
+    weight: Float[Array, "batch *any"]
+    x: Float[Array, "batch *shape"]
+    eps: Float[Array, "batch *shape"]
+    z_t: Float[Array, "batch *shape"]
+    target: Float[Array, "batch *shape"]
+    eps_hat: Float[Array, "batch *shape"]
+    denoiser: Callable[[Float[Array, "batch *shape"]], Float[Array, "batch *shape"]]
+    rng: Random
+
+
 class Draw(NamedTuple):
-    """One draw of the ELBO for each image of a batch. All but `terms` is None where no time is drawn.
+    """One draw of the ELBO for each image of a batch.
 
     Attributes:
       terms: name of each term to nats; their sum is the negative ELBO, or the exact negative log-likelihood
-        of a model with Ability.EXACT. "diffusion" is the weighted squared error ½ γ'(t) ‖ε − ε̂‖²/q(t).
-      t: the time drawn for the diffusion term, with the density q.
-      gamma: γ(t); the mean over values where each has its own.
-      time_weight: 1/q(t).
-      error: ‖x − x̂(z_t)‖², x in [−1, 1].
-      slot: of variance.enter, for variance.leave; None unless asked for.
-      second: ½ γ'(t) (uᵀ M u)²/(d q(t)), the error of the denoiser's derivative (second_order.error); None
-        unless asked for.
+        of a model with Ability.EXACT.
+      denoising: what else a loss may want of a model with Ability.TIME; None of any other.
     """
 
     terms: Terms
-    t: Float[Array, "batch"] | None = None
-    gamma: Float[Array, "batch"] | None = None
-    time_weight: Float[Array, "batch"] | None = None
-    error: Float[Array, "batch"] | None = None
-    slot: Float[Array, "batch"] | None = None
-    second: Float[Array, "batch"] | None = None
+    denoising: Denoising = None  # type: ignore[assignment]  # an objective that reads it needs Ability.TIME
 
 
 class Latents(NamedTuple):
@@ -72,8 +96,8 @@ class Latents(NamedTuple):
       shape: of a latent.
       q_1: (params, batch) → q(z_1|x).
       q: (params, t, z_{t−1}) → q(z_t|z_{t−1}), t ≥ 2.
-      p: (params, t, z_t, batch) → p(z_{t−1}|z_t), t ≥ 2; of the batch it reads what the model is conditioned
-        on, and not the images.
+      p: (params, t, z_t, batch, keys=None) → p(z_{t−1}|z_t), t ≥ 2; of the batch it reads what the model is
+        conditioned on, and not the images; with keys of each example, there is dropout.
       prior: (params) → p(z_T).
       logits: (params, z_1) → those of p(x|z_1), [batch, *image, vocab_size].
       deviations: (params) → the smallest standard deviation of each z_t under q and p, [T, *#shape], or what
@@ -84,7 +108,7 @@ class Latents(NamedTuple):
     shape: tuple[int, ...]
     q_1: Callable[[Params, Batch], Gaussian]
     q: Callable[[Params, Any, Array], Gaussian]
-    p: Callable[[Params, Any, Array, Batch], Gaussian]
+    p: Callable[..., Gaussian]
     prior: Callable[[Params], Gaussian]
     logits: Callable[[Params, Array], Array]
     deviations: Callable[[Params], Any]
@@ -131,25 +155,24 @@ class Ability(enum.Enum):
 
     EXACT = "a likelihood in closed form"
     TIME = "a model that draws a diffusion time"
-    IMPORTANCE_TIMES = "diffusion times drawn by importance"
-    DENOISER = "a denoiser of the pictures themselves"
-    ONE_GAMMA = "one γ for all values of a picture"
+    DENOISER = "a denoiser of the images themselves"
+    ONE_GAMMA = "one γ for all values of an image"
     LOG_WEIGHT = "latents with importance weights"
     FLOW = "a probability-flow ODE"
     INTERIOR = "continuous time and a schedule that is learned between its end points"
     FIXED_ENDS = "a schedule whose end points are not learned"
-    SECOND_ORDER = "a denoiser of noise whose derivative is known"
+    PREDICTS_NOISE = "a denoiser that predicts the noise in z_t, with one γ for all values of an image"
     CODE = "distributions that a codec can use one after the other"
 
 
 @dataclasses.dataclass(frozen=True)
 class Model(Component):
-    """A generative model of pictures. The first block of methods is every model's; each of the second
+    """A generative model of images. The first block of methods is every model's; each of the second
     belongs to the abilities that its docstring names."""
 
     @classmethod
     def build(cls, section: Any, spec: Spec) -> "Model":
-        """The model that a section config.model describes, for pictures as `spec` has them.
+        """The model that a section config.model describes, for images as `spec` has them.
 
         Raises:
           UserError: a field has a value that is not accepted.
@@ -163,7 +186,7 @@ class Model(Component):
 
     @property
     def given_label(self) -> bool:
-        """Whether its likelihood is that of a picture given its label."""
+        """Whether its likelihood is that of an image given its label."""
         return False
 
     @property
@@ -181,27 +204,30 @@ class Model(Component):
         raise NotImplementedError
 
     def fit(self, split: Split) -> Params:
-        """Those parameters that start as the training pictures give them in closed form: none."""
+        """Those parameters that start as the training images give them in closed form: none."""
         return {}
 
+    def verify(self, params: Params) -> None:
+        """Measures, in a fraction of a second, whether its components are what they say.
+
+        Raises:
+          UserError: one is not; the line says what is wrong.
+        """
+
+    @property
+    def times(self) -> Any:
+        """TIME: how training draws diffusion times (diffusion.times.Times); None of any other model."""
+        return None
+
     def draw(
-        self,
-        params: Params,
-        rng: Random,
-        batch: Batch,
-        train: bool = False,
-        cdf: Float[Array, "parts_and_one"] | None = None,
-        apart: bool = False,
-        second: bool = False,
+        self, params: Params, rng: Random, batch: Batch, train: bool = False, times: DrawTimes | None = None
     ) -> Draw:
         """One draw of the ELBO.
 
         Args:
           train: whether there is dropout.
-          cdf: TIME: how times are distributed (times.warp); None for uniformly. It changes the variance of
-            the diffusion term and not its mean.
-          apart: INTERIOR: whether the gradient of the schedule's interior is kept apart, for variance.leave.
-          second: SECOND_ORDER: whether to draw the error of the denoiser's derivative.
+          times: TIME: draws the times; None for uniform ones, stratified over the batch. This changes the
+            variance of the diffusion term and not its mean.
         """
         raise NotImplementedError
 
@@ -218,6 +244,14 @@ class Model(Component):
     def log_weight(self, params: Params, rng: Random, batch: Batch) -> Float[Array, "batch"]:
         """LOG_WEIGHT: log p(x, z)/q(z|x) of one z drawn from q(z|x), nats. The mean of its exponential is
         p(x)."""
+        raise NotImplementedError
+
+    def sample_and_log_weight(
+        self, params: Params, rng: Random, batch: Batch
+    ) -> tuple[UInt8[Array, "batch height width channels"], Float[Array, "batch"]]:
+        """LOG_WEIGHT: images x drawn from the model together with their latents z, and log p(x, z)/q(z|x) of
+        these, nats. Here z is an exact draw of p(z|x), so that the mean of the logarithm is at least
+        log p(x) (Grosse et al. 2015)."""
         raise NotImplementedError
 
     @property
@@ -247,8 +281,12 @@ class Model(Component):
         """Of a model with a `depth`: the same as a chain of so many steps; 0 for T → ∞."""
         raise NotImplementedError
 
-    def gamma(self, params: Params, t: Float[Array, "*times"], context: Array | None = None) -> Array:
-        """DENOISER: γ at times t: of the same shape, or with the axes of a picture behind."""
+    def with_schedule(self, change: Callable[[Any], Any]) -> "Model":
+        """INTERIOR: the same with `change` of its noise schedule in place of it."""
+        raise NotImplementedError
+
+    def gamma(self, params: Params, t: Float[Array, "*times"], condition: Array | None = None) -> Array:
+        """DENOISER: γ at times t: of the same shape, or with the axes of an image behind."""
         raise NotImplementedError
 
     def eps_hat(
@@ -258,7 +296,6 @@ class Model(Component):
         gamma: Array,
         condition: Array | None,
         dropout_keys: Array | None = None,
-        context: Array | None = None,
     ) -> Array:
         """DENOISER: ε̂(z_t, γ), like z_t [batch, height, width, channels]; γ is [batch], or like z_t."""
         raise NotImplementedError
@@ -270,5 +307,10 @@ class Model(Component):
     def x_hat(
         self, params: Params, rng: Random, batch: Batch, t: Float[Array, ""]
     ) -> Float[Array, "batch height width channels"]:
-        """DENOISER: x̂(z_t) of the pictures of a batch at one time, z_t drawn, in [−1, 1]."""
+        """DENOISER: x̂(z_t) of the images of a batch at one time, z_t drawn, in [−1, 1]."""
         raise NotImplementedError
+
+
+def bits_per_dim(nats: Any, shape: tuple[int, ...]) -> Any:
+    """Nats per example to bits per dimension, a dimension being one of the values of `shape`."""
+    return nats / (math.prod(shape) * math.log(2.0))

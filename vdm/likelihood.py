@@ -19,16 +19,16 @@ import numpy as np
 
 from vdm import config as config_lib
 from vdm.component import Refused
+from vdm.contract import bits_per_dim
 from vdm.data import dataset
-from vdm.diffusion import elbo
-from vdm.diffusion.dequantise import normal_entropy
-from vdm.diffusion.given import Curve, Denoiser, Given, Scaling, on_host
+from vdm.diffusion.dequantisation import normal_entropy
 from vdm.errors import UserError, require
+from vdm.estimate import Estimate
 from vdm.evaluation import audit, estimators as estimators_lib
 from vdm.evaluation.audit import Images
 from vdm.evaluation.elbo_rows import elbo_name
-from vdm.evaluation.estimate import Estimate
 from vdm.evaluation.table import Row, tables
+from vdm.methods.external import Curve, Denoiser, External, Scaling, on_host
 from vdm.reporting.text import estimate_table
 from vdm.run import Run
 
@@ -199,7 +199,7 @@ def judge(
     scaling = Scaling() if data_range is None else Scaling.of_range(*data_range, levels)
     spec = dataset.Spec(images.shape[1:], levels, 0 if labels is None else int(np.max(labels)) + 1)
     no_net: Any = None
-    model = Given(
+    model = External(
         schedule=Curve(spec.shape, function=lambda t: scaling.ours(schedule(t))),
         net=no_net,
         shape=spec.shape,
@@ -232,7 +232,7 @@ def judge(
         batch = split.read(np.arange(min(len(images), 32)))
         checks.insert(-1, audit.derivative_line(model, run.state.ema, batch, levels))
     gamma_0 = float(model.gamma(run.state.ema, jnp.zeros(())))
-    entropy = float(elbo.bits_per_dim(normal_entropy(gamma_0, levels), (1,)))
+    entropy = float(bits_per_dim(normal_entropy(gamma_0, levels), (1,)))
     return Report(measured.rows, measured.series.get("depth", []), checks, spec.shape, levels, entropy)
 
 

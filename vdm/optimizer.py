@@ -9,8 +9,7 @@ from jaxtyping import PyTree
 import optax
 
 from vdm import component
-from vdm.component import Component, Registry, accept, choose
-from vdm.contract import Model
+from vdm.component import Component, accept, choose
 from vdm.errors import require
 from vdm.parameters import Role
 
@@ -101,21 +100,17 @@ class Muon(Optimizer):
         )
 
 
-OPTIMIZERS = Registry(Optimizer, {"adamw": AdamW, "muon": Muon})
-
-
-def build(section: Any, steps: int, model: Model, params: PyTree) -> optax.GradientTransformation:
-    """The optimiser that `config.optimizer` describes, for a run of so many steps of a model.
+def build(section: Any, steps: int, roles: PyTree[Role]) -> optax.GradientTransformation:
+    """The optimiser that `config.optimizer` describes, for a run of so many steps.
 
     Args:
-      params: the model's parameters, or their shapes.
+      roles: of the parameters.
 
     Raises:
       UserError: a field has a value that is not accepted, or the model has none of the matrices that the
         optimiser is for.
     """
-    made = component.build(OPTIMIZERS, section, "config.optimizer")
-    roles = model.roles(params)
+    made = component.build("optimizer", section, "config.optimizer")
     require(
         not made.needs_matrices or any(role.matrix for role in jax.tree.leaves(roles)),
         f"config.optimizer.name is {section.name!r}, but no parameter of this model is a matrix for it; "

@@ -8,14 +8,19 @@ import jax
 from ml_collections import ConfigDict
 import optax
 
-from vdm import model as model_lib, optimizer as optimizer_lib, step as step_lib, workdir as workdir_lib
+from vdm import (
+    component,
+    objective as objective_lib,
+    optimizer as optimizer_lib,
+    step as step_lib,
+    workdir as workdir_lib,
+)
 from vdm.contract import Model
 from vdm.data import fingerprint, sources
 from vdm.data.batches import eval_batches
-from vdm.data.dataset import Data
-from vdm.diffusion import objective as objective_lib
-from vdm.diffusion.objective import Objective
+from vdm.data.dataset import Data, Spec
 from vdm.errors import one_of, require
+from vdm.objective import Objective
 from vdm.runtime import checksums, devices, lock
 
 
@@ -50,20 +55,32 @@ def build(config: ConfigDict) -> Parts:
       UserError: the config is not possible.
     """
     data = sources.load(config.data)
-    model = model_lib.build(config, data.spec)
+    model = build_model(config, data.spec)
     objective = objective_lib.build(config.objective, model)
     example = next(eval_batches(data.train, 1))
-    params = jax.eval_shape(lambda: step_lib.init_params(model, config.seed, example))
-    optimizer = optimizer_lib.build(config.optimizer, config.train.steps, model, params)
-    init = step_lib.make_init(model, optimizer, config.seed, example)
+    params, own = jax.eval_shape(lambda: step_lib.init_params(model, objective, config.seed, example))
+    roles = step_lib.trained(model.roles(params), None if own is None else objective.roles(own))
+    optimizer = optimizer_lib.build(config.optimizer, config.train.steps, roles)
+    init = step_lib.make_init(model, objective, optimizer, config.seed, example)
     # From the shapes of the parameters: to trace a large model's init once more takes a third of a second.
-    like = jax.eval_shape(lambda params: step_lib.first_state(model, optimizer, params), params)
+    like = jax.eval_shape(
+        lambda params, own: step_lib.first_state(model, optimizer, params, own), params, own
+    )
     like = devices.replicated_like(like)
 
     def first() -> step_lib.State:
         return devices.replicate(init(model.fit(data.train)))
 
     return Parts(data, model, objective, optimizer, first, like)
+
+
+def build_model(config: ConfigDict, spec: Spec) -> Model:
+    """The model that config.model describes, for images as `spec` has them.
+
+    Raises:
+      UserError: a field of config.model has a value that is not accepted.
+    """
+    return component.find("model", config.model.name, "config.model.name").build(config.model, spec)
 
 
 def restore(config: ConfigDict, workdir: pathlib.Path) -> Run:
@@ -77,7 +94,9 @@ def restore(config: ConfigDict, workdir: pathlib.Path) -> Run:
     workdir_lib.check_config(workdir, config)
     parts = build(config)
     fingerprint.check(workdir / "data.json", parts.data, keep=False)
-    return Run(parts.data, parts.model, _state(config, workdir, parts.like))
+    state = _state(config, workdir, parts.like)
+    parts.model.verify(jax.device_get(state.ema))
+    return Run(parts.data, parts.model, state)
 
 
 def _state(config: ConfigDict, workdir: pathlib.Path, like: step_lib.State) -> step_lib.State:

@@ -8,11 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 import optax
 
-from vdm.contract import Ability, Batch, Model, Params
+from vdm.contract import Batch, Model, Params
 from vdm.data import augment
-from vdm.diffusion import times
-from vdm.diffusion.objective import Objective
 from vdm.errors import require
+from vdm.objective import Objective
 from vdm.runtime import randomness
 from vdm.runtime.devices import AXIS
 
@@ -25,37 +24,56 @@ class State(NamedTuple):
       params: the parameters.
       ema: their exponential moving average, which is evaluated.
       opt_state: of the optimiser.
-      moments: times.moments of the last steps, where times are drawn by importance; None elsewhere.
+      moments: what the distribution of times remembers of the losses (Times.init); None where that is
+        nothing.
+      objective: the objective's own parameters; None where it has none.
     """
 
     step: Int[Array, ""]
     params: Params
     ema: Params
     opt_state: PyTree
-    moments: Float[Array, "3 parts"] | None = None
+    moments: PyTree = None
+    objective: Params = None
 
 
 def make_init(
-    model: Model, optimizer: optax.GradientTransformation, seed: int, batch: Batch
+    model: Model, objective: Objective, optimizer: optax.GradientTransformation, seed: int, batch: Batch
 ) -> Callable[..., State]:
     """Returns (fitted={}) → the State before the first step, from the seed, a batch of any size, and the
     parameters that Model.fit has found."""
-    return jax.jit(
-        lambda fitted={}: first_state(model, optimizer, {**init_params(model, seed, batch), **fitted})
-    )
+
+    def init(fitted=None):
+        params, own = init_params(model, objective, seed, batch)
+        return first_state(model, optimizer, {**params, **(fitted or {})}, own)
+
+    return jax.jit(init)
 
 
-def first_state(model: Model, optimizer: optax.GradientTransformation, params: Params) -> State:
-    """The State before the first step, with these parameters."""
+def first_state(
+    model: Model, optimizer: optax.GradientTransformation, params: Params, objective: Params
+) -> State:
+    """The State before the first step, with these parameters of the model and of the objective."""
     # A copy, as the step is given both to overwrite.
     ema = jax.tree.map(jnp.copy, params)
-    moments = jnp.zeros((3, times.PARTS)) if Ability.IMPORTANCE_TIMES in model.abilities else None
-    return State(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params), moments)
+    opt_state = optimizer.init(trained(params, objective))
+    moments = None if model.times is None else model.times.init()
+    return State(jnp.zeros((), jnp.int32), params, ema, opt_state, moments, objective)
 
 
-def init_params(model: Model, seed: int, batch: Batch) -> Params:
-    """The parameters before the first step."""
-    return model.init(jax.random.fold_in(jax.random.key(seed), 0), batch)
+def init_params(model: Model, objective: Objective, seed: int, batch: Batch) -> tuple[Params, Params]:
+    """The parameters of the model and of the objective before the first step."""
+    key = jax.random.key(seed)
+    of_model = model.init(jax.random.fold_in(key, 0), batch)
+    return of_model, objective.init(jax.random.fold_in(key, _OBJECTIVE), batch)
+
+
+def trained(params: PyTree, objective: PyTree) -> PyTree:
+    """What the optimiser sees: a tree of the model, or of both where the objective has something too."""
+    return params if objective is None else {"model": params, "objective": objective}
+
+
+_OBJECTIVE = 4  # folded into the seed; training folds 1, evaluation 2, samples 3
 
 
 def make_step(
@@ -73,37 +91,40 @@ def make_step(
     with [steps, batch per device] in front.
 
     `metrics` are nats per example, means over the global batch: each term of the ELBO; "loss", their sum;
-    "objective", what is minimised, where that is another number; and "draw_sd", the standard deviation over
-    the batch of one example's loss. "grad_norm" is the gradient's norm.
+    "objective", what is minimised, where that is another number, and each of its terms that the ELBO has not;
+    and "draw_sd", the standard deviation over the batch of one example's loss. "grad_norm" is the gradient's
+    norm.
     """
     kinds = augment.kinds(config.data.augment)
     augment.check_shape(kinds, data_shape)
     parts = config.train.accumulate
-    adaptive = Ability.IMPORTANCE_TIMES in model.abilities
+    adaptive = model.times is not None and model.times.init() is not None
 
-    def loss(params, rng, batch, moments):
-        cdf = times.cdf(moments) if adaptive else None
-        draw = model.draw(params, rng, batch, True, cdf, objective.apart, objective.second)
-        minimised = objective(draw)
-        require(
-            isinstance(minimised, dict),
-            f"objective {type(objective).__name__} gives a {type(minimised).__name__}; accepted: a dict of "
-            "terms, nats per example.",
-        )
+    def loss(params, own, rng, batch, moments):
+        times = None if model.times is None else lambda rng: model.times.draw(rng, moments)
+        draw = objective.draw(model, params, rng, batch, times)
+        minimised = objective(own, draw)
+        check_terms(objective, minimised, batch["label"].shape)
         total = sum(minimised.values())
-        metrics = {name: jnp.mean(nats) for name, nats in draw.terms.items()}
-        if not objective.is_elbo:
-            metrics["objective"] = jnp.mean(total)
+        terms = {name: jnp.mean(nats) for name, nats in draw.terms.items()}
+        more = {name: jnp.mean(nats) for name, nats in minimised.items() if name not in terms}
+        more |= {} if objective.is_elbo else {"objective": jnp.mean(total)}
         square = jnp.mean(jnp.square(sum(draw.terms.values())))
-        new = times.moments(draw.t, minimised["diffusion"] / draw.time_weight) if adaptive else None
-        return sum(jnp.mean(nats) for nats in minimised.values()), (metrics, square, new)
+        new = None
+        if adaptive:
+            check_timed(objective, minimised)
+            at_time = sum(minimised[name] for name in objective.timed) / draw.denoising.time_weight
+            new = model.times.observe(draw.denoising.t, at_time)
+        return sum(jnp.mean(nats) for nats in minimised.values()), (terms, more, square, new)
 
     def gradient(state, key, index, size, batch):
         rng = randomness.Rng(key, index, size)
         image, augmented = augment.augment(rng.keys(randomness.AUGMENT), batch["image"], kinds)
         batch = {"image": image, "label": batch["label"], "augmented": augmented}
-        grads, found = jax.grad(loss, has_aux=True)(state.params, rng, batch, state.moments)
-        return grads, *found
+        of = (0,) if state.objective is None else (0, 1)
+        by_each = jax.grad(loss, of, has_aux=True)
+        grads, found = by_each(state.params, state.objective, rng, batch, state.moments)
+        return trained(*grads, *(None,) * (2 - len(of))), *found
 
     def gradient_in_parts(state, key, index, size, batch):
         """The mean over `parts` of the batch, one after the other."""
@@ -128,22 +149,26 @@ def make_step(
         found = (gradient if parts == 1 else gradient_in_parts)(state, key, index, size, batch)
         if jax.lax.axis_size(AXIS) > 1:  # XLA keeps a copy of the gradient even for one device
             found = jax.lax.pmean(found, AXIS)
-        grads, metrics, square, new = found
+        grads, terms, more, square, new = found
         # Of the moments the sum, as they count draws, so that devices and parts make no difference.
         new = jax.tree.map(lambda v: v * (parts * jax.lax.axis_size(AXIS)), new)
 
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        before = trained(state.params, state.objective)
+        updates, opt_state = optimizer.update(grads, state.opt_state, before)
+        after = optax.apply_updates(before, updates)
+        params, own = (after, None) if state.objective is None else (after["model"], after["objective"])
         decay = ema_decay(state.step, config.train.ema)
         ema = jax.tree.map(lambda old, new: new + decay * (old - new), state.ema, params)
-        total = sum(value for name, value in metrics.items() if name != "objective")
-        metrics |= {
+        total = sum(terms.values())
+        metrics = {
+            **terms,
+            **more,
             "loss": total,
             "draw_sd": jnp.sqrt(jnp.maximum(square - jnp.square(total), 0.0)),
             "grad_norm": optax.tree.norm(grads),
         }
-        moments = times.remember(state.moments, new) if adaptive else None
-        return State(state.step + 1, params, ema, opt_state, moments), metrics
+        moments = model.times.remember(state.moments, new) if adaptive else None
+        return State(state.step + 1, params, ema, opt_state, moments, own), metrics
 
     def steps(state, data, batch):
         if jax.tree.leaves(batch)[0].shape[0] == 1:  # no loop around one step
@@ -152,6 +177,35 @@ def make_step(
         return jax.lax.scan(lambda state, batch: one_step(state, data, batch), state, batch)
 
     return steps
+
+
+def check_terms(objective: Objective, minimised: Any, shape: tuple[int, ...]) -> None:
+    """Raises UserError where what an objective gives is no dict of terms, nats of each example."""
+    name = f"objective {type(objective).__name__}"
+    require(
+        isinstance(minimised, dict) and minimised,
+        f"{name} gives {'no term' if minimised == {} else f'a {type(minimised).__name__}'}; accepted: a dict "
+        "of terms, nats per example.",
+    )
+    for term, nats in minimised.items():
+        found = getattr(nats, "shape", None)
+        kind = f"{nats.dtype} {list(found)}" if found is not None else type(nats).__name__
+        require(
+            found == shape and jnp.issubdtype(nats.dtype, jnp.floating),
+            f"{name} gives the term {term!r} as {kind}; accepted: float32 {list(shape)}, nats of each "
+            "example.",
+        )
+
+
+def check_timed(objective: Objective, minimised: dict[str, Any]) -> None:
+    """Raises UserError where the terms that an objective says are drawn at one time are none of its terms."""
+    absent = [term for term in objective.timed if term not in minimised]
+    require(
+        not absent,
+        f"objective {type(objective).__name__} says that {', '.join(map(repr, objective.timed))} are drawn "
+        f"at one time (its attribute `timed`), by which config.model.times learns; accepted: any of "
+        f"{', '.join(map(repr, minimised))}.",
+    )
 
 
 def ema_decay(step: Int[Array, ""], largest: float) -> Float[Array, ""]:

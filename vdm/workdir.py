@@ -76,11 +76,21 @@ def read_raw(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def _renamed(found):
-    """A config from before there were objectives: a schedule for least variance said so by its name."""
+    """A config of an older version in the names of this one."""
     model = found.get("model")
     schedule = model.get("schedule") if isinstance(model, dict) else None
-    if "objective" in found or not isinstance(schedule, dict):
+    if not isinstance(schedule, dict):
         return found
+    if model.get("name") == "diffusion":
+        # Methods were fields of the one model.
+        encoder = model.get("encoder")
+        if isinstance(encoder, dict) and encoder.get("name") != "identity":
+            found = found | {"model": (model := model | {"name": "diffenc"})}
+        elif schedule.get("context"):
+            found = found | {"model": (model := model | {"name": "mulan", "context": schedule["context"]})}
+    if "objective" in found:
+        return found
+    # Before there were objectives, a schedule for least variance said so by its name.
     interior = schedule.get("name") in ("min_variance", "piecewise")
     if schedule.get("name") == "min_variance":
         found = found | {"model": model | {"schedule": schedule | {"name": "learned_net"}}}

@@ -10,7 +10,7 @@ import pytest
 
 from conftest import make_config
 from exact import split
-from vdm import model
+from vdm import run as run_lib
 from vdm.data.dataset import Spec
 from vdm.errors import UserError
 from vdm.evaluation import elbo_rows
@@ -28,7 +28,7 @@ NET = {"depth": 2, "width": 16, "heads": 2, "dropout": 0.5}
 def made(shape=(2, 2, 1), **changes):
     """A small autoregressor of pictures of a shape, and random parameters."""
     config = make_config({f"model.net.{name}": value for name, value in NET.items()} | changes, FILE)
-    found = model.build(config, Spec(shape, LEVELS, 4))
+    found = run_lib.build_model(config, Spec(shape, LEVELS, 4))
     like = jax.eval_shape(lambda: found.init(jax.random.key(0), batch(np.zeros((1, *shape)))))
     random = np.random.default_rng(0)
     return found, jax.tree.map(lambda v: jnp.float32(0.3 * random.normal(size=v.shape)), like)

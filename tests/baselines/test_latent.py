@@ -11,7 +11,7 @@ from scipy import special, stats
 
 from baseline_helpers import random_parameters
 from conftest import make_config
-from vdm import model
+from vdm import run as run_lib
 from vdm.contract import Ability
 from vdm.data.dataset import Spec
 from vdm.errors import UserError
@@ -42,7 +42,7 @@ SMALL = {
 def made(classes=CLASSES, **changes):
     """A small model of one latent number on pictures of one value, a chain of two steps; its parameters."""
     config = make_config({f"model.{name}": value for name, value in (SMALL | changes).items()})
-    built = model.build(config, Spec((1, 1, 1), LEVELS, classes))
+    built = run_lib.build_model(config, Spec((1, 1, 1), LEVELS, classes))
     batch = {"image": np.zeros((1, 1, 1, 1), np.uint8), "label": np.zeros(1, np.int32)}
     params = random_parameters(built, batch)
     embedding = params["net"]["params"]["Embedding_0"]["Dense_0"]
@@ -248,4 +248,4 @@ def test_labels_are_dropped_in_training_alone():
 def test_bad_values_are_refused(changes, text):
     config = make_config({f"model.{name}": value for name, value in changes.items()}, "configs/latent.py")
     with pytest.raises(UserError, match=text):
-        model.build(config, Spec((8, 8, 1), 17, 10))
+        run_lib.build_model(config, Spec((8, 8, 1), 17, 10))

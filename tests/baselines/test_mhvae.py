@@ -11,10 +11,10 @@ from scipy import stats
 
 from baseline_helpers import assert_bounds_agree, bounds_of_grid, importance_bounds, random_parameters
 from conftest import make_config
-from vdm import model
+from vdm import gaussian, run as run_lib
 from vdm.baselines import vae
 from vdm.data.dataset import Spec
-from vdm.diffusion import encoder, gaussian
+from vdm.diffusion import process
 from vdm.errors import UserError
 from vdm.runtime import randomness
 from vdm.runtime.randomness import Rng
@@ -44,7 +44,7 @@ def made(shape=(1, 1, 1), vocab_size=LEVELS, **changes):
 def of_fields(shape, vocab_size, fields):
     """The model of these fields of config.model, and its parameters."""
     config = make_config({f"model.{name}": value for name, value in fields.items()})
-    built = model.build(config, Spec(shape, vocab_size, 0))
+    built = run_lib.build_model(config, Spec(shape, vocab_size, 0))
     return built, random_parameters(built, {"image": np.zeros((1, *shape), np.uint8)})
 
 
@@ -161,9 +161,9 @@ def test_all_three_restrictions_make_it_a_vdm(schedule, steps):
     def both(params):
         eps = rng(count).normal(randomness.LATENT, (steps, *SHAPE))
         z, _ = built.path(params, PICTURES, eps)
-        x = encoder.scale(PICTURES, V)
+        x = process.scale(PICTURES, V)
         gammas = vdm.gamma(params, jnp.linspace(0.0, 1.0, steps))
-        noise = jnp.stack([(z[t] - encoder.alpha(g) * x) / encoder.sigma(g) for t, g in enumerate(gammas)])
+        noise = jnp.stack([(z[t] - process.alpha(g) * x) / process.sigma(g) for t, g in enumerate(gammas)])
 
         def step(offset):  # of the times, so that each picture meets each step once
             draws = Rng(jax.random.key(1), jnp.arange(count) + offset * count, count * (steps - 1))
@@ -233,4 +233,4 @@ def test_each_restriction_restricts():
 def test_bad_values_are_refused(changes, text):
     changes = {f"model.{name}": value for name, value in changes.items()}
     with pytest.raises(UserError, match=text):
-        model.build(make_config(changes, "configs/mhvae.py"), Spec(SHAPE, V, 4))
+        run_lib.build_model(make_config(changes, "configs/mhvae.py"), Spec(SHAPE, V, 4))

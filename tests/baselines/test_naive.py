@@ -9,9 +9,9 @@ import optax
 import pytest
 
 from conftest import make_config
-from vdm import model
+from vdm import run as run_lib
 from vdm.data.dataset import Spec
-from vdm.diffusion import encoder
+from vdm.diffusion import process
 from vdm.runtime.randomness import Rng
 
 LEVELS = 3
@@ -23,7 +23,9 @@ NET = {"name": "mlp", "depth": 1, "width": 32, "fourier": 0, "dropout": 0.0}
 def made(shape, **changes):
     """A small predictor of pictures of a shape, and its parameters pushed about."""
     net = {f"model.net.{name}": value for name, value in NET.items()}
-    predictor = model.build(make_config({"model.name": "naive"} | net | changes), Spec(shape, LEVELS, 4))
+    predictor = run_lib.build_model(
+        make_config({"model.name": "naive"} | net | changes), Spec(shape, LEVELS, 4)
+    )
     batch = {
         "image": np.zeros((2, *shape), np.uint8),
         "label": np.zeros(2, np.int32),
@@ -75,7 +77,7 @@ def test_it_learns_the_average_of_all_answers():
         return (optax.apply_updates(params, updates), state), None
 
     (params, _), _ = jax.jit(lambda c: jax.lax.scan(step, c, length=600))((params, optimizer.init(params)))
-    x = np.asarray(encoder.scale(np.arange(3), LEVELS))
+    x = np.asarray(process.scale(np.arange(3), LEVELS))
     given = jnp.zeros((3, 2, 1, 1)).at[:, 0, 0, 0].set(x)
     average = jax.jit(lambda given, time: predictor.average(params, given, time, None))
     found = average(given, 1.0)[:, 1, 0, 0]

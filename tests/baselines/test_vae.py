@@ -12,7 +12,7 @@ from scipy import stats
 from baseline_helpers import assert_bounds_agree, bounds_of_grid, importance_bounds, random_parameters
 from conftest import make_config
 import exact
-from vdm import model, run, step
+from vdm import run, run as run_lib, step
 from vdm.baselines import vae
 from vdm.data.dataset import Spec
 from vdm.errors import UserError
@@ -27,7 +27,7 @@ COUNT = 20_000
 def made(latent=1, **changes):
     """A small VAE, and its parameters."""
     small = {"model.name": "vae", "model.latent": latent, "model.net.depth": 1, "model.net.width": 16}
-    built = model.build(make_config(small | changes), Spec(SHAPE, LEVELS, 4))
+    built = run_lib.build_model(make_config(small | changes), Spec(SHAPE, LEVELS, 4))
     return built, random_parameters(built, {})
 
 
@@ -162,4 +162,4 @@ def test_the_table_of_estimators():
 )
 def test_bad_values_are_refused(changes, text):
     with pytest.raises(UserError, match=text):
-        model.build(make_config(changes, "configs/vae.py"), Spec(SHAPE, LEVELS, 4))
+        run_lib.build_model(make_config(changes, "configs/vae.py"), Spec(SHAPE, LEVELS, 4))

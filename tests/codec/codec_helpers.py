@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from conftest import make_config
-from vdm import model as model_lib
+from vdm import run as run_lib
 from vdm.data.dataset import Data, Spec, in_memory
 from vdm.run import Run
 
@@ -45,7 +45,7 @@ def make_run(fields, count=24, spec=SPEC):
     """(config, Run) of a model with random parameters, which are small, so that no latent lies far from where
     the model has it."""
     config = make_config(fields)
-    model = model_lib.build(config, spec)
+    model = run_lib.build_model(config, spec)
     image, label = images(count)
     batch = {"image": image[:1], "label": label[:1], "augmented": np.zeros(1, np.float32)}
     params = jax.jit(model.init)(jax.random.key(0), batch)

@@ -11,8 +11,8 @@ import exact
 from vdm.codec import archive, codec
 from vdm.codec.pictures import Pictures
 from vdm.errors import UserError
+from vdm.estimate import standard_error
 from vdm.evaluation import codec_rows, elbo_rows
-from vdm.evaluation.estimate import standard_error
 from vdm.run import Run
 
 EMPTY = {"schedule": {}, "net": {}}

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from conftest import make_config
-from vdm import model
+from vdm import run as run_lib
 from vdm.data.dataset import Spec
 from vdm.runtime.randomness import Rng
 
@@ -15,7 +15,7 @@ SPEC = Spec((4, 4, 1), 17, 10)
 def small(**fields):
     """A small VDM, some fields of its config changed, and a batch of 64 random pictures."""
     net = {"name": "mlp", "depth": 1, "width": 16, "fourier": 0, "dropout": 0.0}
-    made = model.build(
+    made = run_lib.build_model(
         make_config({f"model.net.{name}": value for name, value in net.items()} | fields), SPEC
     )
     random = np.random.default_rng(0)

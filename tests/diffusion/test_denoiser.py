@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm.diffusion import denoiser, encoder
+from vdm.diffusion import denoiser, process
 
 
 @pytest.mark.parametrize("gamma", [-8.0, 0.0, 4.0])
@@ -16,13 +16,13 @@ def test_readings_agree(gamma):
         jnp.asarray(draw.normal(size=(2, 4, 4, 1)), jnp.float32),
     )
     gamma = jnp.full((2, 1, 1, 1), gamma)
-    z_t = encoder.diffuse(x, gamma, eps)
-    v = encoder.alpha(gamma) * eps - encoder.sigma(gamma) * x
-    close = dict(atol=2e-5 / float(encoder.sigma(gamma)[0, 0, 0, 0]))
+    z_t = process.diffuse(x, gamma, eps)
+    v = process.alpha(gamma) * eps - process.sigma(gamma) * x
+    close = dict(atol=2e-5 / float(process.sigma(gamma)[0, 0, 0, 0]))
     np.testing.assert_allclose(denoiser.eps_hat(eps - z_t, z_t, gamma, "eps", 256), eps, **close)
     np.testing.assert_allclose(denoiser.eps_hat(x, z_t, gamma, "x", 256), eps, **close)
     np.testing.assert_allclose(denoiser.eps_hat(v, z_t, gamma, "v", 256), eps, **close)
-    close = dict(atol=2e-6 / float(encoder.alpha(gamma)[0, 0, 0, 0]))
+    close = dict(atol=2e-6 / float(process.alpha(gamma)[0, 0, 0, 0]))
     np.testing.assert_allclose(denoiser.x_from_eps(eps, z_t, gamma), x, **close)
     np.testing.assert_allclose(denoiser.v_from_eps(eps, z_t, gamma), v, **close)
 

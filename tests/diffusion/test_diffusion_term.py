@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import exact
-from vdm.diffusion import encoder
+from vdm.diffusion import process
 from vdm.runtime.randomness import Rng
 
 
@@ -25,7 +25,7 @@ class Wiener:
 
     def apply(self, params, z, time, *args):
         gamma = (-8.0 + 16.0 * time)[:, None, None, None]
-        return self.MU + self.gain(gamma, jnp) * (z - encoder.alpha(gamma) * self.MU)
+        return self.MU + self.gain(gamma, jnp) * (z - process.alpha(gamma) * self.MU)
 
 
 @pytest.mark.parametrize("timesteps", [0, 1, 4, 32])

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm.diffusion import decoder, elbo
+from vdm.contract import bits_per_dim
+from vdm.diffusion import decoder
 
 
 def gaussian_kl(mean_q, var_q, mean_p, var_p):
@@ -140,4 +141,4 @@ def test_bits_per_dim():
     """A uniform choice among V levels costs log2 V bits for each value, whatever the shape."""
     for shape, vocab_size in (((8, 8, 1), 17), ((32, 32, 3), 256), ((1, 1, 2), 2)):
         nats = math.prod(shape) * math.log(vocab_size)
-        assert elbo.bits_per_dim(nats, shape) == pytest.approx(math.log2(vocab_size))
+        assert bits_per_dim(nats, shape) == pytest.approx(math.log2(vocab_size))

@@ -9,7 +9,7 @@ import pytest
 
 from diffusion_helpers import rng
 import exact
-from vdm.diffusion import encoder, sampler
+from vdm.diffusion import process, sampler
 
 
 def test_sampler_with_the_exact_denoiser_draws_the_data():
@@ -18,7 +18,7 @@ def test_sampler_with_the_exact_denoiser_draws_the_data():
     m, s2, count = 0.3, 0.04, 20_000
 
     def predict_x(z_t, gamma):
-        alpha, sigma2 = encoder.alpha(gamma), jax.nn.sigmoid(gamma)
+        alpha, sigma2 = process.alpha(gamma), jax.nn.sigmoid(gamma)
         return (m * sigma2 + alpha * s2 * z_t) / (alpha**2 * s2 + sigma2)
 
     @jax.jit
@@ -39,12 +39,12 @@ def test_solvers_converge_to_the_flow_of_gaussian_data(order, sooner):
     m, s2 = 0.3, 0.04
 
     def moments(gamma):
-        alpha, sigma2 = encoder.alpha(gamma), jax.nn.sigmoid(gamma)
+        alpha, sigma2 = process.alpha(gamma), jax.nn.sigmoid(gamma)
         return alpha * m, jnp.sqrt(alpha**2 * s2 + sigma2)
 
     def predict_x(z_t, gamma):
         mean, deviation = moments(gamma)
-        return m + encoder.alpha(gamma) * s2 / deviation**2 * (z_t - mean)
+        return m + process.alpha(gamma) * s2 / deviation**2 * (z_t - mean)
 
     @jax.jit
     def all_errors():

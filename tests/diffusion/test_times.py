@@ -6,8 +6,8 @@ import numpy as np
 
 from conftest import make_config
 from diffusion_helpers import rng, small
-from vdm import optimizer as optimizer_lib, step
-from vdm.diffusion import objective, times
+from vdm import objective, optimizer as optimizer_lib, step
+from vdm.diffusion import times
 from vdm.evaluation.profile import UNIFORM
 from vdm.runtime import devices
 from vdm.runtime.randomness import Rng

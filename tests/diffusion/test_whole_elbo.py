@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from conftest import make_config
-from vdm import model as model_lib
+from vdm import run as run_lib
 from vdm.data.dataset import Spec
 from vdm.runtime import randomness
 
@@ -92,7 +92,7 @@ def terms(params, images, t, eps, eps_0, timesteps):
 
 @pytest.mark.parametrize("timesteps", [0, 13])
 def test_each_term_is_that_of_the_equations(timesteps):
-    made = model_lib.build(make_config(FIELDS | {"model.timesteps": timesteps}), Spec(SHAPE, LEVELS, 0))
+    made = run_lib.build_model(make_config(FIELDS | {"model.timesteps": timesteps}), Spec(SHAPE, LEVELS, 0))
     random = np.random.default_rng(0)
     images = random.integers(0, LEVELS, (32, *SHAPE)).astype(np.uint8)
     batch = {"image": images, "label": np.zeros(32, np.int32), "augmented": np.zeros(32, np.float32)}

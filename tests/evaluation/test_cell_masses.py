@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vdm.diffusion import dequantise
+from vdm.diffusion import dequantisation
 from vdm.evaluation import ode
 
 LEVELS, HIGH = 5, 6.0
@@ -83,7 +83,7 @@ def draw(kind, gamma_0):
     """Points of each cell: z [levels, draws], the γ of z, and −log q(z)."""
     levels = jnp.repeat(jnp.arange(LEVELS), DRAWS // LEVELS)[:, None, None, None]
     keys = jax.random.split(jax.random.key(3), len(levels))
-    z, start, nats = dequantise.dequantise(kind, keys, levels, jnp.float32(gamma_0), LEVELS)
+    z, start, nats = dequantisation.dequantise(kind, keys, levels, jnp.float32(gamma_0), LEVELS)
     return np.asarray(z, np.float64).ravel(), float(start), np.asarray(nats, np.float64)
 
 
@@ -93,7 +93,7 @@ def test_the_bounds_are_below_the_exact_masses(solve, gamma_0, uniform_start):
     """The density's integral over each cell is P, and E[log w] is below log P by what its own integral says:
     of the flow from γ_0 for the normal noise, and of another one, from where it starts, for the uniform."""
     for kind, low in (("normal", gamma_0), ("uniform", uniform_start)):
-        assert float(dequantise.start(kind, jnp.float32(gamma_0), LEVELS)) == pytest.approx(low, rel=1e-6)
+        assert float(dequantisation.start(kind, jnp.float32(gamma_0), LEVELS)) == pytest.approx(low, rel=1e-6)
         masses, alpha = exact_masses(low), 1.0 / np.sqrt(1.0 + np.exp(low))
         grid = alpha * ((2.0 * np.arange(LEVELS * 400) + 1.0) / (LEVELS * 400) - 1.0)
         log_p, _ = solve(grid, low)

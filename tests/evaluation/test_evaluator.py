@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 import exact
 from vdm.diffusion.schedule import SCHEDULES, Schedule
-from vdm.evaluation.estimate import combine
+from vdm.estimate import combine
 from vdm.evaluation.evaluator import make_evaluator
 from vdm.evaluation.passes import Pass, over_split
 from vdm.runtime.randomness import Rng

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm.diffusion import encoder
+from vdm.diffusion import process
 from vdm.errors import UserError
 from vdm.evaluation import ode, ode_rows
 
@@ -15,14 +15,14 @@ def mixture(means, scale, weights):
     means, weights = jnp.asarray(means), jnp.asarray(weights)
 
     def log_density(z, gamma):
-        variance = encoder.alpha(gamma) ** 2 * scale**2 + encoder.sigma(gamma) ** 2
-        square = jnp.sum((z[None] - encoder.alpha(gamma) * means) ** 2, axis=-1)
+        variance = process.alpha(gamma) ** 2 * scale**2 + process.sigma(gamma) ** 2
+        square = jnp.sum((z[None] - process.alpha(gamma) * means) ** 2, axis=-1)
         log_n = -0.5 * square / variance - jnp.log(2.0 * jnp.pi * variance)
         return jax.nn.logsumexp(log_n + jnp.log(weights))
 
     def eps_hat(z, gamma, condition):
         score = jax.vmap(jax.grad(log_density))(z, gamma)
-        return -encoder.sigma(gamma)[:, None] * score
+        return -process.sigma(gamma)[:, None] * score
 
     return log_density, eps_hat
 
@@ -50,18 +50,18 @@ def test_flow_of_a_gaussian_is_linear():
     mu, s, ends = 0.3, 0.2, jnp.array([-5.0, 1.0])
 
     def variance(gamma):
-        return encoder.alpha(gamma) ** 2 * s**2 + encoder.sigma(gamma) ** 2
+        return process.alpha(gamma) ** 2 * s**2 + process.sigma(gamma) ** 2
 
     def eps_hat(z, gamma, condition):
         gamma = gamma[:, None]
-        return encoder.sigma(gamma) * (z - encoder.alpha(gamma) * mu) / variance(gamma)
+        return process.sigma(gamma) * (z - process.alpha(gamma) * mu) / variance(gamma)
 
     z_0 = jnp.linspace(-1.0, 1.5, 12).reshape(4, 3)
     found = ode.flow_log_density(
         eps_hat, z_0, None, ends, jax.random.split(jax.random.key(0), 4), 64, 1e-6, True
     )
     ratio = np.sqrt(float(variance(ends[1]) / variance(ends[0])))
-    alpha = np.asarray(encoder.alpha(ends), np.float64)
+    alpha = np.asarray(process.alpha(ends), np.float64)
     z_1 = alpha[1] * mu + ratio * (np.asarray(z_0, np.float64) - alpha[0] * mu)
     truth = (-0.5 * z_1**2 - 0.5 * np.log(2 * np.pi) + np.log(ratio)).sum(axis=1)
     np.testing.assert_allclose(found["log_density"], truth, atol=2e-4)

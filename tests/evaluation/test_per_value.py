@@ -12,10 +12,10 @@ import pytest
 import exact
 from vdm.contract import Ability
 from vdm.diffusion import context as context_lib
-from vdm.diffusion.schedule.base import Schedule
-from vdm.diffusion.schedule.multivariate import Multivariate
+from vdm.diffusion.schedule import Schedule
 from vdm.evaluation import elbo_rows, ode_rows
 from vdm.evaluation.chain_rows import CHAIN
+from vdm.methods.multivariate import Multivariate
 from vdm.run import Run
 
 pytestmark = pytest.mark.usefixtures("single")

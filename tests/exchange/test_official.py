@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from conftest import ROOT, make_config
-from vdm import model as model_lib
+from vdm import run as run_lib
 from vdm.data.dataset import Spec
-from vdm.diffusion import elbo, encoder
+from vdm.diffusion import process
 from vdm.errors import UserError
 from vdm.exchange import bring, official
 
@@ -28,7 +28,7 @@ def model_of(given, timesteps=0, shape=(32, 32, 3)):
     fields = {f"model.{name}": value for name, value in given.fields.items()} | {"model.timesteps": timesteps}
     config = make_config(fields, "configs/cifar10.py")
     bring.check_fields(config, given.fields, "x")
-    made, params = model_lib.build(config, Spec(shape, 256, 10)), official.parameters(given.ema)
+    made, params = run_lib.build_model(config, Spec(shape, 256, 10)), official.parameters(given.ema)
     batch = {"image": np.zeros((1, *shape), np.uint8), "augmented": np.zeros(1, np.float32)}
     bring.check_shapes(params, jax.eval_shape(lambda: made.init(jax.random.key(0), batch)), "x")
     return made, params
@@ -56,12 +56,12 @@ def test_what_the_official_code_computed(name):
         found = eps_hat(their["z"], their["gamma_t"], their["conditioning"])
         assert relative(found, their["eps_hat"]) < 1e-5
 
-        x, t = encoder.scale(their["image"], 256), jnp.asarray(their["t"])
+        x, t = process.scale(their["image"], 256), jnp.asarray(their["t"])
         t = t - 0.5 / timesteps if timesteps else t  # within the step that ends there
         gamma_t, weight = elbo.gamma_and_weight(gamma, t, timesteps)
-        z_t = encoder.diffuse(x, encoder.over_pixels(gamma_t), their["eps"])
+        z_t = process.diffuse(x, process.over_pixels(gamma_t), their["eps"])
         found = eps_hat(z_t, gamma_t, their["conditioning"])
-    diffusion = elbo.diffusion(their["eps"], found, encoder.over_pixels(weight))
+    diffusion = elbo.diffusion(their["eps"], found, process.over_pixels(weight))
     np.testing.assert_allclose(diffusion, their["loss_diff"], rtol=1e-5)
 
     gamma_0, gamma_1 = gamma(0.0), gamma(1.0)

@@ -9,7 +9,7 @@ import numpy as np
 from conftest import TINY, make_config
 from record_helpers import line
 from vdm import run as run_lib, workdir as workdir_lib
-from vdm.evaluation.estimate import write_json
+from vdm.estimate import write_json
 from vdm.evaluation.evaluator import make_evaluator
 from vdm.runtime import devices
 from vdm.runtime.checkpoint import Checkpoints

@@ -13,7 +13,7 @@ from experiments import budget, cost, flops
 from experiments.budget import Cost
 from model_helpers import tiny_config
 from sweep_helpers import study_here
-from vdm import model as model_lib, run as run_lib, train
+from vdm import run as run_lib, train
 from vdm.data.dataset import Spec
 from vdm.nets import conv
 
@@ -34,7 +34,7 @@ def test_products_of_a_unet_are_those_of_the_formula(depth, remat):
     """Its layers are a loop. On a CPU a convolution has a row more than the picture."""
     fields = {"model.net.depth": depth, "model.net.width": 8, "model.net.remat": remat}
     config, spec = make_config(fields, "configs/cifar10.py"), Spec((32, 32, 3), 256, 10)
-    model = model_lib.build(config, spec)
+    model = run_lib.build_model(config, spec)
     batch = {"image": np.zeros((1, 32, 32, 3), np.uint8), "augmented": np.zeros(1, np.float32)}
     params = jax.eval_shape(model.init, jax.random.key(0), batch)
     z, ones = np.zeros((2, 32, 32, 3), np.float32), np.ones(2, np.float32)

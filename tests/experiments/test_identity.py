@@ -12,7 +12,7 @@ from scipy import stats
 from conftest import make_config
 from experiments import identity
 from model_helpers import save_run, tiny_config
-from vdm import model as model_lib
+from vdm import run as run_lib
 from vdm.baselines import vae
 from vdm.data.dataset import Spec
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("single")
 def small_vae(latent):
     """A VAE of all pictures of two values, and random parameters, but of q such that it is no point."""
     fields = {"model.latent": latent, "model.net.depth": 1, "model.net.width": 16}
-    model = model_lib.build(make_config(fields, "configs/vae.py"), Spec(SHAPE, LEVELS, 0))
+    model = run_lib.build_model(make_config(fields, "configs/vae.py"), Spec(SHAPE, LEVELS, 0))
     random = np.random.default_rng(0)
 
     def one(path, leaf):

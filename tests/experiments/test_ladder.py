@@ -10,10 +10,10 @@ from conftest import ROOT
 from experiments import ladder
 from model_helpers import save_run, tiny_config
 from record_helpers import read_csv
-from vdm import commandline, config as config_lib, model as model_lib, run as run_lib, workdir as workdir_lib
+from vdm import commandline, config as config_lib, run as run_lib, workdir as workdir_lib
 from vdm.contract import Ability
 from vdm.data.dataset import Spec
-from vdm.diffusion import encoder
+from vdm.diffusion import process
 
 pytestmark = pytest.mark.usefixtures("single")
 
@@ -57,8 +57,8 @@ def check_lower_halves(run):
     params = jax.tree.map(lambda v: v + 0.3 * random.normal(size=v.shape).astype(np.float32), run.state.ema)
     pictures = ladder.predict_lower_halves(run._replace(state=run.state._replace(ema=params)))
     real = run.data.test.read(np.arange(12))["image"]
-    given = np.where(np.arange(8)[:, None, None] < 4, encoder.scale(real, 17), 0.0)
-    want = encoder.unscale(run.model.average(params, given, 1.0, None), 17)
+    given = np.where(np.arange(8)[:, None, None] < 4, process.scale(real, 17), 0.0)
+    want = process.unscale(run.model.average(params, given, 1.0, None), 17)
     np.testing.assert_array_equal(pictures[:, :4], real[:, :4])
     np.testing.assert_allclose(pictures[:, 4:].astype(int), want[:, 4:], atol=1)
     assert np.ptp(pictures[:, 4:].astype(int), axis=0).max() > 3
@@ -70,7 +70,7 @@ def test_every_rung_is_a_model():
         fields = dict(fields)
         raw = config_lib.load(str(ROOT / fields.pop("config")))
         config = commandline.apply(raw, [f"--config.{name}={value}" for name, value in fields.items()])
-        built[variant] = model_lib.build(config, Spec((8, 8, 1), 17, 10))
+        built[variant] = run_lib.build_model(config, Spec((8, 8, 1), 17, 10))
     assert len(built) == 11 and len({str(one) for one in built.values()}) == 11
     assert type(built["VDM_encoder_learned"].encoder).__name__ == "Learned"
     assert [type(one).__name__ for one in built.values()].count("MHVAE") == 4

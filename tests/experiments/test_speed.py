@@ -9,9 +9,8 @@ import pytest
 
 from conftest import make_config
 from experiments import benchmark, flops
-from vdm import model as model_lib, optimizer as optimizer_lib, step as step_lib
+from vdm import objective as objective_lib, optimizer as optimizer_lib, run as run_lib, step as step_lib
 from vdm.data.dataset import Spec
-from vdm.diffusion import objective as objective_lib
 from vdm.runtime import devices
 
 
@@ -21,7 +20,7 @@ def test_counted_operations_are_those_of_the_compiler(attention):
     a picture."""
     config = benchmark.configure(benchmark.Case(2, 64, 1, "float32", "none"))
     config.model.net.attention = attention
-    model = model_lib.build(config, benchmark.SPEC)
+    model = run_lib.build_model(config, benchmark.SPEC)
     net = model.net.clone(unroll=True)  # of a loop the compiler counts one turn
     z, one = np.zeros((1, 32, 32, 3), np.float32), np.zeros(1, np.float32)
     params = jax.eval_shape(net.init, jax.random.key(0), z, one, one[:, None])
@@ -36,7 +35,7 @@ def test_a_step_sends_the_gradient_once(kind):
     the three terms of the loss, and no other communication is there."""
     config = make_config({"model.net.depth": 1}, "configs/digits.py")
     spec = Spec((8, 8, 1), 17, 10)
-    model = model_lib.build(config, spec)
+    model = run_lib.build_model(config, spec)
     objective = objective_lib.build(config.objective, model)
     batch = {
         "image": np.zeros((8, 1, 2, 8, 8, 1), np.uint8),

@@ -22,10 +22,10 @@ from experiments import (
 )
 from model_helpers import save_run, tiny_config
 from record_helpers import read_csv
-from vdm import model as model_lib, run as run_lib, workdir as workdir_lib
+from vdm import run as run_lib, workdir as workdir_lib
+from vdm.contract import bits_per_dim
 from vdm.data.batches import eval_batches
 from vdm.data.dataset import Spec
-from vdm.diffusion import elbo
 from vdm.runtime.randomness import Rng
 
 STUDIES = (noise_schedules, time_samplers, depth, fourier_features, encoders, objectives)
@@ -66,7 +66,7 @@ def variances(workdir):
         return sum(run.model.draw(run.state.ema, rng, batch).terms.values())
 
     nats = np.stack([once(number) for number in range(200)]).astype(np.float64)
-    return elbo.bits_per_dim(nats, run.data.spec.shape).var(axis=0, ddof=1)
+    return bits_per_dim(nats, run.data.spec.shape).var(axis=0, ddof=1)
 
 
 def test_variance_of_a_draw(workdir, variances):
@@ -146,7 +146,7 @@ def test_a_run_of_the_commit_before_is_a_result(tmp_path):
 def test_other_schedules_between_the_ends_that_were_learned():
     """The ends are the trained ones, and for one γ the denoiser is the trained one: it sees γ as before."""
     config = make_config({"model.net.name": "mlp", "model.net.depth": 1}, "configs/digits.py")
-    model = model_lib.build(config, Spec((8, 8, 1), 17, 10))
+    model = run_lib.build_model(config, Spec((8, 8, 1), 17, 10))
     batch = {"image": np.zeros((2, 8, 8, 1), np.uint8), "label": np.zeros(2, np.int32)}
     params = model.init(jax.random.key(0), batch)
     params["net"] = jax.tree.map(lambda v: v + 0.1, params["net"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from conftest import make_config
-from vdm import model
+from vdm import run as run_lib
 from vdm.data.dataset import Spec
 from vdm.errors import UserError
 from vdm.nets import mlp, pyramid, transformer, unet
@@ -56,7 +56,7 @@ def start(name):
 
 
 def test_cifar10_has_the_papers_number_of_parameters():
-    made = model.build(make_config(file="configs/cifar10.py"), Spec((32, 32, 3), 256, 10))
+    made = run_lib.build_model(make_config(file="configs/cifar10.py"), Spec((32, 32, 3), 256, 10))
     batch = {
         "image": np.zeros((1, 32, 32, 3), np.uint8),
         "label": np.zeros(1, np.int32),
@@ -67,7 +67,7 @@ def test_cifar10_has_the_papers_number_of_parameters():
 
 
 def test_cifar10_fourier_frequencies_are_the_papers():
-    made = model.build(make_config(file="configs/cifar10.py"), Spec((32, 32, 3), 256, 10))
+    made = run_lib.build_model(make_config(file="configs/cifar10.py"), Spec((32, 32, 3), 256, 10))
     assert made.net.frequencies == (2.0**7, 2.0**6)
 
 

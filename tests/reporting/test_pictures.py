@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from vdm.diffusion import encoder
+from vdm.diffusion import process
 from vdm.reporting import pictures
 
 
@@ -23,7 +23,7 @@ def test_grid_shows_every_sample(tmp_path):
 def test_points_are_plotted_where_they_are(tmp_path):
     """Dark pixels in the upper right quarter alone, for points there; 8 bits do not wrap."""
     points = np.full((50, 1, 1, 2), 224, np.uint8)
-    assert np.all(encoder.scale(points, 256) == 0.75390625)
+    assert np.all(process.scale(points, 256) == 0.75390625)
     pictures.save_samples(tmp_path / "points.png", points, 256)
     with Image.open(tmp_path / "points.png") as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)

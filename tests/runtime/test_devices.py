@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from conftest import few_devices, make_config
-from vdm import model, optimizer, step
+from vdm import optimizer, run as run_lib, step
 from vdm.data.dataset import Spec
-from vdm.diffusion.objective import ELBO
+from vdm.objective import ELBO
 from vdm.runtime import devices
 
 SPEC = Spec((4, 4, 1), 17, 10)
@@ -34,7 +34,7 @@ def trained(kind, count, **changes):
     images = random.integers(0, 17, (48, 4, 4, 1)).astype(np.uint8)
     labels = random.integers(0, 10, 48).astype(np.int32)
     batch = {"image": images, "label": labels, "augmented": np.zeros(48, np.float32)}
-    made = model.build(config, SPEC)
+    made = run_lib.build_model(config, SPEC)
     params = jax.eval_shape(lambda: step.init_params(made, 0, batch))
     updates = optimizer.build(config.optimizer, 100, made, params)
     with few_devices(count):

@@ -18,7 +18,7 @@ from vdm import component
 from vdm.contract import Ability, Draw, Model, Params, Stages
 from vdm.data.dataset import Spec
 from vdm.diffusion import condition as condition_lib
-from vdm.nets.causal import CAUSAL_NETWORKS, Causal
+from vdm.nets.causal import Causal
 from vdm.parameters import Role
 from vdm.runtime import randomness
 
@@ -39,7 +39,7 @@ class Autoregressor(Model):
     classes: int
     condition: str = "none"
 
-    sections = {"net": CAUSAL_NETWORKS}
+    sections = {"net": "causal network"}
 
     def check(self) -> None:
         condition_lib.check(self.condition, self.classes)
@@ -61,7 +61,7 @@ class Autoregressor(Model):
     def roles(self, params: Params) -> PyTree[Role]:
         return {"net": self.net.roles(params["net"])}
 
-    def draw(self, params, rng, batch, train=False, cdf=None, apart=False, second=False) -> Draw:
+    def draw(self, params, rng, batch, train=False, times=None) -> Draw:
         """ "likelihood": the exact −log p(x). Nothing but dropout is drawn."""
         keys = rng.keys(randomness.DROPOUT) if train else None
         levels = batch["image"].astype(jnp.int32).reshape(-1, math.prod(self.shape))
@@ -117,7 +117,7 @@ class Autoregressor(Model):
           UserError: a field has a value that is not accepted.
         """
         net = component.build(
-            CAUSAL_NETWORKS,
+            "causal network",
             section.net,
             "config.model.net",
             tokens=math.prod(spec.shape),

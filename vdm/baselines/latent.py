@@ -1,12 +1,12 @@
 """The latent VDM (the lecture's title): a VAE whose prior is a VDM, both trained at once by one bound.
 
-An encoder takes a picture to a point μ(x) in a space of few numbers, and the chain of a VDM runs there, with
-μ(x) where the VDM has x; a learned decoder takes its least noisy point back to a picture:
+An encoder takes an image to a point μ(x) in a space of few numbers, and the chain of a VDM runs there, with
+μ(x) where the VDM has x; a learned decoder takes its least noisy point back to an image:
 
   q(z_t|x) = N(α_t μ(x), σ_t² I),    p(x, z_0 … z_1) = p(z_1) … p(z_s|z_t) … p(x|z_0).
 
 z_0 is the latent of the VAE. Its q(z_0|x) has one variance, σ_0², for all numbers, which is no restriction,
-as each number of μ(x) is scaled at will; and for all pictures, which is one. The bound is the VDM's
+as each number of μ(x) is scaled at will; and for all images, which is one. The bound is the VDM's
 (VDM eq. 11; lecture (21)), term by term, but for p(x|z_0). No gradient is stopped, so q(z|x), p(z) and p(x|z)
 are trained jointly on it.
 
@@ -18,7 +18,7 @@ still bounds −log p(x).
 from collections.abc import Callable
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import linen as nn
 import jax
@@ -27,30 +27,27 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from vdm import component
 from vdm.baselines import vae as vae_lib
-from vdm.component import Registry, accept
+from vdm.component import accept
 from vdm.contract import Ability, Batch, Draw, Flow, Latents, Model, Params
 from vdm.data.dataset import Spec
-from vdm.diffusion import encoder as encoder_lib, flow, gaussian, matching, path
-from vdm.diffusion.chain import Linear
+from vdm.diffusion import decoder, process
 from vdm.diffusion.model import Diffusion
-from vdm.diffusion.schedule import SCHEDULES
-from vdm.errors import one_of
-from vdm.nets import Network, residual
+from vdm.errors import require
+from vdm.nets import residual
 from vdm.nets.layers import layer_keys
-from vdm.nets.mlp import MLP
 from vdm.parameters import Role, alike
 from vdm.runtime import randomness
 
 
 @dataclasses.dataclass(frozen=True)
 class LatentDiffusion(Model):
-    """A VDM of what an encoder makes of pictures. Its config fields are those of Diffusion, and `latent`.
+    """A VDM of what an encoder makes of images. Its config fields are those of Diffusion, and `latent`.
 
     Attributes:
       encoder: x as a vector to μ(x), [batch, latent].
       decoder: z_0 to two numbers for each value of x, as those of vae.VAE.
-      vdm: the prior, of "pictures" [1, 1, latent].
-      shape: height, width and channels of a picture.
+      vdm: the prior, of "images" [1, 1, latent].
+      shape: height, width and channels of an image.
       vocab_size: levels of a value.
       latent: how many numbers μ(x) has.
     """
@@ -62,12 +59,12 @@ class LatentDiffusion(Model):
     vocab_size: int
     latent: int = 16
 
-    # Latents are vectors.
-    sections = {"schedule": SCHEDULES, "net": Registry(Network, {"mlp": MLP})}
+    prior: ClassVar[type[Diffusion]] = Diffusion  # what builds `vdm`
+    sections = Diffusion.sections | {"net": "latent network"}
 
     @classmethod
     def config_fields(cls) -> dict[str, Any]:
-        return component.fields(cls) | Diffusion.config_fields()
+        return component.fields(cls) | cls.prior.config_fields()
 
     def check(self) -> None:
         accept("latent", self.latent >= 1, "1 or more")
@@ -92,7 +89,7 @@ class LatentDiffusion(Model):
         self, params: Params, levels: Int[Array, "batch height width channels"], keys: Array | None = None
     ) -> Float[Array, "batch 1 1 latent"]:
         """μ(x)."""
-        x = encoder_lib.scale(levels, self.vocab_size).reshape(levels.shape[0], -1)
+        x = process.scale(levels, self.vocab_size).reshape(levels.shape[0], -1)
         return self.encoder.apply(params["encoder"], x, layer_keys(keys, 0)).reshape(-1, *self.vdm.shape)
 
     def decode(
@@ -102,19 +99,28 @@ class LatentDiffusion(Model):
         output = self.decoder.apply(params["decoder"], z_0.reshape(z_0.shape[0], -1), layer_keys(keys, 1))
         return vae_lib.levels_of(output, self.shape)
 
-    def draw(self, params, rng, batch, train=False, cdf=None, apart=False, second=False) -> Draw:
+    def draw(self, params, rng, batch, train=False, times=None) -> Draw:
         """reconstruction, prior and diffusion by one draw each; and the label, where the prior is conditioned
         on it."""
         keys = rng.keys(randomness.DROPOUT) if train else None
         mean = self.encode(params, batch["image"], keys)
-        draw = matching.draw(self.vdm, params, rng, mean, batch, train, cdf, apart, second)
-        eps_0 = rng.normal(randomness.RECONSTRUCTION, self.vdm.shape)
-        z_0 = encoder_lib.diffuse(mean, self.vdm.gamma(params, jnp.zeros(())), eps_0)
-        log_p = vae_lib.log_likelihood(batch["image"], self.decode(params, z_0, keys), self.vocab_size)
-        terms = {"reconstruction": -log_p, **draw.terms}
-        if self.vdm.condition == "label":
-            terms["label"] = jnp.full(log_p.shape, math.log(self.vdm.classes))
-        return draw._replace(terms=terms)
+
+        def log_likelihood(eps_0):
+            z_0 = process.diffuse(mean, self.vdm.gamma(params, jnp.zeros(())), eps_0)
+            return vae_lib.log_likelihood(batch["image"], self.decode(params, z_0, keys), self.vocab_size)
+
+        draw = self.vdm.bound(params, rng, batch, mean, log_likelihood, train, times)
+        if self.vdm.condition != "label":
+            return draw
+        label = jnp.full(len(mean), math.log(self.vdm.classes))
+        return draw._replace(terms={**draw.terms, "label": label})
+
+    @property
+    def times(self):
+        return self.vdm.times
+
+    def verify(self, params):
+        self.vdm.verify(params)
 
     @property
     def takes_label(self) -> bool:
@@ -127,10 +133,23 @@ class LatentDiffusion(Model):
     def at_depth(self, timesteps: int) -> "LatentDiffusion":
         return dataclasses.replace(self, vdm=self.vdm.at_depth(timesteps))
 
+    def with_schedule(self, change) -> "LatentDiffusion":
+        return dataclasses.replace(self, vdm=self.vdm.with_schedule(change))
+
     def log_weight(self, params, rng, batch) -> Float[Array, "batch"]:
         """Of one path of the chain of latents."""
         mean, log_p = self.encode(params, batch["image"]), self.log_likelihood(params, batch)
-        return path.of_model(self.vdm, params, rng, batch, mean, log_p)
+        return self.vdm.log_weight_of(params, rng, batch, mean, log_p)
+
+    def sample_and_log_weight(self, params, rng, batch):
+        """With labels, those of the batch are taken for draws of p(label)."""
+
+        def decode(z_0):
+            image = vae_lib.sample_x(rng.keys(randomness.DECODE), self.decode(params, z_0), self.vocab_size)
+            log_p = self.log_likelihood(params, {**batch, "image": image})(z_0)
+            return image, self.encode(params, image), log_p
+
+        return self.vdm.sample_and_log_weight_of(params, rng, batch, decode)
 
     @property
     def flow_kinds(self):
@@ -138,11 +157,8 @@ class LatentDiffusion(Model):
 
     def flow(self, params, rng, batch, kind) -> Flow:
         """The ODE of z_0."""
-        mean = self.encode(params, batch["image"])
-        eps = gaussian.noise(rng.keys(randomness.DECODE), self.vdm.shape)
-        z_0 = encoder_lib.diffuse(mean, self.vdm.gamma(params, jnp.zeros(())), eps)
-        log_p = self.log_likelihood(params, batch)(z_0)
-        return flow.of_latents(self.vdm, params, rng, batch, mean, log_p, eps)
+        mean, log_p = self.encode(params, batch["image"]), self.log_likelihood(params, batch)
+        return self.vdm.flow_of_latents(params, rng, batch, mean, log_p)
 
     def log_likelihood(self, params: Params, batch: Batch) -> Callable[[Array], Array]:
         """z_0 → log p(x|z_0), nats, and with labels log p(x, label|z_0), each label as likely as another."""
@@ -150,12 +166,14 @@ class LatentDiffusion(Model):
         log_p = lambda z: vae_lib.log_likelihood(batch["image"], self.decode(params, z), self.vocab_size)
         return lambda z_0: log_p(z_0) - label
 
-    def gamma(self, params: Params, t: Array, context: Array | None = None) -> Array:
-        return self.vdm.gamma(params, t, context)
+    def gamma(self, params: Params, t: Array, condition: Array | None = None) -> Array:
+        return self.vdm.gamma(params, t, condition)
 
     def latents(self, timesteps) -> Latents:
-        return Linear(self.vdm, timesteps + 1).latents(
-            mean=lambda params, batch: self.encode(params, batch["image"]), decode=self.decode
+        return self.vdm.latents(
+            timesteps,
+            mean=lambda params, batch: self.encode(params, batch["image"]),
+            logits=lambda params, z: decoder.logits(*self.decode(params, z), self.vocab_size),
         )
 
     def sample(self, params, rng, batch):
@@ -170,12 +188,16 @@ class LatentDiffusion(Model):
         Raises:
           UserError: a field has a value that is not accepted.
         """
-        # Latents have no levels.
-        one_of("config.model.parameterisation", section.parameterisation, ("eps", "x", "v"))
+        vdm = cls.prior.build(section, dataclasses.replace(spec, shape=(1, 1, section.latent)))
+        require(
+            not vdm.parameterisation.of_levels,
+            f"config.model.parameterisation.name is {section.parameterisation.name!r}; accepted for latents, "
+            "which have no levels: 'eps', 'x', 'v'.",
+        )
         made = cls(
             encoder=residual.build(section.net, section.latent),
             decoder=residual.build(section.net, 2 * math.prod(spec.shape)),
-            vdm=Diffusion.build(section, dataclasses.replace(spec, shape=(1, 1, section.latent))),
+            vdm=vdm,
             shape=spec.shape,
             vocab_size=spec.vocab_size,
             latent=section.latent,

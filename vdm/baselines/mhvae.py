@@ -16,8 +16,8 @@ draw of q(z_t|z_{t−1}). Where q(z_t|z_{t+1}, x) is known, Bayes' rule turns q 
 
 The restrictions, each on its own but that II needs I:
 
-  I    A latent has as many numbers as a picture, not config.model.latent.
-  II   q is not learned but linear Gaussian, that of encoder.py; and of q(z_{t−1}|z_t, x), which is known
+  I    A latent has as many numbers as an image, not config.model.latent.
+  II   q is not learned but linear Gaussian, that of process.py; and of q(z_{t−1}|z_t, x), which is known
        then, p(z_{t−1}|z_t) has to learn x alone: x̂(z_t) (lecture (20)).
   III  p(z_T) is N(0, I), not a Gaussian that is learned. The term `prior` says how near q(z_T|x) comes to
        it; under II that is a matter of γ_max.
@@ -34,25 +34,23 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from vdm import component
+from vdm import component, gaussian
 from vdm.baselines import vae as vae_lib
-from vdm.baselines.chains import Networks
+from vdm.baselines.chains import DiffusionChain, LearnedChain
 from vdm.component import accept, choose
 from vdm.contract import Ability, Draw, Latents, Model, Params
 from vdm.data.dataset import Spec
-from vdm.diffusion import decoder, denoiser, gaussian
-from vdm.diffusion.chain import Linear
-from vdm.diffusion.gaussian import Gaussian
-from vdm.diffusion.model import assemble
-from vdm.diffusion.schedule import SCHEDULES
-from vdm.errors import one_of, require
-from vdm.nets import NETWORKS, residual
+from vdm.diffusion import decoder
+from vdm.diffusion.model import Diffusion
+from vdm.errors import one_of
+from vdm.gaussian import Gaussian
+from vdm.nets import residual
 from vdm.parameters import Role, alike
 from vdm.runtime import randomness
 
 RESTRICTIONS = ("I", "II", "III")
 
-Chain = Networks | Linear
+Chain = LearnedChain | DiffusionChain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +63,8 @@ class MHVAE(Model):
       timesteps: T, how many latents there are.
       restrictions: any of I, II, III, by commas.
       latent: without I, how many numbers a latent has.
-      parameterisation: under II, what the network predicts: eps, x, v or levels. The schedule, too, has a use
-        under II alone.
+
+    The sections schedule and parameterisation have a use under II alone.
     """
 
     chain: Chain
@@ -74,9 +72,8 @@ class MHVAE(Model):
     timesteps: int = 10
     restrictions: str = ""
     latent: int = 16
-    parameterisation: str = "eps"
 
-    sections = {"schedule": SCHEDULES, "net": NETWORKS}
+    sections = {"schedule": "schedule", "net": "network", "parameterisation": "parameterisation"}
 
     def check(self) -> None:
         names = _names(self.restrictions)
@@ -93,7 +90,6 @@ class MHVAE(Model):
             f"{2 if 'II' in names else 1} or more, the number of latents",
         )
         accept("latent", self.latent >= 1, "1 or more")
-        choose("parameterisation", self.parameterisation, denoiser.accepted(gaussian=False))
 
     @property
     def abilities(self) -> frozenset[Ability]:
@@ -114,11 +110,18 @@ class MHVAE(Model):
         prior = {"prior": {"mean": zeros, "log_variance": zeros}} if self.learned_prior else {}
         return self.chain.init(key, batch) | prior
 
+    def fit(self, split):
+        return self.chain.vdm.fit(split) if isinstance(self.chain, DiffusionChain) else {}
+
+    def verify(self, params):
+        if isinstance(self.chain, DiffusionChain):
+            self.chain.vdm.verify(params)
+
     def prior(self, params: Params) -> Gaussian:
         """p(z_T)."""
         return Gaussian(**params["prior"]) if self.learned_prior else gaussian.STANDARD
 
-    def draw(self, params, rng, batch, train=False, cdf=None, apart=False, second=False) -> Draw:
+    def draw(self, params, rng, batch, train=False, times=None) -> Draw:
         """reconstruction, level_1 … level_{T−1} and prior, by one path."""
         keys = rng.keys(randomness.DROPOUT) if train else None
         eps = rng.normal(randomness.LATENT, (self.timesteps, *self.chain.shape))
@@ -150,7 +153,7 @@ class MHVAE(Model):
             self.chain.shape,
             q_1=lambda params, batch: self.chain.q_1(params, batch["image"]),
             q=self.chain.q,
-            p=lambda params, t, z, batch: self.chain.p(params, t, z),
+            p=lambda params, t, z, batch, keys=None: self.chain.p(params, t, z, keys),
             prior=self.prior,
             logits=lambda params, z: decoder.logits(*self.chain.decode(params, z), self.vocab_size),
             deviations=self.chain.deviations,
@@ -186,17 +189,33 @@ class MHVAE(Model):
 
     def sample(self, params, rng, batch):
         """Samples: z_T of the prior, down to x (lecture (17))."""
+        return self._sample(params, rng)[0]
+
+    def sample_and_log_weight(self, params, rng, batch):
+        image, z = self._sample(params, rng)
+        log_p = jnp.sum(jax.vmap(gaussian.log_prob)(self.reverse(params, z), z[:-1]), axis=0)
+        log_p += gaussian.log_prob(self.prior(params), z[-1])
+        log_p += vae_lib.log_likelihood(image, self.chain.decode(params, z[0]), self.vocab_size)
+        above = jax.vmap(lambda t, below: self.chain.q(params, t, below))
+        q = above(jnp.arange(2, self.timesteps + 1), z[:-1])
+        log_q = jnp.sum(jax.vmap(gaussian.log_prob)(q, z[1:]), axis=0)
+        return image, log_p - log_q - gaussian.log_prob(self.chain.q_1(params, image), z[0])
+
+    def _sample(self, params, rng):
+        """x, and z_1 … z_T."""
         keys = rng.keys(randomness.NOISE)
 
         def step(z, t):
             eps = gaussian.noise(
                 randomness.fold_in(keys, jnp.broadcast_to(t - 2, keys.shape)), self.chain.shape
             )
-            return gaussian.draw(self.chain.p(params, t, z), eps), None
+            below = gaussian.draw(self.chain.p(params, t, z), eps)
+            return below, below
 
         z_last = gaussian.draw(self.prior(params), rng.normal(randomness.LATENT, self.chain.shape))
-        z_1, _ = jax.lax.scan(step, z_last, jnp.arange(2, self.timesteps + 1), reverse=True)
-        return vae_lib.sample_x(rng.keys(randomness.DECODE), self.chain.decode(params, z_1), self.vocab_size)
+        z_1, below = jax.lax.scan(step, z_last, jnp.arange(2, self.timesteps + 1), reverse=True)
+        image = vae_lib.sample_x(rng.keys(randomness.DECODE), self.chain.decode(params, z_1), self.vocab_size)
+        return image, jnp.concatenate([below, z_last[None]])
 
     @classmethod
     def build(cls, section: Any, spec: Spec) -> "MHVAE":
@@ -208,18 +227,17 @@ class MHVAE(Model):
         names, steps = _names(section.restrictions), section.timesteps
         chain: Chain
         if "II" in names:
-            vdm = assemble(section, spec, parameterisation=section.parameterisation, timesteps=steps - 1)
-            context = vdm.schedule.context_size
-            require(context == 0, f"config.model.schedule.context is {context}; accepted for 'mhvae': 0.")
-            chain = Linear(vdm, steps)
+            chain = DiffusionChain(Diffusion.assemble(section, spec, timesteps=steps - 1), steps)
         else:
             one_of("config.model.net.name", section.net.name, ("mlp",))
             size = math.prod(spec.shape) if "I" in names else section.latent
             up, down = (residual.build(section.net, 2 * size) for _ in range(2))
-            chain = Networks(vae_lib.of_size(section.net, spec, size), up, down, steps)
+            chain = LearnedChain(vae_lib.of_size(section.net, spec, size), up, down, steps)
         fields = {field: section[field] for field in component.fields(cls)}
         made = cls(chain, spec.vocab_size, **fields)
         component.check(made, section, "config.model")
+        if isinstance(chain, DiffusionChain):
+            component.check(chain.vdm, section, "config.model")
         return made
 
 

@@ -18,9 +18,9 @@ import numpy as np
 from vdm import component, nets
 from vdm.contract import Ability, Batch, Draw, Model, Params, Stages
 from vdm.data.dataset import Spec
-from vdm.diffusion import condition as condition_lib, decoder, encoder
+from vdm.diffusion import condition as condition_lib, decoder, process
 from vdm.errors import require
-from vdm.nets import NETWORKS, Network
+from vdm.nets import Network
 from vdm.parameters import Role
 from vdm.runtime import randomness
 
@@ -46,7 +46,7 @@ class Naive(Model):
     classes: int
     condition: str = "none"
 
-    sections = {"net": NETWORKS}
+    sections = {"net": "network"}
 
     def check(self) -> None:
         condition_lib.check(self.condition, self.classes)
@@ -72,16 +72,16 @@ class Naive(Model):
     def roles(self, params: Params) -> PyTree[Role]:
         return {"net": self.net.roles(params["net"]), "log_variance": Role()}
 
-    def draw(self, params, rng, batch, train=False, cdf=None, apart=False, second=False) -> Draw:
+    def draw(self, params, rng, batch, train=False, times=None) -> Draw:
         """The exact −log p(x): "upper" of the upper half from nothing, "lower" of the lower half from the
         upper."""
         levels = batch["image"].astype(jnp.int32)
         keys = rng.keys(randomness.DROPOUT) if train else None
-        x, half = encoder.scale(levels, self.vocab_size), self.shape[0] // 2
+        x, half = process.scale(levels, self.vocab_size), self.shape[0] // 2
 
         def nats(given, time):
             u, gamma = self.predict(params, x * given, time, self.condition_of(batch), keys)
-            return -decoder.log_prob(levels, u * encoder.alpha(gamma), gamma, self.vocab_size)
+            return -decoder.log_prob(levels, u * process.alpha(gamma), gamma, self.vocab_size)
 
         upper, lower = nats(0.0, 0.0)[:, :half], nats(self.is_upper(), 1.0)[:, half:]
         return Draw({"upper": jnp.sum(upper, axis=(1, 2, 3)), "lower": jnp.sum(lower, axis=(1, 2, 3))})
@@ -93,13 +93,13 @@ class Naive(Model):
         first = self.average(params, blank, 0.0, condition)
         second = self.average(params, first * self.is_upper(), 1.0, condition)
         whole = jnp.where(self.is_upper() > 0, first, second)
-        return encoder.unscale(whole, self.vocab_size).astype(jnp.uint8)
+        return process.unscale(whole, self.vocab_size).astype(jnp.uint8)
 
     def average(self, params: Params, given: Picture, time: float, condition: Condition) -> Picture:
         """The mean of p(x | given), in [−1, 1]."""
         u, gamma = self.predict(params, given, time, condition)
-        logits = decoder.logits(u * encoder.alpha(gamma), gamma, self.vocab_size)
-        return jax.nn.softmax(logits) @ encoder.scale(jnp.arange(self.vocab_size), self.vocab_size)
+        logits = decoder.logits(u * process.alpha(gamma), gamma, self.vocab_size)
+        return jax.nn.softmax(logits) @ process.scale(jnp.arange(self.vocab_size), self.vocab_size)
 
     @property
     def stages(self) -> Stages:
@@ -109,9 +109,9 @@ class Naive(Model):
 
         def logits(params, condition, places, levels):
             second = (places[0] > 0).astype(jnp.float32)
-            x = encoder.scale(levels.reshape(-1, *self.shape), self.vocab_size)
+            x = process.scale(levels.reshape(-1, *self.shape), self.vocab_size)
             u, gamma = self.predict(params, x * self.is_upper() * second, second, condition)
-            found = decoder.logits(u * encoder.alpha(gamma), gamma, self.vocab_size)
+            found = decoder.logits(u * process.alpha(gamma), gamma, self.vocab_size)
             return found.reshape(x.shape[0], -1, self.vocab_size)[:, places], condition
 
         return Stages(places, lambda params, batch: self.condition_of(batch), logits)
@@ -126,7 +126,7 @@ class Naive(Model):
           time: 0.0 where nothing is given, 1.0 where the upper half is.
         """
         times = jnp.full(given.shape[:1], time)
-        return self.net.apply(params["net"], given, times, condition, keys), params["log_variance"]
+        return self.net.predict(params["net"], given, times, condition, keys), params["log_variance"]
 
     def is_upper(self) -> Float[Array, "height 1 1"]:
         """1 for the values of the upper half, 0 for the others."""

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 import numpy as np
 
-from vdm import component
+from vdm import component, gaussian
 from vdm.component import accept
 from vdm.contract import Ability, Draw, Latents, Model, Params
 from vdm.data.dataset import Spec
-from vdm.diffusion import decoder as decoder_lib, encoder as encoder_lib, gaussian
+from vdm.diffusion import decoder as decoder_lib, process
 from vdm.nets import residual
 from vdm.nets.layers import layer_keys
 from vdm.runtime import randomness
@@ -47,7 +47,7 @@ class VAE(Model):
     vocab_size: int
     latent: int = 16
 
-    sections = {"net": residual.VECTOR_NETWORKS}
+    sections = {"net": "vector network"}
 
     def check(self) -> None:
         accept("latent", self.latent >= 1, "1 or more")
@@ -68,7 +68,7 @@ class VAE(Model):
         self, params: Params, levels: Int[Array, "batch height width channels"], keys: Array | None = None
     ) -> gaussian.Gaussian:
         """q(z|x), of [batch, latent]."""
-        x = encoder_lib.scale(levels, self.vocab_size).reshape(levels.shape[0], -1)
+        x = process.scale(levels, self.vocab_size).reshape(levels.shape[0], -1)
         output = self.encoder.apply(params["encoder"], x, layer_keys(keys, 0))
         return gaussian.Gaussian(*jnp.split(output, 2, axis=-1))
 
@@ -76,7 +76,7 @@ class VAE(Model):
         """p(x|z)."""
         return levels_of(self.decoder.apply(params["decoder"], z, layer_keys(keys, 1)), self.shape)
 
-    def draw(self, params, rng, batch, train=False, cdf=None, apart=False, second=False) -> Draw:
+    def draw(self, params, rng, batch, train=False, times=None) -> Draw:
         """reconstruction, by one draw of z, and prior matching, exact (lecture (12), (15))."""
         keys = rng.keys(randomness.DROPOUT) if train else None
         q = self.encode(params, batch["image"], keys)
@@ -94,6 +94,13 @@ class VAE(Model):
         z = gaussian.draw(q, gaussian.noise(rng.keys(randomness.LATENT), (self.latent,)))
         log_p = log_likelihood(batch["image"], self.decode(params, z), self.vocab_size)
         return log_p + gaussian.log_prob(gaussian.STANDARD, z) - gaussian.log_prob(q, z)
+
+    def sample_and_log_weight(self, params, rng, batch):
+        z = rng.normal(randomness.LATENT, (self.latent,))
+        p_x = self.decode(params, z)
+        x = sample_x(rng.keys(randomness.DECODE), p_x, self.vocab_size)
+        log_p = log_likelihood(x, p_x, self.vocab_size) + gaussian.log_prob(gaussian.STANDARD, z)
+        return x, log_p - gaussian.log_prob(self.encode(params, x), z)
 
     def latents(self, timesteps) -> Latents:
         """Its one latent."""
@@ -143,7 +150,7 @@ def of_size(net: Any, spec: Spec, latent: int) -> VAE:
 def levels_of(output: Float[Array, "batch outputs"], shape: tuple[int, int, int]) -> Levels:
     """p(x|z) of a decoder's output, two numbers for each value of `shape`."""
     mean, gamma_0 = jnp.moveaxis(output.reshape(-1, *shape, 2), -1, 0)
-    return mean * encoder_lib.alpha(gamma_0), gamma_0
+    return mean * process.alpha(gamma_0), gamma_0
 
 
 def log_likelihood(levels: Int[Array, "batch *shape"], p_x: Levels, vocab_size: int) -> Float[Array, "batch"]:

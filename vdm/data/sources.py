@@ -1,4 +1,4 @@
-"""The data sources by name, and how config.data becomes a data set."""
+"""How config.data becomes a data set."""
 
 import dataclasses
 import inspect
@@ -6,21 +6,11 @@ import inspect
 from ml_collections import ConfigDict
 import numpy as np
 
-from vdm.component import Registry, build
+from vdm.component import REGISTRIES, build
 from vdm.data import tfds, undamaged
 from vdm.data.dataset import Data, Split, held_out
-from vdm.data.digits import Digits
-from vdm.data.folder import Folder
-from vdm.data.npz import Npz
 from vdm.data.source import Source
-from vdm.data.swirl import Swirl
 from vdm.errors import UserError, did_you_mean, require
-
-SOURCES = Registry(
-    Source,
-    {"digits": Digits, "swirl": Swirl, "folder": Folder, "npz": Npz},
-    otherwise=tfds.TFDS,
-)
 
 
 def load(section: ConfigDict) -> Data:
@@ -29,15 +19,16 @@ def load(section: ConfigDict) -> Data:
     Raises:
       UserError: it is unknown, not prepared, not readable, or does not fit the config.
     """
-    source = build(SOURCES, section, "config.data", name=section.name)
+    source = build("source", section, "config.data", name=section.name)
     try:
         data = source.load()
     except tfds.UnknownName as unknown:
+        builtin = REGISTRIES["source"].builtin
         base = section.name.split("/")[0].split(":")[0]
         raise UserError(
-            f"config.data.name is {section.name!r}; accepted: {', '.join(map(repr, SOURCES.builtin))}, the "
-            "name of a TFDS data set, or the import path of one's own source, 'module:Class'."
-            + did_you_mean(base, [*SOURCES.builtin, *unknown.known])
+            f"config.data.name is {section.name!r}; accepted: {', '.join(map(repr, builtin))}, the "
+            "name of a TFDS data set, or the import path of your own source, 'module:Class'."
+            + did_you_mean(base, [*builtin, *unknown.known])
         ) from unknown
     require(
         isinstance(data, Data),

@@ -1,4 +1,4 @@
-"""What a network is conditioned on in addition to time: a picture's label, or whether it was augmented."""
+"""What a network is conditioned on in addition to time: an image's label, or whether it was augmented."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def check(condition: str, classes: int) -> None:
 def withhold(
     condition: Float[Array, "batch size"] | None, keys: Key[Array, "batch"], share: float
 ) -> Float[Array, "batch size"] | None:
-    """The condition, but zeros for a random share of the pictures (Ho & Salimans 2022)."""
+    """The condition, but zeros for a random share of the images (Ho & Salimans 2022)."""
     if condition is None:
         return None
     return condition * jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - share, (1,)))(keys)

@@ -10,15 +10,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
-from vdm.diffusion import encoder
+from vdm.diffusion import process
 
 
 def logits(
     z_0: Float[Array, "*any"], gamma_0: Float[Array, "*#any"], vocab_size: int
 ) -> Float[Array, "*any vocab_size"]:
     """Unnormalised log p(x_i = v | z_0), nats."""
-    levels = encoder.scale(jnp.arange(vocab_size), vocab_size)
-    distance = (z_0 / encoder.alpha(gamma_0))[..., None] - levels
+    levels = process.scale(jnp.arange(vocab_size), vocab_size)
+    distance = (z_0 / process.alpha(gamma_0))[..., None] - levels
     return -0.5 * jnp.exp(-jnp.asarray(gamma_0))[..., None] * jnp.square(distance)
 
 
@@ -26,14 +26,14 @@ def log_prob(
     levels: Int[Array, "*any"], z_0: Float[Array, "*any"], gamma_0: Float[Array, "*#any"], vocab_size: int
 ) -> Float[Array, "*any"]:
     """log p(x|z_0) of each value, nats."""
-    x = encoder.scale(levels, vocab_size)
-    return log_prob_at(levels, z_0 / encoder.alpha(gamma_0) - x, gamma_0, vocab_size)
+    x = process.scale(levels, vocab_size)
+    return log_prob_at(levels, z_0 / process.alpha(gamma_0) - x, gamma_0, vocab_size)
 
 
 def log_likelihood(
     levels: Shaped[Array, "batch *shape"], gamma_0: Float[Array, "*#any"], vocab_size: int
 ) -> Callable[[Array], Float[Array, "batch"]]:
-    """z_0 → log p(x|z_0) of each picture, nats."""
+    """z_0 → log p(x|z_0) of each image, nats."""
     levels = levels.astype(jnp.int32)
 
     def of(z_0):
@@ -60,7 +60,7 @@ def log_prob_at(
         apart = (2.0 / vocab_size) * (v - levels).astype(jnp.float32)
         return 0.5 * precision * apart * (2.0 * offset - apart)
 
-    nearest = encoder.unscale(encoder.scale(levels, vocab_size) + offset, vocab_size)
+    nearest = process.unscale(process.scale(levels, vocab_size) + offset, vocab_size)
     largest = jax.lax.stop_gradient(relative(nearest, offset, precision))
 
     @jax.checkpoint

@@ -1,103 +1,128 @@
-"""The denoiser: one network, read as a prediction of the noise ε, of the data x, or of v.
+"""The denoiser: a network, and how it is read as a prediction of the noise ε (the parameterisation).
 
-z = α x + σ ε and v = α ε − σ x (Salimans & Ho 2022), so each reading fixes the others.
-The ELBO uses ε̂; the sampler uses x̂.
+z = α x + σ ε and v = α ε − σ x (Salimans & Ho 2022), so each of ε̂, x̂ and v̂ fixes the others. The ELBO uses
+ε̂; the samplers use x̂.
 """
 
 from collections.abc import Callable
-from typing import Any
+import dataclasses
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
-from vdm.diffusion import decoder, encoder, levels
-from vdm.diffusion.stationary import Posterior
+from vdm.component import Component
+from vdm.data.dataset import Split
+from vdm.diffusion import decoder, process
+from vdm.parameters import Role
 
-Picture = Float[Array, "batch height width channels"]
-Gamma = Float[Array, "*#any"]  # broadcasts against a picture
-
-PARAMETERISATIONS = ("eps", "x", "v", "levels", "gaussian")
-
-LOG_RATIO = (-8.0, 4.0)  # of variances, beyond which exp would run away
-
-
-def accepted(gaussian: bool) -> tuple[str, ...]:
-    """The parameterisations; "gaussian" where there are pictures to fit it to, and one γ for each."""
-    return tuple(name for name in PARAMETERISATIONS if gaussian or name != "gaussian")
+Params = Any
+Image = Float[Array, "batch height width channels"]
+Gamma = Float[Array, "*#any"]  # broadcasts against an image
+Net = Callable[[Float[Array, "batch height width inputs"]], Float[Array, "batch height width outputs"]]
 
 
-def outputs(parameterisation: str, channels: int, vocab_size: int) -> int:
-    """How many channels the network must give for a picture of `channels` channels."""
-    return channels * {"levels": vocab_size, "gaussian": 2}.get(parameterisation, 1)
+@dataclasses.dataclass(frozen=True)
+class Parameterisation(Component):
+    """What the network is given and what it predicts. One of your own defines `eps_hat`; examples/edm.py.
 
-
-def eps_hat(
-    output: Float[Array, "batch height width outputs"],
-    z_t: Picture,
-    gamma: Gamma,
-    parameterisation: str,
-    vocab_size: int,
-    known: Posterior | None = None,
-) -> Picture:
-    """ε̂(z_t, γ) from the network's output.
-
-    eps: ε̂ = z_t + output, so that an output of zero is right where all is noise.
-    x: x̂ = output. v: v̂ = output.
-    levels: the output is, for each value, the log-probability of each of its levels given the rest of the
-      picture. Times the likelihood N(z_t; α x_v, σ²) of the value's own z_t this is its posterior, and x̂ is
-      the posterior's mean.
-    gaussian: the output changes the posterior N(m, v) of each value that a Gaussian of the data has to
-      N(m + √v a, v e^b), and x̂ is the mean of that, restricted to the levels. So an output of zero is
-      right where the data are Gaussian.
-
-    Args:
-      gamma: one for each picture, or one for each value.
-      known: N(m, v), of "gaussian" alone.
+    Attributes:
+      of_levels: whether it takes the values of x for vocab_size levels, with nothing but noise added.
+      one_gamma: whether it needs one γ for all values of an image.
     """
-    if parameterisation == "eps":
-        return z_t + output
-    if parameterisation == "x":
-        return eps_from_x(output, z_t, gamma)
-    if parameterisation == "v":
-        return eps_from_v(output, z_t, gamma)
-    if parameterisation == "levels":
-        return eps_from_x(_posterior_mean(output, z_t, gamma, vocab_size), z_t, gamma)
-    if parameterisation == "gaussian" and known is not None:
-        shift, log_ratio = jnp.split(output, 2, axis=-1)
-        mean = known.mean + jnp.sqrt(known.variance) * shift
-        variance = known.variance * jnp.exp(jnp.clip(log_ratio, *LOG_RATIO))
-        return eps_from_x(levels.restricted_mean(mean, variance, vocab_size), z_t, gamma)
-    raise ValueError(f"parameterisation is {parameterisation!r}; accepted: {PARAMETERISATIONS}")
+
+    of_levels: ClassVar[bool] = False
+    one_gamma: ClassVar[bool] = False
+
+    def outputs(self, channels: int, vocab_size: int) -> int:
+        """How many channels the network must give for an image of `channels` channels."""
+        return channels
+
+    def eps_hat(self, net: Net, z_t: Image, gamma: Gamma, params: Params, vocab_size: int) -> Image:
+        """ε̂(z_t, γ).
+
+        Args:
+          net: the network as a function of the image that it is given; called once. A network's last layer
+            starts at zero.
+          gamma: one for each image, or one for each value.
+          params: the model's, with those of `init`.
+        """
+        raise NotImplementedError
+
+    def init(self, shape: tuple[int, int, int]) -> dict[str, PyTree]:
+        """Parameters of its own, by names that no other part of the model has: none."""
+        return {}
+
+    def fit(self, split: Split, shape: tuple[int, int, int], vocab_size: int) -> dict[str, PyTree]:
+        """Those parameters that start as the training images give them in closed form: none."""
+        return {}
+
+    def roles(self, params: Params) -> dict[str, PyTree[Role]]:
+        """What each of its own parameters is to the optimiser."""
+        return {}
 
 
-def guided(eps_hat: Callable[[Any], Picture], condition: Any, guidance: float) -> Picture:
-    """(1 + w) ε̂(condition) − w ε̂(none) (Ho & Salimans 2022, eq. 6), none being zeros."""
-    eps = eps_hat(condition)
-    return eps + guidance * (eps - eps_hat(jnp.zeros_like(condition))) if guidance else eps
+@dataclasses.dataclass(frozen=True)
+class Eps(Parameterisation):
+    """ε̂ = z_t + output, so that an output of zero is right where all is noise."""
+
+    def eps_hat(self, net, z_t, gamma, params, vocab_size):
+        return z_t + net(z_t)
 
 
-def x_from_eps(eps: Picture, z_t: Picture, gamma: Gamma) -> Picture:
+@dataclasses.dataclass(frozen=True)
+class X(Parameterisation):
+    """x̂ = output."""
+
+    def eps_hat(self, net, z_t, gamma, params, vocab_size):
+        return eps_from_x(net(z_t), z_t, gamma)
+
+
+@dataclasses.dataclass(frozen=True)
+class V(Parameterisation):
+    """v̂ = output."""
+
+    def eps_hat(self, net, z_t, gamma, params, vocab_size):
+        return eps_from_v(net(z_t), z_t, gamma)
+
+
+@dataclasses.dataclass(frozen=True)
+class Levels(Parameterisation):
+    """The output is, for each value, the log-probability of each of its levels given the rest of the image.
+
+    Times the likelihood N(z_t; α x_v, σ²) of the value's own z_t this is its posterior, and x̂ is the
+    posterior's mean.
+    """
+
+    of_levels: ClassVar[bool] = True
+
+    def outputs(self, channels, vocab_size):
+        return channels * vocab_size
+
+    def eps_hat(self, net, z_t, gamma, params, vocab_size):
+        context = net(z_t).reshape(*z_t.shape, vocab_size)
+        posterior = jax.nn.softmax(decoder.logits(z_t, gamma, vocab_size) + context, axis=-1)
+        x_hat = posterior @ process.scale(jnp.arange(vocab_size), vocab_size)
+        return eps_from_x(x_hat, z_t, gamma)
+
+
+def x_from_eps(eps: Image, z_t: Image, gamma: Gamma) -> Image:
     """x̂ = (z_t − σ ε̂) / α."""
-    return (z_t - encoder.sigma(gamma) * eps) / encoder.alpha(gamma)
+    return (z_t - process.sigma(gamma) * eps) / process.alpha(gamma)
 
 
-def eps_from_x(x: Picture, z_t: Picture, gamma: Gamma) -> Picture:
+def eps_from_x(x: Image, z_t: Image, gamma: Gamma) -> Image:
     """ε̂ = (z_t − α x̂) / σ."""
-    return (z_t - encoder.alpha(gamma) * x) / encoder.sigma(gamma)
+    return (z_t - process.alpha(gamma) * x) / process.sigma(gamma)
 
 
-def v_from_eps(eps: Picture, z_t: Picture, gamma: Gamma) -> Picture:
-    """v̂ = (ε̂ − σ z_t) / α, from v = α ε − σ x."""
-    return (eps - encoder.sigma(gamma) * z_t) / encoder.alpha(gamma)
-
-
-def eps_from_v(v: Picture, z_t: Picture, gamma: Gamma) -> Picture:
+def eps_from_v(v: Image, z_t: Image, gamma: Gamma) -> Image:
     """ε̂ = σ z_t + α v̂."""
-    return encoder.sigma(gamma) * z_t + encoder.alpha(gamma) * v
+    return process.sigma(gamma) * z_t + process.alpha(gamma) * v
 
 
-def _posterior_mean(output, z_t, gamma, vocab_size):
-    context = output.reshape(*z_t.shape, vocab_size)
-    posterior = jax.nn.softmax(decoder.logits(z_t, gamma, vocab_size) + context, axis=-1)
-    return posterior @ encoder.scale(jnp.arange(vocab_size), vocab_size)
+def guided(eps_hat: Callable[[Any], Image], condition: Any, without: Any, guidance: float) -> Image:
+    """(1 + w) ε̂(condition) − w ε̂(without) (Ho & Salimans 2022, eq. 6)."""
+    eps = eps_hat(condition)
+    return eps + guidance * (eps - eps_hat(without)) if guidance else eps

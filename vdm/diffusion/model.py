@@ -1,39 +1,43 @@
-"""The Variational Diffusion Model: schedule, encoder, denoiser and decoder as one generative model."""
+"""The Variational Diffusion Model (VDM: Kingma et al. 2021). Equation (21) of the lecture, VDM eq. 11, is
+`Diffusion.bound`; all that it computes is here and in schedule.py, process.py, decoder.py and denoiser.py.
 
+A method of another paper derives from Diffusion (vdm/methods/, examples/mirrored.py), or is one of its parts.
+"""
+
+from collections.abc import Callable
 import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, UInt8
+import numpy as np
 
-from vdm import component, nets
-from vdm.component import accept, choose
-from vdm.contract import Ability, Batch, Draw, Latents, Model, Params, Random
+from vdm import component, gaussian, nets
+from vdm.component import accept
+from vdm.contract import Ability, Batch, Denoising, Draw, DrawTimes, Flow, Latents, Model, Params, Random
 from vdm.data.dataset import Spec, Split
 from vdm.diffusion import (
-    chain,
     condition as condition_lib,
-    context as context_lib,
     decoder,
     denoiser,
-    elbo,
-    encoder,
-    flow,
-    learned_encoder,
-    matching,
-    path,
-    sampler,
-    stationary,
-    times,
+    dequantisation,
+    importance,
+    process,
+    verify,
 )
-from vdm.diffusion.learned_encoder import ENCODERS, Encoder, Identity
-from vdm.diffusion.schedule import SCHEDULES, Schedule
-from vdm.nets import NETWORKS, Network
-from vdm.parameters import Role, alike
+from vdm.diffusion.denoiser import Eps, Parameterisation
+from vdm.diffusion.sampler import Ancestral, Sampler
+from vdm.diffusion.schedule import Schedule
+from vdm.diffusion.times import Stratified, Times
+from vdm.gaussian import Gaussian, total
+from vdm.nets import Network
+from vdm.parameters import Role
 from vdm.runtime import randomness
 
-Picture = Float[Array, "batch height width channels"]
+Image = Float[Array, "batch height width channels"]
+Condition = Float[Array, "batch size"] | None
+LogLikelihood = Callable[[Image], Float[Array, "batch"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,20 +47,18 @@ class Diffusion(Model):
     Attributes:
       schedule: γ(t).
       net: the network inside the denoiser.
-      shape: height, width and channels of a picture.
+      shape: height, width and channels of an image.
       vocab_size: levels of a value.
       classes: how many labels there are.
-      parameterisation: what the network predicts: eps, x, v, levels or gaussian (denoiser.eps_hat).
-      condition: what it is conditioned on in addition to γ: none, label or augmented.
-      drop_label: share of the training pictures whose label is withheld, so that the denoiser can do without
+      parameterisation: what the network predicts.
+      times: how training draws diffusion times.
+      sampler: how samples are drawn.
+      condition: what the network is conditioned on in addition to γ: none, label or augmented.
+      drop_label: share of the training images whose label is withheld, so that the denoiser can do without
         (Ho & Salimans 2022).
       guidance: w ≥ 0; samples go by (1 + w) ε̂(z, label) − w ε̂(z) (their eq. 6). Needs drop_label.
       timesteps: T, the depth of the chain; 0 for continuous time.
-      times: how diffusion times are drawn: stratified over the global batch; iid; or importance, stratified
-        and more of them where the loss varies more, as measured over about the last hundred steps.
-      sampler: how samples are drawn: ancestral; or dpm2m, which needs about 20 steps, or ddim.
-      sample_steps: its steps where T is 0.
-      encoder: x_t, in whose place a VDM has x: identity, scaled or learned.
+      sample_steps: the sampler's steps where T is 0.
     """
 
     schedule: Schedule
@@ -64,23 +66,340 @@ class Diffusion(Model):
     shape: tuple[int, int, int]
     vocab_size: int
     classes: int
-    parameterisation: str = "eps"
+    parameterisation: Parameterisation = Eps()
+    times: Times = Stratified()  # type: ignore[assignment]  # a property of other models
+    sampler: Sampler = Ancestral()
     condition: str = "none"
     drop_label: float = 0.0
     guidance: float = 0.0
     timesteps: int = 0
-    times: str = "stratified"
-    sampler: str = "ancestral"
     sample_steps: int = 250
-    encoder: Encoder = Identity()
 
-    sections = {"schedule": SCHEDULES, "net": NETWORKS, "encoder": ENCODERS}
+    sections = {
+        "schedule": "schedule",
+        "net": "network",
+        "parameterisation": "parameterisation",
+        "times": "times",
+        "sampler": "sampler",
+    }
+
+    # ---- the ELBO ----------------------------------------------------------------
+
+    def draw(self, params, rng, batch, train=False, times=None) -> Draw:
+        """The bound of −log p(x) of images, whose p(x|z_0) is that of decoder.py."""
+        x, levels = process.scale(batch["image"], self.vocab_size), batch["image"].astype(jnp.int32)
+        gamma_0 = self.gamma(params, jnp.zeros(()))
+
+        def log_likelihood(eps_0):
+            offset = jnp.exp(0.5 * gamma_0) * eps_0  # z_0/α_0 − x
+            return total(decoder.log_prob_at(levels, offset, gamma_0, self.vocab_size))
+
+        return self.bound(params, rng, batch, x, log_likelihood, train, times)
+
+    def bound(
+        self,
+        params: Params,
+        rng: Random,
+        batch: Batch,
+        x: Image,
+        log_likelihood: LogLikelihood,
+        train: bool = False,
+        times: DrawTimes | None = None,
+    ) -> Draw:
+        """−log p(x) ≤ reconstruction + prior + diffusion (lecture (21); VDM eq. 11), by one draw of ε_0, t
+        and ε.
+
+        Args:
+          batch: of it only the condition counts.
+          x: the data in [−1, 1], or the latents that stand for them.
+          log_likelihood: ε_0 → log p(x|z_0), nats.
+          train, times: as in Model.draw.
+        """
+        condition = self.condition_of(batch)
+        if train and self.drop_label:
+            condition = condition_lib.withhold(condition, rng.keys(randomness.LABEL), self.drop_label)
+
+        # Reconstruction: E_q(z_0|x) [−log p(x|z_0)], z_0 = α_0 x + σ_0 ε_0.
+        reconstruction = -log_likelihood(rng.normal(randomness.RECONSTRUCTION, self.shape))
+
+        # Prior matching: KL(q(z_1|x) ‖ p(z_1)), p(z_1) = N(0, I).
+        gamma_1 = self.gamma(params, jnp.ones(()))
+        eps = rng.normal(randomness.NOISE, self.shape)
+        x_1, _ = self.target(params, x, eps, gamma_1, None)
+        prior = process.kl_to_standard(x_1, gamma_1)
+
+        # Denoising matching: E_t,ε ½ w(t)/q(t) ‖ε − ε̂(z_t)‖², z_t = α_t x + σ_t ε. The weight w is γ'(t) in
+        # continuous time (VDM eq. 17). In a chain of T steps it is T (e^{γ_t − γ_s} − 1) (VDM eq. 14), by
+        # which this is the sum of all KL(q(z_s|z_t, x) ‖ p(z_s|z_t)).
+        t, time_weight = times(rng) if times else Stratified().draw(rng, None)
+        given = self.schedule_given(condition)
+        gamma_s, gamma_t, weight = self.schedule.at(params["schedule"], t, self.timesteps, *given)
+        x_t, target = self.target(params, x, eps, gamma_t, gamma_s)  # x and ε
+        z_t = process.diffuse(x_t, process.over_pixels(gamma_t), eps)
+        keys = rng.keys(randomness.DROPOUT) if train else None
+        predict = lambda z: self.eps_hat(params, z, gamma_t, condition, keys)
+        eps_hat = predict(z_t)
+        square = process.over_pixels(weight) * jnp.square(target - eps_hat)
+        diffusion = 0.5 * total(square) * time_weight
+
+        time_weight = jnp.broadcast_to(time_weight, t.shape)
+        return Draw(
+            {"reconstruction": reconstruction, "prior": prior, "diffusion": diffusion},
+            Denoising(t, time_weight, gamma_t, weight, x, eps, z_t, target, eps_hat, predict, rng),
+        )
+
+    def gamma(self, params: Params, t: Float[Array, "*times"], condition: Condition = None) -> Array:
+        """γ(t); of a schedule for each value, [..., height, width, channels]."""
+        return self.schedule.apply(params["schedule"], t, *self.schedule_given(condition))
+
+    def eps_hat(
+        self,
+        params: Params,
+        z_t: Image,
+        gamma: Array,
+        condition: Condition,
+        dropout_keys: Array | None = None,
+    ) -> Image:
+        """ε̂(z_t, γ), with a γ for each image or for each value.
+
+        The network sees γ as 0 and 1 where the schedule starts and ends: constants, so that what it computes
+        depends on t only through γ. Of a γ for each value it sees the mean.
+        """
+        low, high = self.schedule.gamma_min, self.schedule.gamma_max
+        time = (process.of_image(gamma) - low) / (high - low)
+        net = lambda given: self.net.predict(params["net"], given, time, condition, dropout_keys)
+        gamma = process.over_pixels(gamma)
+        return self.parameterisation.eps_hat(net, z_t, gamma, params, self.vocab_size)
+
+    def target(
+        self, params: Params, x: Image, eps: Image, gamma: Array, gamma_s: Array | None
+    ) -> tuple[Image, Image]:
+        """What stands for x in q(z_t|x) = N(α_t x, σ_t² I), and for ε as what ε̂ predicts: these themselves.
+
+        Args:
+          gamma: γ_t; one for all, or for each image.
+          gamma_s: of the step of a chain that goes from s to t; None in continuous time.
+        """
+        return x, eps
+
+    def condition_of(self, batch: Batch) -> Condition:
+        return condition_lib.of_batch(self.condition, batch, self.classes)
+
+    def schedule_given(self, condition: Condition) -> tuple[Array, ...]:
+        """What γ is a function of, beside t: nothing."""
+        return ()
+
+    # ---- samples -----------------------------------------------------------------
+
+    def sample(self, params, rng, batch) -> UInt8[Array, "batch height width channels"]:
+        return self.decode(params, rng, self.sample_z_0(params, rng, batch))
+
+    def decode(self, params: Params, rng: Random, z_0: Image) -> UInt8[Array, "batch height width channels"]:
+        """A draw of p(x|z_0)."""
+        gamma_0 = self.gamma(params, jnp.zeros(()))
+        draw = jax.vmap(lambda key, z: decoder.sample(key, z, gamma_0, self.vocab_size))
+        return draw(rng.keys(randomness.DECODE), z_0).astype(jnp.uint8)
+
+    def sample_z_0(self, params: Params, rng: Random, batch: Batch) -> Image:
+        """z_0 of the chain from noise down, or of its ODE."""
+        condition = self.condition_of(batch)
+
+        def predict_x(z_t, gamma):
+            gamma_of_each = importance.of_each(gamma, z_t)
+            eps_hat = lambda condition: self.eps_hat(params, z_t, gamma_of_each, condition)
+            eps = denoiser.guided(eps_hat, condition, self.unconditional(condition), self.guidance)
+            if self.sampler.ode:
+                eps = self.noise_of_flow(eps, z_t, gamma)
+            return denoiser.x_from_eps(eps, z_t, gamma)
+
+        gammas = self.gammas(params, self.timesteps or self.sample_steps, condition)
+        z_1 = rng.normal(randomness.LATENT, self.shape)
+        return self.sampler.sample(predict_x, gammas, z_1, rng.keys(randomness.NOISE))
+
+    def x_hat(self, params: Params, rng: Random, batch: Batch, t: Float[Array, ""]) -> Image:
+        x, condition = process.scale(batch["image"], self.vocab_size), self.condition_of(batch)
+        gamma = self.gamma(params, jnp.broadcast_to(t, x.shape[:1]), condition)
+        z_t = process.diffuse(x, process.over_pixels(gamma), rng.normal(randomness.NOISE, self.shape))
+        eps_hat = self.eps_hat(params, z_t, gamma, condition)
+        return denoiser.x_from_eps(eps_hat, z_t, process.over_pixels(gamma))
+
+    def gammas(self, params: Params, steps: int, condition: Condition) -> Array:
+        """γ at times 0, 1/steps, …, 1."""
+        return self.gamma(params, jnp.linspace(0.0, 1.0, steps + 1), condition)
+
+    def unconditional(self, condition: Condition) -> Condition:
+        """The condition without the label."""
+        return None if condition is None else jnp.zeros_like(condition)
+
+    # ---- importance weights ------------------------------------------------------
+
+    def log_weight(self, params, rng, batch) -> Float[Array, "batch"]:
+        """Of one path of the chain of T steps (VDM eq. 13, 14)."""
+        x, gamma_0 = process.scale(batch["image"], self.vocab_size), self.gamma(params, jnp.zeros(()))
+        log_likelihood = decoder.log_likelihood(batch["image"], gamma_0, self.vocab_size)
+        return self.log_weight_of(params, rng, batch, x, log_likelihood)
+
+    def log_weight_of(
+        self, params: Params, rng: Random, batch: Batch, x: Image, log_likelihood: LogLikelihood
+    ) -> Float[Array, "batch"]:
+        """The same of any x, whose log p(x|z_0) is a function of z_0."""
+        condition = self.condition_of(batch)
+        return importance.log_weight(
+            lambda z, gamma: self.eps_hat(params, z, gamma, condition),
+            x,
+            log_likelihood,
+            self.gammas(params, self.timesteps, condition),
+            rng.keys(randomness.NOISE),
+            lambda *args: self.target(params, *args),
+        )
+
+    def sample_and_log_weight(self, params, rng, batch):
+        """By the chain of T steps, whatever the sampler, and without guidance."""
+        gamma_0 = self.gamma(params, jnp.zeros(()))
+
+        def decode(z_0):
+            image = self.decode(params, rng, z_0)
+            log_p = decoder.log_likelihood(image, gamma_0, self.vocab_size)(z_0)
+            return image, process.scale(image, self.vocab_size), log_p
+
+        return self.sample_and_log_weight_of(params, rng, batch, decode)
+
+    def sample_and_log_weight_of(
+        self, params: Params, rng: Random, batch: Batch, decode: Callable[[Image], tuple[Any, Image, Array]]
+    ) -> tuple[Any, Float[Array, "batch"]]:
+        """The same with any p(x|z_0): `decode` as in importance.of_sample."""
+        condition = self.condition_of(batch)
+        return importance.of_sample(
+            lambda z, gamma: self.eps_hat(params, z, gamma, condition),
+            decode,
+            self.gammas(params, self.timesteps, condition),
+            rng.normal(randomness.LATENT, self.shape),
+            rng.keys(randomness.NOISE),
+            lambda *args: self.target(params, *args),
+        )
+
+    # ---- the probability-flow ODE ------------------------------------------------
+
+    @property
+    def flow_kinds(self):
+        """Of dequantisation. Where each value has its own γ, uniform noise starts beside the way of
+        q(z_t|x)."""
+        return ("normal",) if self.schedule.per_value else dequantisation.KINDS
+
+    def flow(self, params, rng, batch, kind) -> Flow:
+        """From a point of the cell of each level; −log q of it are the nats."""
+        condition = self.condition_of(batch)
+        gamma_0 = self.gammas(params, 1, condition)[0]
+        keys = rng.keys(randomness.DECODE)
+        start = dequantisation.dequantise(kind, keys, batch["image"], gamma_0, self.vocab_size)
+        z, gamma_0, nats = start
+        return self.flow_from(params, condition, z, gamma_0, nats)
+
+    def flow_of_latents(
+        self, params: Params, rng: Random, batch: Batch, x: Image, log_likelihood: LogLikelihood
+    ) -> Flow:
+        """From z_0 = α x + σ ε of q(z_0|x); log p(x|z_0) − log q(z_0|x) are the nats.
+
+        Args:
+          x: the latents that stand for images.
+          log_likelihood: z_0 → log p(x|z_0), nats.
+        """
+        condition = self.condition_of(batch)
+        gamma_0 = self.gammas(params, 1, condition)[0]
+        eps = gaussian.noise(rng.keys(randomness.DECODE), self.shape)
+        z_0 = process.diffuse(x, gamma_0, eps)
+        log_sigma = jnp.broadcast_to(jnp.log(process.sigma(gamma_0)), eps.shape)
+        log_q = gaussian.log_prob(gaussian.STANDARD, eps) - total(log_sigma)
+        return self.flow_from(params, condition, z_0, gamma_0, log_likelihood(z_0) - log_q)
+
+    def flow_from(self, params: Params, condition: Condition, z: Image, gamma_0: Array, nats: Array) -> Flow:
+        """The ODE from z at γ_0 on, with these nats."""
+
+        def eps_hat(z, gamma, condition):
+            eps = self.eps_hat(params, z, gamma, condition)
+            return self.noise_of_flow(eps, z, process.over_pixels(gamma))
+
+        if not self.schedule.per_value:
+            gamma_1 = self.gammas(params, 1, condition)[1]
+            return Flow(z, (gamma_0, gamma_1), eps_hat, condition, None, nats)
+        times = (jnp.zeros(()), jnp.ones(()))
+        return Flow(z, times, eps_hat, condition, lambda t, given: self.gamma(params, t, given), nats)
+
+    def noise_of_flow(self, eps_hat: Image, z_t: Image, gamma: Array) -> Image:
+        """What the ODE takes for ε̂: this itself, where ε̂ predicts ε."""
+        return eps_hat
+
+    # ---- the latents of its chain, one above the other ---------------------------
+
+    def latents(
+        self,
+        timesteps: int,
+        mean: Callable[[Params, Batch], Array] | None = None,
+        logits: Callable[[Params, Array], Array] | None = None,
+    ) -> Latents:
+        """z_1 … z_{T+1} as the lecture counts: z_1 is at γ(0), and the last at γ(1).
+
+        Args:
+          mean: of the images, what stands for x; x itself unless given.
+          logits: those of p(x|z_1); the decoder's unless given.
+        """
+
+        def gamma(params, t):
+            return self.gamma(params, jnp.asarray((t - 1) / timesteps))
+
+        def of_batch(params, batch):
+            return process.scale(batch["image"], self.vocab_size) if mean is None else mean(params, batch)
+
+        def p(params, t, z, batch, keys=None):
+            of_each = importance.of_each(gamma(params, t), z)
+            eps_hat = self.eps_hat(params, z, of_each, self.condition_of(batch), keys)
+            x_hat = denoiser.x_from_eps(eps_hat, z, gamma(params, t))
+            return _gaussian(process.posterior(z, x_hat, gamma(params, t - 1), gamma(params, t)))
+
+        return Latents(
+            timesteps + 1,
+            self.shape,
+            q_1=lambda params, batch: _gaussian(process.marginal(of_batch(params, batch), gamma(params, 1))),
+            q=lambda params, t, z: _gaussian(process.transition(z, gamma(params, t - 1), gamma(params, t))),
+            p=p,
+            prior=lambda params: gaussian.STANDARD,
+            logits=logits or (lambda params, z: decoder.logits(z, gamma(params, 1), self.vocab_size)),
+            deviations=lambda params: _deviations(gamma(params, jnp.arange(1, timesteps + 2))),
+        )
+
+    # ---- what it is made of ------------------------------------------------------
+
+    def init(self, key: Array, batch: Batch) -> Params:
+        """{"schedule": …, "net": …}, and those of the parameterisation."""
+        keys = jax.random.split(key)
+        condition = self.condition_of({name: value[:1] for name, value in batch.items()})
+        params: dict[str, Any] = self.parameterisation.init(self.shape)
+        params["schedule"] = self.schedule.init(keys[0], jnp.zeros(1), *self.schedule_given(condition))
+
+        def net(given):
+            params["net"] = self.net.init(keys[1], given, jnp.zeros(1), condition)
+            return jnp.zeros((*given.shape[:-1], self.net.out_channels))
+
+        # The parameterisation says what the network is given.
+        self.parameterisation.eps_hat(
+            net, jnp.zeros((1, *self.shape)), jnp.zeros((1, 1, 1, 1)), params, self.vocab_size
+        )
+        return params
+
+    def fit(self, split: Split) -> Params:
+        return self.parameterisation.fit(split, self.shape, self.vocab_size)
+
+    def roles(self, params: Params) -> PyTree[Role]:
+        schedule, net = self.schedule.roles(params["schedule"]), self.net.roles(params["net"])
+        return self.parameterisation.roles(params) | {"schedule": schedule, "net": net}
 
     def check(self) -> None:
-        choose("parameterisation", self.parameterisation, denoiser.accepted(not self.schedule.per_value))
         condition_lib.check(self.condition, self.classes)
-        choose("times", self.times, times.TIMES)
-        choose("sampler", self.sampler, sampler.SAMPLERS)
+        accept(
+            "parameterisation.name",
+            not (self.schedule.per_value and self.parameterisation.one_gamma),
+            "one that takes a γ for each value, as the schedule gives it, such as 'eps', 'x', 'v'",
+        )
         accept("timesteps", self.timesteps >= 0, "0 (continuous time) or more")
         accept("sample_steps", self.sample_steps >= 1, "1 or more")
         accept("drop_label", 0 <= self.drop_label < 1, "0 up to, but not, 1")
@@ -88,21 +407,28 @@ class Diffusion(Model):
             "drop_label", not self.drop_label or self.condition == "label", "0, unless condition = 'label'"
         )
         accept("guidance", self.guidance >= 0, "0 (none) or more")
-        learned_encoder.check(self.encoder, self.parameterisation, self.sampler, self.schedule)
         accept("guidance", not self.guidance or self.drop_label, "0, unless drop_label > 0 in training")
+
+    def verify(self, params: Params) -> None:
+        verify.schedule(self.schedule, params["schedule"])
+        # The others are right where they are built in.
+        if verify.is_own(self.times):
+            verify.times(self.times)
+        if verify.is_own(self.sampler):
+            verify.sampler(self.sampler)
+        if verify.is_own(self.parameterisation):
+            verify.parameterisation(self.parameterisation, params, self.shape, self.vocab_size)
 
     @property
     def abilities(self) -> frozenset[Ability]:
         further = {
-            Ability.IMPORTANCE_TIMES: self.times == "importance",
             Ability.ONE_GAMMA: not self.schedule.per_value,
-            Ability.CODE: not self.schedule.context_size,
+            Ability.PREDICTS_NOISE: not self.schedule.per_value,
             Ability.FIXED_ENDS: not self.schedule.learned_ends,
             Ability.INTERIOR: self.timesteps == 0 and self.schedule.learned_interior,
-            Ability.SECOND_ORDER: not self.schedule.per_value,
         }
-        always = (Ability.TIME, Ability.DENOISER, Ability.LOG_WEIGHT, Ability.FLOW)
-        return frozenset({*always, *(one for one, holds in further.items() if holds)}) - self.encoder.lacks
+        always = (Ability.TIME, Ability.DENOISER, Ability.LOG_WEIGHT, Ability.FLOW, Ability.CODE)
+        return frozenset({*always, *(one for one, holds in further.items() if holds)})
 
     @property
     def given_label(self) -> bool:
@@ -119,145 +445,47 @@ class Diffusion(Model):
     def at_depth(self, timesteps: int) -> "Diffusion":
         return dataclasses.replace(self, timesteps=timesteps)
 
-    @property
-    def context(self) -> context_lib.Encoder | None:
-        """q(c|x) of the context that schedule and denoiser take; None for nothing."""
-        return context_lib.Encoder(self.schedule.context_size) if self.schedule.context_size else None
-
-    def init(self, key: Array, batch: Batch) -> Params:
-        """{"schedule": …, "net": …}, and "context", "gaussian" and "x_t" where there are."""
-        keys = jax.random.split(key)
-        z = jnp.zeros((1, *self.shape))
-        condition = self.condition_of({name: value[:1] for name, value in batch.items()})
-        params: dict[str, Any] = {}
-        contexts: tuple[Array, ...] = ()
-        if self.context is not None:
-            contexts = (jnp.zeros((1, self.schedule.context_size)),)
-            params["context"] = self.context.init(jax.random.fold_in(key, 2), z)
-        if self.parameterisation == "gaussian":
-            params["gaussian"] = stationary.unit(self.shape)
-            z, _ = stationary.start(params["gaussian"], z, jnp.zeros(1))
-        moved = self.encoder.init(jax.random.fold_in(key, 3), z)
-        params |= {} if moved is None else {"x_t": moved}
-        return params | {
-            "schedule": self.schedule.init(keys[0], jnp.zeros(1), *contexts),
-            "net": self.net.init(keys[1], z, jnp.zeros(1), condition_lib.join(condition, *contexts)),
-        }
-
-    def fit(self, split: Split) -> Params:
-        """The Gaussian of the pictures, where there is one."""
-        gaussian = self.parameterisation == "gaussian"
-        return {"gaussian": stationary.fit(split, self.shape, self.vocab_size)} if gaussian else {}
-
-    def roles(self, params: Params) -> PyTree[Role]:
-        others = {"context": Role(), "gaussian": Role(fixed=True)}
-        more = {name: alike(params[name], role) for name, role in others.items() if name in params}
-        if "x_t" in params:
-            more["x_t"] = self.encoder.roles(params["x_t"])
-        schedule = self.schedule.roles(params["schedule"])
-        return more | {"schedule": schedule, "net": self.net.roles(params["net"])}
-
-    def gamma(self, params: Params, t: Float[Array, "*times"], context: Array | None = None) -> Array:
-        """γ(t); of a schedule for each value, [..., height, width, channels], which `context` [..., size]
-        can shift between its end points."""
-        return self.schedule.apply(params["schedule"], t, *(() if context is None else (context,)))
-
-    def gammas(self, params: Params, steps: int, context: Array | None) -> Array:
-        return self.gamma(params, times.grid(steps, context), context)
-
-    def condition_of(self, batch: Batch) -> Float[Array, "batch size"] | None:
-        return condition_lib.of_batch(self.condition, batch, self.classes)
-
-    def eps_hat(
-        self,
-        params: Params,
-        z_t: Picture,
-        gamma: Array,
-        condition: Float[Array, "batch size"] | None,
-        dropout_keys: Array | None = None,
-        context: Float[Array, "batch size"] | None = None,
-    ) -> Picture:
-        """ε̂(z_t, γ), with a γ for each picture or for each value.
-
-        The network sees γ as 0 and 1 where the schedule starts and ends: constants, so that what it computes
-        depends on t only through γ. Of a γ for each value it sees the mean; context and t give the others.
-        """
-        low, high = self.schedule.gamma_min, self.schedule.gamma_max
-        time = (encoder.of_picture(gamma) - low) / (high - low)
-        given, known = z_t, None
-        if "gaussian" in params:
-            given, known = stationary.start(params["gaussian"], z_t, gamma)
-        output = self.net.apply(
-            params["net"], given, time, condition_lib.join(condition, context), dropout_keys
-        )
-        gamma = encoder.over_pixels(gamma)
-        eps = denoiser.eps_hat(output, z_t, gamma, self.parameterisation, self.vocab_size, known)
-        return self.encoder.read(eps, z_t, gamma)
-
-    def target(
-        self, params: Params, x: Picture, eps: Picture, gamma: Array, gamma_s: Array | None = None
-    ) -> tuple[Picture, Picture]:
-        """x_t, and the noise that ε̂ is to predict (learned_encoder.Encoder.target)."""
-        own = params.get("x_t")
-        return self.encoder.target(own, x, eps, gamma, gamma_s, self.gamma(params, jnp.zeros(())))
-
-    def x_hat(self, params: Params, rng: Random, batch: Batch, t: Float[Array, ""]) -> Picture:
-        x = encoder.scale(batch["image"], self.vocab_size)
-        context, _ = context_lib.draw(self.context, params, rng, x)
-        gamma = self.gamma(params, jnp.broadcast_to(t, x.shape[:1]), context)
-        z_t = encoder.diffuse(x, encoder.over_pixels(gamma), rng.normal(randomness.NOISE, self.shape))
-        eps_hat = self.eps_hat(params, z_t, gamma, self.condition_of(batch), context=context)
-        return denoiser.x_from_eps(eps_hat, z_t, encoder.over_pixels(gamma))
-
-    def draw(self, params, rng, batch, train=False, cdf=None, apart=False, second=False) -> Draw:
-        """reconstruction, prior and diffusion (VDM eq. 11), and context where there is one."""
-        x = encoder.scale(batch["image"], self.vocab_size)
-        draw = matching.draw(self, params, rng, x, batch, train, cdf, apart, second)
-        eps_0 = rng.normal(randomness.RECONSTRUCTION, self.shape)
-        levels, gamma_0 = batch["image"].astype(jnp.int32), self.gamma(params, jnp.zeros(()))
-        reconstruction = elbo.reconstruction(levels, eps_0, gamma_0, self.vocab_size)
-        return draw._replace(terms={"reconstruction": reconstruction, **draw.terms})
-
-    def latents(self, timesteps) -> Latents:
-        return chain.Linear(self, timesteps + 1).latents()
-
-    def log_weight(self, params: Params, rng: Random, batch: Batch) -> Float[Array, "batch"]:
-        """Of one path of the chain of T steps (VDM eq. 13, 14), and its context."""
-        x, gamma_0 = encoder.scale(batch["image"], self.vocab_size), self.gamma(params, jnp.zeros(()))
-        log_likelihood = decoder.log_likelihood(batch["image"], gamma_0, self.vocab_size)
-        return path.of_model(self, params, rng, batch, x, log_likelihood)
-
-    @property
-    def flow_kinds(self):
-        return flow.kinds(self)
-
-    def flow(self, params, rng, batch, kind):
-        return flow.of_images(self, params, rng, batch, kind)
-
-    def sample(self, params, rng, batch) -> UInt8[Array, "batch height width channels"]:
-        z_0, gamma_0 = self.sample_z_0(params, rng, batch), self.gamma(params, jnp.zeros(()))
-        decode = jax.vmap(lambda key, z: decoder.sample(key, z, gamma_0, self.vocab_size))
-        return decode(rng.keys(randomness.DECODE), z_0).astype(jnp.uint8)
-
-    def sample_z_0(self, params: Params, rng: Random, batch: Batch) -> Picture:
-        """z_0 of the chain from noise down, or of its ODE."""
-        return sampler.of_model(self, params, rng, batch)
+    def with_schedule(self, change: Callable[[Schedule], Any]) -> "Diffusion":
+        return dataclasses.replace(self, schedule=change(self.schedule))
 
     @classmethod
     def build(cls, section: Any, spec: Spec) -> "Diffusion":
-        made = assemble(section, spec, **{field: section[field] for field in component.fields(cls)})
+        made = cls.assemble(section, spec, **{field: section[field] for field in component.fields(cls)})
         component.check(made, section, "config.model")
         return made
 
+    @classmethod
+    def assemble(cls, section: Any, spec: Spec, **fields: Any) -> "Diffusion":
+        """One with the components of a section of the config, and these fields.
 
-def assemble(section: Any, spec: Spec, **fields: Any) -> Diffusion:
-    """The Diffusion with the schedule and the network of a section of the config, and these fields.
+        Raises:
+          UserError: a field of a component has a value that is not accepted.
+        """
 
-    Raises:
-      UserError: a field of the schedule or the network has a value that is not accepted.
+        def part(name, **given):
+            return component.build(Diffusion.sections[name], section[name], f"config.model.{name}", **given)
+
+        schedule, parameterisation = part("schedule", shape=spec.shape), part("parameterisation")
+        outputs = parameterisation.outputs(spec.shape[2], spec.vocab_size)
+        net = nets.build(section.net, spec.shape, spec.vocab_size, outputs)
+        more = {name: part(name) for name in ("times", "sampler") if name in section} | fields
+        of_data = (spec.shape, spec.vocab_size, spec.classes)
+        return cls(schedule, net, *of_data, parameterisation=parameterisation, **more)
+
+
+def _gaussian(moments):
+    mean, variance = moments
+    return Gaussian(mean, jnp.log(variance))
+
+
+def _deviations(gamma: Float[Array, "T *any"]) -> Float[np.ndarray, "T *any"]:
+    """The smallest standard deviation of each z_t under q and p.
+
+    It is that of p(z_t|z_{t+1}), σ_t (1 − e^{γ_t − γ_{t+1}})^½, or that of q(z_t|z_{t−1}), which is
+    σ_t (1 − e^{γ_{t−1} − γ_t})^½.
     """
-    schedule = component.build(SCHEDULES, section.schedule, "config.model.schedule", shape=spec.shape)
-    outputs = denoiser.outputs(fields["parameterisation"], spec.shape[2], spec.vocab_size)
-    net = nets.build(section.net, spec.shape, spec.vocab_size, outputs)
-    encoder = learned_encoder.build(section.encoder, spec, schedule) if "encoder" in section else Identity()
-    return Diffusion(schedule, net, spec.shape, spec.vocab_size, spec.classes, encoder=encoder, **fields)
+    share = jnp.sqrt(-jnp.expm1(gamma[:-1] - gamma[1:]))
+    sigma = process.sigma(gamma)
+    below, above = (sigma[part] * share for part in (slice(1, None), slice(None, -1)))
+    found = sigma.at[1:].min(below).at[:-1].min(above)
+    return np.asarray(found, np.float64)

@@ -1,51 +1,95 @@
 """Diffusion times: independent, stratified, or drawn more often where the loss varies more.
 
 Whatever density q they have, the mean of L(t)/q(t) over a batch estimates ∫ L(t) dt; what differs is the
-noise.
+noise. Evaluation draws times of its own, so that all these are judged alike.
 """
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
-from vdm.contract import Random
+from vdm.component import Component
+from vdm.contract import DrawTimes, Random
 from vdm.runtime import randomness
 
-TIMES = ("iid", "stratified", "importance")
+PerExample = Float[Array, "batch"]
 
 PARTS = 40  # equal parts of [0, 1) that a loss is watched in
 _DOUBT = 5.0
 _DECAY = 0.99
 
 
-def draw(
-    rng: Random, kind: str, cdf: Float[Array, "parts_and_one"] | None
-) -> tuple[Float[Array, "batch"], Float[Array, "*#batch"]]:
-    """A time t for each example, and 1/q(t).
+@dataclasses.dataclass(frozen=True)
+class Times(Component):
+    """How training draws diffusion times. One of your own defines `draw`; examples/beta_times.py."""
 
-    Args:
-      kind: of TIMES.
-      cdf: how times are distributed, for `warp`; None for uniformly.
-    """
-    if kind == "iid":
-        u = jax.vmap(jax.random.uniform)(rng.keys(randomness.TIME))
-    else:
+    def draw(self, rng: Random, state: PyTree) -> tuple[PerExample, Float[Array, "*#batch"]]:
+        """A time t in [0, 1) for each example, and 1/q(t) of their density q."""
+        raise NotImplementedError
+
+    def init(self) -> PyTree:
+        """What is remembered of the losses before the first step; None where nothing is."""
+        return None
+
+    def observe(self, t: PerExample, loss: PerExample) -> PyTree:
+        """Of a batch, what `remember` adds up over devices.
+
+        Args:
+          loss: what is minimised at each time, nats, as it would be under the density 1.
+        """
+        raise NotImplementedError
+
+    def remember(self, state: PyTree, observed: PyTree) -> PyTree:
+        """The state after one more step."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Stratified(Times):
+    """Uniform, and stratified over the global batch (VDM app. I.1): t_i = (u + i/n) mod 1."""
+
+    def draw(self, rng, state):
         u = jax.random.uniform(rng.shared(randomness.TIME))
-    t = uniform(u, rng.strata(), kind != "iid")
-    return (t, jnp.ones(())) if cdf is None else warp(t, cdf)
+        return jnp.mod(u + rng.strata(), 1.0), jnp.ones(())
 
 
-def uniform(
-    u: Float[Array, "*#batch"], strata: Float[Array, "batch"], stratified: bool
-) -> Float[Array, "batch"]:
-    """Times in [0, 1): i.i.d., or stratified over the global batch (VDM app. I.1).
+@dataclasses.dataclass(frozen=True)
+class IID(Times):
+    """Uniform, and independent of each other."""
 
-    Args:
-      u: uniforms. Stratified times use one and the same u for the whole batch.
-      strata: i/n for the i-th of the n examples of the global batch.
-      stratified: whether to stratify: t_i = (u + i/n) mod 1.
-    """
-    return jnp.mod(u + strata, 1.0) if stratified else u
+    def draw(self, rng, state):
+        return jax.vmap(jax.random.uniform)(rng.keys(randomness.TIME)), jnp.ones(())
+
+
+@dataclasses.dataclass(frozen=True)
+class Importance(Stratified):
+    """Stratified, and more of them where the loss varies more, as measured over about the last hundred
+    steps."""
+
+    def draw(self, rng, state):
+        u, _ = super().draw(rng, state)
+        return warp(u, cdf(state))
+
+    def init(self):
+        return jnp.zeros((3, PARTS))
+
+    def observe(self, t, loss):
+        return moments(t, loss)
+
+    def remember(self, state, observed):
+        return _DECAY * state + observed
+
+
+def distributed(cdf: Float[Array, "parts_and_one"]) -> DrawTimes:
+    """Stratified times, distributed as `warp` has them."""
+
+    def draw(rng):
+        u, _ = Stratified().draw(rng, None)
+        return warp(u, cdf)
+
+    return draw
 
 
 def warp(
@@ -77,11 +121,6 @@ def moments(t: Float[Array, "batch"], loss: Float[Array, "batch"]) -> Float[Arra
     return jnp.zeros((3, PARTS)).at[:, part].add(powers)
 
 
-def remember(old: Float[Array, "3 parts"], new: Float[Array, "3 parts"]) -> Float[Array, "3 parts"]:
-    """Running moments after one more step: those of about the last hundred count."""
-    return _DECAY * old + new
-
-
 def cdf(moments: Float[Array, "3 parts"]) -> Float[Array, "parts_and_one"]:
     """How times are best distributed, for `warp`.
 
@@ -102,9 +141,3 @@ def cdf(moments: Float[Array, "3 parts"]) -> Float[Array, "parts_and_one"]:
     share = jnp.where(whole > 0, spread / jnp.where(whole > 0, whole, 1.0), 1.0 / PARTS)
     ends = jnp.cumsum(0.9 * share + 0.1 / PARTS)
     return jnp.concatenate([jnp.zeros(1), ends / ends[-1]])
-
-
-def grid(steps: int, context: Array | None) -> Float[Array, "steps_and_one *batch"]:
-    """Times 0, 1/steps, …, 1; the same for each picture of a batch, where each has a context."""
-    found = jnp.linspace(0.0, 1.0, steps + 1)
-    return found if context is None else jnp.broadcast_to(found[:, None], (steps + 1, context.shape[0]))

@@ -11,10 +11,10 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 import numpy as np
 
-from vdm.contract import Batch, Model, Params
-from vdm.diffusion import elbo, encoder
+from vdm.contract import Batch, Model, Params, bits_per_dim
+from vdm.diffusion import process
 from vdm.diffusion.schedule import with_slope
-from vdm.evaluation.estimate import PerImage, standard_error
+from vdm.estimate import PerImage, standard_error
 from vdm.evaluation.passes import Pass, over_split, progress_bar
 from vdm.run import Run
 
@@ -46,7 +46,7 @@ def scale_line(config: ConfigDict, run: Run, elbo_bits: float) -> str:
     model, params = run.model, run.state.ema
 
     def products(params, rng, batch, t):
-        x = encoder.scale(batch["image"], run.data.spec.vocab_size)
+        x = process.scale(batch["image"], run.data.spec.vocab_size)
         x_hat = model.x_hat(params, rng, batch, t)
         return {"both": jnp.sum(x * x_hat, (1, 2, 3)), "own": jnp.sum(jnp.square(x_hat), (1, 2, 3))}
 
@@ -63,7 +63,7 @@ def scale_line(config: ConfigDict, run: Run, elbo_bits: float) -> str:
             scale = both.sum() / own.sum()
             se = standard_error(both - scale * own) / own.mean()
             nats = 0.5 * width * math.exp(-gamma) * own.mean() * ((1.0 - scale) ** 2 - se**2)
-            lost[i], worst[i] = elbo.bits_per_dim(nats, run.data.spec.shape), (gamma, scale, se)
+            lost[i], worst[i] = bits_per_dim(nats, run.data.spec.shape), (gamma, scale, se)
     (gamma, scale, se), whole = worst[lost.argmax()], max(lost.sum(), 0.0)
     verdict = "NO" if whole > 0.01 * elbo_bits else "yes"
     return (
@@ -74,10 +74,10 @@ def scale_line(config: ConfigDict, run: Run, elbo_bits: float) -> str:
 
 def derivative_line(model: Model, params: Params, batch: Batch, vocab_size: int) -> str:
     """Whether the gradient of ε̂ in z is its derivative: in one random direction, against a difference."""
-    x = encoder.scale(batch["image"], vocab_size)
+    x = process.scale(batch["image"], vocab_size)
     gamma = jnp.broadcast_to(model.gamma(params, jnp.float32(0.5)), x.shape[:1])
     eps, way, pull_by = (jax.random.normal(key, x.shape) for key in jax.random.split(jax.random.key(0), 3))
-    z = encoder.diffuse(x, encoder.over_pixels(gamma), eps)
+    z = process.diffuse(x, process.over_pixels(gamma), eps)
     eps_hat = lambda z: model.eps_hat(params, z, gamma, model.condition_of(batch))
     _, pull = jax.vjp(eps_hat, z)
     step = 1e-2

@@ -1,9 +1,10 @@
 """The estimator "codec": the length of a file that the images are compressed to, and come back from."""
 
 from collections.abc import Sequence
+import dataclasses
 import math
 import time
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 from jaxtyping import Float
@@ -14,9 +15,9 @@ from vdm.codec import archive, codec
 from vdm.codec.pictures import Pictures
 from vdm.contract import Ability
 from vdm.errors import require
+from vdm.estimate import Estimate, standard_error
 from vdm.evaluation.depth_rows import depth_row
 from vdm.evaluation.elbo_rows import OWN, chain_name
-from vdm.evaluation.estimate import Estimate, standard_error
 from vdm.evaluation.estimator import Estimator, Result, print_row
 from vdm.evaluation.table import Row
 from vdm.reporting.text import fixed
@@ -69,34 +70,36 @@ def above(file: File, bound: Row) -> tuple[float, float]:
     return float(each.mean()), standard_error(each)
 
 
-def _check(config: ConfigDict) -> None:
-    images = config.codec.images
-    require(images >= 0, f"config.codec.images is {images}; accepted: 0 (all) or more.")
-    codec.check_config(config)
+@dataclasses.dataclass(frozen=True)
+class Codec(Estimator):
+    """The length of a file, of which the images come back; config.codec."""
 
+    needs: ClassVar[frozenset[Ability]] = frozenset({Ability.CODE})
 
-def _measure(config: ConfigDict, run: Run, done: Sequence[Row]) -> Result:
-    if jax.process_count() > 1:
-        return Result([], checks=["No file was made: a codec runs on one host."])
-    steps, own = config.codec.timesteps, run.model.depth is None
-    bound = done[0] if own else depth_row(config, run, steps, done)
-    file = make_file(config, run)
-    values = {"bpd": np.sum(list(file.values.values()), axis=0), **file.values}
-    estimate = Estimate(values, dict.fromkeys(values, math.nan), 1, given_label=run.model.given_label)
-    evaluations = 1 if Ability.EXACT in run.model.abilities else run.model.latents(steps).timesteps
-    name, bounds = ("file", OWN) if own else (f"file, T = {steps}", chain_name(steps))
-    row = print_row(Row(name, bounds, estimate, 2 * evaluations, file.compress + file.decompress))
-    mean, count, (more, se) = estimate.mean, estimate.images, above(file, bound)
-    verdict = "not known" if math.isnan(se) else "NO" if more < -3.0 * se else "yes"
-    checks = [
-        f"The file has {file.size:,} bytes for {count} images: {mean['images']:.4f} bits/dim for the images, "
-        f"{mean['initial']:.4f} for the random bits before the first, {mean['header']:.4f} for the header. "
-        f"All came back. Seconds an image: {file.compress / count:.4f} to compress, "
-        f"{file.decompress / count:.4f} to decompress.",
-        f"The images take no less than {bound.name}: {verdict}; by {more:+.4f} ± {fixed(se)} bits/dim, "
-        f"{100.0 * more / bound.estimate.mean['bpd']:+.2f}%.",
-    ]
-    return Result([bound, row], checks=checks)
+    def check_config(self, config: ConfigDict) -> None:
+        images = config.codec.images
+        require(images >= 0, f"config.codec.images is {images}; accepted: 0 (all) or more.")
+        codec.check_config(config)
 
-
-CODEC = Estimator(frozenset({Ability.CODE}), _check, _measure)
+    def measure(self, config: ConfigDict, run: Run, done: Sequence[Row]) -> Result:
+        if jax.process_count() > 1:
+            return Result([], checks=["No file was made: a codec runs on one host."])
+        steps, own = config.codec.timesteps, run.model.depth is None
+        bound = done[0] if own else depth_row(config, run, steps, done)
+        file = make_file(config, run)
+        values = {"bpd": np.sum(list(file.values.values()), axis=0), **file.values}
+        estimate = Estimate(values, dict.fromkeys(values, math.nan), 1, given_label=run.model.given_label)
+        evaluations = 1 if Ability.EXACT in run.model.abilities else run.model.latents(steps).timesteps
+        name, bounds = ("file", OWN) if own else (f"file, T = {steps}", chain_name(steps))
+        row = print_row(Row(name, bounds, estimate, 2 * evaluations, file.compress + file.decompress))
+        mean, count, (more, se) = estimate.mean, estimate.images, above(file, bound)
+        verdict = "not known" if math.isnan(se) else "NO" if more < -3.0 * se else "yes"
+        checks = [
+            f"The file has {file.size:,} bytes for {count} images: {mean['images']:.4f} bits/dim for the "
+            f"images, {mean['initial']:.4f} for the random bits before the first, {mean['header']:.4f} for "
+            f"the header. All came back. Seconds an image: {file.compress / count:.4f} to compress, "
+            f"{file.decompress / count:.4f} to decompress.",
+            f"The images take no less than {bound.name}: {verdict}; by {more:+.4f} ± {fixed(se)} bits/dim, "
+            f"{100.0 * more / bound.estimate.mean['bpd']:+.2f}%.",
+        ]
+        return Result([bound, row], checks=checks)

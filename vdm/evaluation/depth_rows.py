@@ -1,6 +1,8 @@
 """The estimator "depth": the ELBO of the same model as chains of config.eval.depths steps, and for T → ∞."""
 
 from collections.abc import Sequence
+import dataclasses
+from typing import ClassVar
 
 from ml_collections import ConfigDict
 
@@ -38,15 +40,17 @@ def depth_row(config: ConfigDict, run: Run, timesteps: int, done: Sequence[Row])
     return print_row(elbo_row(config, run, run.model.at_depth(timesteps))[0])
 
 
-def _check(config: ConfigDict) -> None:
-    depths(config)
+@dataclasses.dataclass(frozen=True)
+class Depth(Estimator):
+    """The ELBO at each T of config.eval.depths."""
 
+    needs: ClassVar[frozenset[Ability]] = frozenset({Ability.DENOISER})
 
-def _measure(config: ConfigDict, run: Run, done: Sequence[Row]) -> Result:
-    series = [depth_row(config, run, timesteps, done) for timesteps in [*depths(config), 0]]
-    pair = smallest_step(series)
-    checks = [order_line("The ELBO falls with T", *pair)] if pair else []
-    return Result([], series, checks)
+    def check_config(self, config: ConfigDict) -> None:
+        depths(config)
 
-
-DEPTH = Estimator(frozenset({Ability.DENOISER}), _check, _measure)
+    def measure(self, config: ConfigDict, run: Run, done: Sequence[Row]) -> Result:
+        series = [depth_row(config, run, timesteps, done) for timesteps in [*depths(config), 0]]
+        pair = smallest_step(series)
+        checks = [order_line("The ELBO falls with T", *pair)] if pair else []
+        return Result([], series, checks)

@@ -1,6 +1,7 @@
 """The estimator "elbo": the model's own ELBO, or its exact likelihood."""
 
 from collections.abc import Sequence
+import dataclasses
 import time
 
 import jax
@@ -39,19 +40,16 @@ def elbo_row(config: ConfigDict, run: Run, model: Model) -> tuple[Row, Profile |
     return Row(name, bounds, estimate, estimate.passes, time.monotonic() - start), profile
 
 
-def _check(config: ConfigDict) -> None:
-    """Its fields are checked where they are used (evaluator.make_evaluator)."""
+@dataclasses.dataclass(frozen=True)
+class ELBO(Estimator):
+    """The model's own ELBO; and that for T → ∞, where it is a chain."""
 
-
-def _measure(config: ConfigDict, run: Run, done: Sequence[Row]) -> Result:
-    row, profile = elbo_row(config, run, run.model)
-    if jax.process_index() == 0:
-        print(estimate_table(row.estimate), flush=True)
-    if not run.model.depth:
-        return Result([row], profile=profile)
-    # The profile is to be that of continuous time.
-    continuous, profile = elbo_row(config, run, run.model.at_depth(0))
-    return Result([row, print_row(continuous)], profile=profile)
-
-
-ELBO = Estimator(frozenset(), _check, _measure)
+    def measure(self, config: ConfigDict, run: Run, done: Sequence[Row]) -> Result:
+        row, profile = elbo_row(config, run, run.model)
+        if jax.process_index() == 0:
+            print(estimate_table(row.estimate), flush=True)
+        if not run.model.depth:
+            return Result([row], profile=profile)
+        # The profile is to be that of continuous time.
+        continuous, profile = elbo_row(config, run, run.model.at_depth(0))
+        return Result([row, print_row(continuous)], profile=profile)

@@ -1,11 +1,16 @@
-"""What an estimator of the likelihood is: what it needs, what it checks, and the rows that it gives."""
+"""What an estimator of the likelihood is: what it needs, what it checks, and the rows that it gives.
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+A new one is a class that derives from Estimator; examples/certificate.py.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import ClassVar, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
+from vdm.component import Component
 from vdm.contract import Ability
 from vdm.evaluation.profile import Profile
 from vdm.evaluation.table import Row
@@ -29,18 +34,23 @@ class Result(NamedTuple):
     profile: Profile | None = None
 
 
-class Estimator(NamedTuple):
-    """One estimator.
+@dataclasses.dataclass(frozen=True)
+class Estimator(Component):
+    """One estimator. Those built in read fields of the whole config; the fields of one of your own are in
+    config.eval.CLASS, in lower case.
 
     Attributes:
       needs: what the model must be able to do.
-      check: (config) → None; raises UserError where a field of its own in config.eval is not accepted.
-      measure: (config, run, done) → Result; `done` are all rows so far, the model's own ELBO first.
     """
 
-    needs: frozenset[Ability]
-    check: Callable[[ConfigDict], None]
-    measure: Callable[[ConfigDict, Run, Sequence[Row]], Result]
+    needs: ClassVar[frozenset[Ability]] = frozenset()
+
+    def check_config(self, config: ConfigDict) -> None:
+        """Raises UserError where a field of the config that it reads is not accepted."""
+
+    def measure(self, config: ConfigDict, run: Run, done: Sequence[Row]) -> Result:
+        """Its rows; `done` are all rows so far, the model's own ELBO first."""
+        raise NotImplementedError
 
 
 def print_row(row: Row) -> Row:

@@ -1,30 +1,39 @@
-"""The estimators of the likelihood by name, and which of them a model can do."""
+"""The estimators of the likelihood that config.eval names, and which of them a model can do."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from vdm import component
+from vdm.component import OWN, REGISTRIES
+from vdm.config import estimator_section, own_estimators
 from vdm.contract import Ability, Model
 from vdm.errors import one_of, require
-from vdm.evaluation.chain_rows import CHAIN
-from vdm.evaluation.codec_rows import CODEC
-from vdm.evaluation.depth_rows import DEPTH
-from vdm.evaluation.elbo_rows import ELBO
 from vdm.evaluation.estimator import Estimator
-from vdm.evaluation.ode_rows import ODE
 from vdm.evaluation.profile import Profile
 from vdm.evaluation.table import Row
 from vdm.run import Run
 
-# In the order in which they are measured. The ELBO always is.
-ESTIMATORS: dict[str, Estimator] = {
-    "elbo": ELBO,
-    "depth": DEPTH,
-    "chain": CHAIN,
-    "ode": ODE,
-    "codec": CODEC,
-}
+
+def find(config: ConfigDict) -> dict[str, Estimator]:
+    """Every built-in estimator, in the order in which they are measured, and then those of your own that
+    config.eval.estimators names. The ELBO is the first.
+
+    Raises:
+      UserError: a name is unknown, or a field has a value that is not accepted.
+    """
+    for name in _named(config):
+        if not OWN.fullmatch(name):
+            one_of("config.eval.estimators", name, (*REGISTRIES["estimator"].builtin, "all"))
+    found = {name: cls() for name, cls in REGISTRIES["estimator"].classes().items()}
+    for name in own_estimators(config.eval.estimators):
+        part = estimator_section(name)
+        cls = component.find("estimator", name, "config.eval.estimators")
+        section = config.eval.get(part, cls.config_fields())
+        found[name] = cls(**{field: section[field] for field in cls.config_fields()})
+        component.check(found[name], section, f"config.eval.{part}")
+    return found
 
 
 class Measured(NamedTuple):
@@ -43,10 +52,8 @@ class Measured(NamedTuple):
 
 def check(config: ConfigDict) -> None:
     """Raises UserError where config.eval names an unknown estimator, or has a number that is not accepted."""
-    for name in _named(config):
-        one_of("config.eval.estimators", name, (*ESTIMATORS, "all"))
-    for estimator in ESTIMATORS.values():
-        estimator.check(config)
+    for estimator in find(config).values():
+        estimator.check_config(config)
 
 
 def choose(config: ConfigDict, model: Model) -> list[str]:
@@ -55,10 +62,11 @@ def choose(config: ConfigDict, model: Model) -> list[str]:
     Raises:
       UserError: one is named that the model cannot do.
     """
-    possible = [name for name, estimator in ESTIMATORS.items() if estimator.needs <= model.abilities]
+    every = find(config)
+    possible = [name for name, estimator in every.items() if estimator.needs <= model.abilities]
     named = _named(config)
     for name in named:
-        needs = ESTIMATORS[name].needs if name != "all" else frozenset()
+        needs = every[name].needs if name != "all" else frozenset()
         missing = [ability.value for ability in Ability if ability in needs - model.abilities]
         require(
             not missing,
@@ -70,10 +78,10 @@ def choose(config: ConfigDict, model: Model) -> list[str]:
 
 def measure(config: ConfigDict, run: Run, chosen: Sequence[str]) -> Measured:
     """Runs the chosen estimators, one after the other, and prints what each gives."""
-    found = Measured([], {}, [], None)
+    found, every = Measured([], {}, [], None), find(config)
     for name in chosen:
         done = [*found.rows, *(row for rows in found.series.values() for row in rows)]
-        result = ESTIMATORS[name].measure(config, run, done)
+        result = every[name].measure(config, run, done)
         found.rows.extend([row for row in result.rows if not any(row is other for other in found.rows)])
         if result.series:
             found.series[name] = list(result.series)

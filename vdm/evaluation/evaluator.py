@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import dataclasses
 import functools
+import math
 
 import jax
 from ml_collections import ConfigDict
@@ -12,15 +13,16 @@ from vdm.contract import Ability, Model
 from vdm.data import fingerprint
 from vdm.data.dataset import Data
 from vdm.data.resident import in_memory_if_it_fits
+from vdm.diffusion.times import distributed
 from vdm.errors import require
-from vdm.evaluation.estimate import Estimate, combine
+from vdm.estimate import Estimate, combine
 from vdm.evaluation.passes import Pass, over_split, progress_bar
-from vdm.evaluation.profile import UNIFORM, Profile
+from vdm.evaluation.profile import UNIFORM, Profile, of_time
 
 # How many passes are a set, whose times and noise are spread evenly (randomness.Spread).
 SET = 10
 
-# What a draw has beside its terms, where a time is drawn; for the Profile.
+# What a draw has beside its terms, where a time is drawn (profile.of_time).
 _TIME = ("t", "time_weight", "error")
 
 
@@ -49,8 +51,8 @@ def make_evaluator(
     def one_draw(params, rng, batch, cdf):
         if not draws_time:
             return model.draw(params, rng, batch).terms
-        draw = model.draw(params, rng, batch, cdf=cdf)
-        return {**draw.terms, **{name: getattr(draw, name) for name in _TIME}}
+        draw = model.draw(params, rng, batch, times=distributed(cdf))
+        return {**draw.terms, **of_time(draw.denoising)}
 
     one_pass = over_split(one_draw, config, data)
 
@@ -91,7 +93,32 @@ def make_evaluator(
                 break
         bar.close()
         estimate = combine(sets, data.spec.shape)
+        require_possible(estimate)
         about = {"exact": Ability.EXACT in model.abilities, "given_label": model.given_label}
         return dataclasses.replace(estimate, data=data_of(images), **about), profile
 
     return evaluate
+
+
+def require_possible(estimate: Estimate) -> None:
+    """Raises UserError where an estimate is no number, or below what can be: levels have probabilities, so
+    that −log P(x), and every bound above it, is at least 0."""
+    for name, bits in estimate.mean.items():
+        require(
+            not math.isnan(bits),
+            f"the {_of_term(name)} is no number: the network or another component gives NaN, or training has "
+            "diverged.",
+        )
+    bits, noise = estimate.mean["bpd"], estimate.noise["bpd"]
+    require(
+        bits >= -max(5.0 * noise if noise == noise else 0.0, 1e-3),
+        f"the bound is {bits:.4f} bits/dim, which is impossible: no probability of discrete values is above "
+        "1. A term is wrong: γ(t) that falls or whose slope is not its derivative, a `draw` that leaves a "
+        "term out or takes a density for a probability, or weights of times that are not 1/q(t). The terms: "
+        + ", ".join(f"{name} {value:.4f}" for name, value in estimate.mean.items() if name != "bpd")
+        + ".",
+    )
+
+
+def _of_term(name: str) -> str:
+    return "estimate of bits/dim" if name == "bpd" else f"term {name!r} of the estimate"

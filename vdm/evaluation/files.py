@@ -10,7 +10,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 import numpy as np
 
-from vdm.evaluation import estimate
+from vdm import estimate
 from vdm.evaluation.depth_rows import depths
 from vdm.evaluation.elbo_rows import elbo_name
 from vdm.evaluation.estimators import Measured

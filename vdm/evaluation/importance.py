@@ -10,7 +10,7 @@ import dataclasses
 from jaxtyping import Float
 import numpy as np
 
-from vdm.evaluation.estimate import combine
+from vdm.estimate import combine
 from vdm.evaluation.table import Row
 
 

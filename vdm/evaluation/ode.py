@@ -12,8 +12,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 import numpy as np
 
-from vdm.diffusion import encoder
-from vdm.diffusion.path import EpsHat, log_normal
+from vdm.diffusion import process
+from vdm.diffusion.importance import log_normal, of_each
+
+# (z [batch, …], γ [batch] or of each value, condition) → ε̂ [batch, …].
+EpsHat = Callable[[Array, Array, Any], Array]
 
 MAX_STEPS = 10_000  # of the solver, for one image
 
@@ -29,9 +32,8 @@ def velocity(
 
     Song et al. 2021, eq. 13, for dα/dγ = −½ α σ² and dσ/dγ = ½ σ α².
     """
-    sigma = encoder.sigma(gamma)
-    each = jnp.broadcast_to(gamma, z.shape if gamma.ndim else z.shape[:1])
-    return 0.5 * slope * sigma * (eps_hat(z, each, condition) - sigma * z)
+    sigma = process.sigma(gamma)
+    return 0.5 * slope * sigma * (eps_hat(z, of_each(gamma, z), condition) - sigma * z)
 
 
 def flow_log_density(

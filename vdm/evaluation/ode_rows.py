@@ -1,16 +1,17 @@
 """The estimator "ode": the likelihood of the probability-flow ODE."""
 
 from collections.abc import Sequence
+import dataclasses
 import time
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Float
 from ml_collections import ConfigDict
 import numpy as np
 
-from vdm.contract import Ability
-from vdm.diffusion import elbo
-from vdm.diffusion.dequantise import start
+from vdm.contract import Ability, bits_per_dim
+from vdm.diffusion.dequantisation import start
 from vdm.errors import UserError, require
 from vdm.evaluation import ode
 from vdm.evaluation.estimator import Estimator, Result, print_row
@@ -22,35 +23,40 @@ from vdm.run import Run
 from vdm.runtime import randomness
 
 
-def _check(config: ConfigDict) -> None:
-    section = config.eval.ode
-    for name in ("samples", "images"):
-        require(section[name] >= 1, f"config.eval.ode.{name} is {section[name]}; accepted: 1 or more.")
-    require(
-        section.nodes >= 4 and section.nodes % 4 == 0,
-        f"config.eval.ode.nodes is {section.nodes}; accepted: a multiple of 4.",
-    )
-    require(
-        0 < section.tolerance < 1,
-        f"config.eval.ode.tolerance is {section.tolerance}; accepted: between 0 and 1, such as 1e-5.",
-    )
+@dataclasses.dataclass(frozen=True)
+class ODE(Estimator):
+    """The likelihood of the probability-flow ODE; config.eval.ode."""
 
+    needs: ClassVar[frozenset[Ability]] = frozenset({Ability.FLOW})
 
-def _measure(config: ConfigDict, run: Run, done: Sequence[Row]) -> Result:
-    try:
-        flows = [flow_row(config, run, kind) for kind in run.model.flow_kinds]
-        weighted, quadrature = weighted_flow_rows(config, run)
-    except UserError as error:  # the other estimators' numbers are not lost for it
-        return Result([], checks=[f"No row of the ODE: {error}"])
-    checks = [
-        *(gain_line(row, flows[0]) for row in flows[1:]),
-        agreement_line("Hutchinson's divergence has the exact one for its mean", flows[-1], weighted[0]),
-        samples_line(weighted),
-        "In the ODE, each image's steps keep the local error of z within "
-        f"{config.eval.ode.tolerance}; half the nodes would change an image by "
-        f"{quadrature:.4f} bits/dim on average, an estimate of the quadrature's error and no bound.",
-    ]
-    return Result([*flows, *weighted[:1], *weighted[1:][-1:]], weighted, checks)
+    def check_config(self, config: ConfigDict) -> None:
+        section = config.eval.ode
+        for name in ("samples", "images"):
+            require(section[name] >= 1, f"config.eval.ode.{name} is {section[name]}; accepted: 1 or more.")
+        require(
+            section.nodes >= 4 and section.nodes % 4 == 0,
+            f"config.eval.ode.nodes is {section.nodes}; accepted: a multiple of 4.",
+        )
+        require(
+            0 < section.tolerance < 1,
+            f"config.eval.ode.tolerance is {section.tolerance}; accepted: between 0 and 1, such as 1e-5.",
+        )
+
+    def measure(self, config: ConfigDict, run: Run, done: Sequence[Row]) -> Result:
+        try:
+            flows = [flow_row(config, run, kind) for kind in run.model.flow_kinds]
+            weighted, quadrature = weighted_flow_rows(config, run)
+        except UserError as error:  # the other estimators' numbers are not lost for it
+            return Result([], checks=[f"No row of the ODE: {error}"])
+        checks = [
+            *(gain_line(row, flows[0]) for row in flows[1:]),
+            agreement_line("Hutchinson's divergence has the exact one for its mean", flows[-1], weighted[0]),
+            samples_line(weighted),
+            "In the ODE, each image's steps keep the local error of z within "
+            f"{config.eval.ode.tolerance}; half the nodes would change an image by "
+            f"{quadrature:.4f} bits/dim on average, an estimate of the quadrature's error and no bound.",
+        ]
+        return Result([*flows, *weighted[:1], *weighted[1:][-1:]], weighted, checks)
 
 
 def flow_row(config: ConfigDict, run: Run, kind: str) -> Row:
@@ -83,7 +89,7 @@ def weighted_flow_rows(config: ConfigDict, run: Run) -> tuple[list[Row], float]:
     name = f"{_name(kind)}, exact divergence"
     result, evaluations, seconds = _flow(config, run, kind, True, section.samples, images, name)
     rows = _rows(kind, name, result, evaluations, seconds, run)
-    return rows, float(elbo.bits_per_dim(result["quadrature"].mean(), run.data.spec.shape))
+    return rows, float(bits_per_dim(result["quadrature"].mean(), run.data.spec.shape))
 
 
 def gain_line(row: Row, first: Row) -> str:
@@ -149,6 +155,3 @@ def require_solved(steps: np.ndarray, tolerance: float) -> None:
         f"the ODE of an image was not solved in {ode.MAX_STEPS} steps; config.eval.ode.tolerance "
         f"is {tolerance}: set a larger one.",
     )
-
-
-ODE = Estimator(frozenset({Ability.FLOW}), _check, _measure)

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 import numpy as np
 
-from vdm.diffusion import encoder
+from vdm.diffusion import process
 from vdm.evaluation.passes import Pass, over_split, progress_bar
 from vdm.run import Run
 
@@ -32,7 +32,7 @@ def denoise(config: ConfigDict, run: Run) -> Denoised:
     """x̂(z_t) of the first test images, with one ε for all times; needs Ability.DENOISER."""
 
     def predicted(params, rng, batch, t):
-        x = encoder.scale(batch["image"], run.data.spec.vocab_size)
+        x = process.scale(batch["image"], run.data.spec.vocab_size)
         return {"x": x, "x_hat": run.model.x_hat(params, rng, batch, t)}
 
     images = min(IMAGES, config.eval.images or run.data.test.size)

@@ -2,14 +2,25 @@
 
 from typing import Any
 
-from jaxtyping import Float, Float32
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
 import numpy as np
 
-from vdm.diffusion import elbo, times
+from vdm.contract import Denoising, bits_per_dim
+from vdm.diffusion import process, times
+from vdm.gaussian import total
 
 BINS = times.PARTS  # equal parts of [0, 1) in t
 EDGES = np.linspace(0.0, 1.0, BINS + 1)
 UNIFORM = EDGES.astype(np.float32)  # the distribution of times that are uniform, as Profile.cdf gives it
+
+
+def of_time(denoising: Denoising) -> dict[str, Float[Array, "batch"]]:
+    """What a Profile takes of a draw beside its terms: "t"; "time_weight", 1/q(t); and "error", ‖x − x̂(z_t)‖²
+    for x in [−1, 1], as x − x̂ = (ε̂ − ε) σ/α."""
+    d = denoising
+    error = process.over_pixels(jnp.exp(d.gamma)) * jnp.square(d.target - d.eps_hat)
+    return {"t": d.t, "time_weight": d.time_weight, "error": total(error)}
 
 
 class Profile:
@@ -28,7 +39,7 @@ class Profile:
         self._moments: Any = np.zeros((3, BINS))
 
     def add(self, draw: dict[str, Float[np.ndarray, "images"]]) -> None:
-        """Adds a pass: "t", "time_weight", "diffusion" (nats) and "error" of contract.Draw."""
+        """Adds a pass: the term "diffusion", nats, and what `of_time` gives."""
         part = np.minimum((draw["t"] * BINS).astype(int), BINS - 1)
         image = np.arange(self._images)
         self._passes += 1
@@ -64,7 +75,7 @@ class Profile:
           rate_edges: bits/dim spent from t = 1 down to t. rmse: of x̂(z_t), in levels. Where a part has no
           draw, per_t_se and rmse are NaN.
         """
-        per_t = elbo.bits_per_dim(self._nats / self._passes * BINS, shape)
+        per_t = bits_per_dim(self._nats / self._passes * BINS, shape)
         mean = per_t.mean(axis=0)
         gamma = np.asarray(gamma, np.float64)
         slope = np.diff(gamma) * BINS

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vdm.evaluation.estimate import Estimate, standard_error
+from vdm.estimate import Estimate, standard_error
 from vdm.reporting.text import fixed, markdown_table
 
 

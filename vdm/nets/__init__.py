@@ -1,21 +1,13 @@
-"""Networks that know nothing of diffusion: pictures to pictures. A new one derives from Network."""
+"""Networks that know nothing of diffusion: images to images. A new one derives from Network."""
 
 from typing import Any
 
 import jax
 
 from vdm import component
-from vdm.nets.mlp import MLP
 from vdm.nets.network import Network
-from vdm.nets.pyramid import Pyramid
-from vdm.nets.transformer import Transformer
-from vdm.nets.unet import UNet
 
-__all__ = ["NETWORKS", "Network", "build"]
-
-NETWORKS = component.Registry(
-    Network, {"unet": UNet, "transformer": Transformer, "mlp": MLP, "pyramid": Pyramid}
-)
+__all__ = ["Network", "build"]
 
 
 def build(
@@ -25,14 +17,14 @@ def build(
     out_channels: int,
     path: str = "config.model.net",
 ) -> Network:
-    """The network that the section at `path` describes, for pictures of this shape.
+    """The network that the section at `path` describes, for images of this shape.
 
     Raises:
       UserError: a field has a value that is not accepted.
     """
-    heavy = NETWORKS.find(section.name, f"{path}.name").heavy
+    heavy = component.find("network", section.name, f"{path}.name").heavy
     return component.build(
-        NETWORKS,
+        "network",
         section,
         path,
         shape=shape,

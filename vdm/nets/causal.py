@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from vdm.component import Component, Registry, choose
+from vdm.component import Component, choose
 from vdm.nets.layers import PRODUCT, ZEROS, Heads, Keys, attend, attend_on_cpu, dropout, layer_keys, scan
 from vdm.nets.network import REMAT, check_heads, check_layers
 from vdm.parameters import Role, matrices_of_loops
@@ -188,6 +188,3 @@ class Causal(nn.Module, Component):
             h += self.told(condition)[:, None]
         h, own = self.layers(h.astype(self.dtype), jnp.arange(self.depth), kept, at, keys)
         return self.logits(self.norm(h)), own
-
-
-CAUSAL_NETWORKS = Registry(Causal, {"transformer": Causal})

@@ -1,8 +1,10 @@
-"""What a network is: pictures to pictures, with nothing of diffusion in it."""
+"""What a network is: images to images, with nothing of diffusion in it."""
 
+import inspect
 from typing import ClassVar
 
 from flax import linen as nn
+import jax
 from jaxtyping import Array, Float, PyTree
 
 from vdm.component import Component, accept, choose
@@ -17,10 +19,11 @@ class Network(nn.Module, Component):
       condition: [batch, k], or None,
       keys: [batch], one random key for each example, where dropout is on; or None,
 
-    and gives float32 [batch, height, width, out_channels].
+    and gives float32 [batch, height, width, out_channels]. In place of `keys` its call may take `train`, as
+    Flax's own layers want it: nn.Dropout(0.1, deterministic=not train).
 
     Attributes:
-      shape: height, width and channels of the pictures.
+      shape: height, width and channels of the images.
       vocab_size: levels of a value, in [−1, 1].
       out_channels: channels of what it gives.
       unroll: whether layers that are alike are compiled one by one and not as a loop, in which XLA's CPU
@@ -43,6 +46,28 @@ class Network(nn.Module, Component):
         keys: Array | None = None,
     ) -> Float[Array, "batch height width out_channels"]:
         raise NotImplementedError
+
+    @nn.nowrap
+    def predict(
+        self,
+        params: PyTree,
+        z: Float[Array, "batch height width channels"],
+        time: Float[Array, "batch"],
+        condition: Float[Array, "batch size"] | None = None,
+        keys: Array | None = None,
+    ) -> Float[Array, "batch height width out_channels"]:
+        """The network's call with these parameters; `keys` where dropout is on."""
+        if "keys" in inspect.signature(type(self).__call__).parameters:
+            return self.apply(params, z, time, condition, keys)
+        if keys is None:
+            return self.apply(params, z, time, condition)
+
+        # Image by image, so that each has dropout of its own: the same on one device as on many.
+        def one(key, *inputs):
+            inputs = jax.tree.map(lambda value: value[None], inputs)
+            return self.apply(params, *inputs, train=True, rngs={"dropout": key})[0]
+
+        return jax.vmap(one)(keys, z, time, condition)
 
     def roles(self, params: PyTree) -> PyTree[Role]:
         """What each parameter is to the optimiser; without matrices, Muon refuses the network."""

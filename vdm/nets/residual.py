@@ -6,7 +6,7 @@ from flax import linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vdm.component import Component, Registry, check
+from vdm.component import Component, check
 from vdm.nets.layers import dropout, layer_keys
 from vdm.nets.network import check_layers
 
@@ -43,9 +43,6 @@ class Residual(nn.Module, Component):
             out = dropout(out, self.dropout, layer_keys(keys, layer)).astype(dtype)
             h += nn.Dense(self.width, dtype=dtype, name=f"second_{layer}")(out)
         return nn.Dense(self.outputs, name="out")(nn.LayerNorm(dtype=jnp.float32)(h))
-
-
-VECTOR_NETWORKS = Registry(Residual, {"mlp": Residual})
 
 
 def build(section: Any, outputs: int) -> Residual:

@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 import numpy as np
 from tqdm import tqdm
 
+from vdm.contract import bits_per_dim
 from vdm.data.dataset import Spec
-from vdm.diffusion import elbo
-from vdm.evaluation.estimate import Estimate, write_json
+from vdm.estimate import Estimate, write_json
 from vdm.reporting import pictures, text
 from vdm.reporting.curve import save_curve
 from vdm.reporting.metrics import Writer
@@ -66,7 +66,7 @@ class Log:
     def train(self, step: int, means: Mapping[str, float]) -> None:
         """Writes the means of the training metrics, nats per example, since the last time."""
         bits = {
-            name: float(elbo.bits_per_dim(value, self._spec.shape))
+            name: float(bits_per_dim(value, self._spec.shape))
             for name, value in means.items()
             if name != "grad_norm"
         }

@@ -6,7 +6,7 @@ import pathlib
 from jaxtyping import UInt8
 import numpy as np
 
-from vdm.diffusion import encoder
+from vdm.diffusion import process
 from vdm.reporting.figures import new_figure
 from vdm.runtime.whole import whole
 
@@ -51,7 +51,7 @@ def _save_grid(path, samples: UInt8[np.ndarray, "images height width channels"],
 
 def _save_points(path, points, vocab_size: int) -> None:
     figure, axes = new_figure(1, 1, (5, 5))
-    axes.scatter(*encoder.scale(points, vocab_size).T, s=4, alpha=0.5, linewidths=0)
+    axes.scatter(*process.scale(points, vocab_size).T, s=4, alpha=0.5, linewidths=0)
     axes.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal", title=f"{len(points)} samples")
     with whole(path) as part:
         figure.savefig(part, dpi=120)

@@ -8,7 +8,7 @@ import numpy as np
 from vdm.data import fingerprint
 
 if TYPE_CHECKING:  # this module imports no JAX, so that studies start at once
-    from vdm.evaluation.estimate import Estimate
+    from vdm.estimate import Estimate
 
 
 def fixed(number: float) -> str:

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import pathlib
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -19,8 +19,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 from vdm.errors import Failed, UserError, one_line
 from vdm.runtime import checksums, hosts
 
-if TYPE_CHECKING:
-    from vdm.step import State
+State = Any  # step.State, or another NamedTuple of trees of arrays
 
 
 class Checksummed(AtomicRenameTemporaryPath):
@@ -71,7 +70,7 @@ class Checkpoints:
             },
         )
 
-    def save(self, step: int, state: "State", rest: dict[str, Any], bpd: float | None = None) -> None:
+    def save(self, step: int, state: State, rest: dict[str, Any], bpd: float | None = None) -> None:
         """Saves in the background. `rest` is a JSON dictionary, `bpd` chooses the best.
 
         Where the one before could not be written, or this one cannot, one line says so, and the older ones
@@ -116,7 +115,7 @@ class Checkpoints:
         """The step with the lowest `bpd`, or None where none was evaluated."""
         return self._manager.best_step()
 
-    def restore(self, like: "State", step: int | None) -> tuple["State", dict[str, Any]]:
+    def restore(self, like: State, step: int | None) -> tuple[State, dict[str, Any]]:
         """The State and the rest of a step.
 
         Args:

@@ -1,0 +1,31 @@
+"""Dequantisation: where its points are, and their density."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdm.diffusion import process
+from vdm.diffusion.dequantisation import dequantise
+
+
+@pytest.mark.parametrize("kind", ["uniform", "normal"])
+def test_dequantisation_stays_in_the_cell_and_knows_its_density(kind):
+    """z/α lies in the cell of its level, and −log q is that of a density on it: by histogram."""
+    levels = jnp.full((20_000, 1), 2)
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    z, gamma, nats = dequantise(kind, keys, levels, jnp.float32(-3.0), 3)
+    offset = np.asarray(z[:, 0] / process.alpha(gamma) - process.scale(levels[0], 3)) * 3.0
+    assert np.all(np.abs(offset) <= 1.0 + 1e-5)
+    edges = np.linspace(-1.0, 1.0, 11)
+    width = 0.2 * float(process.alpha(gamma)) / 3.0
+    total = 0.0
+    counts, _ = np.histogram(offset, edges)
+    for low, high, count in zip(edges, edges[1:], counts):
+        inside = (offset >= low) & (offset < high)
+        expected = 20_000 * width * np.mean(np.exp(-np.asarray(nats)[inside]))
+        assert abs(count - expected) < 5.0 * math.sqrt(expected)
+        total += expected
+    assert total == pytest.approx(20_000, rel=5e-3)

@@ -1,0 +1,41 @@
+"""The mean of a normal distribution on the levels, against the sum over all of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdm.methods.discretised_normal import restricted_mean
+
+
+def by_sum(mean, deviation, vocab_size):
+    """In float64."""
+    x = (2.0 * np.arange(vocab_size) + 1.0) / vocab_size - 1.0
+    logits = -0.5 * ((x - mean[..., None]) / deviation[..., None]) ** 2
+    weight = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return weight @ x / weight.sum(axis=-1)
+
+
+@pytest.mark.parametrize("vocab_size", [2, 17, 256])
+def test_it_is_the_sum_over_all_levels(vocab_size):
+    """In units of the distance of two levels: the closed form is exact but at the ends."""
+    apart = 2.0 / vocab_size
+    means = np.linspace(-1.0, 1.0, 401)[:, None]
+    deviations = apart * np.geomspace(0.05, 8.0, 60)
+    mean, deviation = (np.broadcast_to(v, (401, 60)) for v in (means, deviations))
+    got = restricted_mean(jnp.float32(mean), jnp.float32(deviation**2), vocab_size)
+    error = np.abs(got - by_sum(mean, deviation, vocab_size)) / apart
+    few = deviations <= apart
+    assert error[:, few].max() < 1e-4
+    inside = (1.0 - np.abs(means) > 5.0 * deviations) & ~few
+    assert error[inside].max(initial=0.0) < 1e-4
+    assert error.max() < 0.05
+
+
+@pytest.mark.parametrize("mean", [-30.0, -1.01, 0.0, 1.0, 30.0])
+@pytest.mark.parametrize("deviation", [1e-3, 0.1, 2.0])
+def test_far_away_it_and_its_gradient_are_finite_and_it_stays_among_the_levels(mean, deviation):
+    value, gradient = jax.value_and_grad(lambda v: restricted_mean(*v, 256))(
+        jnp.array([mean, deviation**2], jnp.float32)
+    )
+    assert abs(value) <= 1.0 and np.isfinite(gradient).all()

@@ -1,0 +1,147 @@
+"""Noise of its own for each value (MuLAN), against enumeration of tiny discrete data."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from vdm.diffusion import model as diffusion_lib, process
+from vdm.methods.multivariate import Multivariate
+from vdm.runtime.randomness import Rng
+
+LEVELS, LOW, HIGH = 3, -9.0, 7.0
+SHAPE = (1, 2, 1)
+COUNT = 60_000
+
+
+class Enumerated:
+    """A network that gives the optimal x̂ of two values with the joint probabilities p [V, V], under the
+    γ that `gamma` has at each t and context: it finds t from the mean γ, which is its `time`."""
+
+    def __init__(self, p, gamma):
+        self.p, self.gamma = p, gamma
+
+    def init(self, *args):
+        return {}
+
+    def apply(self, params, z, time, context=None, keys=None):
+        mean = time * (HIGH - LOW) + LOW
+        if context is None:
+            grid = jnp.linspace(0.0, 1.0, 4_001)
+            gamma = self.gamma(jnp.interp(mean, self.gamma(grid, None).mean(axis=(1, 2, 3)), grid), None)
+        else:  # of each picture its own
+            grid = jnp.linspace(0.0, 1.0, 401)[:, None].repeat(len(z), axis=1)
+            means = self.gamma(grid, context).mean(axis=(2, 3, 4))
+            gamma = self.gamma(jax.vmap(jnp.interp, (0, 1, 1))(mean, means, grid), context)
+        gamma = gamma.reshape(-1, 1, 2)
+        x = process.scale(jnp.stack(jnp.indices((LEVELS, LEVELS)), -1).reshape(1, -1, 2), LEVELS)
+        far = jnp.square(z.reshape(-1, 1, 2) - process.alpha(gamma) * x) / jax.nn.sigmoid(gamma)
+        posterior = jax.nn.softmax(jnp.log(self.p.reshape(-1)) - 0.5 * far.sum(axis=-1))
+        return (posterior @ x[0]).reshape(-1, *SHAPE)
+
+
+def pair(context=0):
+    """Two dependent values, a schedule bent another way for each, and the optimal denoiser; with a context of
+    that size, it bends the schedule of each picture."""
+    p = np.random.default_rng(0).gamma(0.7, size=(LEVELS, LEVELS)) + 0.02
+    p /= p.sum()
+    schedule = Multivariate(shape=SHAPE, gamma_min=LOW, gamma_max=HIGH, context=context)
+    params = {
+        name: jnp.asarray(values, jnp.float32).reshape(SHAPE)
+        for name, values in dict(a=[30.0, -10.0], b=[-20.0, 5.0], d=[-4.0, 6.0]).items()
+    }
+    if context:
+        shift = 4.0 * np.random.default_rng(3).normal(size=(context, 3 * 2)).astype(np.float32)
+        params["shift"] = {"kernel": jnp.asarray(shift)}
+    params = {"params": params}
+    model = diffusion_lib.Diffusion(
+        schedule=schedule,
+        net=Enumerated(p, lambda t, c: schedule.apply(params, t, c)),
+        shape=SHAPE,
+        vocab_size=LEVELS,
+        classes=0,
+        parameterisation="x",
+        sample_steps=200,
+    )
+    return model, {"schedule": params, "net": {}}, p
+
+
+def test_the_two_values_have_noise_of_their_own():
+    model, params, _ = pair()
+    gamma = model.gamma(params, jnp.float32(0.3))
+    assert abs(float(gamma[0, 0, 0] - gamma[0, 1, 0])) > 2.0
+
+
+@pytest.mark.parametrize("timesteps", [0, 2_000])
+def test_elbo_of_the_optimal_denoiser_is_the_enumerated_likelihood(timesteps):
+    """For each of the nine pictures. It holds for any way between the end points, as the bound is
+    tight where the denoiser is optimal."""
+    model, params, p = pair()
+    model = dataclasses.replace(model, timesteps=timesteps)
+
+    @jax.jit
+    def nats(picture, number):
+        image = jnp.broadcast_to(picture, (COUNT, *SHAPE))
+        draws = Rng(jax.random.key(number), jnp.arange(COUNT), COUNT)
+        return sum(model.draw(params, draws, {"image": image}).terms.values())
+
+    for number, picture in enumerate(np.ndindex(LEVELS, LEVELS)):
+        values = np.asarray(nats(np.reshape(picture, SHAPE), number), np.float64)
+        want = -np.log(p[picture])
+        # Stratified times make the draws better than independent ones: the bar is too wide, not
+        # too narrow. A chain is above its limit by about 16 nats · ½ / T.
+        bar = 4 * values.std() / np.sqrt(COUNT) + (0.02 if timesteps else 0.002)
+        assert abs(values.mean() - want) < bar
+
+
+def test_the_likelihood_needs_the_noise_of_each_value():
+    """The test before can fail: with the γ of the first value for both, the number is another."""
+    model, params, p = pair()
+    wrong = jax.tree.map(lambda v: v[:, :1].repeat(2, axis=1), params["schedule"])
+    draws = Rng(jax.random.key(0), jnp.arange(COUNT), COUNT)
+    image = jnp.broadcast_to(jnp.array([0, 1]).reshape(SHAPE), (COUNT, *SHAPE))
+    terms = jax.jit(lambda: model.draw({"schedule": wrong, "net": {}}, draws, {"image": image}).terms)()
+    assert abs(float(sum(t.mean() for t in terms.values())) + np.log(p[0, 1])) > 0.05
+
+
+def with_context():
+    """`pair` under a context that bends the noise of each picture in another way, and q(c|x)."""
+    model, params, p = pair(context=3)
+    params["context"] = model.context.init(jax.random.key(1), jnp.zeros((1, *SHAPE)))
+    return model, params, p
+
+
+def test_a_context_costs_its_kl():
+    """Under each c the denoiser is optimal, so the bound is looser by KL(q(c|x) ‖ p(c)) and no more."""
+    model, params, p = with_context()
+    count = 20_000
+    picture = jnp.array([2, 0]).reshape(SHAPE)
+    draws = Rng(jax.random.key(0), jnp.arange(count), count)
+    batch = {"image": jnp.broadcast_to(picture, (count, *SHAPE))}
+    terms = jax.jit(lambda: model.draw(params, draws, batch).terms)()
+    total = np.asarray(sum(terms.values()), np.float64)
+    mean, log_variance = model.context.apply(params["context"], process.scale(picture[None], LEVELS))
+    c = np.random.default_rng(0).normal(size=(400_000, 3)) * np.exp(0.5 * log_variance) + mean
+    ratio = stats.norm.logpdf(c, mean, np.exp(0.5 * log_variance)) - stats.norm.logpdf(c)
+    cost, bar = ratio.sum(axis=1).mean(), ratio.sum(axis=1).std() / np.sqrt(len(c))
+    assert cost > 0.02
+    assert float(terms["context"][0]) == pytest.approx(cost, abs=4 * bar)
+    noise = total.std() / np.sqrt(count)
+    assert total.mean() == pytest.approx(-np.log(p[2, 0]) + cost, abs=4 * noise + 4 * bar + 0.005)
+    assert noise < 0.06
+    two = model.gamma(params, jnp.full(2, 0.5), jnp.array([[1.0, 0, 0], [-1.0, 0, 0]]))
+    assert np.abs(two[0] - two[1]).max() > 0.3
+
+
+@pytest.mark.parametrize("sampler, made", [("ancestral", pair), ("dpm2m", with_context)])
+def test_samples_have_the_enumerated_probabilities(sampler, made):
+    model, params, p = made()
+    count, steps = (20_000, 200) if made is pair else (4_000, 40)
+    model = dataclasses.replace(model, sampler=sampler, sample_steps=steps)
+    draws = Rng(jax.random.key(0), jnp.arange(count), count)
+    drawn = np.asarray(jax.jit(lambda: model.sample(params, draws, {}))()).reshape(count, 2)
+    share = np.histogramdd(drawn, bins=[np.arange(LEVELS + 1) - 0.5] * 2)[0] / count
+    assert np.abs(share - p).max() < 4 * np.sqrt(p.max() / count) + 0.01

@@ -1,0 +1,241 @@
+"""Whether components are what they say, measured in a fraction of a second: before training, and before each
+evaluation. A likelihood is worth nothing where γ falls, or its slope is another function's.
+"""
+
+from collections.abc import Callable
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+import numpy as np
+
+from vdm.diffusion.denoiser import Parameterisation
+from vdm.diffusion.sampler import Sampler
+from vdm.diffusion.schedule import Schedule, with_slope
+from vdm.diffusion.times import Times
+from vdm.errors import UserError, require
+from vdm.runtime.randomness import Rng
+
+NODES = 2**14  # of t, at which γ and its slope are compared
+PARTS = 32  # parts of [0, 1], in each of which they must agree
+DRAWS = 2**12  # of times
+
+
+def is_own(component: Any) -> bool:
+    """Whether a component was written outside of this package, whose own are tested."""
+    return type(component).__module__.partition(".")[0] != __name__.partition(".")[0]
+
+
+def schedule(schedule: Schedule, params: PyTree) -> None:
+    """γ is finite and rises, its slope is its derivative, its end points are those that its fields say, and
+    what it declares of its parameters is true.
+
+    Raises:
+      UserError: something of this does not hold.
+    """
+    name = f"schedule {type(schedule).__name__}"
+    shape = schedule.shape if schedule.per_value else ()
+    nodes = max(2 * PARTS, min(NODES, 2**22 // math.prod(shape)) // PARTS * PARTS)
+
+    # More of them at both ends, where γ may be steep: t = u² (3 − 2u), and u at even distances.
+    middles = (np.arange(nodes) + 0.5) / nodes
+    edges, t = (u**2 * (3.0 - 2.0 * u) for u in (np.arange(PARTS + 1) / PARTS, middles))
+
+    def measure(params):
+        gamma = lambda t: schedule.apply(params, t)
+        return gamma(jnp.float32(edges)), *with_slope(gamma, jnp.float32(t))
+
+    at, between, slope = _numbers(name, measure, params)
+    for values, count in ((at, PARTS + 1), (between, nodes)):
+        found = (count, *shape)
+        require(
+            values.shape == found,
+            f"{name} gives γ of shape {list(values.shape)} at {count} times; accepted: {list(found)}, "
+            f"{'a γ for each value of an image' if shape else 'one γ for each time'}, as its per_value is "
+            f"{schedule.per_value}.",
+        )
+    for what, values, times in (("γ(t)", between, t), ("γ(t)", at, edges), ("γ'(t)", slope, t)):
+        bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
+        for first in bad[:1]:
+            wrong = values[first].ravel()
+            raise UserError(
+                f"{name} gives {what} = {wrong[~np.isfinite(wrong)][0]} at t = {times[first]:.4g}; accepted: "
+                "a number."
+            )
+
+    low, high = at[0], at[-1]
+    whole = high - low
+    require(
+        np.all(whole > 0),
+        f"{name} does not rise: γ(0) = {_mean(low):.4g} and γ(1) = {_mean(high):.4g}. γ = −log SNR must grow "
+        "from data, t = 0, to noise, t = 1.",
+    )
+    steps = np.diff(np.concatenate([at[:1], between, at[-1:]]), axis=0)
+    rounding = 1e-5 * np.max(np.abs(between))
+    worst = int(np.argmin(steps.reshape(len(steps), -1).min(axis=1)))
+    require(
+        steps.min() >= -rounding,
+        f"{name} falls by {-steps.min():.3g} at t = {t[min(worst, nodes - 1)]:.3f}; γ = −log SNR must grow "
+        "with t.",
+    )
+    # Each part's own slope, and that of all: a jump has no slope, and adds up to nothing.
+    by_u = slope * (6.0 * middles * (1.0 - middles)).reshape(-1, *(1,) * len(shape))
+    added = by_u.reshape(PARTS, -1, *shape).mean(axis=1) / PARTS
+    risen = np.diff(at, axis=0)
+    off = np.abs(added - risen) - 0.02 * np.abs(risen) - 2e-3 * whole
+    part = int(np.argmax(off.reshape(PARTS, -1).max(axis=1)))
+    require(
+        np.max(off) <= 0,
+        f"{name} has a slope that is not its derivative, or it jumps: between t = {edges[part]:.3f} and "
+        f"{edges[part + 1]:.3f} γ rises by {_mean(risen[part]):.4g}, and γ'(t) adds up to "
+        f"{_mean(added[part]):.4g}.",
+    )
+    wanted = (schedule.gamma_min, schedule.gamma_max)
+    meets = np.allclose(low, wanted[0], atol=1e-3 * whole.max()) and np.allclose(
+        high, wanted[1], atol=1e-3 * whole.max()
+    )
+    require(
+        meets or schedule.learned_ends,
+        f"{name} goes from γ = {_mean(low):.4g} to {_mean(high):.4g}, but its gamma_min is {wanted[0]:.4g} "
+        f"and its gamma_max {wanted[1]:.4g}; accepted: these ends, or the property learned_ends = True where "
+        "they are learned.",
+    )
+    _declared(name, schedule, params, float(whole.mean()))
+
+
+def _declared(name: str, schedule: Schedule, params: PyTree, whole: float) -> None:
+    """Whether its parameters move what it declares that they do."""
+    times = jnp.array([0.0, 1.0, 0.3, 0.7])
+    gamma = lambda params: schedule.apply(params, times).reshape(4, -1).mean(axis=1)
+    by_each = jax.tree.leaves(_numbers(name, jax.jacrev(gamma), params)) if jax.tree.leaves(params) else []
+    # How much one unit of a parameter moves γ, in shares of the way from end to end. Rounding is no move.
+    moves = lambda each, part: bool(np.abs(each[part]).max() > 1e-5 * whole)
+    interior = [role.interior for role in jax.tree.leaves(schedule.roles(params))]
+    ends = [moves(each, slice(0, 2)) for each in by_each]
+    between = [moves(each, slice(2, 4)) for each in by_each]
+    require(
+        schedule.learned_ends or not any(ends),
+        f"{name} has parameters that move γ(0) or γ(1), and its property learned_ends is False; accepted: "
+        "True, or end points that stay where they are.",
+    )
+    require(
+        not schedule.learned_ends or any(ends),
+        f"{name} has the property learned_ends = True, and no parameter of it moves γ(0) or γ(1); accepted: "
+        "False.",
+    )
+    require(
+        not any(end and inside for end, inside in zip(ends, interior)),
+        f"{name} has parameters that move γ(0) or γ(1), and that its is_interior calls interior; accepted: "
+        "False for those.",
+    )
+    require(
+        not schedule.learned_interior or any(one and inside for one, inside in zip(between, interior)),
+        f"{name} has the property learned_interior = True, and no parameter that its is_interior calls "
+        "interior moves γ between its ends; accepted: False.",
+    )
+
+
+def times(times: Times) -> None:
+    """Times lie in [0, 1), and their weights are 1/q of their density: so that in each eighth of [0, 1] the
+    weights average to an eighth.
+
+    Raises:
+      UserError: something of this does not hold.
+    """
+    name = f"times {type(times).__name__}"
+    rng = Rng(jax.random.key(0), jnp.arange(DRAWS), DRAWS)
+    t, weight = _numbers(name, lambda: times.draw(rng, times.init()))
+    require(
+        t.shape == (DRAWS,) and weight.shape in ((), (DRAWS,)),
+        f"{name} gives t of shape {list(t.shape)} and 1/q(t) of {list(weight.shape)} for {DRAWS} examples; "
+        f"accepted: [{DRAWS}] of both.",
+    )
+    weight = np.broadcast_to(weight, t.shape)
+    require(
+        np.all(np.isfinite(t)) and np.all((t >= 0) & (t <= 1)),
+        f"{name} gives times between {t.min():.4g} and {t.max():.4g}; accepted: 0 to 1.",
+    )
+    require(
+        np.all(np.isfinite(weight)) and np.all(weight > 0),
+        f"{name} gives weights 1/q(t) between {weight.min():.4g} and {weight.max():.4g}; accepted: numbers "
+        "above 0.",
+    )
+    for part in range(8):
+        share = weight * ((t * 8).astype(int).clip(0, 7) == part)
+        mean, se = share.mean(), share.std() / math.sqrt(DRAWS)
+        require(
+            abs(mean - 0.125) <= 5.0 * se + 0.005,
+            f"{name} gives weights that are not 1/q(t): between t = {part / 8} and {(part + 1) / 8} they "
+            f"average to {mean:.4f} ± {se:.4f}; accepted: 0.125, as the integral of 1 is.",
+        )
+
+
+def sampler(sampler: Sampler) -> None:
+    """z_0 is a float32 number for each value of z_1, where x̂ is 0.
+
+    Raises:
+      UserError: something of this does not hold.
+    """
+    name = f"sampler {type(sampler).__name__}"
+    keys = jax.random.split(jax.random.key(0), 2)
+    z_1, gammas = jnp.ones((2, 2, 2, 1)), jnp.linspace(-5.0, 5.0, 4)
+    z_0 = _numbers(name, lambda: sampler.sample(lambda z, gamma: jnp.zeros_like(z), gammas, z_1, keys))
+    require(
+        isinstance(z_0, np.ndarray) and z_0.shape == z_1.shape and z_0.dtype == np.float32,
+        f"{name} gives {_kind(z_0)} for z_1 of float32 {list(z_1.shape)}; accepted: the same.",
+    )
+    require(np.all(np.isfinite(z_0)), f"{name} gives what is no number where x̂ is 0; accepted: numbers.")
+
+
+def parameterisation(
+    parameterisation: Parameterisation, params: PyTree, shape: tuple[int, int, int], vocab_size: int
+) -> None:
+    """ε̂ is a float32 number for each value of z_t, at both ends and between, where the network gives 0.
+
+    Raises:
+      UserError: something of this does not hold.
+    """
+    name = f"parameterisation {type(parameterisation).__name__}"
+    channels = parameterisation.outputs(shape[2], vocab_size)
+    z_t, gamma = jnp.ones((3, *shape)), jnp.array([-8.0, 0.0, 5.0]).reshape(3, 1, 1, 1)
+
+    def net(given):
+        require(
+            given.ndim == 4 and given.shape[:3] == z_t.shape[:3],
+            f"{name} gives the network {_kind(given)}; accepted: [{', '.join(map(str, z_t.shape[:3]))}, "
+            "any].",
+        )
+        return jnp.zeros((*given.shape[:3], channels))
+
+    eps_hat = _numbers(
+        name, lambda params: parameterisation.eps_hat(net, z_t, gamma, params, vocab_size), params
+    )
+    require(
+        isinstance(eps_hat, np.ndarray) and eps_hat.shape == z_t.shape and eps_hat.dtype == np.float32,
+        f"{name} gives ε̂ as {_kind(eps_hat)} for z_t of float32 {list(z_t.shape)}; accepted: the same.",
+    )
+    require(
+        np.all(np.isfinite(eps_hat)),
+        f"{name} gives ε̂ that is no number where the network gives 0; accepted: numbers.",
+    )
+
+
+def _numbers(name: str, function: Callable[..., Any], *args: Any) -> Any:
+    """What a component gives, as NumPy; what it raises becomes a line with its name."""
+    try:
+        return jax.tree.map(np.asarray, jax.jit(function)(*args))
+    except UserError:
+        raise
+    except Exception as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), "")
+        raise UserError(f"{name} fails with {type(error).__name__}: {first}") from error
+
+
+def _kind(value: Any) -> str:
+    return f"{value.dtype} {list(value.shape)}" if hasattr(value, "dtype") else type(value).__name__
+
+
+def _mean(values: Any) -> float:
+    return float(np.mean(values))

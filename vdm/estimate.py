@@ -1,0 +1,123 @@
+"""An estimate of bits per dimension: its mean over images, and its standard errors."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import json
+import math
+import pathlib
+from typing import Any
+
+from jaxtyping import Float
+import numpy as np
+
+from vdm.contract import bits_per_dim
+from vdm.runtime.whole import write_text
+
+PerImage = Float[np.ndarray, "images"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """An estimate of the negative log-likelihood of some images, in bits/dim.
+
+    Attributes:
+      values: of each image, float64; by the name of each term, and "bpd" for their sum.
+      noise: of each name, the Monte-Carlo noise: the standard error of the mean over these very images. It
+        is NaN where there was only one set of draws, and too large where sets differ in size.
+      passes: how often each image was evaluated.
+      exact: whether it is the negative log-likelihood itself, and not the negative ELBO.
+      given_label: whether it is that of images given their labels.
+      data: fingerprint of the images; "" where it was not taken.
+    """
+
+    values: dict[str, PerImage]
+    noise: dict[str, float]
+    passes: int
+    exact: bool = False
+    given_label: bool = False
+    data: str = ""
+
+    @property
+    def images(self) -> int:
+        """How many images."""
+        return len(self.values["bpd"])
+
+    @property
+    def mean(self) -> dict[str, float]:
+        """The mean over images."""
+        return {name: float(values.mean()) for name, values in self.values.items()}
+
+    @property
+    def se(self) -> dict[str, float]:
+        """The standard error of the mean, as an estimate for all images that there could be.
+
+        It counts which images are in the test split, and the Monte-Carlo noise, which adds to the spread
+        between images.
+        """
+        return {name: standard_error(values) for name, values in self.values.items()}
+
+    @property
+    def images_se(self) -> dict[str, float]:
+        """The part of `se` that comes from which images are in the test split; NaN where `noise` is."""
+        return {
+            name: float(np.sqrt(np.maximum(se**2 - self.noise[name] ** 2, 0.0)))
+            for name, se in self.se.items()
+        }
+
+    def json(self) -> dict[str, float | int | str | None]:
+        """Every number: NAME, NAME_se, and its parts NAME_se_images and NAME_se_noise; images; passes; and
+        the fingerprint of the images, where it was taken. What is not finite is None."""
+        numbers: dict[str, float] = {}
+        for name, mean in self.mean.items():
+            numbers |= {name: mean, f"{name}_se": self.se[name]}
+            numbers |= {f"{name}_se_images": self.images_se[name], f"{name}_se_noise": self.noise[name]}
+        numbers |= {"images": self.images, "passes": self.passes}
+        found = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        return found | ({"data": self.data} if self.data else {})
+
+
+def standard_error(values: Float[np.ndarray, "n"]) -> float:
+    """The standard error of the mean of independent values; NaN for one value."""
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+def combine(sets: Sequence[tuple[int, dict[str, PerImage]]], shape: tuple[int, ...]) -> Estimate:
+    """The Estimate from independent sets of draws.
+
+    Args:
+      sets: of each, how many passes it has, and the sum of each term over these passes, nats.
+      shape: of an image.
+    """
+    passes = np.array([length for length, _ in sets], np.float64)
+    bits = {name: bits_per_dim(np.stack([terms[name] for _, terms in sets]), shape) for name in sets[0][1]}
+    bits = {"bpd": sum(bits.values())} | bits if "bpd" not in bits else bits
+    values = {name: sums.sum(axis=0) / passes.sum() for name, sums in bits.items()}
+
+    def noise(name):
+        # A mean of n_r passes counts n_r times: Σ n_r (m_r − m)² is how far the sets' means m_r lie apart.
+        if len(sets) == 1:
+            return math.nan
+        means = bits[name] / passes[:, None]
+        spread = passes @ np.square(means - values[name]) / (len(sets) - 1) / passes.sum()
+        return math.sqrt(spread.mean() / spread.size)
+
+    return Estimate(values, {name: noise(name) for name in values}, int(passes.sum()))
+
+
+def write_json(
+    path: pathlib.Path | str, estimate: Estimate, step: int, more: Mapping[str, Any] | None = None
+) -> None:
+    """Writes an Estimate as JSON: what it is, of which step, and every number; `more` comes last."""
+    bound = "ELBO: an upper bound on the negative log-likelihood"
+    kind = "exact negative log-likelihood" if estimate.exact else bound
+    text = json.dumps(
+        {
+            "estimator": kind + (" given the label" if estimate.given_label else ""),
+            "unit": "bits/dim",
+            "step": step,
+            **estimate.json(),
+            **(more or {}),
+        },
+        indent=2,
+    )
+    write_text(path, text + "\n")

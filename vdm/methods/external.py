@@ -1,0 +1,143 @@
+"""A VDM that was not trained here: its denoiser and its schedule are functions, of whatever framework."""
+
+from collections.abc import Callable
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+import numpy as np
+
+from vdm.component import choose
+from vdm.diffusion import denoiser as denoiser_lib, process
+from vdm.diffusion.model import Diffusion
+from vdm.diffusion.schedule import Schedule
+from vdm.errors import require
+
+# (z [batch, height, width, channels], γ [batch], labels int32 [batch] or None) → like z.
+Denoiser = Callable[[Array, Array, Array | None], Array]
+PREDICTS = ("eps", "x", "v")
+
+
+class Curve(Schedule):
+    """A schedule that is a function, of which nothing is learned.
+
+    Attributes:
+      function: t → γ(t), of times of any shape; JAX differentiates it.
+    """
+
+    function: Callable[[Array], Array] = lambda t: t
+
+    def __call__(self, t: Float[Array, "*times"]) -> Float[Array, "*times"]:
+        return self.function(t)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaling:
+    """Where the data of another model lie: level i is at a x + b, where x is `process.scale` of i.
+
+    z of that model is α (a x + b) + σ ε. Times a constant, minus a constant, this is a z of the data x at
+    γ − 2 log a: the same process in other units.
+    """
+
+    a: float = 1.0
+    b: float = 0.0
+
+    @classmethod
+    def of_range(cls, low: float, high: float, vocab_size: int) -> "Scaling":
+        """That of data whose lowest level is at `low`, and the highest at `high`."""
+        half = 0.5 * (high - low) * vocab_size / (vocab_size - 1)
+        return cls(half, 0.5 * (high + low))
+
+    def ours(self, gamma: Array) -> Array:
+        """γ of the data x, where that of the other model's data is `gamma`."""
+        return gamma - 2.0 * math.log(self.a)
+
+    def theirs(self, z: Array, gamma: Array) -> tuple[Array, Array]:
+        """(z, γ) of the other model, from those of the data x; γ broadcasts against z."""
+        other = gamma + 2.0 * math.log(self.a)
+        return z * process.sigma(other) / process.sigma(gamma) + process.alpha(other) * self.b, other
+
+
+@dataclasses.dataclass(frozen=True)
+class External(Diffusion):
+    """See the module's docstring; `schedule` is a Curve of the γ of the data x.
+
+    Attributes:
+      denoise: in the units of the model that it is of.
+      predicts: what it gives: ε̂, x̂ or v̂.
+      scaling: of that model's data.
+      labelled: whether it is conditioned on labels.
+    """
+
+    denoise: Denoiser | None = None
+    predicts: str = "eps"
+    scaling: Scaling = Scaling()
+    labelled: bool = False
+
+    def verify(self, params: Any) -> None:
+        """Its mistakes are found by evaluation/audit.py, which reports them beside the numbers."""
+
+    def check(self) -> None:
+        choose("predicts", self.predicts, PREDICTS)
+
+    @property
+    def given_label(self) -> bool:
+        return self.labelled
+
+    def condition_of(self, batch: Any) -> Any:
+        return batch["label"] if self.labelled else None
+
+    def eps_hat(self, params, z_t, gamma, condition, dropout_keys=None) -> Array:
+        assert self.denoise is not None
+        z, other = self.scaling.theirs(z_t, process.over_pixels(gamma))
+        found = self.denoise(z, jnp.ravel(other), condition)
+        if self.predicts == "x":
+            return denoiser_lib.eps_from_x(found, z, other)
+        return denoiser_lib.eps_from_v(found, z, other) if self.predicts == "v" else found
+
+
+def on_host(function: Callable[..., Any], vjp: Callable[..., Any] | None = None) -> Denoiser:
+    """A denoiser in another framework as one that JAX can call.
+
+    Args:
+      function: (z, γ, labels) → like z, of NumPy arrays: float32 [batch, height, width, channels], float32
+        [batch], and int32 [batch] or None.
+      vjp: (z, γ, labels, cotangent like z) → the gradient in z of the sum of function · cotangent. Without it
+        nothing that needs a derivative can be estimated: the ODE.
+    """
+
+    def call(target, images, numbers):
+        z = images[0]
+
+        def on_arrays(images, numbers):
+            # Under vmap, each has further axes in front.
+            shape = images[0].shape
+            flat = [np.asarray(part, np.float32).reshape(-1, *shape[-3:]) for part in images]
+            gamma, *labels = (np.asarray(part).reshape(-1) for part in numbers)
+            found = target(flat[0], gamma, *(labels or [None]), *flat[1:])
+            return np.asarray(found, np.float32).reshape(shape)
+
+        like = jax.ShapeDtypeStruct(z.shape, jnp.float32)
+        return jax.pure_callback(on_arrays, like, images, numbers, vmap_method="broadcast_all")
+
+    @jax.custom_vjp
+    def apply(z, numbers):
+        return call(function, (z,), numbers)
+
+    def pull(inputs, cotangent):
+        require(vjp is not None, "the denoiser runs on the host and has no vjp: give on_host(function, vjp).")
+        z, numbers = inputs
+        return call(vjp, (z, cotangent), numbers), None
+
+    def push(z, numbers):
+        return apply(z, numbers), (z, numbers)
+
+    apply.defvjp(push, pull)
+
+    def denoise(z: Array, gamma: Array, labels: Array | None) -> Array:
+        return apply(z, (gamma,) if labels is None else (gamma, labels))
+
+    return denoise

@@ -1,0 +1,254 @@
+"""The encoder's mean x_t, a function of x and of the noise: x itself in a VDM, and learned in DiffEnc
+(Nielsen et al. 2024).
+
+  q(z_t|x) = N(α_t x_t, σ_t² I),  with x_0 = x.
+
+q(z_s|z_t, x) keeps the variance that it has in a VDM and these marginals, so that its mean is that of a VDM
+with y in place of x (process.posterior):
+
+  y = x_t − (x_t − x_s)/(1 − e^{γ_s − γ_t}), and as s → t  y = x_t − dx_t/dγ.
+
+p(z_s|z_t) is as in a VDM. So its denoiser predicts y, which is in terms of noise
+
+  (z_t − α_t y)/σ_t = ε + α_t/σ_t (x_t − y),
+
+and the three terms of the ELBO, chains, importance weights and samples are those of a VDM with this for ε.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from vdm import component, nets
+from vdm.component import Component, accept
+from vdm.contract import Ability, Params
+from vdm.data.dataset import Spec
+from vdm.diffusion import process
+from vdm.diffusion.model import Diffusion
+from vdm.diffusion.schedule import Schedule
+from vdm.errors import require
+from vdm.nets import Network
+from vdm.parameters import Role
+
+# Networks have sines of their time, of up to 1,000 radians between 0 and 1: too steep for x_t, whose slope
+# counts.
+SLOW = 0.01
+
+Image = Float[Array, "batch height width channels"]
+Gamma = Float[Array, "batch"]
+
+
+NEEDS_X = frozenset({Ability.DENOISER, Ability.CODE, Ability.PREDICTS_NOISE})  # for x_t
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder(Component):
+    """x_t, a function of x and γ. A subclass defines `x_t`; at γ_0 that must be x.
+
+    Attributes:
+      lacks: what a Diffusion with it cannot do; nothing, only where x_t is x.
+    """
+
+    lacks: ClassVar[frozenset[Ability]] = frozenset({*NEEDS_X, Ability.FLOW})
+
+    def init(self, key: Array, x: Image) -> Params:
+        """Fresh parameters; None where it has none."""
+        return None
+
+    def roles(self, params: Params) -> PyTree[Role]:
+        """What each parameter is to the optimiser."""
+        raise NotImplementedError
+
+    def x_t(self, params: Params, x: Image, gamma: Gamma, gamma_0: Float[Array, ""]) -> Image:
+        """x_t at γ."""
+        raise NotImplementedError
+
+    def target(
+        self, params: Params, x: Image, eps: Image, gamma: Array, gamma_s: Array | None, gamma_0: Array
+    ) -> tuple[Image, Image]:
+        """x_t, and the noise that the denoiser is to predict: ε + α/σ (x_t − y).
+
+        Args:
+          gamma: one for all, or for each example.
+          gamma_s: of the step of a chain that goes from s to t; None in continuous time.
+        """
+        gamma = jnp.broadcast_to(gamma, x.shape[:1])
+        if gamma_s is None:
+            x_t, moves = with_slope(lambda gamma: self.x_t(params, x, gamma, gamma_0), gamma)
+        else:
+            gamma_s = jnp.broadcast_to(gamma_s, x.shape[:1])
+            x_t = self.x_t(params, x, gamma, gamma_0)
+            share = process.over_pixels(-jnp.expm1(gamma_s - gamma))
+            moves = (x_t - self.x_t(params, x, gamma_s, gamma_0)) / share
+        return x_t, eps + process.over_pixels(jnp.exp(-0.5 * gamma)) * moves
+
+    def read(self, eps_hat: Image, z_t: Image, gamma: Array) -> Image:
+        """The prediction of the noise of y, from the network's ε̂."""
+        return eps_hat
+
+    def of_flow(self, eps_hat: Image, z_t: Image, gamma: Array) -> Image:
+        """What the probability-flow ODE takes for ε̂, from the prediction of the noise of y.
+
+        z_t = α x_t + σ ε moves by dz_t/dγ = ½ σ (ε_f − σ z_t) with ε_f = ε + 2 α/σ dx_t/dγ. This needs both
+        E[y|z_t] and E[ε|z_t], and the denoiser predicts the first alone.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def build(cls, section: Any, spec: Spec, schedule: Schedule) -> "Encoder":
+        """The encoder that config.model.encoder describes."""
+        return component.build("encoder", section, "config.model.encoder")
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity(Encoder):
+    """x_t = x: a VDM."""
+
+    lacks: ClassVar[frozenset[Ability]] = frozenset()
+
+    def x_t(self, params, x, gamma, gamma_0):
+        return x
+
+    def target(self, params, x, eps, gamma, gamma_s, gamma_0):
+        return x, eps
+
+    def of_flow(self, eps_hat, z_t, gamma):
+        return eps_hat
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaled(Encoder):
+    """x_t = α_t²/α_0² x: x fades as noise comes, by no parameters (the encoder of DiffEnc that is not
+    trained).
+
+    dx_t/dγ = −σ² x_t, so that y = (1 + σ²) x_t, and one prediction gives both.
+    """
+
+    lacks: ClassVar[frozenset[Ability]] = NEEDS_X
+
+    def x_t(self, params, x, gamma, gamma_0):
+        return process.over_pixels(jnp.exp(_log_faded(gamma, gamma_0))) * x
+
+    def read(self, eps_hat, z_t, gamma):
+        """ε̂ is of x_t: (1 + σ²) ε̂ − σ z_t is that of y."""
+        return (1.0 + jax.nn.sigmoid(gamma)) * eps_hat - process.sigma(gamma) * z_t
+
+    def of_flow(self, eps_hat, z_t, gamma):
+        """2 ε̂_y − ε̂, as ε̂_y = ε̂ + α/σ dx̂_t/dγ."""
+        eps = (eps_hat + process.sigma(gamma) * z_t) / (1.0 + jax.nn.sigmoid(gamma))
+        return 2.0 * eps_hat - eps
+
+
+@dataclasses.dataclass(frozen=True)
+class Learned(Encoder):
+    """x_t = x + (1 − α_t²/α_0²) r(x, γ), r a network that starts at zero: so training starts at a VDM.
+
+    In DiffEnc x_t is α_t² x + σ_t² (r + x), which is this but for α_0² of nearly 1; it starts at Scaled.
+    E[x_t|z_t] is not known beside E[y|z_t], so there is no probability-flow ODE.
+
+    Attributes:
+      net: r.
+      ends: γ_0 and γ_1 as they are before training: between which r's time goes.
+    """
+
+    net: Network
+    ends: tuple[float, float]
+
+    sections = {"net": "network"}
+
+    def init(self, key, x):
+        return self.net.init(key, x, jnp.zeros(len(x)))
+
+    def roles(self, params):
+        return self.net.roles(params)
+
+    def x_t(self, params, x, gamma, gamma_0):
+        low, high = self.ends
+        moved = self.net.predict(params, x, SLOW * (gamma - low) / (high - low))
+        return x - process.over_pixels(jnp.expm1(_log_faded(gamma, gamma_0))) * moved
+
+    @classmethod
+    def build(cls, section, spec, schedule):
+        net = nets.build(section.net, spec.shape, spec.vocab_size, spec.shape[2], "config.model.encoder.net")
+        return cls(net, (schedule.gamma_min, schedule.gamma_max))
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffEnc(Diffusion):
+    """A Diffusion whose x_t is that of `encoder`."""
+
+    encoder: Encoder = Identity()
+
+    sections = Diffusion.sections | {"encoder": "encoder"}
+
+    def target(self, params, x, eps, gamma, gamma_s):
+        """x_t, and the noise of y."""
+        gamma_0 = self.gamma(params, jnp.zeros(()))
+        return self.encoder.target(params.get("x_t"), x, eps, gamma, gamma_s, gamma_0)
+
+    def eps_hat(self, params, z_t, gamma, condition, dropout_keys=None):
+        """The prediction of the noise of y."""
+        eps_hat = super().eps_hat(params, z_t, gamma, condition, dropout_keys)
+        return self.encoder.read(eps_hat, z_t, process.over_pixels(gamma))
+
+    def noise_of_flow(self, eps_hat, z_t, gamma):
+        return self.encoder.of_flow(eps_hat, z_t, gamma)
+
+    @property
+    def flow_kinds(self):
+        """Where x_t is not x, uniform noise starts beside the way of q(z_t|x)."""
+        return ("normal",) if self.encoder.lacks else super().flow_kinds
+
+    def init(self, key, batch):
+        """With "x_t", where the encoder has parameters."""
+        moved = self.encoder.init(jax.random.fold_in(key, 3), jnp.zeros((1, *self.shape)))
+        return super().init(key, batch) | ({} if moved is None else {"x_t": moved})
+
+    def roles(self, params):
+        own = {"x_t": self.encoder.roles(params["x_t"])} if "x_t" in params else {}
+        return super().roles(params) | own
+
+    @property
+    def abilities(self):
+        return super().abilities - self.encoder.lacks
+
+    def check(self) -> None:
+        super().check()
+        if not self.encoder.lacks:
+            return
+        field = "config.model.encoder.name = 'identity'"
+        accept(
+            "parameterisation.name",
+            not self.parameterisation.of_levels,
+            f"'eps', 'x', 'v'; another needs {field}",
+        )
+        flows = not self.sampler.ode or Ability.FLOW not in self.encoder.lacks
+        accept("sampler.name", flows, f"'ancestral', as this encoder has no ODE; another needs {field}")
+        require(
+            not self.schedule.per_value,
+            f"config.model.schedule.name gives each value a γ of its own, which needs {field}.",
+        )
+
+    @classmethod
+    def assemble(cls, section, spec, **fields):
+        encoders = component.find("encoder", section.encoder.name, "config.model.encoder.name")
+        made = super().assemble(section, spec, **fields)
+        return dataclasses.replace(made, encoder=encoders.build(section.encoder, spec, made.schedule))
+
+
+def with_slope(function: Callable[[Gamma], Image], gamma: Gamma) -> tuple[Image, Image]:
+    """A function of each example's γ, and its derivative, in reverse mode twice: networks have gradients of
+    their own, which know no forward mode."""
+    value, pull = jax.vjp(function, gamma)
+    _, push = jax.vjp(pull, jnp.zeros_like(value))
+    (slope,) = push((jnp.ones_like(gamma),))
+    return value, slope
+
+
+def _log_faded(gamma, gamma_0):
+    """log α_t²/α_0²."""
+    return jax.nn.log_sigmoid(-gamma) - jax.nn.log_sigmoid(-gamma_0)

@@ -1,0 +1,81 @@
+"""The diffusion term weighted by the level of noise (Kingma & Gao 2023)."""
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vdm.component import accept, choose
+from vdm.contract import Ability
+from vdm.objective import Objective
+
+WEIGHTINGS = ("sigmoid", "edm_monotone", "edm", "flow_matching", "soft_truncation")
+
+
+@dataclasses.dataclass(frozen=True)
+class Weighted(Objective):
+    """The diffusion term times w(λ), λ = −γ the log SNR; the other terms as they are.
+
+    Where w does not fall in t (all but edm) this is the ELBO of images with noise added, averaged over how
+    much (Kingma & Gao 2023, sec. 3).
+
+      sigmoid        w = sigmoid(shift − λ)
+      edm            w ∝ N(λ; 2.4, 2.4²) (e^−λ + 0.5²), at most 1 (Karras et al. 2022)
+      edm_monotone   the same, but 1 for all λ below where it is 1
+      flow_matching  w = e^{−λ/2}
+      soft_truncation  w = P(s ≤ σ²) of an s with a density in proportion to 1/s between 1e-5 and 1: the mean
+                     over s of the ELBO from where the variance of the noise is s (Soft Truncation: Kim et al.
+                     2022, theorem 1; they draw one s for each batch)
+
+    Attributes:
+      weighting: one of these.
+      shift: of sigmoid.
+    """
+
+    weighting: str = "sigmoid"
+    shift: float = 2.0
+
+    # A weighted loss would move learned end points to where the weight is small.
+    needs: ClassVar[frozenset[Ability]] = frozenset({Ability.TIME, Ability.ONE_GAMMA, Ability.FIXED_ENDS})
+
+    def check(self) -> None:
+        choose("weighting", self.weighting, WEIGHTINGS)
+        accept("shift", math.isfinite(self.shift), "a number")
+
+    def __call__(self, params, draw):
+        return draw.terms | {"diffusion": self.weight(draw.denoising.gamma) * draw.terms["diffusion"]}
+
+    def weight(self, gamma: Float[Array, "*any"]) -> Float[Array, "*any"]:
+        """w at γ = −λ."""
+        if self.weighting == "sigmoid":
+            return jax.nn.sigmoid(self.shift + gamma)
+        if self.weighting == "flow_matching":
+            return jnp.exp(0.5 * gamma)
+        if self.weighting == "soft_truncation":
+            return jnp.clip(1.0 - jax.nn.log_sigmoid(gamma) / math.log(_SMALLEST), 0.0, 1.0)
+        if self.weighting == "edm_monotone":
+            gamma = jnp.minimum(gamma, -_edm_peak())
+        return _edm(-gamma) / _edm(_edm_peak())
+
+
+_SMALLEST = 1e-5
+_EDM_MEAN, _EDM_SD, _EDM_DATA = 2.4, 2.4, 0.5
+
+
+def _edm(log_snr):
+    """EDM's weighting, but for its constant."""
+    normal = jnp.exp(-0.5 * jnp.square((log_snr - _EDM_MEAN) / _EDM_SD))
+    return normal * (jnp.exp(-log_snr) + _EDM_DATA**2)
+
+
+def _edm_peak():
+    """The log SNR where _edm is largest: the root of its logarithm's derivative, by Newton's method."""
+    log_snr = 0.0
+    for _ in range(20):
+        share = math.exp(-log_snr) / (math.exp(-log_snr) + _EDM_DATA**2)
+        slope = (_EDM_MEAN - log_snr) / _EDM_SD**2 - share
+        log_snr -= slope / (-1.0 / _EDM_SD**2 + share * (1.0 - share))
+    return log_snr

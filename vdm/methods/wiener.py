@@ -1,0 +1,202 @@
+"""The Gaussian of the data's mean and stationary covariance, and its denoiser in closed form (Wiener 1949).
+
+Images are taken to be stationary, with mirrors at their edges: then the cosine transform makes their
+frequencies independent of each other, and what is left of the covariance is one small matrix a frequency, of
+the channels. That is a model of whole images with a few thousand numbers, and of z_t = α x + σ ε it
+knows the posterior of x, which is where a network may start.
+"""
+
+import dataclasses
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+import numpy as np
+
+from vdm.data.dataset import Split
+from vdm.diffusion import process
+from vdm.diffusion.denoiser import Parameterisation, eps_from_x
+from vdm.methods.discretised_normal import restricted_mean
+from vdm.parameters import Role, alike
+
+Image = Float[Array, "batch height width channels"]
+Gamma = Float[Array, "batch 1 1 1"]
+CHUNK = 1_000  # images that `fit` reads at a time
+LOG_RATIO = (-8.0, 4.0)  # of variances, beyond which exp would run away
+
+
+@dataclasses.dataclass(frozen=True)
+class Wiener(Parameterisation):
+    """The output changes the posterior N(m, v) of each value that the Gaussian has to N(m + √v a, v e^b), and
+    x̂ is the mean of that, restricted to the levels. So an output of zero is right where the data are
+    Gaussian.
+
+    Its parameter "gaussian" is the Gaussian, fitted to the training images and not trained.
+    """
+
+    of_levels: ClassVar[bool] = True
+    one_gamma: ClassVar[bool] = True
+
+    def outputs(self, channels, vocab_size):
+        return 2 * channels
+
+    def eps_hat(self, net, z_t, gamma, params, vocab_size):
+        features, known = start(params["gaussian"], z_t, gamma)
+        shift, log_ratio = jnp.split(net(features), 2, axis=-1)
+        mean = known.mean + jnp.sqrt(known.variance) * shift
+        variance = known.variance * jnp.exp(jnp.clip(log_ratio, *LOG_RATIO))
+        return eps_from_x(restricted_mean(mean, variance, vocab_size), z_t, gamma)
+
+    def init(self, shape):
+        return {"gaussian": unit(shape)}
+
+    def fit(self, split, shape, vocab_size):
+        return {"gaussian": fit(split, shape, vocab_size)}
+
+    def roles(self, params):
+        return {"gaussian": alike(params["gaussian"], Role(fixed=True))}
+
+
+class Stationary(NamedTuple):
+    """What `fit` finds in the data, for x in [−1, 1].
+
+    Attributes:
+      mean: of each channel.
+      variance: of each frequency, along the axes of `basis`.
+      basis: of each frequency, the channels' principal axes; one a column.
+    """
+
+    mean: Float[Array, "channels"]
+    variance: Float[Array, "height width channels"]
+    basis: Float[Array, "height width channels channels"]
+
+
+class Posterior(NamedTuple):
+    """N(mean, variance) of each value of x, given z_t."""
+
+    mean: Image
+    variance: Image
+
+
+def unit(shape: tuple[int, int, int]) -> Stationary:
+    """Mean 0 and covariance 1."""
+    channels = shape[2]
+    basis = jnp.broadcast_to(jnp.eye(channels), (*shape, channels))
+    return Stationary(jnp.zeros(channels), jnp.ones(shape), basis)
+
+
+def fit(split: Split, shape: tuple[int, int, int], vocab_size: int) -> Stationary:
+    """The maximum-likelihood fit to the images of a split, in one pass over it.
+
+    That of the mirror images as well is the same: mirrored, a frequency changes no more than its sign. No
+    variance is taken to be below (2/V)²/12, that of the rounding to levels.
+    """
+    height, width, channels = shape
+    mean, square = np.zeros(channels), np.zeros((height, width, channels, channels))
+    for x in _chunks(split, vocab_size):
+        frequencies = _frequencies(x)
+        mean += frequencies[:, 0, 0].sum(axis=0) / split.size
+        square += np.einsum("nijc,nijd->ijcd", frequencies, frequencies, optimize=True) / split.size
+    square[0, 0] -= np.outer(mean, mean)  # a mean that is the same everywhere is of frequency 0 alone
+    mean /= np.sqrt(height * width)
+    variance, basis = np.linalg.eigh(square)
+    floor = (2.0 / vocab_size) ** 2 / 12.0
+    found = mean, np.maximum(variance, floor), basis
+    return Stationary(*(jnp.asarray(value, jnp.float32) for value in found))
+
+
+def _chunks(split, vocab_size):
+    for first in range(0, split.size, CHUNK):
+        image = split.read(np.arange(first, min(first + CHUNK, split.size)))["image"]
+        yield np.asarray(process.scale(image, vocab_size), np.float64)
+
+
+def _frequencies(x):
+    """The cosine transform of each channel, in float64."""
+    rows, columns = (cosines(size) for size in x.shape[1:3])
+    return np.einsum("ih,nhwc,jw->nijc", rows, x, columns, optimize=True)
+
+
+def cosines(size: int) -> Float[np.ndarray, "size size"]:
+    """The orthonormal cosine transform (DCT-II) as a matrix, a frequency a row."""
+    frequency, place = np.arange(size)[:, None], np.arange(size)[None] + 0.5
+    rows = np.sqrt(2.0 / size) * np.cos(np.pi * frequency * place / size)
+    rows[0] /= np.sqrt(2.0)
+    return rows
+
+
+def posterior(of: Stationary, z_t: Image, gamma: Gamma) -> Posterior:
+    """p(x|z_t): along each axis of variance λ, the mean is shrunk by α² λ/(α² λ + σ²), and the variance is
+    λ σ²/(α² λ + σ²)."""
+    alpha, sigma = (process.over_pixels(of_gamma(gamma)) for of_gamma in (process.alpha, process.sigma))
+    noisy = jnp.square(alpha) * of.variance + jnp.square(sigma)
+    rows, columns = (jnp.asarray(cosines(size), jnp.float32) for size in z_t.shape[1:3])
+    along_axes = jnp.einsum("ijcd,bijc->bijd", of.basis, _over_axes(z_t - alpha * of.mean, rows, columns))
+    shrunk = jnp.einsum("ijcd,bijd->bijc", of.basis, along_axes * (alpha * of.variance / noisy))
+    mean = of.mean + _over_axes(shrunk, rows.T, columns.T)
+    left = jnp.square(sigma) * of.variance / noisy
+    of_channels = jnp.einsum("ijcd,bijd->bijc", jnp.square(of.basis), left)
+    return Posterior(mean, _over_axes(of_channels, jnp.square(rows).T, jnp.square(columns).T))
+
+
+def _over_axes(image, rows, columns):
+    """A matrix product along the rows and one along the columns of each channel."""
+    return jnp.einsum("ih,bhwc,jw->bijc", rows, image, columns)
+
+
+def dequantised_nats(
+    of: Stationary, x: Float[np.ndarray, "images height width channels"], vocab_size: int
+) -> Float[np.ndarray, "images"]:
+    """A bound on −log p(x), in nats, of x as levels: E −log N(x + u) less the logarithm of a level's cell, in
+    which u is uniform (Theis et al. 2016, eq. 4).
+
+    It has a closed form, as u has the variance (2/V)²/12 along each axis; the Gaussian is wider by as much.
+    """
+    mean, variance, basis = (np.asarray(value, np.float64) for value in of)
+    rounding = (2.0 / vocab_size) ** 2 / 12.0
+    along_axes = np.einsum("ijcd,nijc->nijd", basis, _frequencies(x - mean), optimize=True)
+    square = (np.square(along_axes) + rounding) / (variance + rounding)
+    nats = 0.5 * np.sum(square + np.log(2.0 * np.pi * (variance + rounding)), axis=(1, 2, 3))
+    return nats + variance.size * np.log(vocab_size / 2.0)
+
+
+def start(
+    of: Stationary, z_t: Image, gamma: Gamma
+) -> tuple[Float[Array, "batch height width more"], Posterior]:
+    """What a network is given in place of z_t, and the posterior that it changes."""
+    # The Gaussian is fitted and not trained: to go back through it would cost a tenth of a training step.
+    known = posterior(jax.lax.stop_gradient(of), z_t, gamma)
+    return features(z_t, gamma, known), known
+
+
+def features(z_t: Image, gamma: Gamma, known: Posterior) -> Float[Array, "batch height width more"]:
+    """z_t as values near 1 at every γ, where z_t itself shows an image's details as small differences of
+    large numbers.
+
+    The posterior's mean; ε̂ by it; what is finer than 3 pixels in z_t, and in two octaves of the mean, in
+    units of the noise and of the posterior's standard deviation; the logarithm of that.
+    """
+    alpha, sigma = (process.over_pixels(of_gamma(gamma)) for of_gamma in (process.alpha, process.sigma))
+    deviation = jnp.sqrt(known.variance)
+    typical = jnp.mean(deviation, axis=(1, 2), keepdims=True)
+    blurred = _blur(known.mean)
+    coarse = _blur(_blur(blurred))
+    return jnp.concatenate(
+        [
+            known.mean,
+            (z_t - alpha * known.mean) / sigma,
+            jnp.arcsinh((z_t - _blur(z_t)) / (2.0 * sigma)),
+            jnp.arcsinh((known.mean - blurred) / typical),
+            jnp.arcsinh((blurred - coarse) / typical),
+            jnp.log(deviation) / 3.0,
+        ],
+        axis=-1,
+    )
+
+
+def _blur(image):
+    """By 1, 2, 1 along both axes."""
+    padded = jnp.pad(image, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    rows = padded[:, :-2] + 2.0 * padded[:, 1:-1] + padded[:, 2:]
+    return (rows[:, :, :-2] + 2.0 * rows[:, :, 1:-1] + rows[:, :, 2:]) / 16.0

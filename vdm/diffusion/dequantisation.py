@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Shaped
 
 from vdm.diffusion import process
-from vdm.diffusion.importance import log_normal
+from vdm.diffusion.importance_weights import log_normal
 
 KINDS = ("uniform", "normal")
 

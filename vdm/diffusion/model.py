@@ -22,7 +22,7 @@ from vdm.diffusion import (
     decoder,
     denoiser,
     dequantisation,
-    importance,
+    importance_weights,
     process,
     verify,
 )
@@ -205,7 +205,7 @@ class Diffusion(Model):
         condition = self.condition_of(batch)
 
         def predict_x(z_t, gamma):
-            gamma_of_each = importance.of_each(gamma, z_t)
+            gamma_of_each = importance_weights.of_each(gamma, z_t)
             eps_hat = lambda condition: self.eps_hat(params, z_t, gamma_of_each, condition)
             eps = denoiser.guided(eps_hat, condition, self.unconditional(condition), self.guidance)
             if self.sampler.ode:
@@ -244,7 +244,7 @@ class Diffusion(Model):
     ) -> Float[Array, "batch"]:
         """The same of any x, whose log p(x|z_0) is a function of z_0."""
         condition = self.condition_of(batch)
-        return importance.log_weight(
+        return importance_weights.log_weight(
             lambda z, gamma: self.eps_hat(params, z, gamma, condition),
             x,
             log_likelihood,
@@ -267,9 +267,9 @@ class Diffusion(Model):
     def sample_and_log_weight_of(
         self, params: Params, rng: Random, batch: Batch, decode: Callable[[Image], tuple[Any, Image, Array]]
     ) -> tuple[Any, Float[Array, "batch"]]:
-        """The same with any p(x|z_0): `decode` as in importance.of_sample."""
+        """The same with any p(x|z_0): `decode` as in importance_weights.of_sample."""
         condition = self.condition_of(batch)
-        return importance.of_sample(
+        return importance_weights.of_sample(
             lambda z, gamma: self.eps_hat(params, z, gamma, condition),
             decode,
             self.gammas(params, self.timesteps, condition),
@@ -351,7 +351,7 @@ class Diffusion(Model):
             return process.scale(batch["image"], self.vocab_size) if mean is None else mean(params, batch)
 
         def p(params, t, z, batch, keys=None):
-            of_each = importance.of_each(gamma(params, t), z)
+            of_each = importance_weights.of_each(gamma(params, t), z)
             eps_hat = self.eps_hat(params, z, of_each, self.condition_of(batch), keys)
             x_hat = denoiser.x_from_eps(eps_hat, z, gamma(params, t))
             return _gaussian(process.posterior(z, x_hat, gamma(params, t - 1), gamma(params, t)))

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Key
 import numpy as np
 
 from vdm.diffusion import process
-from vdm.diffusion.importance import log_normal, of_each
+from vdm.diffusion.importance_weights import log_normal, of_each
 
 # (z [batch, …], γ [batch] or of each value, condition) → ε̂ [batch, …].
 EpsHat = Callable[[Array, Array, Any], Array]

@@ -60,7 +60,7 @@ def test_path_against_brute_force():
         x, steps = process.scale(levels, 3), jnp.asarray(gammas, jnp.float32)
         log_p = decoder.log_likelihood(levels, steps[0], 3)
         target = lambda eps, gamma_s, gamma_t: (x, eps)
-        return path.log_weight(eps_hat, x, log_p, None, steps, keys, target)
+        return importance_weights.log_weight(eps_hat, x, log_p, None, steps, keys, target)
 
     log_w = np.asarray(log_weights(jax.random.key(0)), np.float64).reshape(3, -1).T
     w = np.exp(log_w - truth)

@@ -1,4 +1,4 @@
-"""An optimiser of one's own: Lion, steps of one size by the sign of the momentum (Chen et al. 2023). It wants
+"""An optimiser of your own: Lion, steps of one size by the sign of the momentum (Chen et al. 2023). It wants
 a learning rate three to ten times smaller than AdamW, and a weight decay as much larger.
 
 python -m vdm.main --config=configs/digits.py --config.optimizer.name=examples.lion:Lion \\

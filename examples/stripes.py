@@ -1,4 +1,4 @@
-"""Data of one's own: noisy 8 × 8 stripes of 16 levels; the label says whether they lie or stand.
+"""Data of your own: noisy 8 × 8 stripes of 16 levels; the label says whether they lie or stand.
 
 python -m vdm.main --config=configs/digits.py --config.data.name=examples.stripes:Stripes \\
     --workdir=/tmp/stripes

@@ -52,7 +52,7 @@ def configure(case: Case) -> ConfigDict:
     config.model.net.update(net)
     config.train.batch_size = config.eval.batch_size = case.batch
     config.sample.num = config.sample.batch_size = case.batch
-    config.model.sampler.name = "dpm2m"
+    config.model.sampler = "dpm2m"
     config.model.sample_steps = 2
     return config_lib.complete(config)
 

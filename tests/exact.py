@@ -5,20 +5,25 @@ import numpy as np
 from conftest import make_config
 from vdm.data import dataset
 from vdm.diffusion import model as diffusion_lib
+from vdm.diffusion.denoiser import Levels
 from vdm.diffusion.schedule import FixedLinear
 
 
 class Constant:
     """A network whose output is log p(v) of each value, whatever its input: read as `levels`
-    it is the optimal denoiser of pictures whose values are independent and distributed so."""
+    it is the optimal denoiser of images whose values are independent and distributed so."""
 
     def __init__(self, log_p):
         self.log_p = log_p  # [height, width, channels, vocab_size]
 
+    @property
+    def out_channels(self):
+        return self.log_p.shape[-2] * self.log_p.shape[-1]
+
     def init(self, *args):
         return {}
 
-    def apply(self, params, z, *args):
+    def predict(self, params, z, *args):
         *shape, channels, vocab_size = self.log_p.shape
         output = self.log_p.reshape(1, *shape, channels * vocab_size).astype(np.float32)
         return np.broadcast_to(output, (z.shape[0], *output.shape[1:]))
@@ -50,7 +55,7 @@ def model(log_p, gamma_min, gamma_max, timesteps=0, schedule=FixedLinear):
         shape=tuple(shape),
         vocab_size=vocab_size,
         classes=0,
-        parameterisation="levels",
+        parameterisation=Levels(),
         timesteps=timesteps,
         sample_steps=10,
     )

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from conftest import make_config
-from vdm import optimizer as optimizer_lib, run as run_lib, step as step_lib
+from vdm import component, run as run_lib
 from vdm.data import sources
 from vdm.data.batches import eval_batches
 
@@ -20,7 +20,7 @@ def model_of(file="configs/digits.py", **fields):
     data = sources.load(config.data)
     model = run_lib.build_model(config, data.spec)
     example = next(eval_batches(data.train, 1))
-    return model, jax.eval_shape(lambda: step_lib.init_params(model, 0, example))
+    return model, jax.eval_shape(model.init, jax.random.key(0), example)
 
 
 def flat(tree):
@@ -30,7 +30,7 @@ def flat(tree):
 
 
 def section(name, **fields):
-    cls = optimizer_lib.OPTIMIZERS.find(name, "config.optimizer.name")
+    cls = component.find("optimizer", name, "config.optimizer.name")
     return ConfigDict({"name": name, **cls.config_fields()} | {"warmup": 0} | fields)
 
 

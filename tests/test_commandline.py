@@ -49,6 +49,11 @@ def test_parted_from_the_other_flags(case):
             ["--config.model.schedule.hidden=8", "--config.model.schedule.name=learned_net"],
             {"model.schedule.hidden": 8, "model.schedule.name": "learned_net"},
         ),
+        (["--config.model.parameterisation=v"], {"model.parameterisation.name": "v"}),
+        (
+            ["--config.model.net=mlp", "--config.model.net.width=32"],
+            {"model.net.name": "mlp", "model.net.width": 32},
+        ),
     ],
 )
 def test_fields_are_set_by_their_type(args, fields):
@@ -93,10 +98,10 @@ REFUSED = {
     ),
     "section": (["--config.optimiser.clip=1"], "config.optimiser is set", "Did you mean 'optimizer'?"),
     "a section set": (
-        ["--config.model.net=unet"],
-        "config.model.net is a section",
+        ["--config.eval.chain=50"],
+        "config.eval.chain is a section",
         "its fields: ",
-        "depth, ",
+        "timesteps",
     ),
     "below a value": (["--config.seed.x=1"], "config.seed.x is set, but there is no such field"),
     "of another component": (

@@ -1,6 +1,7 @@
 """Components: which fields they have, what they refuse, and how a name finds one."""
 
 import dataclasses
+import importlib
 
 from flax import linen as nn
 from ml_collections import ConfigDict
@@ -8,7 +9,6 @@ import pytest
 
 from vdm import component
 from vdm.component import Component, Refused, Registry, accept, choose
-from vdm.config import COMPONENTS
 from vdm.errors import UserError
 
 
@@ -36,7 +36,12 @@ class Layer(nn.Module, Component):
     scale: float = 1.0
 
 
-ANIMALS = Registry(Animal, {"animal": Animal, "bird": Bird})
+ANIMALS = Registry(f"{__name__}:Animal", {"animal": f"{__name__}:Animal", "bird": f"{__name__}:Bird"})
+
+
+@pytest.fixture(autouse=True)
+def animals(monkeypatch):
+    monkeypatch.setitem(component.REGISTRIES, "animal", ANIMALS)
 
 
 def section(**fields):
@@ -50,7 +55,7 @@ def test_fields_with_a_default_are_those_of_the_config():
 
 
 def test_built_from_its_section_and_what_the_code_gives():
-    made = component.build(ANIMALS, section(name="bird", legs=2, song="whistle"), "config.pet", home="tree")
+    made = component.build("animal", section(name="bird", legs=2, song="whistle"), "config.pet", home="tree")
     assert made == Bird("tree", 2, "whistle")
 
 
@@ -65,14 +70,14 @@ def test_built_from_its_section_and_what_the_code_gives():
         ({"name": "bird", "legs": 2, "song": "xyz"}, r"accepted: 'none', 'whistle'\.$"),
         (
             {"name": "brid", "legs": 2},
-            r"^config\.pet\.name is 'brid'; accepted: 'animal', 'bird', or the import path of one's own, "
+            r"^config\.pet\.name is 'brid'; accepted: 'animal', 'bird', or the import path of your own, "
             r"'module:Class'\. Did you mean 'bird'\?$",
         ),
     ],
 )
 def test_what_is_not_accepted_is_one_line(fields, message):
     with pytest.raises(UserError, match=message):
-        component.build(ANIMALS, section(**fields), "config.pet", home="tree")
+        component.build("animal", section(**fields), "config.pet", home="tree")
 
 
 def test_refused_says_the_field():
@@ -95,21 +100,16 @@ def test_one_of_ones_own_must_derive_from_the_base():
         ANIMALS.find(f"{__name__}:Component", "config.pet.name")
 
 
-def registries():
-    """(path in the config, registry) of every kind."""
-    for path, registry in COMPONENTS.items():
-        yield path, registry
-        for cls in registry.builtin.values():
-            for part, below in cls.sections.items():
-                yield f"{path}.{part}", below
-
-
-@pytest.mark.parametrize(("path", "registry"), list(registries()))
-def test_every_built_in_component_is_sound(path, registry):
-    """It derives from the base of its kind, and its fields are of types that a config can hold."""
-    classes = [*registry.builtin.values(), *filter(None, [registry.otherwise])]
-    for cls in classes:
-        assert issubclass(cls, registry.base) and cls.__doc__, cls
+@pytest.mark.parametrize("kind", component.REGISTRIES)
+def test_every_built_in_component_is_sound(kind):
+    """It derives from the base of its kind, its sections are of a kind that there is, and its fields of types
+    that a config can hold."""
+    registry = component.REGISTRIES[kind]
+    module, _, base = registry.base.partition(":")
+    base = getattr(importlib.import_module(module), base)
+    for cls in registry.classes().values():
+        assert issubclass(cls, base) and cls.__doc__, cls
+        assert set(cls.sections.values()) <= set(component.REGISTRIES), cls
         for field, default in cls.config_fields().items():
             assert isinstance(default, int | float | str), (cls, field)
             assert field not in ("name", *cls.sections), (cls, field)

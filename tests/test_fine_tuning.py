@@ -20,7 +20,7 @@ BASE = {name.removeprefix("config."): value for name, value in TINY.items() if "
 NEW = {
     "second_order": {"objective.name": "second_order", "model.times": "importance"},
     "dequantised": {"model.name": "dequantised", "model.width": 4, "model.bins": 3},
-    "learned": {"model.encoder.name": "learned", "model.encoder.net.name": "mlp",
+    "learned": {"model.name": "diffenc", "model.encoder.net.name": "mlp",
                 "model.encoder.net.depth": 1, "model.encoder.net.width": 8},
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Each example of one's own component trains, resumes bit for bit, and is evaluated by its workdir alone."""
+"""Each example of your own component trains, resumes bit for bit, and is evaluated by its workdir alone."""
 
 import importlib
 import json
@@ -20,18 +20,33 @@ from vdm.reporting import log
 
 FORKS = {
     "power": {"model.schedule.name": "examples.power:Power", "model.schedule.power": 5.0},
-    "mixer": {"model.net.name": "examples.mixer:Mixer"},
-    "min_snr": {"objective.name": "examples.min_snr:MinSNR", "model.schedule.name": "cosine"},
+    "mixer": {"model.net.name": "examples.mixer:Mixer", "model.net.dropout": 0.2},
+    "edm": {"model.parameterisation.name": "examples.edm:EDM", "model.parameterisation.data": 0.7},
+    "beta_times": {"model.times.name": "examples.beta_times:Beta", "model.times.a": 0.7},
+    "huber": {"objective.name": "examples.huber:Huber", "objective.delta": 2.0},
     "stripes": {"data.name": "examples.stripes:Stripes", "data.noise": 1.0},
     "lion": {"optimizer.name": "examples.lion:Lion", "optimizer.weight_decay": 0.1},
+    "mirrored": {"model.name": "examples.mirrored:Mirrored", "model.axis": "rows"},
+    "log_variance": {"objective.name": "examples.log_variance:LogVariance", "objective.features": 8},
+    "euler": {"model.sampler.name": "examples.euler:Euler"},
 }
+# Which of them make one run, and what else it needs.
+RUNS = {
+    "parts": (("power", "mixer", "edm", "beta_times", "huber", "stripes", "lion"), {}),
+    "methods": (("mirrored", "log_variance", "euler"), {"model.schedule.name": "fixed_linear"}),
+}
+CERTIFICATE = "examples.certificate:Certificate"
 
 
-def fields(fork):
-    """The fields of its tiny run, which is saved at half its 12 steps."""
+def own_fields(*forks):
+    return {name: value for fork in forks for name, value in FORKS[fork].items()}
+
+
+def fields(*forks):
+    """The fields of their tiny run, which is saved at half its 12 steps."""
     tiny = {name.removeprefix("config."): value for name, value in TINY.items() if "config." in name}
     times = {"train.checkpoint_every": 6, "train.eval_every": 0, "train.sample_every": 0}
-    return tiny | times | {"train.substeps": 1} | FORKS[fork]
+    return tiny | times | {"train.substeps": 1} | own_fields(*forks)
 
 
 def unload(*modules):
@@ -50,14 +65,15 @@ def quick(single):
         signal.signal(number, handler)
 
 
-@pytest.fixture(scope="module", params=FORKS)
+@pytest.fixture(scope="module", params=RUNS)
 def trained(request, tmp_path_factory):
-    """(name, config, workdir) of a run that was never stopped."""
-    unload(f"examples.{request.param}")
+    """(names of the examples in it, config, workdir) of a run that was never stopped."""
+    forks, more = RUNS[request.param]
+    unload(*(f"examples.{name}" for name in forks))
     workdir = tmp_path_factory.mktemp(request.param)
-    config = make_config(fields(request.param), "configs/digits.py")
+    config = make_config(fields(*forks) | more, "configs/digits.py")
     train.run(config, workdir)
-    return request.param, config, workdir
+    return forks, config, workdir
 
 
 @pytest.fixture
@@ -75,48 +91,68 @@ def without_examples(monkeypatch, tmp_path):
 
 
 def test_each_is_one_short_file_whose_command_is_a_run():
-    found = {path.stem for path in (ROOT / "examples").glob("*.py")} - {"__init__"}
-    assert set(FORKS) <= found
-    for name in FORKS:
+    files = {path.stem for path in (ROOT / "examples").glob("*.py")}
+    assert {*FORKS, "certificate"} == {name for name in files if not name.startswith(("_", "judge"))}
+    for name in (*FORKS, "certificate"):
         text = (ROOT / "examples" / f"{name}.py").read_text()
-        assert len(text.splitlines()) <= 25, name
+        assert len(text.splitlines()) <= (70 if name == "certificate" else 32), name
+        assert not re.search(r"^(from|import) examples", text, re.M), name
         command = re.search(r"^python -m vdm\.main .*?(?<!\\)$", text.replace("\\\\\n", ""), re.M)[0]
         given = commandline.split(shlex.split(command)[2:])
-        assert given.file == "configs/digits.py" and given.rest == [f"--workdir=/tmp/{name}"]
         assert any(f"=examples.{name}:" in arg for arg in given.args), name
-        commandline.apply(config_lib.load(str(ROOT / given.file)), given.args)
+        workdir, *mode = given.rest
+        assert workdir.startswith("--workdir=/tmp/"), name
+        assert mode == [] if given.file else mode in (["--mode=eval"], ["--mode=sample"]), name
+        commandline.apply(config_lib.load(str(ROOT / (given.file or "configs/digits.py"))), given.args)
 
 
-def test_its_own_fields_are_in_the_config_and_it_is_kept(trained):
-    name, config, workdir = trained
+def test_their_own_fields_are_in_the_config_and_they_are_kept(trained):
+    forks, config, workdir = trained
     saved = workdir_lib.flat(json.loads((workdir / "config.json").read_text()))
-    assert saved == workdir_lib.flat(config) and saved.items() >= FORKS[name].items()
-    kept = [path.name for path in (workdir / "components").iterdir()]
-    assert kept == [f"examples.{name}.py"]
-    assert (workdir / "components" / kept[0]).read_text() == (ROOT / "examples" / f"{name}.py").read_text()
+    assert saved == workdir_lib.flat(config) and saved.items() >= own_fields(*forks).items()
+    kept = {path.name: path.read_text() for path in (workdir / "components").iterdir()}
+    assert kept == {f"examples.{name}.py": (ROOT / "examples" / f"{name}.py").read_text() for name in forks}
 
 
 def test_resumed_it_is_the_run_that_was_never_stopped(trained, tmp_path):
-    _, config, whole = trained
+    forks, config, whole = trained
     shutil.copytree(whole, tmp_path / "stopped")
     shutil.rmtree(tmp_path / "stopped" / "checkpoints" / "12")
     train.run(config, tmp_path / "stopped")
-    assert state(tmp_path / "stopped") == state(whole) != state(whole, 6)
+    half, ended = state(whole, 6), state(whole)
+    assert state(tmp_path / "stopped") == ended
     assert metrics(tmp_path / "stopped") == metrics(whole)
     assert [row["step"] for row in metrics(whole) if row["split"] == "train"] == [3, 6, 9, 12]
+    moved = {name for name in ended if ended[name] != half[name]}
+    for fork, part in {"power": "log_power", "mixer": "net", "log_variance": "objective"}.items():
+        assert (fork in forks) <= any(part in name for name in moved), (fork, moved)
 
 
 def test_evaluated_by_its_workdir_alone(trained, without_examples):
-    """From another folder, without the file that it was started with, by the copy where the user says so."""
-    name, _, workdir = trained
+    """From another folder, without the files that it was started with, by the copies where the user says
+    so."""
+    forks, _, workdir = trained
     ended = json.loads((workdir / "eval.json").read_text())
     (workdir / "eval.json").unlink()
     assert cli("--cache=", "--mode=eval", f"--workdir={workdir}") == 2
-    copies = workdir / "components"
-    assert cli("--cache=", "--mode=eval", f"--workdir={workdir}", f"--components={copies}") == 0
+    copies = f"--components={workdir / 'components'}"
+    assert cli("--cache=", "--mode=eval", f"--workdir={workdir}", copies) == 0
     found = json.loads((workdir / "eval.json").read_text())
     assert found["bpd"] == pytest.approx(ended["bpd"], rel=1e-6) and found["estimator"].startswith("ELBO")
-    assert sys.modules[f"examples.{name}"].__file__ == str(workdir / "components" / f"examples.{name}.py")
+    for name in forks:
+        assert sys.modules[f"examples.{name}"].__file__ == str(workdir / "components" / f"examples.{name}.py")
+    if "euler" in forks:
+        assert cli("--cache=", "--mode=sample", f"--workdir={workdir}", copies) == 0
+
+
+def test_an_estimator_is_chosen_at_evaluation(trained, capsys):
+    _, _, workdir = trained
+    line = ["--cache=", "--mode=eval", f"--workdir={workdir}", f"--config.eval.estimators={CERTIFICATE}"]
+    line += [f"--config.eval.certificate.{name}=4" for name in ("timesteps", "samples", "images")]
+    assert cli(*line) == 0
+    printed = capsys.readouterr().out
+    for text in ("ELBO", "lower bound, 4 samples of the model, K = 4", "upper bound", "bits/dim apart."):
+        assert text in printed
 
 
 @pytest.fixture
@@ -137,7 +173,7 @@ def own_file(tmp_path, monkeypatch):
 def test_a_file_that_changed_since_the_start_is_refused(own_file):
     file, workdir, config = own_file
     workdir_lib.check_config(workdir, config)
-    file.write_text(file.read_text().replace("2.0 * self.power * jnp.log", "1.9 * self.power * jnp.log"))
+    file.write_text(file.read_text().replace("2.0 * power * jnp.log", "1.9 * power * jnp.log"))
     unload("my_schedule")
     importlib.invalidate_caches()
     importlib.import_module("my_schedule")
@@ -147,7 +183,7 @@ def test_a_file_that_changed_since_the_start_is_refused(own_file):
         line = one_line(error.value)
         for text in (str(file), "is not what it was", str(workdir), "set it back", "another --workdir"):
             assert text in line
-    assert "2.0 * self" in (workdir / "components" / "my_schedule.py").read_text()
+    assert "2.0 * power * jnp.log" in (workdir / "components" / "my_schedule.py").read_text()
 
 
 def test_a_process_elsewhere_trains_with_it_and_evaluates_without_it(tmp_path):

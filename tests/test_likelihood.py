@@ -14,6 +14,7 @@ from vdm import likelihood
 from vdm.diffusion import dequantisation
 from vdm.errors import UserError
 from vdm.evaluation import audit
+from vdm.methods import external
 
 pytestmark = pytest.mark.usefixtures("single")
 
@@ -122,8 +123,8 @@ def test_a_wrong_derivative_is_caught():
 
 
 def model_of(denoise):
-    schedule = given.Curve(SHAPE, function=gamma)
-    return given.Given(schedule, None, SHAPE, LEVELS, 0, denoise=denoise, predicts="x")
+    schedule = external.Curve(SHAPE, function=gamma)
+    return external.External(schedule, None, SHAPE, LEVELS, 0, denoise=denoise, predicts="x")
 
 
 def test_labels_reach_the_denoiser():

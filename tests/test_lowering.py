@@ -62,12 +62,12 @@ def program(name, config, monkeypatch):
     data = Data(in_memory(zeros), in_memory(zeros), spec)
     model = run_lib.build_model(config, spec)
     batch = {"image": zeros[:1], "label": np.zeros(1, np.int32), "augmented": np.zeros(1, np.float32)}
-    params = jax.eval_shape(lambda: step_lib.init_params(model, config.seed, batch))
+    params = jax.eval_shape(model.init, jax.random.key(0), batch)
     if name == "step":
-        optimizer = optimizer_lib.build(config.optimizer, config.train.steps, model, params)
+        optimizer = optimizer_lib.build(config.optimizer, config.train.steps, model.roles(params))
         objective = objective_lib.build(config.objective, model)
         step = step_lib.make_step(model, objective, optimizer, config, spec.shape)
-        state = jax.eval_shape(step_lib.make_init(model, optimizer, config.seed, batch))
+        state = jax.eval_shape(step_lib.make_init(model, objective, optimizer, config.seed, batch))
         images = {"image": jax.ShapeDtypeStruct((50_000, *spec.shape), np.uint8)}
         labels = {"label": jax.ShapeDtypeStruct((50_000,), np.int32)}
         index = jax.ShapeDtypeStruct((1, config.train.substeps, config.train.batch_size), np.int32)

@@ -61,8 +61,8 @@ BAD_VALUES = {
     "estimators": ({"eval.estimators": "elbo,odd"}, "estimators is 'odd'", "Did you mean 'ode'"),
     "gaussian": (
         {"model.parameterisation": "gaussian", "model.schedule.name": "multivariate"},
-        "parameterisation is 'gaussian'",
-        "'eps', 'x', 'v', 'levels'",
+        "config.model.parameterisation.name is 'gaussian'",
+        "such as 'eps', 'x', 'v'",
     ),
     "depths": ({"eval.depths": "1,x"}, "eval.depths", "'1,x'"),
 }

@@ -86,8 +86,8 @@ def test_muon_is_refused_without_matrices(name):
     with pytest.raises(
         UserError, match="config.optimizer.name is 'muon', but no parameter .* accepted .*'adamw'"
     ):
-        optimizer_lib.build(section("muon"), 10, model, params)
-    optimizer_lib.build(section("adamw"), 10, model, params)
+        optimizer_lib.build(section("muon"), 10, model.roles(params))
+    optimizer_lib.build(section("adamw"), 10, model.roles(params))
 
 
 # ---- Muon ----------------------------------------------------------------------------
@@ -126,7 +126,7 @@ def test_muon_is_its_formula(fields):
     corrected as in NAdam (Dozat 2016); Newton–Schulz; and 0.2 √(the longer side) (Liu et al. 2025)."""
     model, params = model_of(**fields)
     given = {"learning_rate": 0.02, "weight_decay": 0.3, "b1": 0.8, "warmup": 2}
-    tx = optimizer_lib.build(section("muon", **given), 10, model, params)
+    tx = optimizer_lib.build(section("muon", **given), 10, model.roles(params))
     value = random_like(params)
     state, update = tx.init(value), jax.jit(tx.update)
     matrices = {path: to_matrices for of, path, to_matrices in AS_MATRICES if of == fields}
@@ -150,7 +150,7 @@ def test_the_update_of_a_matrix_is_orthogonal(fields, path, to_matrices):
     """Its singular values lie in the band of five Newton–Schulz steps, times 0.2 √(the longer side), so that
     its mean square is about that of an Adam update; a convolution counts as one matrix [3 · 3 · in, out]."""
     model, params = model_of(**fields)
-    tx = optimizer_lib.build(section("muon", learning_rate=1.0, weight_decay=0.0), 10, model, params)
+    tx = optimizer_lib.build(section("muon", learning_rate=1.0, weight_decay=0.0), 10, model.roles(params))
     value, grads = random_like(params), random_like(params, 1)
     update, _ = jax.jit(lambda g, p: tx.update(g, tx.init(p), p))(grads, value)
     found = np.asarray(to_matrices(np.asarray(flat(update)[path])), np.float64)
@@ -170,7 +170,7 @@ def test_muon_moves_what_is_no_matrix_as_nadam():
     """Two steps of Adam with Nesterov's momentum (Dozat 2016), float64."""
     model, params = model_of()
     given = section("muon", learning_rate=0.01, weight_decay=0.0, b1=0.8, b2=0.9)
-    tx = optimizer_lib.build(given, 10, model, params)
+    tx = optimizer_lib.build(given, 10, model.roles(params))
     value = random_like(params)
     state = tx.init(value)
     first, second, path = 0.0, 0.0, "patch_in/kernel"

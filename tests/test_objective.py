@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,10 @@ from vdm.config import flat
 from vdm.contract import Draw
 from vdm.data.batches import eval_batches
 from vdm.errors import UserError, one_line
-from vdm.objective import ELBO, LeastVariance, Weighted
+from vdm.methods import weighted
+from vdm.methods.least_variance import LeastVariance
+from vdm.methods.weighted import Weighted
+from vdm.objective import ELBO
 from vdm.runtime import randomness
 from vdm.runtime.devices import AXIS
 
@@ -46,7 +50,7 @@ TRUNCATED = 10.0 ** np.linspace(-5.0, 0.0, 1_000_001)
 
 
 def test_every_weighting_has_a_formula():
-    assert set(FORMULAS) == set(objective_lib.WEIGHTINGS)
+    assert set(FORMULAS) == set(weighted.WEIGHTINGS)
 
 
 @pytest.mark.parametrize("name", FORMULAS)
@@ -67,7 +71,7 @@ def test_all_but_edm_are_monotone(name):
 
 
 def test_the_peak_of_edm():
-    assert objective_lib._edm_peak() == pytest.approx(PEAK, abs=2e-5)
+    assert weighted._edm_peak() == pytest.approx(PEAK, abs=2e-5)
     assert -15.0 < PEAK < 15.0
 
 
@@ -82,13 +86,12 @@ def test_the_shift_of_sigmoid():
 
 def test_only_the_diffusion_term_is_weighted():
     two = jnp.asarray([1.0, 2.0])
-    draw = Draw(
-        {"reconstruction": two, "prior": 3 * two, "diffusion": 5 * two}, gamma=jnp.asarray([-2.0, 4.0])
-    )
-    found = Weighted("flow_matching")(draw)
+    denoising = SimpleNamespace(gamma=jnp.asarray([-2.0, 4.0]))
+    draw = Draw({"reconstruction": two, "prior": 3 * two, "diffusion": 5 * two}, denoising)
+    found = Weighted("flow_matching")(None, draw)
     np.testing.assert_allclose(found["diffusion"], [5.0 * math.exp(-1.0), 10.0 * math.exp(2.0)], rtol=1e-6)
     assert found["prior"] is draw.terms["prior"] and found["reconstruction"] is draw.terms["reconstruction"]
-    assert ELBO()(draw) is draw.terms
+    assert ELBO()(None, draw) is draw.terms
 
 
 # ---- training ------------------------------------------------------------------------
@@ -124,9 +127,10 @@ def test_the_gradient_is_that_of_a_loss_written_by_hand():
     rng = randomness.Rng(jax.random.key(3), jnp.arange(8), 8)
 
     def minimised(net):
-        return jnp.mean(sum(parts.objective(parts.model.draw(params | {"net": net}, rng, batch)).values()))
+        draw = parts.model.draw(params | {"net": net}, rng, batch)
+        return jnp.mean(sum(parts.objective(None, draw).values()))
 
-    t = np.asarray(jax.jit(parts.model.draw)(params, rng, batch).t, np.float64)
+    t = np.asarray(parts.model.draw(params, rng, batch).denoising.t, np.float64)
     gamma = -9.0 + 14.0 * t
     alpha, sigma = (np.sqrt(1 / (1 + np.exp(s * gamma)))[:, None, None, None] for s in (1, -1))
     x = 2 * (np.asarray(batch["image"], np.float64) + 0.5) / 17 - 1
@@ -167,7 +171,7 @@ def test_a_step_reports_the_elbo_and_beside_it_what_is_minimised(name):
     @functools.partial(jax.grad, has_aux=True)
     def by_hand(params):
         draw = parts.model.draw(params, rng, batch)
-        weight = 1.0 / (1.0 + jnp.exp(-2.0 - draw.gamma)) if name == "weighted" else 1.0
+        weight = 1.0 / (1.0 + jnp.exp(-2.0 - draw.denoising.gamma)) if name == "weighted" else 1.0
         others = draw.terms["prior"] + draw.terms["reconstruction"]
         minimised = jnp.mean(weight * draw.terms["diffusion"] + others)
         return minimised, (draw.terms, minimised)
@@ -178,7 +182,7 @@ def test_a_step_reports_the_elbo_and_beside_it_what_is_minimised(name):
     assert metrics["draw_sd"] == pytest.approx(elbo.std(), rel=1e-3)
     for term, nats in terms.items():
         assert metrics[term] == pytest.approx(float(jnp.mean(nats)), rel=1e-5)
-    # That of the variance is not in this gradient: see test_variance.
+    # That of the variance is not in this gradient: see test_least_variance.py.
     same = metrics["grad_norm"] == pytest.approx(float(optax.tree.norm(grads)), rel=1e-3)
     assert same == (name != "least_variance")
     assert ("objective" in metrics) == (name == "weighted")
@@ -244,7 +248,7 @@ REFUSED = {
     ),
     "weighted with a schedule for each value": (
         {"objective.name": "weighted", "model.schedule.name": "multivariate"},
-        "which needs one γ for all values of a picture.",
+        "which needs one γ for all values of an image.",
     ),
     "weighted VAE": (
         {"objective.name": "weighted", "model.name": "vae"},
@@ -261,7 +265,7 @@ def test_refused_in_one_line(case):
     config = make_config({name: v for name, v in given.items()} | changes, "configs/digits.py")
     data = run_lib.sources.load(config.data)
     with pytest.raises(UserError) as error:
-        objective_lib.build(config.objective, run_lib.model_lib.build(config, data.spec))
+        objective_lib.build(config.objective, run_lib.build_model(config, data.spec))
     line = one_line(error.value)
     assert line.startswith(f"config.objective.name is '{changes['objective.name']}'") and text in line, line
     assert "'elbo'" in line
@@ -272,7 +276,7 @@ def test_values_that_are_not_accepted():
         section = make_config({"objective.name": "weighted"}).objective
         section.update(changes)
         with pytest.raises(UserError, match=text):
-            component.build(objective_lib.OBJECTIVES, section, "config.objective")
+            component.build("objective", section, "config.objective")
 
 
 def test_accepted_where_the_model_is_able():

@@ -21,7 +21,7 @@ def test_adamw_is_its_formula():
     """Three steps with warm-up and decay, float64 (Loshchilov & Hutter 2019, algorithm 2)."""
     model, params = model_of()
     fields = {"learning_rate": 0.02, "weight_decay": 0.3, "b1": 0.8, "b2": 0.9, "eps": 1e-3, "warmup": 2}
-    tx = optimizer_lib.build(section("adamw", **fields), 10, model, params)
+    tx = optimizer_lib.build(section("adamw", **fields), 10, model.roles(params))
     value = random_like(params)
     state, path = tx.init(value), "layers/Dense_0/kernel"
     expected = np.asarray(flat(value)[path], np.float64)
@@ -47,10 +47,10 @@ def test_a_schedule_is_not_decayed(name, schedule):
     """Without a gradient all other parameters shrink by rate · weight decay, and a schedule stays."""
     more = {
         "learned_net": {"model__schedule__learn_ends": True},
-        "multivariate": {"model__schedule__context": 3},
+        "multivariate": {"model__name": "mulan", "model__context": 3},
     }
     model, params = model_of(model__net__name="mlp", model__schedule__name=schedule, **more.get(schedule, {}))
-    tx = optimizer_lib.build(section(name, learning_rate=0.1, weight_decay=0.5), 10, model, params)
+    tx = optimizer_lib.build(section(name, learning_rate=0.1, weight_decay=0.5), 10, model.roles(params))
     value, zeros = random_like(params), jax.tree.map(lambda s: jnp.zeros(s.shape), params)
     update, _ = jax.jit(lambda g, p: tx.update(g, tx.init(p), p))(zeros, value)
     decayed = 0
@@ -78,7 +78,7 @@ class Plain(Optimizer):
 def test_the_interior_of_a_schedule_is_clipped_apart(clip):
     fields = {"model__schedule__name": "learned_net", "model__schedule__learn_ends": True}
     model, params = model_of(model__net__name="mlp", **fields)
-    tx = optimizer_lib.build(section(f"{__name__}:Plain", clip=clip), 10, model, params)
+    tx = optimizer_lib.build(section(f"{__name__}:Plain", clip=clip), 10, model.roles(params))
     # The interior's gradient is a thousand times as large.
     grads, roles = random_like(params), model.roles(params)
     grads = jax.tree.map(lambda role, g: 1e3 * g if role.interior else g, roles, grads)
@@ -128,5 +128,5 @@ def test_values_that_are_not_accepted(fields, text):
     model, params = model_of()
     for name in ("adamw", "muon"):
         with pytest.raises(UserError) as error:
-            optimizer_lib.build(section(name, **fields), 10, model, params)
+            optimizer_lib.build(section(name, **fields), 10, model.roles(params))
         assert str(error.value) == f"config.optimizer.{text}"

@@ -48,7 +48,7 @@ def test_no_config_or_a_damaged_one_is_refused(text, message, tmp_path):
 HARMLESS = {
     "train.steps": 7, "train.keep": 5, "train.log_every": 3, "train.eval_every": 3,
     "train.checkpoint_every": 3, "train.sample_every": 3, "eval.passes": 3, "eval.ode.nodes": 8,
-    "sample.num": 8, "model.sampler": "ddim", "model.sample_steps": 9, "model.net.dtype": "bfloat16",
+    "sample.num": 8, "model.sampler.name": "ddim", "model.sample_steps": 9, "model.net.dtype": "bfloat16",
     "model.net.remat": "block", "data.on_device_gib": 0.0, "parallel": "shard_map",
 }  # fmt: skip
 
@@ -179,9 +179,7 @@ def test_another_version_is_refused_before_a_field_that_differs(own):
 
 
 def test_built_in_components_are_not_kept(tmp_path):
-    workdir_lib.write_config(
-        tmp_path, make_config({"model.schedule.name": "vdm.diffusion.schedule.fixed:Cosine"})
-    )
+    workdir_lib.write_config(tmp_path, make_config({"model.schedule.name": "vdm.diffusion.schedule:Cosine"}))
     assert not (tmp_path / "components").exists()
 
 
@@ -225,11 +223,11 @@ OLD = {
 }  # fmt: skip
 
 
-def old(tmp_path, schedule="learned_linear", **model):
+def old(tmp_path, schedule="learned_linear", context=0, **model):
     """A workdir of the older version."""
     found = copy.deepcopy(OLD)
     found["model"] |= model
-    found["model"]["schedule"]["name"] = schedule
+    found["model"]["schedule"] |= {"name": schedule, "context": context}
     (tmp_path / "config.json").write_text(json.dumps(found))
     return tmp_path
 
@@ -263,6 +261,28 @@ def test_an_older_schedule_said_what_is_minimised(schedule, model, expected, tmp
         found = workdir_lib.read_config(tmp_path)
         assert (found.model.schedule.name, found.objective.name) == expected
         assert found.model.schedule.gamma_min == -9.0
+
+
+@pytest.mark.parametrize(
+    ("schedule", "context", "encoder", "name"),
+    [
+        ("multivariate", 4, {"name": "identity"}, "mulan"),
+        ("multivariate", 0, {"name": "identity"}, "diffusion"),
+        ("cosine", 0, {"name": "learned", "net": {"name": "mlp", "width": 32}}, "diffenc"),
+        ("cosine", 0, {"name": "scaled"}, "diffenc"),
+    ],
+)
+def test_an_older_method_is_a_model(schedule, context, encoder, name, tmp_path):
+    """It was a field of the one model, and parameterisation, times and sampler were plain names."""
+    model = {"encoder": encoder, "times": "importance", "sampler": "dpm2m"}
+    found = workdir_lib.read_config(old(tmp_path, schedule, context, **model)).model
+    assert (found.name, found.schedule.name, found.parameterisation.name) == (name, schedule, "levels")
+    assert (found.times.name, found.sampler.name) == ("importance", "dpm2m")
+    if name == "mulan":
+        assert found.context == 4 and "context" not in found.schedule
+    if name == "diffenc":
+        assert found.encoder.name == encoder["name"]
+        assert encoder["name"] == "scaled" or found.encoder.net.width == 32
 
 
 def test_an_older_vae_has_no_schedule(tmp_path):

@@ -1,9 +1,9 @@
-"""Components: what a config names, and how one's own takes the place of a built-in one.
+"""Components: what a config names, and how your own takes the place of a built-in one.
 
 A component is a class: a frozen dataclass, or a Flax module. Its fields with a default are its config
 fields, so `config.model.schedule.gamma_min` is the `gamma_min` of the schedule that
 `config.model.schedule.name` names. Its fields without a default are given by the code that builds it.
-A name is that of a built-in component, or the import path "module:Class" of one's own.
+A name is that of a built-in component, or the import path "module:Class" of your own.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from vdm import registries
 from vdm.errors import UserError, did_you_mean, require
 
-# The import path of a component of one's own, and no TFDS version, as in mnist:3.0.1.
+# The import path of a component of your own, and no TFDS version, as in mnist:3.0.1.
 OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 

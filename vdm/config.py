@@ -99,7 +99,7 @@ def complete(
     for name, kind in COMPONENTS.items():
         config[name] = _section(kind, _section_of(given, name, name), name, names, drop_unread)
     plain = {name: value for name, value in given.items() if name not in COMPONENTS}
-    before = plain.get("eval", {}).get("estimators", config.eval.estimators)
+    before = _section_of(plain, "eval", "eval").get("estimators", config.eval.estimators)
     for name in own_estimators(names.get("eval.estimators", before)):
         cls = find("estimator", name, "config.eval.estimators")
         config.eval[estimator_section(name)] = ConfigDict(cls.config_fields())

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PyTree, UInt8
 
 from vdm.component import Component
 from vdm.data.dataset import Spec, Split
+from vdm.errors import require
 from vdm.gaussian import Gaussian
 from vdm.parameters import Role, alike
 
@@ -309,6 +310,33 @@ class Model(Component):
     ) -> Float[Array, "batch height width channels"]:
         """DENOISER: x̂(z_t) of the images of a batch at one time, z_t drawn, in [−1, 1]."""
         raise NotImplementedError
+
+
+def check_draw(model: Model, draw: Any, batch: int) -> None:
+    """Raises UserError where a model's draw is none of its batch: terms that are no nats of each example, or
+    an ε̂ that is not like z_t."""
+    name = f"model {type(model).__name__}"
+    require(
+        isinstance(draw, Draw) and draw.terms,
+        f"{name} draws {_kind(draw)}; accepted: a Draw of vdm/contract.py with at least one term.",
+    )
+    for term, nats in draw.terms.items():
+        require(
+            getattr(nats, "shape", None) == (batch,) and nats.dtype == "float32",
+            f"{name} draws the term {term!r} as {_kind(nats)}; accepted: float32 [{batch}], nats of each "
+            "example.",
+        )
+    if draw.denoising is not None:
+        z_t, eps_hat = draw.denoising.z_t, draw.denoising.eps_hat
+        require(
+            eps_hat.shape == z_t.shape and eps_hat.dtype == "float32",
+            f"{name} predicts ε̂ as {_kind(eps_hat)} of z_t as {_kind(z_t)}; accepted: the same. Its network "
+            "or its parameterisation gives another shape or type.",
+        )
+
+
+def _kind(value: Any) -> str:
+    return f"{value.dtype} {list(value.shape)}" if hasattr(value, "dtype") else f"a {type(value).__name__}"
 
 
 def bits_per_dim(nats: Any, shape: tuple[int, ...]) -> Any:

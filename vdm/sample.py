@@ -45,7 +45,14 @@ def make_sampler(model: Model, config: ConfigDict, data: Data) -> Callable[..., 
         key = jax.random.fold_in(jax.random.key(config.seed), _SAMPLE)
         label = index % max(1, data.spec.classes)
         batch = {"label": label, "augmented": np.zeros(index.shape, np.float32)}
-        return (model.sample(params, Rng(key, index, num), batch),)
+        images = model.sample(params, Rng(key, index, num), batch)
+        like = f"uint8 {[len(index), *data.spec.shape]}"
+        require(
+            f"{images.dtype} {list(images.shape)}" == like,
+            f"model {type(model).__name__} gives samples as {images.dtype} {list(images.shape)}; accepted: "
+            f"{like}.",
+        )
+        return (images,)
 
     mapped = devices.over_devices(on_device, config.parallel, split_in=(False, True), split_out=(True,))
     share = batch_size // jax.process_count()

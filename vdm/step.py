@@ -8,12 +8,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 import optax
 
-from vdm.contract import Batch, Model, Params
+from vdm.contract import Batch, Model, Params, check_draw
 from vdm.data import augment
 from vdm.errors import require
 from vdm.objective import Objective
 from vdm.runtime import randomness
 from vdm.runtime.devices import AXIS
+
+# Metrics that are no terms.
+OTHER_METRICS = ("loss", "objective", "draw_sd", "grad_norm", "bpd", "seconds", "steps_per_second")
 
 
 class State(NamedTuple):
@@ -73,6 +76,11 @@ def trained(params: PyTree, objective: PyTree) -> PyTree:
     return params if objective is None else {"model": params, "objective": objective}
 
 
+def apart(both: PyTree, has_own: bool) -> tuple[PyTree, PyTree]:
+    """The inverse of `trained`; `has_own` says whether the objective has something."""
+    return (both["model"], both["objective"]) if has_own else (both, None)
+
+
 _OBJECTIVE = 4  # folded into the seed; training folds 1, evaluation 2, samples 3
 
 
@@ -100,9 +108,11 @@ def make_step(
     parts = config.train.accumulate
     adaptive = model.times is not None and model.times.init() is not None
 
-    def loss(params, own, rng, batch, moments):
+    def loss(both, has_own, rng, batch, moments):
+        params, own = apart(both, has_own)
         times = None if model.times is None else lambda rng: model.times.draw(rng, moments)
         draw = objective.draw(model, params, rng, batch, times)
+        check_draw(model, draw, len(batch["label"]))
         minimised = objective(own, draw)
         check_terms(objective, minimised, batch["label"].shape)
         total = sum(minimised.values())
@@ -121,10 +131,9 @@ def make_step(
         rng = randomness.Rng(key, index, size)
         image, augmented = augment.augment(rng.keys(randomness.AUGMENT), batch["image"], kinds)
         batch = {"image": image, "label": batch["label"], "augmented": augmented}
-        of = (0,) if state.objective is None else (0, 1)
-        by_each = jax.grad(loss, of, has_aux=True)
-        grads, found = by_each(state.params, state.objective, rng, batch, state.moments)
-        return trained(*grads, *(None,) * (2 - len(of))), *found
+        both, has_own = trained(state.params, state.objective), state.objective is not None
+        grads, found = jax.grad(loss, has_aux=True)(both, has_own, rng, batch, state.moments)
+        return grads, *found
 
     def gradient_in_parts(state, key, index, size, batch):
         """The mean over `parts` of the batch, one after the other."""
@@ -156,7 +165,7 @@ def make_step(
         before = trained(state.params, state.objective)
         updates, opt_state = optimizer.update(grads, state.opt_state, before)
         after = optax.apply_updates(before, updates)
-        params, own = (after, None) if state.objective is None else (after["model"], after["objective"])
+        params, own = apart(after, state.objective is not None)
         decay = ema_decay(state.step, config.train.ema)
         ema = jax.tree.map(lambda old, new: new + decay * (old - new), state.ema, params)
         total = sum(terms.values())
@@ -188,6 +197,11 @@ def check_terms(objective: Objective, minimised: Any, shape: tuple[int, ...]) ->
         "of terms, nats per example.",
     )
     for term, nats in minimised.items():
+        require(
+            isinstance(term, str) and term not in OTHER_METRICS,
+            f"{name} calls a term {term!r}; accepted: a name, and none of {', '.join(OTHER_METRICS)}, which "
+            "are other metrics.",
+        )
         found = getattr(nats, "shape", None)
         kind = f"{nats.dtype} {list(found)}" if found is not None else type(nats).__name__
         require(

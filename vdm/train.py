@@ -138,6 +138,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, newest: int | None) -> Non
             running.add(metrics)
             if begin == first:
                 jax.block_until_ready(state)
+                require_finite(step, running.sums)
                 log.start_clock(step)  # compilation is no part of the speed
             bpd = report(config, step, state.ema, running, evaluate, validate, sample, log)
             stopping = step < train.steps and stop.asked()
@@ -262,10 +263,13 @@ def require_finite(step: int, metrics: Mapping[str, float]) -> None:
     if not wrong:
         return
     what = "loss" if "loss" in wrong else wrong[0]
+    terms = [name for name in wrong if name not in step_lib.OTHER_METRICS]
+    of_terms = f" (of its terms {', '.join(terms)})" if terms and what == "loss" else ""
     raise UserError(
-        f"the {what} is {metrics[what]} at step {step}: training has diverged, or a component gives no "
-        "number. Lower config.optimizer.learning_rate, or set config.optimizer.clip, and look at γ(0) and "
-        "γ(1) of a schedule of your own; give another --workdir. The checkpoints before it are kept.",
+        f"the {what} is {metrics[what]}{of_terms} at step {step}: training has diverged, or a component "
+        "gives no number: the network or the parameterisation, where it is the term diffusion. Lower "
+        "config.optimizer.learning_rate, or set config.optimizer.clip, and look at γ(0) and γ(1) of a "
+        "schedule of your own; give another --workdir. The checkpoints before it are kept.",
     )
 
 

@@ -99,7 +99,7 @@ def _renamed(found):
 
 
 def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Writes config.json, whole or not at all, and keeps the modules of one's own components."""
+    """Writes config.json, whole or not at all, and keeps the modules of your own components."""
     keep_modules(workdir, config)
     path = pathlib.Path(workdir) / "config.json"
     write_text(path, json.dumps(config.to_dict(), indent=2) + "\n")
@@ -131,7 +131,7 @@ def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
         )
 
 
-# ---- components of one's own ---------------------------------------------------------
+# ---- components of your own ---------------------------------------------------------
 
 
 def load_modules(folder: pathlib.Path) -> None:
@@ -200,7 +200,7 @@ def _check_modules(workdir, config):
 
 
 def _own_modules(workdir, config):
-    """(path of the kept copy, path of the source) of the module of each component of one's own."""
+    """(path of the kept copy, path of the source) of the module of each component of your own."""
     modules = {name.partition(":")[0] for name in _own_names(config)}
     for name in sorted(modules):
         file = getattr(sys.modules.get(name), "__file__", None)

@@ -235,7 +235,7 @@ def test_labels_are_dropped_in_training_alone():
     "changes, text",
     [
         ({"latent": 0}, "latent is 0; accepted: 1 or more"),
-        ({"parameterisation": "levels"}, "parameterisation is 'levels'; accepted: 'eps', 'x', 'v'"),
+        ({"parameterisation": "levels"}, "parameterisation.name is 'levels'; accepted for latents, .*: 'eps', 'x', 'v'"),
         ({"drop_label": 1.0}, "drop_label is 1.0; accepted: 0 up to, but not, 1"),
         (
             {"drop_label": 0.1, "condition": "none"},

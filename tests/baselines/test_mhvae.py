@@ -167,7 +167,7 @@ def test_all_three_restrictions_make_it_a_vdm(schedule, steps):
 
         def step(offset):  # of the times, so that each picture meets each step once
             draws = Rng(jax.random.key(1), jnp.arange(count) + offset * count, count * (steps - 1))
-            t = vdm.draw(params, draws, batch).t
+            t = vdm.draw(params, draws, batch).denoising.t
             at = jnp.floor(t * (steps - 1)).astype(jnp.int32)
             eps = noise[at + 1, jnp.arange(count)]
             return at, vdm.draw(params, Given(draws, NOISE=eps, RECONSTRUCTION=noise[0]), batch).terms
@@ -224,10 +224,6 @@ def test_each_restriction_restricts():
         ({"timesteps": 0}, "timesteps is 0.*: 1 or more"),
         ({"restrictions": "I,II", "timesteps": 1}, "timesteps is 1.*: 2 or more"),
         ({"condition": "label"}, "config.model.condition is set, but 'mhvae' has no such field"),
-        (
-            {"restrictions": "I,II", "schedule.name": "multivariate", "schedule.context": 2},
-            "context is 2; accepted for 'mhvae': 0",
-        ),
     ],
 )
 def test_bad_values_are_refused(changes, text):

@@ -33,7 +33,7 @@ def test_every_model_gives_back_what_it_got_from_a_file_as_long_as_its_bound(nam
     config.codec.timesteps, config.codec.lanes = 30, 40
     config.eval.passes, config.eval.batch_size = 40, 161
     elbo = elbo_rows.elbo_row(config, run, run.model)[0]
-    result = codec_rows.CODEC.measure(config, run, [elbo])
+    result = codec_rows.Codec().measure(config, run, [elbo])
     bound, file = result.rows
     above = file.estimate.values["images"] - bound.estimate.values["bpd"]
     se = standard_error(above)
@@ -148,7 +148,7 @@ def test_bad_numbers_are_refused(changes, match):
     config, _ = make_run(MODELS["diffusion"])
     config.codec.update(changes)
     with pytest.raises(UserError, match=match):
-        codec_rows.CODEC.check(config)
+        codec_rows.Codec().check_config(config)
 
 
 def test_a_model_that_needs_labels_asks_for_them():

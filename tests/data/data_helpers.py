@@ -4,12 +4,14 @@ from ml_collections import ConfigDict
 import numpy as np
 from PIL import Image
 
-from vdm.data.sources import SOURCES
+from vdm import component
 
 
 def section(name, **fields):
     """config.data of a source: its name and all its fields, some of them changed."""
-    return ConfigDict({"name": name, **SOURCES.find(name, "config.data.name").config_fields(), **fields})
+    return ConfigDict(
+        {"name": name, **component.find("source", name, "config.data.name").config_fields(), **fields}
+    )
 
 
 def write_images(root, count, size=(6, 4), mode="RGB", seed=0):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from vdm.diffusion import denoiser, process
+from vdm.diffusion.denoiser import V, X, Eps, Levels
 
 
 @pytest.mark.parametrize("gamma", [-8.0, 0.0, 4.0])
@@ -19,12 +20,11 @@ def test_readings_agree(gamma):
     z_t = process.diffuse(x, gamma, eps)
     v = process.alpha(gamma) * eps - process.sigma(gamma) * x
     close = dict(atol=2e-5 / float(process.sigma(gamma)[0, 0, 0, 0]))
-    np.testing.assert_allclose(denoiser.eps_hat(eps - z_t, z_t, gamma, "eps", 256), eps, **close)
-    np.testing.assert_allclose(denoiser.eps_hat(x, z_t, gamma, "x", 256), eps, **close)
-    np.testing.assert_allclose(denoiser.eps_hat(v, z_t, gamma, "v", 256), eps, **close)
+    for reading, output in ((Eps(), eps - z_t), (X(), x), (V(), v)):
+        found = reading.eps_hat(lambda _: output, z_t, gamma, {}, 256)
+        np.testing.assert_allclose(found, eps, **close)
     close = dict(atol=2e-6 / float(process.alpha(gamma)[0, 0, 0, 0]))
     np.testing.assert_allclose(denoiser.x_from_eps(eps, z_t, gamma), x, **close)
-    np.testing.assert_allclose(denoiser.v_from_eps(eps, z_t, gamma), v, **close)
 
 
 def test_levels_give_the_posterior_mean_of_independent_values():
@@ -41,11 +41,7 @@ def test_levels_give_the_posterior_mean_of_independent_values():
     want = (z_t - alpha * x_hat) / np.sqrt(sigma2)
 
     output = np.broadcast_to(np.log(probabilities), (2, *probabilities.shape))
-    got = denoiser.eps_hat(
-        jnp.asarray(output.reshape(2, 3, 3, 2 * vocab_size), jnp.float32),
-        jnp.asarray(z_t, jnp.float32),
-        jnp.full((2, 1, 1, 1), gamma),
-        "levels",
-        vocab_size,
-    )
+    output = jnp.asarray(output.reshape(2, 3, 3, 2 * vocab_size), jnp.float32)
+    z_t, gamma = jnp.asarray(z_t, jnp.float32), jnp.full((2, 1, 1, 1), gamma)
+    got = Levels().eps_hat(lambda _: output, z_t, gamma, {}, vocab_size)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)

@@ -16,7 +16,8 @@ def diffusion_term(**fields):
     made, params, batch = small(**{f"model.{name}": value for name, value in fields.items()})
 
     def one(number):
-        return made.draw(params, rng(number), batch).terms["diffusion"].mean()
+        times = lambda rng: made.times.draw(rng, None)
+        return made.draw(params, rng(number), batch, times=times).terms["diffusion"].mean()
 
     found = np.asarray(jax.jit(lambda: jax.lax.map(one, jnp.arange(300)))(), np.float64)
     return found.mean(), found.std(ddof=1) / np.sqrt(300)

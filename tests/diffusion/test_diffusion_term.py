@@ -10,6 +10,7 @@ import pytest
 
 import exact
 from vdm.diffusion import process
+from vdm.diffusion.denoiser import X
 from vdm.runtime.randomness import Rng
 
 
@@ -23,7 +24,7 @@ class Wiener:
         alpha2 = 1.0 / (1.0 + xp.exp(gamma))
         return cls.S**2 * xp.sqrt(alpha2) / (alpha2 * cls.S**2 + 1.0 - alpha2)
 
-    def apply(self, params, z, time, *args):
+    def predict(self, params, z, time, *args):
         gamma = (-8.0 + 16.0 * time)[:, None, None, None]
         return self.MU + self.gain(gamma, jnp) * (z - process.alpha(gamma) * self.MU)
 
@@ -38,7 +39,7 @@ def test_diffusion_term_of_gaussian_data(timesteps):
     image = np.clip(np.floor((draw + 1.0) / 2.0 * vocab_size), 0, vocab_size - 1).astype(np.uint8)
     x = (2.0 * image + 1.0) / vocab_size - 1.0
     model = exact.model(np.zeros((1, 1, 1, vocab_size)), -8.0, 8.0, timesteps)
-    model = dataclasses.replace(model, net=Wiener(), parameterisation="x")
+    model = dataclasses.replace(model, net=Wiener(), parameterisation=X())
     rng = Rng(jax.random.key(0), jnp.arange(count), count)
     batch = {"image": image.reshape(-1, 1, 1, 1)}
     found = jax.jit(lambda: model.draw({"schedule": {}, "net": {}}, rng, batch).terms["diffusion"])()

@@ -1,10 +1,11 @@
-"""The encoder against float64 NumPy written from the definitions, and against sampling."""
+"""The forward process against float64 NumPy written from the definitions, and against sampling."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_helpers import gaussian_kl
 from vdm.diffusion import process
 
 GAMMAS = np.linspace(-20.0, 20.0, 41)
@@ -75,6 +76,15 @@ def test_posterior_by_sampling():
     assert abs(residual.var() - float(posterior_variance)) < 4 * np.sqrt(2 / draws) * float(
         posterior_variance
     )
+
+
+def test_kl_to_a_standard_gaussian():
+    x = np.random.default_rng(0).uniform(-1, 1, (2, 3, 3, 1))
+    for gamma in (-2.0, 3.0, 5.0):
+        want = gaussian_kl(np.sqrt(alpha2(gamma)) * x, sigma2(gamma), 0.0, 1.0).sum((1, 2, 3))
+        np.testing.assert_allclose(
+            process.kl_to_standard(jnp.float32(x), jnp.float32(gamma)), want, rtol=1e-4
+        )
 
 
 def test_levels_are_cell_centres():

@@ -25,7 +25,7 @@ def test_sampler_with_the_exact_denoiser_draws_the_data():
     def sample():
         gammas = jnp.linspace(-10.0, 6.0, 201)
         z_1 = jax.random.normal(jax.random.key(0), (count, 1, 1, 1))
-        return sampler.ancestral(predict_x, gammas, z_1, jax.random.split(jax.random.key(1), count))
+        return sampler.Ancestral().sample(predict_x, gammas, z_1, jax.random.split(jax.random.key(1), count))
 
     z_0 = np.asarray(sample(), np.float64)
     assert abs(z_0.mean() - m) < 4 * np.sqrt(s2 / count) + 0.003
@@ -64,12 +64,12 @@ def test_solvers_converge_to_the_flow_of_gaussian_data(order, sooner):
     assert errors[0] < 0.05
 
 
-@pytest.mark.parametrize("name", ["ddim", "dpm2m"])
-def test_few_steps_of_a_solver_draw_the_data(name):
+@pytest.mark.parametrize("solver", [sampler.DDIM(), sampler.DPM2M()])
+def test_few_steps_of_a_solver_draw_the_data(solver):
     """Of independent values, whose optimal denoiser is known: 20 steps give their probabilities."""
     log_p = exact.log_probabilities((2, 2, 1), 5)
     made = exact.model(log_p, -9.0, 5.0)
-    made = dataclasses.replace(made, sampler=name, sample_steps=20)
+    made = dataclasses.replace(made, sampler=solver, sample_steps=20)
     count = 4_000
     drawn = np.asarray(jax.jit(lambda: made.sample({"schedule": {}, "net": {}}, rng(size=count), {}))())
     share = (drawn[..., None] == np.arange(5)).mean(axis=0)

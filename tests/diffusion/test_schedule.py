@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm.diffusion.schedule import SCHEDULES, with_slope
+from vdm import component
+from vdm.diffusion.schedule import with_slope
 
 LOW, HIGH = -13.3, 5.0
 CASES = [("fixed_linear", False), ("learned_linear", False)]
@@ -17,7 +18,7 @@ CASES += [(name, ends) for name in ("learned_net", "piecewise") for ends in (Fal
 def made(name, learn_ends, seed=0):
     """A schedule and random parameters, pushed about as training would."""
     fields = {"learn_ends": True} if learn_ends else {}
-    module = SCHEDULES.builtin[name](shape=(2, 2, 1), gamma_min=LOW, gamma_max=HIGH, **fields)
+    module = component.find("schedule", name, "name")(shape=(2, 2, 1), gamma_min=LOW, gamma_max=HIGH, **fields)
     return module, jax.jit(module.init)(jax.random.key(seed), jnp.zeros(1))
 
 

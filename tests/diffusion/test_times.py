@@ -9,16 +9,20 @@ from diffusion_helpers import rng, small
 from vdm import objective, optimizer as optimizer_lib, step
 from vdm.diffusion import times
 from vdm.evaluation.profile import UNIFORM
-from vdm.runtime import devices
+from vdm.runtime import devices, randomness
 from vdm.runtime.randomness import Rng
 
 
 def test_stratified_times_cover_each_stratum_once():
-    strata = jnp.arange(16) / 16
-    t = times.uniform(jnp.float32(0.37), strata, True)
-    assert sorted(np.floor(np.asarray(t) * 16).astype(int)) == list(range(16))
-    u = jax.random.uniform(jax.random.key(0), (16,))
-    np.testing.assert_array_equal(times.uniform(u, strata, False), u)
+    t, weight = times.Stratified().draw(rng(size=16), None)
+    assert sorted(np.floor(np.asarray(t) * 16).astype(int)) == list(range(16)) and weight == 1.0
+
+
+def test_independent_times_are_those_of_each_key():
+    t, weight = times.IID().draw(rng(size=16), None)
+    u = [jax.random.uniform(key) for key in rng(size=16).keys(randomness.TIME)]
+    np.testing.assert_array_equal(t, u)
+    assert weight == 1.0
 
 
 def test_warped_times_leave_every_average():
@@ -39,11 +43,12 @@ def moments_of(made, params, batch, steps=50):
     """The running moments after some steps of training that change nothing."""
 
     def once(moments, number):
-        draw = made.draw(params, rng(number), batch, cdf=times.cdf(moments))
-        new = times.moments(draw.t, draw.terms["diffusion"] / draw.time_weight)
-        return times.remember(moments, new), None
+        draw = made.draw(params, rng(number), batch, times=lambda rng: made.times.draw(rng, moments))
+        d = draw.denoising
+        new = made.times.observe(d.t, draw.terms["diffusion"] / d.time_weight)
+        return made.times.remember(moments, new), None
 
-    return jax.jit(lambda: jax.lax.scan(once, jnp.zeros((3, times.PARTS)), jnp.arange(steps))[0])()
+    return jax.jit(lambda: jax.lax.scan(once, made.times.init(), jnp.arange(steps))[0])()
 
 
 def test_importance_keeps_the_mean_and_lowers_the_noise():
@@ -52,8 +57,8 @@ def test_importance_keeps_the_mean_and_lowers_the_noise():
     cdf = times.cdf(moments_of(made, params, batch))
     assert np.diff(cdf).max() > 3.0 / times.PARTS
     found = {}
-    for name, given in dict(importance=cdf, stratified=None).items():
-        one = lambda n, cdf: made.draw(params, rng(n), batch, cdf=cdf).terms["diffusion"].mean()
+    for name, given in dict(importance=times.distributed(cdf), stratified=None).items():
+        one = lambda n, given: made.draw(params, rng(n), batch, times=given).terms["diffusion"].mean()
         numbers = jnp.arange(1_000, 1_300)
         values = np.asarray(jax.jit(lambda: jax.lax.map(lambda n: one(n, given), numbers))(), np.float64)
         found[name] = values.mean(), values.std(ddof=1) / np.sqrt(len(values))
@@ -79,9 +84,10 @@ def test_a_step_remembers_its_own_draws():
     changes = {"model.times": "importance", "model.net.dropout": 0.0}
     made, params, batch = small(**changes)
     config = make_config()
-    optimizer = optimizer_lib.build(config.optimizer, 10, made, params)
-    state = step.make_init(made, optimizer, 0, batch)()
-    one_step = step.make_step(made, objective.build(config.objective, made), optimizer, config, (4, 4, 1))
+    optimizer = optimizer_lib.build(config.optimizer, 10, made.roles(params))
+    minimised = objective.build(config.objective, made)
+    state = step.make_init(made, minimised, optimizer, 0, batch)()
+    one_step = step.make_step(made, minimised, optimizer, config, (4, 4, 1))
     mapped = jax.pmap(
         one_step,
         axis_name=devices.AXIS,
@@ -96,7 +102,8 @@ def test_a_step_remembers_its_own_draws():
 
     @jax.jit
     def moments():
-        draw = made.draw(state.params, draws, batch, train=True, cdf=jnp.asarray(UNIFORM))
-        return times.moments(draw.t, draw.terms["diffusion"])
+        uniform = times.distributed(jnp.asarray(UNIFORM))
+        draw = made.draw(state.params, draws, batch, train=True, times=uniform)
+        return times.moments(draw.denoising.t, draw.terms["diffusion"])
 
     np.testing.assert_allclose(after.moments, moments(), rtol=1e-3)

@@ -9,8 +9,7 @@ import pytest
 import exact
 from vdm.contract import Ability
 from vdm.errors import UserError
-from vdm.evaluation import depth_rows, elbo_rows, estimators, ode_rows, table
-from vdm.evaluation.chain_rows import CHAIN
+from vdm.evaluation import chain_rows, depth_rows, elbo_rows, estimators, ode_rows, table
 from vdm.run import Run
 
 pytestmark = pytest.mark.usefixtures("single")
@@ -31,11 +30,11 @@ def known():
     model = exact.model(LOG_P, *ENDS)
     run = Run(exact.split(IMAGES, 4), model, STATE)
     continuous, profile = elbo_rows.elbo_row(config, run, model)
-    chain = CHAIN.measure(config, run, [continuous])
+    chain = chain_rows.Chain().measure(config, run, [continuous])
     flow_weighted, quadrature = ode_rows.weighted_flow_rows(config, run)
     rows = {
         "continuous": continuous,
-        "depths": depth_rows.DEPTH.measure(config, run, [continuous]).series,
+        "depths": depth_rows.Depth().measure(config, run, [continuous]).series,
         "chain": chain.rows[0],
         "weighted": chain.series,
         "flows": [ode_rows.flow_row(config, run, kind) for kind in ("uniform", "normal")],
@@ -186,7 +185,7 @@ def test_table_of_a_finite_model_on_one_image():
     config.codec.timesteps = 3
     model = exact.model(log_p, -5.0, 3.0, timesteps=3)
     run = Run(exact.split(images, 4), model, STATE)
-    rows, series, checks, profile = estimators.measure(config, run, list(estimators.ESTIMATORS))
+    rows, series, checks, profile = estimators.measure(config, run, list(estimators.find(config)))
     assert [row.name for row in rows[:2]] == ["ELBO, T = 3", "ELBO, T → ∞"] and profile is not None
     names = [row.name for row in series["depth"]]
     assert names == ["ELBO, T = 3", "ELBO, T = 5", "ELBO, T → ∞"]
@@ -227,7 +226,7 @@ def test_those_that_are_named_come_in_their_order_and_with_the_elbo():
     "abilities, names, text",
     [
         ((), "chain", "has 'chain', which needs latents with importance weights; accepted .*: 'elbo', 'all'"),
-        ((Ability.LOG_WEIGHT,), "all,depth", "'depth', which needs a denoiser of the pictures themselves;"),
+        ((Ability.LOG_WEIGHT,), "all,depth", "'depth', which needs a denoiser of the images themselves;"),
         ((Ability.LOG_WEIGHT,), "ode", "'ode', which needs a probability-flow ODE;"),
     ],
 )

@@ -1,5 +1,6 @@
 """Importance weights and the ODE where each value has its own γ, with and without a context."""
 
+import dataclasses
 import functools
 import math
 import types
@@ -11,11 +12,10 @@ import pytest
 
 import exact
 from vdm.contract import Ability
-from vdm.diffusion import context as context_lib
 from vdm.diffusion.schedule import Schedule
 from vdm.evaluation import elbo_rows, ode_rows
-from vdm.evaluation.chain_rows import CHAIN
-from vdm.methods.multivariate import Multivariate
+from vdm.evaluation.chain_rows import Chain
+from vdm.methods.multivariate import MuLAN, Multivariate
 from vdm.run import Run
 
 pytestmark = pytest.mark.usefixtures("single")
@@ -41,8 +41,9 @@ def run_of(schedule, context=0):
     model = exact.model(LOG_P, *ENDS, schedule=schedule)
     params = {"schedule": {}, "net": {}}
     if context:
-        encoder = context_lib.Encoder(context)
-        params["context"] = encoder.init(jax.random.key(0), jnp.zeros((1, *SHAPE)))
+        fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
+        model = MuLAN(**fields, context=context)
+        params["context"] = model.posterior.init(jax.random.key(0), jnp.zeros((1, *SHAPE)))
         params["schedule"] = bent(
             model.schedule.init(jax.random.key(1), jnp.zeros(1), jnp.zeros((1, context)))
         )
@@ -80,13 +81,13 @@ def test_all_are_the_likelihood_where_the_denoiser_is_optimal():
     continuous, _ = elbo_rows.elbo_row(few, run, run.model)
     mean, se = gap(continuous)
     assert abs(mean) < 3.5 * se < 0.3
-    chain = CHAIN.measure(few, run, [continuous])
+    chain = Chain().measure(few, run, [continuous])
     assert "yes" in chain.checks[0], chain.checks
     gaps = [gap(row) for row in chain.series]
     assert [mean for mean, _ in gaps] == sorted((mean for mean, _ in gaps), reverse=True)
     assert all(mean > 3.0 * se for mean, se in gaps) and gaps[-1][0] < 0.4 * gaps[0][0]
 
-    flow = ode_rows.ODE.measure(few, run, [continuous])
+    flow = ode_rows.ODE().measure(few, run, [continuous])
     assert [row.name.split(",")[1] for row in flow.rows] == [" normal dequantisation"] * 3
     assert flow.rows[0].bounds == "the ODE from γ = -9.00"
     for row in flow.rows:
@@ -97,12 +98,12 @@ def test_all_are_the_likelihood_where_the_denoiser_is_optimal():
 
 def test_a_context_costs_its_weight():
     """E[log p(c)/q(c|x)] is −KL, in nats; with more draws the weights' mean of 1 takes it away."""
-    run = run_of(functools.partial(Multivariate, context=2), context=2)
+    run = run_of(Multivariate, context=2)
     gammas = [run.model.gamma(run.state.ema, jnp.full(1, 0.5), jnp.full((1, 2), c)) for c in (-1.0, 1.0)]
     assert np.ptp(gammas[0]) > 0.5 and np.abs(gammas[0] - gammas[1]).max() > 0.5
     few = config()
-    encoder, x = context_lib.Encoder(2), (2.0 * IMAGES + 1.0) / LEVELS - 1.0
-    q = encoder.apply(run.state.ema["context"], jnp.asarray(x, jnp.float32))
+    x = (2.0 * IMAGES + 1.0) / LEVELS - 1.0
+    q = run.model.q(run.state.ema, jnp.asarray(x, jnp.float32))
     mean, log_variance = (np.asarray(part, np.float64) for part in q)
     kl = 0.5 * (mean**2 + np.exp(log_variance) - 1.0 - log_variance).sum(axis=1) / (4 * math.log(2.0))
     assert kl.mean() > 0.02
@@ -113,7 +114,7 @@ def test_a_context_costs_its_weight():
     off, se = gap(weighted[-1])
     assert -3.5 * se < off < 0.6 * kl.mean()
     continuous, _ = elbo_rows.elbo_row(few, run, run.model)
-    chain = CHAIN.measure(few, run, [continuous])
+    chain = Chain().measure(few, run, [continuous])
     assert "yes" in chain.checks[0], chain.checks
 
 
@@ -123,7 +124,10 @@ def test_one_gamma_for_each_value_is_one_gamma_for_all():
     for name, schedule in {"all": exact.FixedLinear, "each": functools.partial(Bent, spread=0.0)}.items():
         run, few = run_of(schedule), config()
         continuous, _ = elbo_rows.elbo_row(few, run, run.model)
-        rows[name] = [CHAIN.measure(few, run, [continuous]).series[0], ode_rows.flow_row(few, run, "normal")]
+        rows[name] = [
+            Chain().measure(few, run, [continuous]).series[0],
+            ode_rows.flow_row(few, run, "normal"),
+        ]
     for one, other in zip(rows["all"], rows["each"]):
         np.testing.assert_allclose(
             one.estimate.values["bpd"], other.estimate.values["bpd"], rtol=2e-3, atol=2e-3, err_msg=one.name

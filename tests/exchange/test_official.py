@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import types
 
 from flax import serialization
 import jax
@@ -16,6 +17,7 @@ from vdm.data.dataset import Spec
 from vdm.diffusion import process
 from vdm.errors import UserError
 from vdm.exchange import bring, official
+from vdm.runtime import randomness
 
 pytestmark = pytest.mark.usefixtures("single")
 
@@ -56,21 +58,21 @@ def test_what_the_official_code_computed(name):
         found = eps_hat(their["z"], their["gamma_t"], their["conditioning"])
         assert relative(found, their["eps_hat"]) < 1e-5
 
-        x, t = process.scale(their["image"], 256), jnp.asarray(their["t"])
+        drawn = {randomness.RECONSTRUCTION: their["eps_0"], randomness.NOISE: their["eps"]}
+        rng = types.SimpleNamespace(normal=lambda use, shape: jnp.asarray(drawn[use]))
+        t = jnp.asarray(their["t"])
         t = t - 0.5 / timesteps if timesteps else t  # within the step that ends there
-        gamma_t, weight = elbo.gamma_and_weight(gamma, t, timesteps)
-        z_t = process.diffuse(x, process.over_pixels(gamma_t), their["eps"])
-        found = eps_hat(z_t, gamma_t, their["conditioning"])
-    diffusion = elbo.diffusion(their["eps"], found, process.over_pixels(weight))
-    np.testing.assert_allclose(diffusion, their["loss_diff"], rtol=1e-5)
+        times = lambda rng: (t, jnp.ones(()))
+        batch = {"image": jnp.asarray(their["image"]), "augmented": jnp.asarray(their["conditioning"])}
+        terms = jax.jit(lambda params: made.draw(params, rng, batch, times=times).terms)(params)
+    np.testing.assert_allclose(terms["diffusion"], their["loss_diff"], rtol=1e-5)
 
     gamma_0, gamma_1 = gamma(0.0), gamma(1.0)
     levels = their["image"].astype(np.int32)
-    reconstruction = elbo.reconstruction(levels, their["eps_0"], gamma_0, 256)
-    prior = elbo.prior(x, gamma_1)
+    x = process.scale(their["image"], 256)
     as_theirs = float32_terms(levels, x, their["eps_0"], gamma_0, gamma_1)
     for ours, theirs, equation, exact in zip(
-        (reconstruction, prior),
+        (terms["reconstruction"], terms["prior"]),
         (their["loss_recon"], their["loss_klz"]),
         as_theirs,
         float64_terms(levels, their["eps_0"], float(gamma_0), float(gamma_1)),

@@ -46,9 +46,9 @@ def test_a_step_sends_the_gradient_once(kind):
         "label": np.zeros(1, np.int32),
         "augmented": np.zeros(1, np.float32),
     }
-    params = jax.eval_shape(lambda: step_lib.init_params(model, 0, example))
-    optimizer = optimizer_lib.build(config.optimizer, 10, model, params)
-    init = step_lib.make_init(model, optimizer, 0, example)
+    params, _ = jax.eval_shape(lambda: step_lib.init_params(model, objective, 0, example))
+    optimizer = optimizer_lib.build(config.optimizer, 10, model.roles(params))
+    init = step_lib.make_init(model, objective, optimizer, 0, example)
     like = devices.replicated_like(jax.eval_shape(init))
     mapped = devices.over_devices(
         step_lib.make_step(model, objective, optimizer, config, spec.shape),

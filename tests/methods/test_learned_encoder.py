@@ -7,17 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_path import brute_force
 
 from conftest import make_config
-from diffusion_helpers import SPEC, rng, small
+from diffusion_helpers import SPEC, brute_force, rng, small
 import exact
 from vdm import run as run_lib
 from vdm.diffusion import process
+from vdm.diffusion.denoiser import X as PredictX
+from vdm.diffusion.model import Diffusion
+from vdm.diffusion.sampler import DDIM, DPM2M, Ancestral
 from vdm.errors import UserError
 from vdm.evaluation import ode
 from vdm.methods import learned_encoder
-from vdm.methods.learned_encoder import Encoder, Identity, Learned, Scaled
+from vdm.methods.learned_encoder import DiffEnc, Encoder, Identity, Learned, Scaled
 from vdm.nets import conv
 from vdm.runtime.randomness import Rng
 
@@ -25,7 +27,7 @@ P = np.array([0.6, 0.1, 0.3])
 X = np.array([-2 / 3, 0.0, 2 / 3])
 LOW, HIGH = -6.0, 6.0
 COUNT = 30_000
-LEARNED = {"model.encoder.name": "learned", "model.parameterisation": "v"} | {
+LEARNED = {"model.name": "diffenc", "model.parameterisation": "v"} | {
     f"model.encoder.net.{name}": value
     for name, value in {"name": "mlp", "depth": 1, "width": 16, "fourier": 0, "dropout": 0.0}.items()
 }
@@ -59,7 +61,7 @@ class Optimal:
     def init(self, *args):
         return {}
 
-    def apply(self, params, z, time, *args):
+    def predict(self, params, z, time, *args):
         gamma = time * (HIGH - LOW) + LOW
         x = jnp.asarray(X, jnp.float32).reshape(3, 1, 1, 1)
 
@@ -77,7 +79,13 @@ class Optimal:
 def optimal(made, **fields):
     """A Diffusion of one value with this encoder and its optimal denoiser."""
     model = exact.model(np.log(P).reshape(1, 1, 1, 3), LOW, HIGH)
-    return dataclasses.replace(model, net=Optimal(made), encoder=made, parameterisation="x", **fields)
+    return encoded(model, made, net=Optimal(made), parameterisation=PredictX(), **fields)
+
+
+def encoded(model, encoder, **fields):
+    """The DiffEnc with this encoder, and the parts of a Diffusion."""
+    parts = {field.name: getattr(model, field.name) for field in dataclasses.fields(Diffusion)}
+    return DiffEnc(**parts | fields, encoder=encoder)
 
 
 def drawn(model, level, seed=0):
@@ -140,7 +148,7 @@ def test_weight_of_a_path_has_the_mean_of_the_enumerated_likelihood(made, single
     model = exact.model(log_q.reshape(1, 1, 1, 3), -2.0, 4.0, timesteps=3)
     truth = brute_force(log_q, np.array([-2.0, 0.0, 2.0, 4.0]))
     # `read` belongs to what the network predicts, and here p is given.
-    plain = dataclasses.replace(model, encoder=Moved(made))
+    plain = encoded(model, Moved(made))
     batch = {"image": jnp.tile(jnp.arange(3), 40_000).reshape(-1, 1, 1, 1)}  # each level at all times
 
     @jax.jit
@@ -174,7 +182,7 @@ class OptimalScaled:
     def init(self, *args):
         return {}
 
-    def apply(self, params, z, time, *args):
+    def predict(self, params, z, time, *args):
         gamma = (time * (HIGH - LOW) + LOW)[:, None]
         x_t = jax.nn.sigmoid(-gamma) / jax.nn.sigmoid(-LOW) * X
         far = jnp.square(z.reshape(-1, 1) - process.alpha(gamma) * x_t) / jax.nn.sigmoid(gamma)
@@ -202,9 +210,9 @@ def test_flow_of_the_scaled_encoder_has_the_probability_of_each_level(single):
     assert np.all(np.abs(w.mean(axis=1) - P) < 4.0 * error + 0.004 * P), w.mean(axis=1)
 
 
-@pytest.mark.parametrize("kind", ["ancestral", "ddim", "dpm2m"])
-def test_samples_of_the_scaled_encoder_have_the_frequency_of_each_level(kind, single):
-    frequencies(scaled(sampler=kind, sample_steps=400))
+@pytest.mark.parametrize("sampler", [Ancestral(), DDIM(), DPM2M()])
+def test_samples_of_the_scaled_encoder_have_the_frequency_of_each_level(sampler, single):
+    frequencies(scaled(sampler=sampler, sample_steps=400))
 
 
 def test_samples_of_a_learned_encoder_have_the_frequency_of_each_level(single):
@@ -225,7 +233,7 @@ def test_where_x_does_not_move_it_is_a_vdm_bit_for_bit(timesteps, single):
     fields = {"model.parameterisation": "v", "model.timesteps": timesteps, "model.sample_steps": 2}
     plain, plain_params, batch = small(**fields)
     learned, params, _ = small(**(fields | LEARNED))
-    assert isinstance(plain.encoder, Identity) and isinstance(learned.encoder, Learned)
+    assert type(plain) is Diffusion and isinstance(learned.encoder, Learned)
     params |= {"net": noisy(plain_params["net"]), "schedule": plain_params["schedule"]}
     plain_params = {name: params[name] for name in plain_params}
 
@@ -233,7 +241,8 @@ def test_where_x_does_not_move_it_is_a_vdm_bit_for_bit(timesteps, single):
         draws = rng()
         draw = model.draw(params, draws, batch)
         weight = () if not timesteps else (model.log_weight(params, draws, batch),)
-        return draw, weight, model.sample(params, draws, batch)
+        of_noise = draw.denoising._replace(denoiser=None, rng=None)
+        return draw.terms, of_noise, weight, model.sample(params, draws, batch)
 
     moved = params | {"x_t": noisy(params["x_t"])}
     with jax.disable_jit():
@@ -241,8 +250,8 @@ def test_where_x_does_not_move_it_is_a_vdm_bit_for_bit(timesteps, single):
         third = numbers(learned, moved)
     for one, other in zip(*map(jax.tree.leaves, both)):
         np.testing.assert_array_equal(one, other)
-    assert not np.array_equal(third[0].terms["diffusion"], both[0][0].terms["diffusion"])
-    np.testing.assert_array_equal(third[0].terms["reconstruction"], both[0][0].terms["reconstruction"])
+    assert not np.array_equal(third[0]["diffusion"], both[0][0]["diffusion"])
+    np.testing.assert_array_equal(third[0]["reconstruction"], both[0][0]["reconstruction"])
 
 
 def noisy(params):
@@ -281,8 +290,8 @@ def test_convolutions_have_a_slope_too():
 @pytest.mark.parametrize(
     "fields, said",
     [
-        ({"model.parameterisation": "levels"}, "parameterisation is 'levels'; accepted: 'eps', 'x', 'v'"),
-        ({"model.sampler": "dpm2m"}, "sampler is 'dpm2m'; accepted: 'ancestral'"),
+        ({"model.parameterisation": "levels"}, "parameterisation.name is 'levels'; accepted: 'eps', 'x', 'v'"),
+        ({"model.sampler": "dpm2m"}, "sampler.name is 'dpm2m'; accepted: 'ancestral'"),
         ({"model.schedule.name": "multivariate"}, "a γ of its own, which needs config.model.encoder.name"),
         ({"model.encoder.net.width": 7}, "config.model.encoder.net.width is 7"),
         ({"model.encoder.name": "learnt", "model.encoder.net.name": None}, "Did you mean 'learned'"),

@@ -1,7 +1,5 @@
 """A schedule that is learned for least variance: its gradient against finite differences."""
 
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +11,7 @@ from diffusion_helpers import rng, small
 from vdm import objective, optimizer as optimizer_lib
 from vdm.diffusion.schedule import Piecewise
 from vdm.errors import UserError
+from vdm.methods.least_variance import LeastVariance
 from vdm.parameters import Role, alike
 
 DIMS = 16
@@ -33,9 +32,10 @@ def along(direction, step, params):
     return params | {"schedule": moved}
 
 
-def minimised(made, params, rng, batch, train=False):
+def minimised(made, params, rng, batch):
     """What the objective "least_variance" makes of one draw."""
-    return objective.LeastVariance()(made.draw(params, rng, batch, train=train, apart=True))
+    chosen = LeastVariance()
+    return chosen(None, chosen.draw(made, params, rng, batch, None))
 
 
 @pytest.mark.parametrize("name", ["learned_net", "piecewise"])
@@ -83,7 +83,7 @@ def test_ends_and_network_keep_the_gradient_of_the_elbo():
     def gradient(terms):
         return jax.jit(jax.value_and_grad(lambda p: sum(t.mean() for t in terms(p).values())))(params)
 
-    value, found = gradient(lambda p: minimised(made, p, rng(), batch, train=True))
+    value, found = gradient(lambda p: minimised(made, p, rng(), batch))
     want_value, want = gradient(lambda p: made.draw(p, rng(), batch, train=True).terms)
     assert float(value) == pytest.approx(float(want_value), rel=1e-6)
     same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
@@ -115,16 +115,14 @@ def test_the_interior_is_clipped_apart():
     """However large its gradient is, the network's steps are the same; and so for end points."""
     schedule = Piecewise(shape=(4, 4, 1), learn_ends=True)
 
-    def roles(params):
-        return {"net": alike(params["net"], Role()), "schedule": schedule.roles(params["schedule"])}
-
     params = {
         "net": {"kernel": jnp.ones(4)},
         "schedule": {"params": {"share": jnp.ones(3), "ends": {"start": jnp.ones(())}}},
     }
 
+    roles = {"net": alike(params["net"], Role()), "schedule": schedule.roles(params["schedule"])}
     section = make_config({"optimizer.clip": 1.0}).optimizer
-    optimizer = optimizer_lib.build(section, 100, SimpleNamespace(roles=roles), params)
+    optimizer = optimizer_lib.build(section, 100, roles)
 
     @jax.jit
     def after(scale):

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vdm.diffusion import model as diffusion_lib, process
-from vdm.methods.multivariate import Multivariate
+from vdm.diffusion import process
+from vdm.diffusion.denoiser import X
+from vdm.diffusion.model import Diffusion
+from vdm.diffusion.sampler import DPM2M, Ancestral
+from vdm.methods.multivariate import MuLAN, Multivariate
 from vdm.runtime.randomness import Rng
 
 LEVELS, LOW, HIGH = 3, -9.0, 7.0
@@ -27,7 +30,7 @@ class Enumerated:
     def init(self, *args):
         return {}
 
-    def apply(self, params, z, time, context=None, keys=None):
+    def predict(self, params, z, time, context=None, keys=None):
         mean = time * (HIGH - LOW) + LOW
         if context is None:
             grid = jnp.linspace(0.0, 1.0, 4_001)
@@ -48,7 +51,7 @@ def pair(context=0):
     that size, it bends the schedule of each picture."""
     p = np.random.default_rng(0).gamma(0.7, size=(LEVELS, LEVELS)) + 0.02
     p /= p.sum()
-    schedule = Multivariate(shape=SHAPE, gamma_min=LOW, gamma_max=HIGH, context=context)
+    schedule = Multivariate(shape=SHAPE, gamma_min=LOW, gamma_max=HIGH)
     params = {
         name: jnp.asarray(values, jnp.float32).reshape(SHAPE)
         for name, values in dict(a=[30.0, -10.0], b=[-20.0, 5.0], d=[-4.0, 6.0]).items()
@@ -57,15 +60,16 @@ def pair(context=0):
         shift = 4.0 * np.random.default_rng(3).normal(size=(context, 3 * 2)).astype(np.float32)
         params["shift"] = {"kernel": jnp.asarray(shift)}
     params = {"params": params}
-    model = diffusion_lib.Diffusion(
+    fields = dict(
         schedule=schedule,
         net=Enumerated(p, lambda t, c: schedule.apply(params, t, c)),
         shape=SHAPE,
         vocab_size=LEVELS,
         classes=0,
-        parameterisation="x",
+        parameterisation=X(),
         sample_steps=200,
     )
+    model = MuLAN(**fields, context=context) if context else Diffusion(**fields)
     return model, {"schedule": params, "net": {}}, p
 
 
@@ -77,7 +81,7 @@ def test_the_two_values_have_noise_of_their_own():
 
 @pytest.mark.parametrize("timesteps", [0, 2_000])
 def test_elbo_of_the_optimal_denoiser_is_the_enumerated_likelihood(timesteps):
-    """For each of the nine pictures. It holds for any way between the end points, as the bound is
+    """For each of the nine images. It holds for any way between the end points, as the bound is
     tight where the denoiser is optimal."""
     model, params, p = pair()
     model = dataclasses.replace(model, timesteps=timesteps)
@@ -110,7 +114,7 @@ def test_the_likelihood_needs_the_noise_of_each_value():
 def with_context():
     """`pair` under a context that bends the noise of each picture in another way, and q(c|x)."""
     model, params, p = pair(context=3)
-    params["context"] = model.context.init(jax.random.key(1), jnp.zeros((1, *SHAPE)))
+    params["context"] = model.posterior.init(jax.random.key(1), jnp.zeros((1, *SHAPE)))
     return model, params, p
 
 
@@ -123,7 +127,7 @@ def test_a_context_costs_its_kl():
     batch = {"image": jnp.broadcast_to(picture, (count, *SHAPE))}
     terms = jax.jit(lambda: model.draw(params, draws, batch).terms)()
     total = np.asarray(sum(terms.values()), np.float64)
-    mean, log_variance = model.context.apply(params["context"], process.scale(picture[None], LEVELS))
+    mean, log_variance = model.q(params, process.scale(picture[None], LEVELS))
     c = np.random.default_rng(0).normal(size=(400_000, 3)) * np.exp(0.5 * log_variance) + mean
     ratio = stats.norm.logpdf(c, mean, np.exp(0.5 * log_variance)) - stats.norm.logpdf(c)
     cost, bar = ratio.sum(axis=1).mean(), ratio.sum(axis=1).std() / np.sqrt(len(c))
@@ -136,7 +140,7 @@ def test_a_context_costs_its_kl():
     assert np.abs(two[0] - two[1]).max() > 0.3
 
 
-@pytest.mark.parametrize("sampler, made", [("ancestral", pair), ("dpm2m", with_context)])
+@pytest.mark.parametrize("sampler, made", [(Ancestral(), pair), (DPM2M(), with_context)])
 def test_samples_have_the_enumerated_probabilities(sampler, made):
     model, params, p = made()
     count, steps = (20_000, 200) if made is pair else (4_000, 40)

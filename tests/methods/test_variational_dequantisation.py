@@ -151,10 +151,6 @@ def test_flow_starts_where_the_cells_say(single):
     [
         ({"model.bins": 0}, "config.model.bins is 0; accepted: 1 or more"),
         ({"model.schedule.name": "multivariate"}, "needs one γ for all values"),
-        (
-            {"model.encoder.name": "scaled", "model.parameterisation": "v"},
-            "config.model.encoder.name = 'iden",
-        ),
     ],
 )
 def test_what_it_cannot_be_is_refused(fields, said):

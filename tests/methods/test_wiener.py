@@ -96,7 +96,7 @@ def test_posterior_is_that_of_all_values_at_once(gamma):
     want = mean + (z.reshape(2, -1) - alpha * mean) @ gain.T
     left = np.diag(of_x - alpha * gain @ of_x)
 
-    got = wiener.posterior(as_float32(gaussian()), jnp.float32(z), jnp.full(2, gamma, jnp.float32))
+    got = wiener.posterior(as_float32(gaussian()), jnp.float32(z), jnp.full((2, 1, 1, 1), gamma, jnp.float32))
     np.testing.assert_allclose(got.mean.reshape(2, -1), want, atol=3e-5)
     np.testing.assert_allclose(got.variance.reshape(2, -1), np.broadcast_to(left, want.shape), rtol=1e-4)
 
@@ -120,7 +120,7 @@ def test_nothing_goes_back_through_the_gaussian():
     z = jnp.ones((2, *SHAPE))
 
     def given(of, z):
-        start, known = wiener.start(of, z, jnp.array([-3.0, 1.0]))
+        start, known = wiener.start(of, z, jnp.array([-3.0, 1.0]).reshape(2, 1, 1, 1))
         return jnp.sum(jnp.square(start)) + jnp.sum(known.mean)
 
     gradient, of_z = jax.grad(given, (0, 1))(of, z)

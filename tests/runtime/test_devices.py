@@ -35,8 +35,8 @@ def trained(kind, count, **changes):
     labels = random.integers(0, 10, 48).astype(np.int32)
     batch = {"image": images, "label": labels, "augmented": np.zeros(48, np.float32)}
     made = run_lib.build_model(config, SPEC)
-    params = jax.eval_shape(lambda: step.init_params(made, 0, batch))
-    updates = optimizer.build(config.optimizer, 100, made, params)
+    params, _ = jax.eval_shape(lambda: step.init_params(made, ELBO(), 0, batch))
+    updates = optimizer.build(config.optimizer, 100, made.roles(params))
     with few_devices(count):
         mapped = devices.over_devices(
             step.make_step(made, ELBO(), updates, config, SPEC.shape),
@@ -45,7 +45,7 @@ def trained(kind, count, **changes):
             split_out=(False, False),
             donate=(0,),
         )
-        state = devices.replicate(step.make_init(made, updates, 0, batch)())
+        state = devices.replicate(step.make_init(made, ELBO(), updates, 0, batch)())
         index = np.arange(48, dtype=np.int32).reshape(3, count, -1).swapaxes(0, 1)
         resident = devices.replicate({"image": images, "label": labels})
         return jax.device_get(mapped(state, resident, {"index": index}))

@@ -17,11 +17,12 @@ KINDS = ("uniform", "normal")
 
 
 def start(kind: str, gamma_0: Float[Array, ""], vocab_size: int) -> Float[Array, ""]:
-    """The γ of the z that `dequantise` draws: there the flow starts, and another start is another model. That
-    of "variational" (methods/variational_dequantisation.py) is that of "uniform"."""
-    if kind in ("uniform", "variational"):
-        return jnp.maximum(gamma_0, -2.0 * math.log(vocab_size * math.sqrt(3.0)))
-    return gamma_0
+    """The γ of the z that a kind of dequantisation draws: there the flow starts, and another start is another
+    model. It is γ_0, but where the noise is spread over the whole cell, as by "uniform", it is that at which
+    σ² is the variance of uniform noise."""
+    if kind in ("normal", "latent"):
+        return gamma_0
+    return jnp.maximum(gamma_0, -2.0 * math.log(vocab_size * math.sqrt(3.0)))
 
 
 def dequantise(

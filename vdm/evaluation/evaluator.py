@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from vdm.contract import Ability, Model
+from vdm.contract import Ability, Model, check_draw
 from vdm.data import fingerprint
 from vdm.data.dataset import Data
 from vdm.data.resident import in_memory_if_it_fits
@@ -49,9 +49,10 @@ def make_evaluator(
     draws_time = Ability.TIME in model.abilities
 
     def one_draw(params, rng, batch, cdf):
+        draw = model.draw(params, rng, batch, times=distributed(cdf) if draws_time else None)
+        check_draw(model, draw, len(batch["label"]))
         if not draws_time:
-            return model.draw(params, rng, batch).terms
-        draw = model.draw(params, rng, batch, times=distributed(cdf))
+            return draw.terms
         return {**draw.terms, **of_time(draw.denoising)}
 
     one_pass = over_split(one_draw, config, data)

@@ -70,7 +70,7 @@ def _fields(ema: Tree) -> dict[str, Any]:
     schedule = SCHEDULES[frozenset(ema.get("gamma", {}))]
     fields = {
         "name": "diffusion",
-        "parameterisation": "eps",
+        "parameterisation.name": "eps",
         "condition": "augmented",
         "schedule.name": schedule,
         "net.name": "unet",

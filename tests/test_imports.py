@@ -1,0 +1,115 @@
+"""How the modules of the package import each other: one way, without circles, and the core nothing but what
+is below it. Imports inside of functions and those for types alone count."""
+
+import ast
+import graphlib
+import os
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+
+# Each folder or module may import those below it.
+LAYERS = (
+    {"main"},
+    {"train", "likelihood", "exchange"},
+    {"sample"},
+    {"evaluation"},
+    {"codec", "reporting"},
+    {"run", "commandline"},
+    {"workdir"},
+    {"config"},
+    {"step", "estimate"},
+    {"baselines", "methods"},
+    {"objective"},
+    {"diffusion"},
+    {"optimizer"},
+    {"contract"},
+    {"nets", "data", "gaussian"},
+    {"runtime", "parameters", "component"},
+    {"registries", "errors"},
+)
+METHODS = sorted(path.stem for path in (ROOT / "vdm" / "methods").glob("[a-z]*.py"))
+
+
+def graph():
+    """{module: the modules of the package that it imports}."""
+    files = {}
+    for path in (ROOT / "vdm").rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    found = {}
+    for module, path in files.items():
+        found[module] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            else:
+                continue
+            for name in names:
+                of = name if name in files else name.rpartition(".")[0]
+                if of in files and of not in ("vdm", module):
+                    found[module].add(of)
+    return found
+
+
+def part(module):
+    return module.split(".")[1] if "." in module else ""
+
+
+def test_there_are_no_circles():
+    list(graphlib.TopologicalSorter(graph()).static_order())  # raises CycleError
+
+
+def test_imports_run_one_way():
+    place = {name: number for number, layer in enumerate(LAYERS) for name in layer}
+    wrong = [
+        f"{module} imports {other}"
+        for module, others in graph().items()
+        for other in others
+        if part(module) and part(module) != part(other) and place[part(module)] >= place[part(other)]
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "vdm" / "diffusion").glob("*.py")), ids=lambda path: path.stem
+)
+def test_the_core_names_no_method(path):
+    names = {name.replace("_", " ") for name in METHODS} | {"diffenc", "mulan", "wiener", "methods."}
+    text = path.read_text().lower().replace("_", " ")
+    assert not [name for name in names if name in text]
+
+
+ABSENT = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name in {names!r}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+"""
+
+
+def test_the_core_works_without_any_method(tmp_path):
+    """The tests of the core pass where no method can be imported."""
+    names = {f"vdm.methods.{name}" for name in METHODS}
+    (tmp_path / "sitecustomize.py").write_text(ABSENT.format(names=names))
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    core = ("bound", "process", "denoiser", "sampler", "times", "verify")
+    files = [f"tests/diffusion/test_{name}.py" for name in core]
+    line = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not builtin", *files]
+    done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_else_is_gone_with_a_method(method):
+    """Of all modules, only a method that derives from it, and the judge of external models, import one."""
+    users = {module for module, others in graph().items() if f"vdm.methods.{method}" in others}
+    allowed = {"external": {"vdm.likelihood"}, "discretised_normal": {"vdm.methods.wiener"}}
+    assert users == allowed.get(method, set())

@@ -219,6 +219,16 @@ WORKDIRS = {
         lambda w: rewrite(w / "config.json", lambda c: c | {"objective": {"name": "stranger:X"}}),
         "stranger:X|--components",
     ),
+    "an estimator of code": (
+        "eval",
+        lambda w: rewrite(w / "config.json", lambda c: c | {"eval": {"estimators": "elbo,stranger:X"}}),
+        "stranger:X|--components",
+    ),
+    "a name of code in place of a section": (
+        "eval",
+        lambda w: rewrite(w / "config.json", lambda c: c | {"model": {"schedule": "stranger:X"}}),
+        "stranger:X|--components",
+    ),
     "no checkpoint": ("eval", lambda w: shutil.rmtree(w / "checkpoints"), "has no checkpoint"),
     "an empty checkpoint": ("sample", lambda w: empty_checkpoints(w), "no checkpoint that is whole"),
     "data that changed": (

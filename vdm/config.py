@@ -101,6 +101,11 @@ def complete(
     plain = {name: value for name, value in given.items() if name not in COMPONENTS}
     before = _section_of(plain, "eval", "eval").get("estimators", config.eval.estimators)
     for name in own_estimators(names.get("eval.estimators", before)):
+        require(
+            estimator_section(name) not in config.eval,
+            f"config.eval.estimators has {name!r}, whose fields would be in "
+            f"config.eval.{estimator_section(name)}, where others are; give its class another name.",
+        )
         cls = find("estimator", name, "config.eval.estimators")
         config.eval[estimator_section(name)] = ConfigDict(cls.config_fields())
     _update(config, plain, "", drop_unread)

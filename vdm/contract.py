@@ -76,7 +76,8 @@ class Denoising(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """One draw of the ELBO for each image of a batch.
+    """One draw of the ELBO for each image of a batch. It holds a function, so that what leaves a jitted
+    function is some of it.
 
     Attributes:
       terms: name of each term to nats; their sum is the negative ELBO, or the exact negative log-likelihood

@@ -3,6 +3,7 @@
 Files alone, without Orbax, which takes a while to import.
 """
 
+from collections.abc import Mapping
 import importlib.util
 import json
 import pathlib
@@ -88,6 +89,12 @@ def _renamed(found):
             found = found | {"model": (model := model | {"name": "diffenc"})}
         elif schedule.get("context"):
             found = found | {"model": (model := model | {"name": "mulan", "context": schedule["context"]})}
+    elif schedule.get("context"):
+        raise UserError(
+            f"the config is one of an older version, of a {model.get('name')!r} with "
+            f"config.model.schedule.context = {schedule['context']}; this version has a context for 'mulan' "
+            "alone."
+        )
     if "objective" in found:
         return found
     # Before there were objectives, a schedule for least variance said so by its name.
@@ -209,6 +216,13 @@ def _own_modules(workdir, config):
 
 
 def _own_names(config):
-    """The import paths among the names of components of a config."""
-    names = [value for field, value in flat(config).items() if field.endswith(".name")]
-    return {name for name in names if isinstance(name, str) and OWN.fullmatch(name)}
+    """The import paths among the names of components of a config: any text in a section that describes one,
+    as a name may stand in place of its section, and the estimators."""
+    found = {
+        value
+        for field, value in flat({part: config.get(part) for part in config_lib.COMPONENTS}).items()
+        if isinstance(value, str) and OWN.fullmatch(value) and not field.endswith(".data_dir")
+    }
+    evaluation = config.get("eval")
+    names = evaluation.get("estimators") if isinstance(evaluation, Mapping | ConfigDict) else None
+    return found | set(config_lib.own_estimators(names))

@@ -17,6 +17,7 @@ from vdm.data.dataset import Spec
 from vdm.errors import UserError
 from vdm.evaluation import ode
 from vdm.runtime.randomness import Rng
+from weight_helpers import assert_weights_of_samples
 
 LEVELS, CLASSES, COUNT = 3, 2, 20_000
 AXIS = np.linspace(-8.0, 8.0, 101)
@@ -130,6 +131,8 @@ def test_elbo_and_samples_against_quadrature(condition):
         drawn = np.asarray(jax.jit(lambda: built.sample(params, rng(), batch))()).ravel()
         share = np.bincount(drawn, minlength=LEVELS) / COUNT
         assert np.abs(share - np.exp(log_p)).max() < 4 * 0.5 / math.sqrt(COUNT)
+        images = np.arange(LEVELS).reshape(-1, 1, 1, 1)
+        assert_weights_of_samples(built, params, images, COUNT, 1 / len(labels), **batch)
     if condition == "label":
         assert np.abs(log_p_given[0] - log_p_given[1]).max() > 0.05  # the label says something
 
@@ -235,7 +238,10 @@ def test_labels_are_dropped_in_training_alone():
     "changes, text",
     [
         ({"latent": 0}, "latent is 0; accepted: 1 or more"),
-        ({"parameterisation": "levels"}, "parameterisation.name is 'levels'; accepted for latents, .*: 'eps', 'x', 'v'"),
+        (
+            {"parameterisation": "levels"},
+            "parameterisation.name is 'levels'; accepted for latents, .*: 'eps', 'x', 'v'",
+        ),
         ({"drop_label": 1.0}, "drop_label is 1.0; accepted: 0 up to, but not, 1"),
         (
             {"drop_label": 0.1, "condition": "none"},

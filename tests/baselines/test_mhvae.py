@@ -18,6 +18,7 @@ from vdm.diffusion import process
 from vdm.errors import UserError
 from vdm.runtime import randomness
 from vdm.runtime.randomness import Rng
+from weight_helpers import assert_weights_of_samples
 
 LEVELS, COUNT = 3, 20_000
 AXIS = np.linspace(-9.0, 9.0, 101)
@@ -123,6 +124,7 @@ def test_elbo_weights_and_samples_against_quadrature(restrictions, steps):
     assert drawn.shape == (COUNT, 1, 1, 1) and drawn.dtype == np.uint8
     share = np.bincount(drawn.ravel(), minlength=LEVELS) / COUNT
     assert np.abs(share - np.exp(log_p)).max() < 4 * math.sqrt(0.25 / COUNT)
+    assert_weights_of_samples(built, params, np.arange(LEVELS).reshape(-1, 1, 1, 1), COUNT)
 
 
 # ---- the restrictions -------------------------------------------------------------------

@@ -18,6 +18,7 @@ from vdm.data.dataset import Spec
 from vdm.errors import UserError
 from vdm.evaluation import elbo_rows, estimators
 from vdm.runtime.randomness import Rng
+from weight_helpers import assert_weights_of_samples
 
 LEVELS, SHAPE = 3, (1, 2, 1)
 PICTURES = np.array(list(itertools.product(range(LEVELS), repeat=2)), np.uint8).reshape(-1, *SHAPE)
@@ -97,6 +98,7 @@ def test_samples_have_the_integrated_probabilities():
     share = (drawn[:, None] == PICTURES).all(axis=(2, 3, 4)).mean(axis=0)
     assert np.abs(share - p).max() < 4 * math.sqrt(p.max() / COUNT)
     assert log_p_x.std(axis=0).min() > 0.5
+    assert_weights_of_samples(built, params, PICTURES, COUNT)
 
 
 def test_dropout_acts_in_training_alone():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from vdm.diffusion import denoiser, process
-from vdm.diffusion.denoiser import V, X, Eps, Levels
+from vdm.diffusion.denoiser import Eps, Levels, V, X
 
 
 @pytest.mark.parametrize("gamma", [-8.0, 0.0, 4.0])

@@ -1,4 +1,4 @@
-"""The chain's log weight against brute-force integration."""
+"""The chain's log weights against brute-force integration."""
 
 import math
 
@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_helpers import brute_force
+from diffusion_helpers import brute_force, rng
 import exact
 from vdm.diffusion import decoder, importance_weights, process
 from vdm.evaluation.importance import importance_bound
+from weight_helpers import assert_weights_of_samples
 
 
 def test_path_against_brute_force():
@@ -42,3 +43,22 @@ def test_path_against_brute_force():
     assert np.all(np.diff(means, axis=0) > 3.0 * errors[:-1])  # the gaps are large here
     assert np.all(means < truth + 3.0 * errors)
     assert np.all(truth - means[-1] < 0.2 * (truth - means[0]) + 3.0 * errors[-1])
+
+
+def test_weights_of_samples_against_brute_force():
+    """Of paths drawn from the model: x comes out as often as p(x) says, and log w has a mean above log p(x),
+    where that of paths from q is below it."""
+    log_q, count = np.log(np.array([0.7, 0.1, 0.2])), 60_000
+    truth = brute_force(log_q, np.array([-2.0, 1.0, 4.0]))
+    model = exact.model(log_q.reshape(1, 1, 1, 3), -2.0, 4.0, timesteps=2)
+    params, draws = {"schedule": {}, "net": {}}, rng(0, count)
+    image, above = jax.jit(lambda: model.sample_and_log_weight(params, draws, {}))()
+    below = jax.jit(lambda batch: model.log_weight(params, rng(1, count), batch))({"image": image})
+    drawn = np.asarray(image).ravel()
+    assert_weights_of_samples(model, params, np.arange(3).reshape(3, 1, 1, 1), count)
+    for x, log_p in enumerate(truth):
+        share, p = np.mean(drawn == x), math.exp(log_p)
+        assert abs(share - p) < 4.0 * math.sqrt(p * (1.0 - p) / count)
+        upper, lower = (np.asarray(log_w, np.float64)[drawn == x] for log_w in (above, below))
+        errors = [bound.std() / math.sqrt(len(bound)) for bound in (upper, lower)]
+        assert lower.mean() + 4.0 * errors[1] < log_p < upper.mean() - 4.0 * errors[0]  # the gaps are large

@@ -18,7 +18,9 @@ CASES += [(name, ends) for name in ("learned_net", "piecewise") for ends in (Fal
 def made(name, learn_ends, seed=0):
     """A schedule and random parameters, pushed about as training would."""
     fields = {"learn_ends": True} if learn_ends else {}
-    module = component.find("schedule", name, "name")(shape=(2, 2, 1), gamma_min=LOW, gamma_max=HIGH, **fields)
+    module = component.find("schedule", name, "name")(
+        shape=(2, 2, 1), gamma_min=LOW, gamma_max=HIGH, **fields
+    )
     return module, jax.jit(module.init)(jax.random.key(seed), jnp.zeros(1))
 
 

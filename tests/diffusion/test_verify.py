@@ -162,7 +162,7 @@ def test_wrong_schedule_is_refused(cls):
 
 
 @pytest.mark.parametrize("ends", [(-13.3, 5.0), (-5.0, 3.0)])
-def test_right_schedules_are_not_refused(ends):
+def test_builtin_schedules_are_not_refused(ends):
     fields = dict(gamma_min=ends[0], gamma_max=ends[1])
     for cls in (Line, Bent, *REGISTRIES["schedule"].classes().values()):
         check_schedule(cls, **fields)
@@ -271,7 +271,7 @@ def test_objective_whose_timed_terms_are_absent_is_refused_where_times_adapt():
         step.check_timed(Objective(), {"huber": jnp.ones(3)})
 
 
-def test_right_components_are_not_refused():
+def test_builtin_components_are_not_refused():
     for cls in REGISTRIES["times"].classes().values():
         verify.times(cls())
     for cls in REGISTRIES["sampler"].classes().values():

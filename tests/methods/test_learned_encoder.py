@@ -22,6 +22,7 @@ from vdm.methods import learned_encoder
 from vdm.methods.learned_encoder import DiffEnc, Encoder, Identity, Learned, Scaled
 from vdm.nets import conv
 from vdm.runtime.randomness import Rng
+from weight_helpers import assert_weights_of_samples
 
 P = np.array([0.6, 0.1, 0.3])
 X = np.array([-2 / 3, 0.0, 2 / 3])
@@ -165,6 +166,8 @@ def test_weight_of_a_path_has_the_mean_of_the_enumerated_likelihood(made, single
     assert np.all(np.abs(log_w.mean(axis=1) + nats.mean(axis=1)) < 4.0 * error)
     assert np.all(log_w.mean(axis=1) < truth)
 
+    assert_weights_of_samples(plain, {"schedule": {}, "net": {}}, np.arange(3).reshape(3, 1, 1, 1), 60_000)
+
 
 @dataclasses.dataclass(frozen=True)
 class Moved(Encoder):
@@ -233,7 +236,9 @@ def test_where_x_does_not_move_it_is_a_vdm_bit_for_bit(timesteps, single):
     fields = {"model.parameterisation": "v", "model.timesteps": timesteps, "model.sample_steps": 2}
     plain, plain_params, batch = small(**fields)
     learned, params, _ = small(**(fields | LEARNED))
-    assert type(plain) is Diffusion and isinstance(learned.encoder, Learned)
+    fixed, _, _ = small(**(fields | {"model.name": "diffenc", "model.encoder.name": "identity"}))
+    assert type(plain) is Diffusion
+    assert isinstance(fixed.encoder, Identity) and isinstance(learned.encoder, Learned)
     params |= {"net": noisy(plain_params["net"]), "schedule": plain_params["schedule"]}
     plain_params = {name: params[name] for name in plain_params}
 
@@ -246,10 +251,11 @@ def test_where_x_does_not_move_it_is_a_vdm_bit_for_bit(timesteps, single):
 
     moved = params | {"x_t": noisy(params["x_t"])}
     with jax.disable_jit():
-        both = [numbers(*one) for one in ((plain, plain_params), (learned, params))]
+        both = [numbers(*one) for one in ((plain, plain_params), (fixed, plain_params), (learned, params))]
         third = numbers(learned, moved)
-    for one, other in zip(*map(jax.tree.leaves, both)):
-        np.testing.assert_array_equal(one, other)
+    for one, *others in zip(*map(jax.tree.leaves, both)):
+        for other in others:
+            np.testing.assert_array_equal(one, other)
     assert not np.array_equal(third[0]["diffusion"], both[0][0]["diffusion"])
     np.testing.assert_array_equal(third[0]["reconstruction"], both[0][0]["reconstruction"])
 
@@ -290,7 +296,10 @@ def test_convolutions_have_a_slope_too():
 @pytest.mark.parametrize(
     "fields, said",
     [
-        ({"model.parameterisation": "levels"}, "parameterisation.name is 'levels'; accepted: 'eps', 'x', 'v'"),
+        (
+            {"model.parameterisation": "levels"},
+            "parameterisation.name is 'levels'; accepted: 'eps', 'x', 'v'",
+        ),
         ({"model.sampler": "dpm2m"}, "sampler.name is 'dpm2m'; accepted: 'ancestral'"),
         ({"model.schedule.name": "multivariate"}, "a γ of its own, which needs config.model.encoder.name"),
         ({"model.encoder.net.width": 7}, "config.model.encoder.net.width is 7"),

@@ -14,6 +14,7 @@ from vdm.diffusion.model import Diffusion
 from vdm.diffusion.sampler import DPM2M, Ancestral
 from vdm.methods.multivariate import MuLAN, Multivariate
 from vdm.runtime.randomness import Rng
+from weight_helpers import assert_weights_of_samples
 
 LEVELS, LOW, HIGH = 3, -9.0, 7.0
 SHAPE = (1, 2, 1)
@@ -149,3 +150,10 @@ def test_samples_have_the_enumerated_probabilities(sampler, made):
     drawn = np.asarray(jax.jit(lambda: model.sample(params, draws, {}))()).reshape(count, 2)
     share = np.histogramdd(drawn, bins=[np.arange(LEVELS + 1) - 0.5] * 2)[0] / count
     assert np.abs(share - p).max() < 4 * np.sqrt(p.max() / count) + 0.01
+
+
+@pytest.mark.parametrize("made", [pair, with_context])
+def test_weights_of_samples_are_those_of_paths(made):
+    model, params, p = made()
+    most = np.stack(np.unravel_index(np.argsort(-p, axis=None)[:3], p.shape), axis=1).reshape(-1, *SHAPE)
+    assert_weights_of_samples(dataclasses.replace(model, timesteps=60), params, most, 8_000)

@@ -2,6 +2,7 @@
 
 import functools
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,7 @@ from vdm import run as run_lib
 from vdm.data.dataset import Spec
 from vdm.errors import UserError
 from vdm.nets import mlp, pyramid, transformer, unet
-from vdm.nets.network import REMAT
+from vdm.nets.network import REMAT, Network
 from vdm.runtime import randomness
 
 COMMON = dict(
@@ -104,6 +105,33 @@ def test_dropout_belongs_to_the_example(name):
     np.testing.assert_allclose(whole[2:], half, atol=1e-4)
     other = apply(params, z, time, condition, keys[::-1])
     assert np.abs(whole - other).max() > 1e-2
+
+
+class Dropped(Network):
+    """A network as Flax has them, whose call takes `train`: all that is left of a constant after dropout."""
+
+    @nn.compact
+    def __call__(self, z, time, condition=None, train=False):
+        scale = self.param("scale", nn.initializers.ones, (self.out_channels,))
+        ones = jnp.ones((*z.shape[:-1], self.out_channels))
+        return scale * nn.Dropout(0.25, deterministic=not train)(ones)
+
+
+def test_dropout_of_flax_belongs_to_the_example_too():
+    """Its share, of each example another, the same in half of a batch; in training alone."""
+    net, inputs = Dropped((4, 4, 1), 8, 64, unroll=False), given(4)
+    params = net.init(jax.random.key(0), *given(1))
+    keys = randomness.Rng(jax.random.key(3), jnp.arange(4), 4).keys(randomness.DROPOUT)
+    np.testing.assert_array_equal(net.predict(params, *inputs), 1.0)
+    whole = np.asarray(jax.jit(net.predict)(params, *inputs, keys))
+    assert set(np.unique(whole)) == {0.0, np.float32(1 / 0.75)}
+    assert abs(whole.mean() - 1.0) < 4 * np.sqrt(0.25 / 0.75 / whole.size)
+    for i in range(4):
+        assert all(np.mean(whole[i] != whole[j]) > 0.25 for j in range(i))
+    z, time, _ = (part[2:] for part in inputs)
+    np.testing.assert_array_equal(net.predict(params, z, time, None, keys[2:]), whole[2:])
+    gradient = jax.grad(lambda params: net.predict(params, *inputs, keys).sum())(params)
+    np.testing.assert_allclose(gradient["params"]["scale"], whole.sum(axis=(0, 1, 2)), rtol=1e-6)
 
 
 @functools.cache

@@ -351,9 +351,10 @@ class Diffusion(Model):
             return process.scale(batch["image"], self.vocab_size) if mean is None else mean(params, batch)
 
         def p(params, t, z, batch, keys=None):
-            of_each = importance_weights.of_each(gamma(params, t), z)
+            gamma_t = gamma(params, t)
+            of_each = importance_weights.of_each(gamma_t, z)
             eps_hat = self.eps_hat(params, z, of_each, self.condition_of(batch), keys)
-            x_hat = denoiser.x_from_eps(eps_hat, z, gamma(params, t))
+            x_hat = denoiser.x_from_eps(eps_hat, z, gamma_t)
             return _gaussian(process.posterior(z, x_hat, gamma(params, t - 1), gamma(params, t)))
 
         return Latents(

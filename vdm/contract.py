@@ -228,8 +228,8 @@ class Model(Component):
 
         Args:
           train: whether there is dropout.
-          times: TIME: draws the times; None for uniform ones, stratified over the batch. This changes the
-            variance of the diffusion term and not its mean.
+          times: of a model with Ability.TIME, how to draw the diffusion times; None for uniform ones,
+            stratified over the batch. The choice changes only the variance of the diffusion term.
         """
         raise NotImplementedError
 

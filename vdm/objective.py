@@ -22,7 +22,7 @@ class Objective(Component):
 
     Attributes:
       needs: what the model must be able to do.
-      is_elbo: whether its value is the negative ELBO, whatever its gradient.
+      is_elbo: whether what it minimises equals the negative ELBO; its gradient may be another.
       timed: those of its terms that were drawn at one time, for times that adapt to them.
     """
 

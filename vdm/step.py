@@ -99,9 +99,9 @@ def make_step(
     with [steps, batch per device] in front.
 
     `metrics` are nats per example, means over the global batch: each term of the ELBO; "loss", their sum;
-    "objective", what is minimised, where that is another number, and each of its terms that the ELBO has not;
-    and "draw_sd", the standard deviation over the batch of one example's loss. "grad_norm" is the gradient's
-    norm.
+    where the objective is not the ELBO, "objective", the number that is minimised, and each of its terms that
+    is no term of the ELBO; and "draw_sd", the standard deviation over the batch of one example's loss.
+    "grad_norm" is the gradient's norm.
     """
     kinds = augment.kinds(config.data.augment)
     augment.check_shape(kinds, data_shape)
@@ -113,7 +113,7 @@ def make_step(
         times = None if model.times is None else lambda rng: model.times.draw(rng, moments)
         draw = objective.draw(model, params, rng, batch, times)
         check_draw(model, draw, len(batch["label"]))
-        minimised = objective(own, draw)
+        minimised = objective(own, draw)  # of the objective "elbo", draw.terms as they are
         check_terms(objective, minimised, batch["label"].shape)
         total = sum(minimised.values())
         terms = {name: jnp.mean(nats) for name, nats in draw.terms.items()}

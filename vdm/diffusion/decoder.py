@@ -46,13 +46,16 @@ def log_likelihood(
 def log_prob_at(
     levels: Int[Array, "*any"], offset: Float[Array, "*any"], gamma_0: Float[Array, "*#any"], vocab_size: int
 ) -> Float[Array, "*any"]:
-    """log p(x|z_0) of each value where z_0/α_0 is x + `offset`, nats. Of a draw z_0 = α_0 x + σ_0 ε the
-    offset is e^{γ_0/2} ε, which has more digits than the difference of two numbers near x.
+    """log p(x|z_0) of each value where z_0/α_0 is x + `offset`, nats. For z_0 = α_0 x + σ_0 ε_0 the offset is
+    e^{γ_0/2} ε_0, without the difference z_0/α_0 − x, which loses digits in float32.
 
-    The logits are taken relative to that of the true level, and the distance of two levels from
-    their whole numbers: the true level's is exactly 0, nothing large cancels in float32, and no
-    log-probability is above 0. The largest is the nearest level's, so Σ_v is taken in one go over
-    the levels, forward and backward, and no array of size [..., vocab_size] is made.
+    The logits are taken relative to that of the true level x: with d = x_v − x, from the whole numbers of both,
+
+      logit_v − logit_x = ½ e^{−γ_0} d (2 offset − d),
+
+    which is 0 for the true level, so that no log-probability is above 0. The largest is that of the level
+    nearest to x + offset, so that one scan over the levels sums all of them, forward and backward, and no array
+    of size [..., vocab_size] is made.
     """
     offset, levels, precision = jnp.broadcast_arrays(offset, levels, jnp.exp(-jnp.asarray(gamma_0)))
 

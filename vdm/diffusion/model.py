@@ -1,7 +1,8 @@
-"""The Variational Diffusion Model (VDM: Kingma et al. 2021). Equation (21) of the lecture, VDM eq. 11, is
-`Diffusion.bound`; all that it computes is here and in schedule.py, process.py, decoder.py and denoiser.py.
+"""The Variational Diffusion Model (VDM: Kingma et al. 2021).
 
-A method of another paper derives from Diffusion (vdm/methods/, examples/mirrored.py), or is one of its parts.
+`Diffusion.bound` is the ELBO: VDM eq. 11, equation (21) of the lecture (docs/derivation.md). Its formulas are
+here and in schedule.py, process.py, decoder.py and denoiser.py. A method of another paper derives from
+Diffusion (vdm/methods/, examples/mirrored.py), or is one of its parts.
 """
 
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from vdm.diffusion import (
 from vdm.diffusion.denoiser import Eps, Parameterisation
 from vdm.diffusion.sampler import Ancestral, Sampler
 from vdm.diffusion.schedule import Schedule
-from vdm.diffusion.times import Stratified, Times
+from vdm.diffusion.times import Stratified, Times, stratified
 from vdm.gaussian import Gaussian, total
 from vdm.nets import Network
 from vdm.parameters import Role
@@ -86,15 +87,16 @@ class Diffusion(Model):
     # ---- the ELBO ----------------------------------------------------------------
 
     def draw(self, params, rng, batch, train=False, times=None) -> Draw:
-        """The bound of −log p(x) of images, whose p(x|z_0) is that of decoder.py."""
+        """The terms of images, with the p(x|z_0) of decoder.py."""
         x, levels = process.scale(batch["image"], self.vocab_size), batch["image"].astype(jnp.int32)
         gamma_0 = self.gamma(params, jnp.zeros(()))
 
-        def log_likelihood(eps_0):
-            offset = jnp.exp(0.5 * gamma_0) * eps_0  # z_0/α_0 − x
-            return total(decoder.log_prob_at(levels, offset, gamma_0, self.vocab_size))
+        def log_p_of_eps_0(eps_0):
+            offset = jnp.exp(0.5 * gamma_0) * eps_0  # z_0/α_0 − x = σ_0/α_0 ε_0
+            log_p = decoder.log_prob_at(levels, offset, gamma_0, self.vocab_size)
+            return jnp.sum(log_p, axis=(1, 2, 3))
 
-        return self.bound(params, rng, batch, x, log_likelihood, train, times)
+        return self.bound(params, rng, batch, x, log_p_of_eps_0, train, times)
 
     def bound(
         self,
@@ -102,50 +104,53 @@ class Diffusion(Model):
         rng: Random,
         batch: Batch,
         x: Image,
-        log_likelihood: LogLikelihood,
+        log_p_of_eps_0: LogLikelihood,
         train: bool = False,
         times: DrawTimes | None = None,
     ) -> Draw:
-        """−log p(x) ≤ reconstruction + prior + diffusion (lecture (21); VDM eq. 11), by one draw of ε_0, t
-        and ε.
+        """−log p(x) ≤ reconstruction + prior + diffusion (VDM eq. 11; lecture (21)), in nats of each image:
+        an estimate of each term by one draw, so that the sum of the three has the bound for its mean.
 
         Args:
-          batch: of it only the condition counts.
+          batch: read for the condition alone; the images come in by x and log_p_of_eps_0.
           x: the data in [−1, 1], or the latents that stand for them.
-          log_likelihood: ε_0 → log p(x|z_0), nats.
-          train, times: as in Model.draw.
+          log_p_of_eps_0: ε_0 → log p(x|z_0), z_0 = α_0 x + σ_0 ε_0.
+          train: whether there is dropout, and labels are withheld.
+          times: (rng) → t in [0, 1), and 1/q(t) of the density q that t was drawn with; uniform unless given.
         """
         condition = self.condition_of(batch)
         if train and self.drop_label:
             condition = condition_lib.withhold(condition, rng.keys(randomness.LABEL), self.drop_label)
-
-        # Reconstruction: E_q(z_0|x) [−log p(x|z_0)], z_0 = α_0 x + σ_0 ε_0.
-        reconstruction = -log_likelihood(rng.normal(randomness.RECONSTRUCTION, self.shape))
-
-        # Prior matching: KL(q(z_1|x) ‖ p(z_1)), p(z_1) = N(0, I).
-        gamma_1 = self.gamma(params, jnp.ones(()))
+        # From N(0, I), and independent, as each use has keys of its own.
+        eps_0 = rng.normal(randomness.RECONSTRUCTION, self.shape)
         eps = rng.normal(randomness.NOISE, self.shape)
-        x_1, _ = self.target(params, x, eps, gamma_1, None)
-        prior = process.kl_to_standard(x_1, gamma_1)
 
-        # Denoising matching: E_t,ε ½ w(t)/q(t) ‖ε − ε̂(z_t)‖², z_t = α_t x + σ_t ε. The weight w is γ'(t) in
-        # continuous time (VDM eq. 17). In a chain of T steps it is T (e^{γ_t − γ_s} − 1) (VDM eq. 14), by
-        # which this is the sum of all KL(q(z_s|z_t, x) ‖ p(z_s|z_t)).
-        t, time_weight = times(rng) if times else Stratified().draw(rng, None)
+        # Reconstruction: E [−log p(x|z_0)], z_0 = α_0 x + σ_0 ε_0.
+        reconstruction = -log_p_of_eps_0(eps_0)
+
+        # Prior matching: KL(q(z_1|x) ‖ p(z_1)), p(z_1) = N(0, I). No condition moves the end points of γ.
+        gamma_1 = self.gamma(params, jnp.ones(()))
+        signal, _ = self.target(params, x, eps, gamma_1, None)
+        prior = process.kl_to_standard(signal, gamma_1)
+
+        # Denoising matching: E ½ w(t) ‖ε − ε̂(z_t)‖² over t and ε, z_t = α_t x + σ_t ε. In continuous time w is
+        # γ'(t) (VDM eq. 17). In a chain of T steps it is T (e^{γ_t − γ_s} − 1), and the mean over t is the sum
+        # over all steps of KL(q(z_s|z_t, x) ‖ p(z_s|z_t)) (VDM eq. 13, 14).
+        t, one_over_q = times(rng) if times else stratified(rng)
         given = self.schedule_given(condition)
         gamma_s, gamma_t, weight = self.schedule.at(params["schedule"], t, self.timesteps, *given)
-        x_t, target = self.target(params, x, eps, gamma_t, gamma_s)  # x and ε
-        z_t = process.diffuse(x_t, process.over_pixels(gamma_t), eps)
+        signal, target = self.target(params, x, eps, gamma_t, gamma_s)  # x and ε, unless x is encoded too
+        z_t = process.diffuse(signal, process.over_pixels(gamma_t), eps)
         keys = rng.keys(randomness.DROPOUT) if train else None
         predict = lambda z: self.eps_hat(params, z, gamma_t, condition, keys)
         eps_hat = predict(z_t)
         square = process.over_pixels(weight) * jnp.square(target - eps_hat)
-        diffusion = 0.5 * total(square) * time_weight
+        diffusion = 0.5 * jnp.sum(square, axis=(1, 2, 3)) * one_over_q
 
-        time_weight = jnp.broadcast_to(time_weight, t.shape)
+        one_over_q = jnp.broadcast_to(one_over_q, t.shape)
         return Draw(
             {"reconstruction": reconstruction, "prior": prior, "diffusion": diffusion},
-            Denoising(t, time_weight, gamma_t, weight, x, eps, z_t, target, eps_hat, predict, rng),
+            Denoising(t, one_over_q, gamma_t, weight, x, eps, z_t, target, eps_hat, predict, rng),
         )
 
     def gamma(self, params: Params, t: Float[Array, "*times"], condition: Condition = None) -> Array:
@@ -162,8 +167,8 @@ class Diffusion(Model):
     ) -> Image:
         """ε̂(z_t, γ), with a γ for each image or for each value.
 
-        The network sees γ as 0 and 1 where the schedule starts and ends: constants, so that what it computes
-        depends on t only through γ. Of a γ for each value it sees the mean.
+        The network is told (γ − γ_min)/(γ_max − γ_min), with the ends that are configured and not those that
+        are learned; of a γ for each value, the mean.
         """
         low, high = self.schedule.gamma_min, self.schedule.gamma_max
         time = (process.of_image(gamma) - low) / (high - low)
@@ -174,7 +179,8 @@ class Diffusion(Model):
     def target(
         self, params: Params, x: Image, eps: Image, gamma: Array, gamma_s: Array | None
     ) -> tuple[Image, Image]:
-        """What stands for x in q(z_t|x) = N(α_t x, σ_t² I), and for ε as what ε̂ predicts: these themselves.
+        """The mean of q(z_t|x) divided by α_t, and what ε̂ is trained to predict: x and ε. A learned encoder
+        changes both.
 
         Args:
           gamma: γ_t; one for all, or for each image.
@@ -234,7 +240,7 @@ class Diffusion(Model):
     # ---- importance weights ------------------------------------------------------
 
     def log_weight(self, params, rng, batch) -> Float[Array, "batch"]:
-        """Of one path of the chain of T steps (VDM eq. 13, 14)."""
+        """Of one path of the chain of T steps."""
         x, gamma_0 = process.scale(batch["image"], self.vocab_size), self.gamma(params, jnp.zeros(()))
         log_likelihood = decoder.log_likelihood(batch["image"], gamma_0, self.vocab_size)
         return self.log_weight_of(params, rng, batch, x, log_likelihood)

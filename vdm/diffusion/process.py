@@ -1,16 +1,14 @@
 """The forward process q: linear, Gaussian, variance preserving, and not learned (VDM sec. 3.1).
 
 q(z_t|x), q(z_t|z_s) and q(z_s|z_t, x), of which the last with x̂ for x is also the reverse process
-p(z_s|z_t) (VDM eq. 9; lecture (20)). The lecture's restriction II. Pure functions of arrays; γ = −log SNR
-broadcasts against z. Every coefficient is formed from γ by a function that keeps float32 accurate between
-γ = −20, where σ² is 2e-9, and γ = 20, where α² is: no 1 − sigmoid, no log of a difference.
+p(z_s|z_t) (VDM eq. 9; lecture (20)). Pure functions of arrays; γ = −log SNR broadcasts against z. Every
+coefficient is formed from γ by a function that is accurate in float32 for |γ| ≤ 20, where σ² or α² is 2e-9:
+no 1 − sigmoid, no log of a difference.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
-
-from vdm.gaussian import total
 
 Values = Float[Array, "batch *shape"]
 Gamma = Float[Array, "*#any"]  # broadcasts against Values
@@ -27,7 +25,7 @@ def sigma(gamma: Gamma) -> Gamma:
 
 
 def over_pixels(values: Float[Array, "batch *any"]) -> Float[Array, "batch _ _ _"]:
-    """One value for each image, [batch], as [batch, 1, 1, 1]; one for each of its values as it is."""
+    """[batch] as [batch, 1, 1, 1]; any other shape as it is."""
     return values[:, None, None, None] if values.ndim == 1 else values
 
 
@@ -63,7 +61,8 @@ def kl_to_standard(x: Values, gamma: Gamma) -> Float[Array, "batch"]:
     ½ Σ (α² x² + σ² − 1 − log σ²), with σ² − 1 = −α².
     """
     alpha2 = jax.nn.sigmoid(-gamma)
-    return 0.5 * total(alpha2 * jnp.square(x) - alpha2 + jax.nn.softplus(-gamma))
+    each = alpha2 * jnp.square(x) - alpha2 + jax.nn.softplus(-gamma)
+    return 0.5 * jnp.sum(each, axis=tuple(range(1, each.ndim)))
 
 
 def transition(z_s: Values, gamma_s: Gamma, gamma_t: Gamma) -> tuple[Values, Gamma]:

@@ -16,13 +16,14 @@ from vdm.parameters import Role, by_path
 class Schedule(nn.Module, Component):
     """A Flax module that maps times t to γ(t); t = 0 is data, t = 1 is noise.
 
-    In continuous time only the end points of one γ for all values change the ELBO. What lies between them,
-    the interior, changes the variance of its estimate (VDM sec. 5.1, app. I.2).
+    With one γ for all values of an image, the ELBO for T → ∞ depends on γ(0) and γ(1) alone. What lies
+    between them, the interior, changes the variance of its estimate (VDM sec. 5.1, app. I.2). A condition may
+    change the interior, and not the end points.
 
     Attributes:
       shape: height, width and channels of an image.
-      gamma_min: γ(0), or where it starts; the γ that the network sees as 0.
-      gamma_max: γ(1), or where it starts; the γ that the network sees as 1.
+      gamma_min: γ(0); its initial value where it is learned. The network is told this γ as 0.
+      gamma_max: γ(1); its initial value where it is learned. The network is told this γ as 1.
       per_value: whether each value of an image has a γ of its own, so that γ is [..., *shape].
     """
 
@@ -53,11 +54,12 @@ class Schedule(nn.Module, Component):
     def at(
         self, params: PyTree, t: Float[Array, "batch"], timesteps: int, *given: Array
     ) -> tuple[Array | None, Array, Array]:
-        """γ_s, γ_t and the weight w of the diffusion term, [batch] or a number for each value.
+        """γ_s, γ_t and the weight w of the diffusion term: each [batch], or [batch, *shape] where each value
+        has its own γ.
 
-        In continuous time, s → t, these are None, γ(t) and γ'(t) (VDM eq. 17). In a chain of T steps t stands
-        for the step that it falls into, and w = T (e^{γ_t − γ_s} − 1): one step drawn uniformly stands for
-        all of them (VDM eq. 14).
+        T = 0, continuous time: None, γ(t) and γ'(t) (VDM eq. 17). T > 0: t is rounded up to i/T, s = (i −
+        1)/T, and w = T (e^{γ_t − γ_s} − 1), where the factor T makes one step drawn uniformly an estimate of
+        the sum over all steps (VDM eq. 13, 14).
 
         Args:
           timesteps: T; 0 for continuous time.

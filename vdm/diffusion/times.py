@@ -82,11 +82,16 @@ class Importance(Stratified):
         return _DECAY * state + observed
 
 
+def stratified(rng: Random) -> tuple[PerExample, Float[Array, ""]]:
+    """Uniform times, stratified over the batch, and 1/q = 1."""
+    return Stratified().draw(rng, None)
+
+
 def distributed(cdf: Float[Array, "parts_and_one"]) -> DrawTimes:
     """Stratified times, distributed as `warp` has them."""
 
     def draw(rng):
-        u, _ = Stratified().draw(rng, None)
+        u, _ = stratified(rng)
         return warp(u, cdf)
 
     return draw

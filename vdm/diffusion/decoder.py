@@ -46,10 +46,10 @@ def log_likelihood(
 def log_prob_at(
     levels: Int[Array, "*any"], offset: Float[Array, "*any"], gamma_0: Float[Array, "*#any"], vocab_size: int
 ) -> Float[Array, "*any"]:
-    """log p(x|z_0) of each value where z_0/α_0 is x + `offset`, nats. For z_0 = α_0 x + σ_0 ε_0 the offset is
-    e^{γ_0/2} ε_0, without the difference z_0/α_0 − x, which loses digits in float32.
+    """log p(x|z_0) of each value where z_0/α_0 is x + `offset`, nats. For z_0 = α_0 x + σ_0 ε_0 the offset
+    is e^{γ_0/2} ε_0, without the difference z_0/α_0 − x, which loses digits in float32.
 
-    The logits are taken relative to that of the true level x: with d = x_v − x, from the whole numbers of both,
+    The logits are taken relative to that of the true level x: with d = x_v − x, from whole numbers,
 
       logit_v − logit_x = ½ e^{−γ_0} d (2 offset − d),
 

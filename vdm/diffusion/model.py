@@ -133,9 +133,9 @@ class Diffusion(Model):
         signal, _ = self.target(params, x, eps, gamma_1, None)
         prior = process.kl_to_standard(signal, gamma_1)
 
-        # Denoising matching: E ½ w(t) ‖ε − ε̂(z_t)‖² over t and ε, z_t = α_t x + σ_t ε. In continuous time w is
-        # γ'(t) (VDM eq. 17). In a chain of T steps it is T (e^{γ_t − γ_s} − 1), and the mean over t is the sum
-        # over all steps of KL(q(z_s|z_t, x) ‖ p(z_s|z_t)) (VDM eq. 13, 14).
+        # Denoising matching: E ½ w(t) ‖ε − ε̂(z_t)‖² over t and ε, z_t = α_t x + σ_t ε. In continuous time w
+        # is γ'(t) (VDM eq. 17). In a chain of T steps it is T (e^{γ_t − γ_s} − 1), and the mean over t is the
+        # sum over all steps of KL(q(z_s|z_t, x) ‖ p(z_s|z_t)) (VDM eq. 13, 14).
         t, one_over_q = times(rng) if times else stratified(rng)
         given = self.schedule_given(condition)
         gamma_s, gamma_t, weight = self.schedule.at(params["schedule"], t, self.timesteps, *given)
@@ -179,8 +179,8 @@ class Diffusion(Model):
     def target(
         self, params: Params, x: Image, eps: Image, gamma: Array, gamma_s: Array | None
     ) -> tuple[Image, Image]:
-        """The mean of q(z_t|x) divided by α_t, and what ε̂ is trained to predict: x and ε. A learned encoder
-        changes both.
+        """The mean of q(z_t|x) divided by α_t, and what ε̂ is trained to predict: x and ε. A model
+        that encodes x changes both.
 
         Args:
           gamma: γ_t; one for all, or for each image.

@@ -54,8 +54,8 @@ def log_prob_at(
       logit_v − logit_x = ½ e^{−γ_0} d (2 offset − d),
 
     which is 0 for the true level, so that no log-probability is above 0. The largest is that of the level
-    nearest to x + offset, so that one scan over the levels sums all of them, forward and backward, and no array
-    of size [..., vocab_size] is made.
+    nearest to x + offset, so that one scan over the levels sums all of them, forward and backward, and no
+    array of size [..., vocab_size] is made.
     """
     offset, levels, precision = jnp.broadcast_arrays(offset, levels, jnp.exp(-jnp.asarray(gamma_0)))
 

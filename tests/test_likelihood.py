@@ -196,6 +196,14 @@ def test_a_table_is_the_chain_of_ddpm():
     np.testing.assert_allclose(table.values, np.log((1.0 - alphas) / alphas), rtol=1e-6)
     np.testing.assert_allclose(table.index(jnp.asarray(table.values)), np.arange(24), atol=1e-3)
     assert table.timesteps == 23
+    # A thousand steps of DDPM, in other units and back, as γ comes to a network.
+    ddpm = likelihood.table_of_betas(np.linspace(1e-4, 0.02, 1_000))
+    scaling = external.Scaling.of_range(-1.0, 1.0, 256)
+    steps = np.asarray(ddpm(jnp.arange(1_000) / 999.0))
+    _, told = scaling.theirs(jnp.zeros(1_000), scaling.ours(jnp.asarray(steps)))
+    assert np.array_equal(np.floor(ddpm.index(told)), np.arange(1_000))
+    between = 0.5 * (ddpm.values[499] + ddpm.values[500])
+    assert float(ddpm.index(jnp.float32(between))) == pytest.approx(499.5, abs=0.01)
 
     host, x = Host(-1.0, 1.0), np.linspace(-1.0, 1.0, LEVELS)[IMAGES.astype(int)]
     wrapped = likelihood.on_host(host.eps)
@@ -240,7 +248,12 @@ def line(report, start):
 def test_a_right_model_passes_its_audit():
     for start in ("γ rises", "x̂ has the scale", "The ELBO falls with T", "Hutchinson"):
         assert ": yes" in line(ours(), start), start
-    assert ": yes;" in ours().claim("the truth", TRUTH)
+    claim = ours().claim("the truth", TRUTH)
+    resolution = float(claim.split(" to ")[1].split()[0])
+    each = TRUTH - values(ours(), "ELBO")
+    assert ": yes;" in claim
+    assert resolution == pytest.approx(3.0 * each.std(ddof=1) / math.sqrt(96), abs=1e-4)
+    assert ": NO" in ours().claim("another", TRUTH + 1.5 * resolution)
 
 
 def test_a_wrong_slope_is_caught():
@@ -293,6 +306,20 @@ def test_claims_are_told_from_the_likelihood_and_their_mistake_is_named():
     ):
         found = report.claim("theirs", wrong, row)
         assert ": NO;" in found and text in found, found
+    # In the units of a denoiser whose data are a x + b, noise has another entropy: as a density of its own z.
+    low, high = 0.0, 1.0
+    theirs = likelihood.judge(
+        likelihood.on_host(Host(low, high).eps),
+        lambda t: gamma(t) + 2.0 * math.log(0.5 * (high - low) * LEVELS / (LEVELS - 1)),
+        IMAGES,
+        levels=LEVELS,
+        data_range=(low, high),
+        estimators="",
+        **FEW,
+    )
+    a2 = (0.5 * (high - low) * LEVELS / (LEVELS - 1)) ** 2
+    sigma_theirs = math.sqrt(a2 * math.exp(-9.0) / (1.0 + a2 * math.exp(-9.0)))
+    assert theirs.entropy == pytest.approx(entropy + math.log2(sigma_theirs / sigma), abs=1e-4)
     elbo = report.rows[0].estimate.values
     forgotten = report.claim("theirs", elbo["bpd"] - elbo["diffusion"])
     assert "the term 'diffusion' was forgotten" in forgotten
@@ -314,8 +341,10 @@ def test_a_coarse_scale_that_is_counted_a_quarter_is_caught():
     few = FEW | {"passes": 30}
     fine = likelihood.judge(eps_hat, gamma, images, levels=LEVELS, estimators="", **few)
     coarse = likelihood.judge(
-        likelihood.on_host(Host().eps), gamma, IMAGES, levels=LEVELS, estimators="", **few
+        likelihood.on_host(Host().eps), gamma, IMAGES, levels=LEVELS, estimators="", stage=1, **few
     )
+    with pytest.raises(UserError, match=r"numbered \[0, 0\], and those of one number share their noise"):
+        likelihood.cascade({"coarse": dataclasses.replace(coarse, stage=0), "fine": fine})
     whole = likelihood.cascade({"coarse": coarse, "fine": fine})
     truth = fine_truth + TRUTH * 2 / 8
     assert ": yes;" in whole.claim("the truth", truth)

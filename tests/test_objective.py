@@ -40,10 +40,12 @@ FORMULAS = {
     "flow_matching": lambda log_snr: np.exp(-log_snr / 2.0),
     "edm": lambda log_snr: edm(log_snr) / edm(PEAK),
     "edm_monotone": lambda log_snr: np.where(log_snr < PEAK, 1.0, edm(log_snr) / edm(PEAK)),
-    "soft_truncation": lambda log_snr: (TRUNCATED <= 1.0 / (1.0 + np.exp(log_snr[..., None]))).mean(axis=-1),
+    "soft_truncation": lambda log_snr: np.searchsorted(TRUNCATED, np.log1p(np.exp(-log_snr))) / len(TIMES),
 }
-# Variances of the noise at which the ELBO is cut off, evenly spread with a density in proportion to 1/s.
-TRUNCATED = 10.0 ** np.linspace(-5.0, 0.0, 1_000_001)
+# The times at which the ELBO is cut off, with a density in proportion to 1/τ, as −log(1 − σ²) of the variance
+# preserving process of Song et al. 2021: the integral of β from 0 to τ.
+TIMES = 10.0 ** np.linspace(-5.0, 0.0, 1_000_001)
+TRUNCATED = 0.1 * TIMES + 0.5 * (20.0 - 0.1) * TIMES**2
 
 
 # ---- weights -------------------------------------------------------------------------
@@ -58,6 +60,12 @@ def test_weights_are_the_formula(name):
     found = Weighted(name).weight(jnp.asarray(-LOG_SNR, jnp.float32))
     counted = name == "soft_truncation"  # one in a million
     np.testing.assert_allclose(found, FORMULAS[name](LOG_SNR), rtol=2e-5, atol=1e-6 if counted else 1e-30)
+
+
+def test_soft_truncation_at_three_variances():
+    variance = np.array([1e-5, 1e-4, 1e-3])
+    found = Weighted("soft_truncation").weight(jnp.float32(np.log(variance) - np.log1p(-variance)))
+    np.testing.assert_allclose(found, [0.199, 0.392, 0.558], atol=5e-4)
 
 
 @pytest.mark.parametrize("name", FORMULAS)
@@ -252,7 +260,7 @@ REFUSED = {
     ),
     "weighted VAE": (
         {"objective.name": "weighted", "model.name": "vae"},
-        "which needs a model that draws a diffusion time and one γ for all values",
+        "which needs a model that draws a diffusion time and a denoiser of the images themselves and one γ",
     ),
 }
 

@@ -21,6 +21,7 @@ from vdm import config as config_lib
 from vdm.component import Refused
 from vdm.contract import bits_per_dim
 from vdm.data import dataset
+from vdm.diffusion import process
 from vdm.diffusion.dequantisation import normal_entropy
 from vdm.errors import UserError, require
 from vdm.estimate import Estimate
@@ -33,6 +34,9 @@ from vdm.reporting.text import estimate_table
 from vdm.run import Run
 
 __all__ = ["Report", "Table", "cascade", "judge", "on_host", "table_of_alphas", "table_of_betas"]
+
+
+ROUNDED = 0.01  # of a step of a table, within which γ stands on the step
 
 
 class _State(NamedTuple):
@@ -52,7 +56,9 @@ class Report:
       checks: lines on whether the numbers agree as they must; what does not has NO.
       shape: of an image.
       vocab_size: its levels.
-      entropy: of the noise of normal dequantisation, bits/dim; None where there is none.
+      entropy: of the noise of normal dequantisation in the denoiser's own units, bits/dim; None where there
+        is none.
+      stage: of a cascade, which one it is.
     """
 
     rows: Sequence[Row]
@@ -61,6 +67,7 @@ class Report:
     shape: tuple[int, int, int]
     vocab_size: int
     entropy: float | None = None
+    stage: int = 0
 
     def __str__(self) -> str:
         series = {"depth": list(self.depth)} if self.depth else {}
@@ -117,9 +124,12 @@ class Table:
         return jnp.interp(t * self.timesteps, places, jnp.asarray(self.values, jnp.float32))
 
     def index(self, gamma: Float[Array, "*any"]) -> Float[Array, "*any"]:
-        """The place in the table where γ stands, 0 … T: whole for its own values, up to rounding."""
+        """The place in the table where γ stands, 0 … T: a whole number for its own values, also where γ was
+        rounded on its way, so that a network that truncates gets the right step."""
         places = jnp.arange(len(self.values), dtype=jnp.float32)
-        return jnp.interp(gamma, jnp.asarray(self.values, jnp.float32), places)
+        found = jnp.interp(gamma, jnp.asarray(self.values, jnp.float32), places)
+        whole = jnp.round(found)
+        return jnp.where(jnp.abs(found - whole) < ROUNDED, whole, found)
 
 
 def table_of_alphas(alphas_cumprod: Float[np.ndarray, "T"]) -> Table:
@@ -160,13 +170,14 @@ def judge(
     timesteps: int | None = None,
     train_images: Images | None = None,
     estimators: str = "depth,chain,ode",
+    stage: int = 0,
     **fields: Any,
 ) -> Report:
     """The estimators' table of a diffusion model: z = α x + σ ε, α² = sigmoid(−γ), σ² = sigmoid(γ).
 
     Args:
-      denoiser: (z [batch, height, width, channels], γ [batch], labels [batch] or None) → ε̂, x̂ or v̂, like z;
-        of JAX, or of any framework by `on_host`.
+      denoiser: (z [batch, height, width, channels], γ [batch], labels [batch] or None) → ε̂, x̂ or v̂, like
+        z; of JAX, or of any framework by `on_host`.
       schedule: γ(t) of t in [0, 1], rising, by JAX; or a Table.
       images: uint8, those to judge by.
       predicts: "eps", "x" or "v" = α ε − σ x.
@@ -177,6 +188,7 @@ def judge(
       timesteps: the model's own T, 0 for T → ∞; of a Table unless given its own, and otherwise 0.
       train_images: to look for test images among.
       estimators: which, beside the ELBO, joined by commas (docs/likelihood.md).
+      stage: of a cascade, which one it is, 0, 1, …: each has noise of its own.
       **fields: others of config.eval, such as passes=50, batch_size=64, depths="10,100", chain__samples=8.
 
     Raises:
@@ -217,6 +229,7 @@ def judge(
         raise UserError(f"{refused.field} is {predicts!r}; accepted: {refused.accepted}.") from None
     split = dataset.in_memory(images, labels)
     config = _config(estimators, len(images), **fields)
+    config.seed = stage
     state: Any = _State({"schedule": {}, "net": {}})
     run = Run(dataset.Data(split, split, spec), model, state)
     estimators_lib.check(config)
@@ -232,8 +245,12 @@ def judge(
         batch = split.read(np.arange(min(len(images), 32)))
         checks.insert(-1, audit.derivative_line(model, run.state.ema, batch, levels))
     gamma_0 = float(model.gamma(run.state.ema, jnp.zeros(())))
-    entropy = float(bits_per_dim(normal_entropy(gamma_0, levels), (1,)))
-    return Report(measured.rows, measured.series.get("depth", []), checks, spec.shape, levels, entropy)
+    # The noise of z in the units of the denoiser, whose data are a x + b.
+    _, theirs = scaling.theirs(jnp.zeros(()), jnp.float32(gamma_0))
+    wider = math.log(float(process.sigma(theirs)) / float(process.sigma(gamma_0)))
+    entropy = float(bits_per_dim(normal_entropy(gamma_0, levels) + wider, (1,)))
+    series = measured.series.get("depth", [])
+    return Report(measured.rows, series, checks, spec.shape, levels, entropy, stage)
 
 
 def cascade(stages: Mapping[str, Report]) -> Report:
@@ -244,9 +261,15 @@ def cascade(stages: Mapping[str, Report]) -> Report:
       stages: by name, each of the same images at its scale; the terms of the sum have these names.
 
     Raises:
-      UserError: stages are of different numbers of images.
+      UserError: stages are of different numbers of images, or share their noise.
     """
     reports = list(stages.values())
+    numbers = [report.stage for report in reports]
+    require(
+        len(set(numbers)) == len(numbers),
+        f"the stages are numbered {numbers}, and those of one number share their noise; judge each with a "
+        "number of its own, judge(…, stage=1).",
+    )
     counts = sorted({report.rows[0].estimate.images for report in reports})
     require(len(counts) == 1, f"the stages have {counts} images; accepted: the same in each.")
     whole = math.prod(reports[-1].shape)

@@ -111,17 +111,18 @@ def claim_line(
     vocab_size: int,
     entropy: float | None,
 ) -> str:
-    """Whether claimed bits/dim of each image agree with those of a row, and what a difference looks like.
+    """Whether claimed bits/dim of each image agree with those of a row within three standard errors of their
+    difference, how much that is, and what a larger difference looks like.
 
     Args:
       ours: Estimate.values of the row.
-      entropy: of the noise of normal dequantisation, bits/dim, in units of z.
+      entropy: of the noise of normal dequantisation, bits/dim, in units of the z that the claim has.
     """
     each = claim - ours["bpd"]
     mean, se = float(each.mean()), standard_error(each)
     line = f"{name} is {mean:+.4f} ± {se:.4f} above {row}"
     if abs(mean) <= 3.0 * se:
-        return f"{name} agrees with {row}: yes; {line}."
+        return f"{name} agrees with {row} to {3.0 * se:.4f} bits/dim: yes; {line}."
     looks = " or ".join(_mistakes(claim, ours, shape, vocab_size, entropy))
     return f"{name} agrees with {row}: NO; {line}.{looks and f' It looks as if {looks}.'}"
 

@@ -19,16 +19,18 @@ WEIGHTINGS = ("sigmoid", "edm_monotone", "edm", "flow_matching", "soft_truncatio
 class Weighted(Objective):
     """The diffusion term times w(λ), λ = −γ the log SNR; the other terms as they are.
 
-    Where w does not fall in t (all but edm) this is the ELBO of images with noise added, averaged over how
-    much (Kingma & Gao 2023, sec. 3).
+    Where w does not fall in t (all but edm) this is, but for a constant, the ELBO of images with noise added,
+    averaged over how much (Kingma & Gao 2023, sec. 3). The constant is the prior term, whose weight would be
+    w(γ_1): that is why the images themselves must be diffused, between ends that are not learned.
 
       sigmoid        w = sigmoid(shift − λ)
       edm            w ∝ N(λ; 2.4, 2.4²) (e^−λ + 0.5²), at most 1 (Karras et al. 2022)
       edm_monotone   the same, but 1 for all λ below where it is 1
       flow_matching  w = e^{−λ/2}
-      soft_truncation  w = P(s ≤ σ²) of an s with a density in proportion to 1/s between 1e-5 and 1: the mean
-                     over s of the ELBO from where the variance of the noise is s (Soft Truncation: Kim et al.
-                     2022, theorem 1; they draw one s for each batch)
+      soft_truncation  w = P(τ ≤ time of σ²) of a τ with a density in proportion to 1/τ between 1e-5 and 1:
+                     the mean over τ of the ELBO from the time τ on (Soft Truncation: Kim et al. 2022, theorem
+                     1; they draw one τ for each batch). Times are those of their process, in which
+                     −log(1 − σ²) = 0.1 τ + ½ (20 − 0.1) τ²
 
     Attributes:
       weighting: one of these.
@@ -39,7 +41,9 @@ class Weighted(Objective):
     shift: float = 2.0
 
     # A weighted loss would move learned end points to where the weight is small.
-    needs: ClassVar[frozenset[Ability]] = frozenset({Ability.TIME, Ability.ONE_GAMMA, Ability.FIXED_ENDS})
+    needs: ClassVar[frozenset[Ability]] = frozenset(
+        {Ability.TIME, Ability.ONE_GAMMA, Ability.FIXED_ENDS, Ability.DENOISER}
+    )
 
     def check(self) -> None:
         choose("weighting", self.weighting, WEIGHTINGS)
@@ -55,13 +59,15 @@ class Weighted(Objective):
         if self.weighting == "flow_matching":
             return jnp.exp(0.5 * gamma)
         if self.weighting == "soft_truncation":
-            return jnp.clip(1.0 - jax.nn.log_sigmoid(gamma) / math.log(_SMALLEST), 0.0, 1.0)
+            added = jax.nn.softplus(gamma)  # −log(1 − σ²)
+            time = 2.0 * added / (jnp.sqrt(_SLOW**2 + 2.0 * (_FAST - _SLOW) * added) + _SLOW)
+            return jnp.clip(1.0 - jnp.log(time) / math.log(_SMALLEST), 0.0, 1.0)
         if self.weighting == "edm_monotone":
             gamma = jnp.minimum(gamma, -_edm_peak())
         return _edm(-gamma) / _edm(_edm_peak())
 
 
-_SMALLEST = 1e-5
+_SMALLEST, _SLOW, _FAST = 1e-5, 0.1, 20.0
 _EDM_MEAN, _EDM_SD, _EDM_DATA = 2.4, 2.4, 0.5
 
 

@@ -36,7 +36,7 @@ class SecondOrder(Objective):
     γ' ‖ε̂ − ε‖² = γ' α² ‖v̂ − v‖², where v is dz/dγ divided by its size, α σ/2.
 
     Attributes:
-      coefficient: of the second-order term ½ γ'(t) (uᵀ M u)²/(d q(t)).
+      coefficient: λ of the second-order term λ ½ γ'(t) (tr M)²/(d q(t)); theirs is 0.1.
     """
 
     coefficient: float = 0.1
@@ -61,14 +61,15 @@ def error(
     gamma: Float[Array, "*#any"],
     keys: Key[Array, "batch"],
 ) -> Float[Array, "batch"]:
-    """(uᵀ M u)²/d of a random probe u of ±1.
+    """(uᵀ (σ ∇ε̂ − I) u + ‖e‖²)²/d of a random probe u of ±1, the estimator of the authors' code.
 
-    uᵀ M u has the mean tr M over u; its square is least, over all functions ε̂' of z, where the symmetric part
-    of σ ∇ε̂' is that of the optimum. e counts as a number and has no gradient: ε̂ itself learns from the ELBO.
+    Over u, what is squared has the mean tr M. Of e eᵀ the trace is taken itself and not by the probe, whose
+    noise would be most of the square and nothing that a network can learn. e counts as a number and has no
+    gradient: ε̂ itself learns from the ELBO.
     """
     probe = jax.vmap(lambda key: jax.random.rademacher(key, z_t.shape[1:], z_t.dtype))(keys)
     predicted, pull = jax.vjp(eps_hat, z_t)
     (along,) = pull(probe)
     off = jax.lax.stop_gradient(predicted) - eps
-    quadratic = total(probe * (process.sigma(gamma) * along - probe)) + jnp.square(total(probe * off))
+    quadratic = total(probe * (process.sigma(gamma) * along - probe)) + total(jnp.square(off))
     return jnp.square(quadratic) / z_t[0].size

@@ -21,7 +21,8 @@ def predict(params, z, step):
 
 
 def loss(params, key, x):
-    step, eps = jax.random.randint(key, x.shape[:1], 0, 200), jax.random.normal(key, x.shape)
+    of_step, of_eps = jax.random.split(key)
+    step, eps = jax.random.randint(of_step, x.shape[:1], 0, 200), jax.random.normal(of_eps, x.shape)
     alpha = alphas[step][:, None, None, None]
     return jnp.mean((eps - predict(params, jnp.sqrt(alpha) * x + jnp.sqrt(1.0 - alpha) * eps, step)) ** 2)
 
@@ -30,8 +31,9 @@ if __name__ == "__main__":
     params, adam, data = net.init(jax.random.key(0), jnp.zeros((1, 65))), optax.adam(1e-3), train / 8.0 - 1.0
 
     def update(state, key):
-        x = jnp.asarray(data)[jax.random.randint(key, (128,), 0, len(data))]
-        changes, moments = adam.update(jax.grad(loss)(state[0], key, x), state[1])
+        of_batch, of_loss = jax.random.split(key)
+        x = jnp.asarray(data)[jax.random.randint(of_batch, (128,), 0, len(data))]
+        changes, moments = adam.update(jax.grad(loss)(state[0], of_loss, x), state[1])
         return (optax.apply_updates(state[0], changes), moments), None
 
     keys = jax.random.split(jax.random.key(1), 10_000)

@@ -141,7 +141,16 @@ class Registry:
             f"{field} is {name!r}, but {module!r} defines no {self.base.replace(':', '.')} "
             f"called {attribute!r}; it defines: {', '.join(own) or 'none'}.{did_you_mean(attribute, own)}",
         )
-        return getattr(found, attribute)
+        cls = getattr(found, attribute)
+        fields = [
+            name for name, kind in vars(cls).get("__annotations__", {}).items() if "ClassVar" not in str(kind)
+        ]
+        require(
+            not fields or "__dataclass_fields__" in vars(cls),
+            f"{field} is {name!r}, whose field {fields[0] if fields else ''!r} is none of the config, as the "
+            "class is no dataclass; write @dataclasses.dataclass(frozen=True) above it.",
+        )
+        return cls
 
 
 def _class(path: str) -> Any:

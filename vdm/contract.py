@@ -167,6 +167,17 @@ class Ability(enum.Enum):
     CODE = "distributions that a codec can use one after the other"
 
 
+def check_needs(name: str, needs: Any) -> None:
+    """Raises UserError where what a component needs is no set of Ability."""
+    wrong = [] if isinstance(needs, frozenset | set) else [needs]
+    wrong += [] if wrong else [one for one in needs if not isinstance(one, Ability)]
+    require(
+        not wrong,
+        f"{name} needs {wrong[0] if wrong else ''!r}; accepted: needs = frozenset of vdm.contract.Ability."
+        f"{', Ability.'.join(ability.name for ability in Ability)}.",
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Model(Component):
     """A generative model of images. The first block of methods is every model's; each of the second
@@ -327,12 +338,19 @@ def check_draw(model: Model, draw: Any, batch: int) -> None:
             f"{name} draws the term {term!r} as {_kind(nats)}; accepted: float32 [{batch}], nats of each "
             "example.",
         )
+    times = Ability.TIME in model.abilities
+    require(
+        not times or draw.denoising is not None and "diffusion" in draw.terms,
+        f"{name} draws a diffusion time, and its draw has no "
+        f"{'term diffusion' if draw.denoising else 'denoising'}; accepted: both. Its terms: "
+        f"{', '.join(draw.terms)}.",
+    )
     if draw.denoising is not None:
         z_t, eps_hat = draw.denoising.z_t, draw.denoising.eps_hat
         require(
             eps_hat.shape == z_t.shape and eps_hat.dtype == "float32",
-            f"{name} predicts ε̂ as {_kind(eps_hat)} of z_t as {_kind(z_t)}; accepted: the same. Its network "
-            "or its parameterisation gives another shape or type.",
+            f"{name} predicts ε̂ as {_kind(eps_hat)} of z_t as {_kind(z_t)}; accepted: the same. Its "
+            "parameterisation, or an eps_hat of its own, gives another shape or type.",
         )
 
 

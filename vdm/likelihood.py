@@ -247,7 +247,7 @@ def judge(
     gamma_0 = float(model.gamma(run.state.ema, jnp.zeros(())))
     # The noise of z in the units of the denoiser, whose data are a x + b.
     _, theirs = scaling.theirs(jnp.zeros(()), jnp.float32(gamma_0))
-    wider = math.log(float(process.sigma(theirs)) / float(process.sigma(gamma_0)))
+    wider = math.log(float(process.sigma(theirs)) / float(process.sigma(jnp.float32(gamma_0))))
     entropy = float(bits_per_dim(normal_entropy(gamma_0, levels) + wider, (1,)))
     series = measured.series.get("depth", [])
     return Report(measured.rows, series, checks, spec.shape, levels, entropy, stage)

@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 from vdm import component
 from vdm.component import Component
-from vdm.contract import Ability, Batch, Draw, DrawTimes, Model, Params, Random, Terms
+from vdm.contract import Ability, Batch, Draw, DrawTimes, Model, Params, Random, Terms, check_needs
 from vdm.errors import require
 from vdm.parameters import Role, alike
 
@@ -69,11 +69,13 @@ def build(section: Any, model: Model) -> Objective:
       UserError: a field has a value that is not accepted, or the model lacks an ability that it needs.
     """
     made = component.build("objective", section, "config.objective")
+    check_needs(f"objective {section.name}", made.needs)
     lacking = [ability.value for ability in Ability if ability in made.needs - model.abilities]
     require(
         not lacking,
-        f"config.objective.name is {section.name!r}, which needs {' and '.join(lacking)}. "
-        "This model has not: set config.objective.name to 'elbo', or change config.model, such as "
-        "config.model.schedule.name to 'fixed_linear' for ends that are not learned.",
+        f"config.objective.name is {section.name!r}, which needs {' and '.join(lacking)}. This model has "
+        "not: set config.objective.name to 'elbo', or change config.model, such as "
+        "config.model.schedule.name to 'fixed_linear' for ends that are not learned, or to 'learned_net' for "
+        "what is learned between them (a schedule of your own says so by learned_interior and is_interior).",
     )
     return made

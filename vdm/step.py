@@ -191,10 +191,10 @@ def make_step(
 def check_terms(objective: Objective, minimised: Any, shape: tuple[int, ...]) -> None:
     """Raises UserError where what an objective gives is no dict of terms, nats of each example."""
     name = f"objective {type(objective).__name__}"
+    gives = "no term" if isinstance(minimised, dict) else f"a {_type(minimised)}"
     require(
-        isinstance(minimised, dict) and minimised,
-        f"{name} gives {'no term' if minimised == {} else f'a {type(minimised).__name__}'}; accepted: a dict "
-        "of terms, nats per example.",
+        isinstance(minimised, dict) and len(minimised),
+        f"{name} gives {gives}; accepted: a dict of terms, nats per example.",
     )
     for term, nats in minimised.items():
         require(
@@ -209,6 +209,11 @@ def check_terms(objective: Objective, minimised: Any, shape: tuple[int, ...]) ->
             f"{name} gives the term {term!r} as {kind}; accepted: float32 {list(shape)}, nats of each "
             "example.",
         )
+
+
+def _type(value):
+    """What a value is; of a traced one, an array."""
+    return "float32 array" if isinstance(value, jax.Array) else type(value).__name__
 
 
 def check_timed(objective: Objective, minimised: dict[str, Any]) -> None:

@@ -139,6 +139,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, newest: int | None) -> Non
             if begin == first:
                 jax.block_until_ready(state)
                 require_finite(step, running.sums)
+                require_possible(running.sums["loss"])
                 log.start_clock(step)  # compilation is no part of the speed
             bpd = report(config, step, state.ema, running, evaluate, validate, sample, log)
             stopping = step < train.steps and stop.asked()
@@ -227,6 +228,7 @@ def report(
         means = running.means()
         log.train(step, means)
         require_finite(step, means)
+        require_possible(means["loss"])
     log.progress(step)
     bpd = None
     if due(step, train.eval_every, train.steps):
@@ -270,6 +272,16 @@ def require_finite(step: int, metrics: Mapping[str, float]) -> None:
         "gives no number: the network or the parameterisation, where it is the term diffusion. Lower "
         "config.optimizer.learning_rate, or set config.optimizer.clip, and look at γ(0) and γ(1) of a "
         "schedule of your own; give another --workdir. The checkpoints before it are kept.",
+    )
+
+
+def require_possible(loss: float) -> None:
+    """Raises UserError where the loss of some steps, which is the ELBO whatever is minimised, is below 0."""
+    require(
+        loss >= 0,
+        f"the ELBO of the training images is {loss:.4g} nats, which is impossible: no probability of "
+        "discrete values is above 1. A term is left out, or has the wrong sign, in the `draw` or the `bound` "
+        "of the model.",
     )
 
 

@@ -230,6 +230,35 @@ def test_a_source_whose_spec_is_wrong_is_refused(fields, text):
         load(section(NAME, **fields))
 
 
+@dataclasses.dataclass(frozen=True)
+class Late(Source):
+    """One image of many is wrong, where the first look does not see it."""
+
+    value: int = 0
+    label: int = 0
+
+    def load(self):
+        images, labels = np.zeros((3_000, 2, 2, 1), np.uint8), np.zeros(3_000, np.int32)
+        images[2_901], labels[2_901] = self.value, self.label
+        part = in_memory(images, labels)
+        return Data(part, part, Spec((2, 2, 1), 4, 3))
+
+
+@pytest.mark.parametrize(
+    "fields, text",
+    [
+        ({"value": 4}, r"image 2901 .* has a value 4, and its vocab_size is 4; accepted: 0 to 3"),
+        ({"label": 3}, r"image 2901 .* has the label 3, and its classes is 3; accepted: 0 to 2"),
+    ],
+)
+def test_an_image_beyond_the_levels_is_refused_where_it_is_read(fields, text):
+    """Its probability would be above 1, and the likelihood of all of them too good."""
+    data = load(section(f"{__name__}:Late", **fields))
+    assert len(data.test.read(np.arange(2_900))["image"]) == 2_900
+    with pytest.raises(UserError, match=text):
+        data.test.read(np.arange(2_850, 2_950))
+
+
 def test_the_example_of_a_source():
     data = load(section("examples.stripes:Stripes", noise=0.0))
     assert data.spec == Spec((8, 8, 1), 16, 2) and data.train.size == 1800

@@ -187,6 +187,10 @@ TIMES = {
         lambda t, w: (t, 2.0 * jnp.ones_like(t)),
         r"weights that are not 1/q\(t\)",
     ),
+    "no times at one end": (
+        lambda t, w: (0.5 * t, 0.5 * jnp.ones_like(t)),
+        "seldom or never gives a time between 0.5 and 0.625",
+    ),
     "times outside": (lambda t, w: (2.0 * t, w), "gives times between"),
     "one time for all": (lambda t, w: (t[0], w), "gives t of shape"),
     "no number": (lambda t, w: (t, jnp.log(-t)), "gives weights 1/q"),
@@ -248,6 +252,7 @@ def test_wrong_parameterisation_is_refused(name):
 
 OBJECTIVES = {
     "no terms": (lambda terms: {}, "gives no term"),
+    "the sum of the terms": (lambda terms: sum(terms.values()), "gives a float32 array; accepted: a dict"),
     "a number": (lambda terms: 3.0, "gives a float; accepted: a dict"),
     "the mean over the batch": (
         lambda terms: {"huber": jnp.mean(terms["diffusion"])},

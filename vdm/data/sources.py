@@ -8,7 +8,7 @@ import numpy as np
 
 from vdm.component import REGISTRIES, build
 from vdm.data import tfds, undamaged
-from vdm.data.dataset import Data, Split, held_out
+from vdm.data.dataset import Data, Examples, Spec, Split, held_out
 from vdm.data.source import Source
 from vdm.errors import UserError, did_you_mean, require
 
@@ -39,6 +39,7 @@ def load(section: ConfigDict) -> Data:
     if source.skip_damaged:
         train, test = undamaged.only(train, "training"), undamaged.only(test, "test")
     _check(Data(train, test, data.spec), source)
+    train, test = (_watched(split, data.spec, source.name) for split in (train, test))
     if source.hold_out:
         train, test = _part("hold_out", source.hold_out, train)
     validation = None
@@ -79,6 +80,28 @@ def _check(data: Data, source: Source) -> None:
         top = int(some.max())
         has = f"{name!r} has" if field else "it has"
         require(top < levels, f"{says}, but {has} values up to {top}; accepted: {top + 1} or more.")
+
+
+def _watched(split: Split, spec: Spec, name: str) -> Split:
+    """The split, of which each image is looked at as it is read: a value above the levels would have a
+    probability above 1, and a label above the classes none of its own."""
+
+    def read(indices: np.ndarray) -> Examples:
+        found = split.read(indices)
+        for what, values, count, field in (
+            ("a value", found["image"], spec.vocab_size, "vocab_size"),
+            ("the label", found["label"], spec.classes or 1, "classes"),
+        ):
+            each = values.reshape(len(values), -1)
+            if each.size and each.max() >= count:
+                worst = int(each.max(axis=1).argmax())
+                raise UserError(
+                    f"image {indices[worst]} of data set {name!r} has {what} {each[worst].max()}, and its "
+                    f"{field} is {count if what == 'a value' else spec.classes}; accepted: 0 to {count - 1}."
+                )
+        return found
+
+    return dataclasses.replace(split, read=read)
 
 
 def _cached(split: Split, part: str, source: Source) -> Split:

@@ -133,7 +133,7 @@ def _declared(name: str, schedule: Schedule, params: PyTree, whole: float) -> No
     require(
         not schedule.learned_interior or any(one and inside for one, inside in zip(between, interior)),
         f"{name} has the property learned_interior = True, and no parameter that its is_interior calls "
-        "interior moves γ between its ends; accepted: False.",
+        "interior moves γ between its ends; accepted: False, or a method is_interior that says which do.",
     )
 
 
@@ -163,7 +163,14 @@ def times(times: Times) -> None:
         "above 0.",
     )
     for part in range(8):
-        share = weight * ((t * 8).astype(int).clip(0, 7) == part)
+        inside = (t * 8).astype(int).clip(0, 7) == part
+        require(
+            inside.sum() >= 4,
+            f"{name} seldom or never gives a time between {part / 8} and {(part + 1) / 8}: {inside.sum()} of "
+            f"{DRAWS}, so that this part of the ELBO is not trained; accepted: a density above 0, as by some "
+            "uniform times among them.",
+        )
+        share = weight * inside
         mean, se = share.mean(), share.std() / math.sqrt(DRAWS)
         require(
             abs(mean - 0.125) <= 5.0 * se + 0.005,

@@ -1,16 +1,17 @@
 """The estimators of the likelihood that config.eval names, and which of them a model can do."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from vdm import component
 from vdm.component import OWN, REGISTRIES
 from vdm.config import estimator_section, own_estimators
-from vdm.contract import Ability, Model
+from vdm.contract import Ability, Model, check_needs
 from vdm.errors import one_of, require
-from vdm.evaluation.estimator import Estimator
+from vdm.evaluation.estimator import Estimator, Result
+from vdm.evaluation.evaluator import require_possible
 from vdm.evaluation.profile import Profile
 from vdm.evaluation.table import Row
 from vdm.run import Run
@@ -33,6 +34,7 @@ def find(config: ConfigDict) -> dict[str, Estimator]:
         section = config.eval.get(part, cls.config_fields())
         found[name] = cls(**{field: section[field] for field in cls.config_fields()})
         component.check(found[name], section, f"config.eval.{part}")
+        check_needs(name, cls.needs)
     return found
 
 
@@ -82,12 +84,24 @@ def measure(config: ConfigDict, run: Run, chosen: Sequence[str]) -> Measured:
     for name in chosen:
         done = [*found.rows, *(row for rows in found.series.values() for row in rows)]
         result = every[name].measure(config, run, done)
+        if OWN.fullmatch(name):
+            check_result(name, result)
         found.rows.extend([row for row in result.rows if not any(row is other for other in found.rows)])
         if result.series:
             found.series[name] = list(result.series)
         found.checks.extend(result.checks)
         found = found._replace(profile=result.profile or found.profile)
     return found
+
+
+def check_result(name: str, result: Any) -> None:
+    """Raises UserError where an estimator of your own gives no Result, or a row that cannot be."""
+    require(
+        isinstance(result, Result) and all(isinstance(row, Row) for row in result.rows),
+        f"estimator {name} gives a {type(result).__name__}; accepted: a Result of rows.",
+    )
+    for row in result.rows:
+        require_possible(row.estimate, f"the row {row.name!r} of estimator {name}")
 
 
 def _named(config: ConfigDict) -> list[str]:

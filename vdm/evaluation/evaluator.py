@@ -101,19 +101,19 @@ def make_evaluator(
     return evaluate
 
 
-def require_possible(estimate: Estimate) -> None:
+def require_possible(estimate: Estimate, what: str = "the bound") -> None:
     """Raises UserError where an estimate is no number, or below what can be: levels have probabilities, so
     that −log P(x), and every bound above it, is at least 0."""
-    for name, bits in estimate.mean.items():
+    for name, bits in reversed(estimate.mean.items()):  # the sum is the first
         require(
             not math.isnan(bits),
-            f"the {_of_term(name)} is no number: the network or another component gives NaN, or training has "
-            "diverged.",
+            f"{what} is no number{_of_term(name)}: the network or another component gives NaN, or training "
+            "has diverged.",
         )
-    bits, noise = estimate.mean["bpd"], estimate.noise["bpd"]
+    bits, se = estimate.mean["bpd"], estimate.se["bpd"]
     require(
-        bits >= -max(5.0 * noise if noise == noise else 0.0, 1e-3),
-        f"the bound is {bits:.4f} bits/dim, which is impossible: no probability of discrete values is above "
+        bits >= -max(5.0 * se if se == se else 0.0, 1e-3),
+        f"{what} is {bits:.4f} bits/dim, which is impossible: no probability of discrete values is above "
         "1. A term is wrong: γ(t) that falls or whose slope is not its derivative, a `draw` that leaves a "
         "term out or takes a density for a probability, or weights of times that are not 1/q(t). The terms: "
         + ", ".join(f"{name} {value:.4f}" for name, value in estimate.mean.items() if name != "bpd")
@@ -122,4 +122,4 @@ def require_possible(estimate: Estimate) -> None:
 
 
 def _of_term(name: str) -> str:
-    return "estimate of bits/dim" if name == "bpd" else f"term {name!r} of the estimate"
+    return "" if name == "bpd" else f" in its term {name!r}"

@@ -8,6 +8,7 @@ import jax
 from jaxtyping import Array, Float, PyTree
 
 from vdm.component import Component, accept, choose
+from vdm.errors import require
 from vdm.parameters import Role, alike
 
 
@@ -56,18 +57,31 @@ class Network(nn.Module, Component):
         condition: Float[Array, "batch size"] | None = None,
         keys: Array | None = None,
     ) -> Float[Array, "batch height width out_channels"]:
-        """The network's call with these parameters; `keys` where dropout is on."""
-        if "keys" in inspect.signature(type(self).__call__).parameters:
-            return self.apply(params, z, time, condition, keys)
-        if keys is None:
-            return self.apply(params, z, time, condition)
+        """The network's call with these parameters; `keys` where dropout is on.
+
+        Raises:
+          UserError: it gives another shape or type than it must.
+        """
+        takes = inspect.signature(type(self).__call__).parameters
 
         # Image by image, so that each has dropout of its own: the same on one device as on many.
         def one(key, *inputs):
             inputs = jax.tree.map(lambda value: value[None], inputs)
             return self.apply(params, *inputs, train=True, rngs={"dropout": key})[0]
 
-        return jax.vmap(one)(keys, z, time, condition)
+        if "keys" in takes:
+            found = self.apply(params, z, time, condition, keys)
+        elif "train" in takes and keys is not None:
+            found = jax.vmap(one)(keys, z, time, condition)
+        else:
+            found = self.apply(params, z, time, condition)
+        wanted = (*z.shape[:-1], self.out_channels)
+        require(
+            found.shape == wanted and found.dtype == "float32",
+            f"network {type(self).__name__} gives {found.dtype} {list(found.shape)} of an input of "
+            f"{list(z.shape)}; accepted: float32 {list(wanted)}, as its out_channels is {self.out_channels}.",
+        )
+        return found
 
     def roles(self, params: PyTree) -> PyTree[Role]:
         """What each parameter is to the optimiser; without matrices, Muon refuses the network."""

@@ -130,7 +130,7 @@ def test_a_model_whose_numbers_cannot_be_is_refused(name):
     model = Changed(exact.model(LOG_P, -9.0, 8.0), change)
     config = exact.config(batch_size=32)
     with pytest.raises(UserError, match=text):
-        make_evaluator(model, config, exact.split(IMAGES, 4))({"schedule": {}, "net": {}}, 2)
+        make_evaluator(model, config, exact.split(IMAGES, 4))({"schedule": {}, "net": {}}, 20)
 
 
 def test_an_eps_hat_that_would_be_broadcast_is_refused():

@@ -105,11 +105,11 @@ class LatentDiffusion(Model):
         keys = rng.keys(randomness.DROPOUT) if train else None
         mean = self.encode(params, batch["image"], keys)
 
-        def log_likelihood(eps_0):
-            z_0 = process.diffuse(mean, self.vdm.gamma(params, jnp.zeros(())), eps_0)
+        def log_p(eps_0, gamma_0):
+            z_0 = process.diffuse(mean, gamma_0, eps_0)
             return vae_lib.log_likelihood(batch["image"], self.decode(params, z_0, keys), self.vocab_size)
 
-        draw = self.vdm.bound(params, rng, batch, mean, log_likelihood, train, times)
+        draw = self.vdm.bound(params, rng, batch, mean, log_p, train, times)
         if self.vdm.condition != "label":
             return draw
         label = jnp.full(len(mean), math.log(self.vdm.classes))

@@ -89,14 +89,13 @@ class Diffusion(Model):
     def draw(self, params, rng, batch, train=False, times=None) -> Draw:
         """The terms of images, with the p(x|z_0) of decoder.py."""
         x, levels = process.scale(batch["image"], self.vocab_size), batch["image"].astype(jnp.int32)
-        gamma_0 = self.gamma(params, jnp.zeros(()))
 
-        def log_p_of_eps_0(eps_0):
+        def log_p(eps_0, gamma_0):
             offset = jnp.exp(0.5 * gamma_0) * eps_0  # z_0/α_0 − x = σ_0/α_0 ε_0
-            log_p = decoder.log_prob_at(levels, offset, gamma_0, self.vocab_size)
-            return jnp.sum(log_p, axis=(1, 2, 3))
+            each = decoder.log_prob_at(levels, offset, gamma_0, self.vocab_size)
+            return jnp.sum(each, axis=(1, 2, 3))
 
-        return self.bound(params, rng, batch, x, log_p_of_eps_0, train, times)
+        return self.bound(params, rng, batch, x, log_p, train, times)
 
     def bound(
         self,
@@ -104,7 +103,7 @@ class Diffusion(Model):
         rng: Random,
         batch: Batch,
         x: Image,
-        log_p_of_eps_0: LogLikelihood,
+        log_p: Callable[[Image, Array], Array],
         train: bool = False,
         times: DrawTimes | None = None,
     ) -> Draw:
@@ -112,33 +111,34 @@ class Diffusion(Model):
         an estimate of each term by one draw, so that the sum of the three has the bound for its mean.
 
         Args:
-          batch: read for the condition alone; the images come in by x and log_p_of_eps_0.
+          batch: read for the condition alone; the images come in by x and log_p.
           x: the data in [−1, 1], or the latents that stand for them.
-          log_p_of_eps_0: ε_0 → log p(x|z_0), z_0 = α_0 x + σ_0 ε_0.
+          log_p: (ε_0, γ_0) → log p(x|z_0), z_0 = α_0 x + σ_0 ε_0.
           train: whether there is dropout, and labels are withheld.
           times: (rng) → t in [0, 1), and 1/q(t) of the density q that t was drawn with; uniform unless given.
         """
         condition = self.condition_of(batch)
         if train and self.drop_label:
             condition = condition_lib.withhold(condition, rng.keys(randomness.LABEL), self.drop_label)
-        # From N(0, I), and independent, as each use has keys of its own.
+        # What is drawn: noise from N(0, I), each use by keys of its own, and a time t with a density q. Then γ
+        # at t, with the weight w of the diffusion term, and γ at both ends, which no condition moves.
         eps_0 = rng.normal(randomness.RECONSTRUCTION, self.shape)
         eps = rng.normal(randomness.NOISE, self.shape)
+        t, one_over_q = times(rng) if times else stratified(rng)
+        given = self.schedule_given(condition)
+        gamma_s, gamma_t, weight = self.schedule.at(params["schedule"], t, self.timesteps, *given)
+        gamma_1, gamma_0 = self.gamma(params, jnp.ones(())), self.gamma(params, jnp.zeros(()))
 
         # Reconstruction: E [−log p(x|z_0)], z_0 = α_0 x + σ_0 ε_0.
-        reconstruction = -log_p_of_eps_0(eps_0)
+        reconstruction = -log_p(eps_0, gamma_0)
 
-        # Prior matching: KL(q(z_1|x) ‖ p(z_1)), p(z_1) = N(0, I). No condition moves the end points of γ.
-        gamma_1 = self.gamma(params, jnp.ones(()))
+        # Prior matching: KL(q(z_1|x) ‖ p(z_1)), p(z_1) = N(0, I).
         signal, _ = self.target(params, x, eps, gamma_1, None)
         prior = process.kl_to_standard(signal, gamma_1)
 
         # Denoising matching: E ½ w(t) ‖ε − ε̂(z_t)‖² over t and ε, z_t = α_t x + σ_t ε. In continuous time w
         # is γ'(t) (VDM eq. 17). In a chain of T steps it is T (e^{γ_t − γ_s} − 1), and the mean over t is the
         # sum over all steps of KL(q(z_s|z_t, x) ‖ p(z_s|z_t)) (VDM eq. 13, 14).
-        t, one_over_q = times(rng) if times else stratified(rng)
-        given = self.schedule_given(condition)
-        gamma_s, gamma_t, weight = self.schedule.at(params["schedule"], t, self.timesteps, *given)
         signal, target = self.target(params, x, eps, gamma_t, gamma_s)  # x and ε, unless x is encoded too
         z_t = process.diffuse(signal, process.over_pixels(gamma_t), eps)
         keys = rng.keys(randomness.DROPOUT) if train else None

@@ -120,11 +120,11 @@ class MuLAN(Diffusion):
         c = gaussian.draw(self.q(params, x), gaussian.noise(rng.keys(randomness.CONTEXT), (self.context,)))
         return {**batch, "context": c}, _log_ratio(c, self.q(params, x))
 
-    def bound(self, params, rng, batch, x, log_likelihood, train=False, times=None):
+    def bound(self, params, rng, batch, x, log_p, train=False, times=None):
         """With the term `context`, KL(q(c|x) ‖ p(c))."""
         q = self.q(params, x)
         batch = {**batch, "context": gaussian.draw(q, rng.normal(randomness.CONTEXT, (self.context,)))}
-        draw = super().bound(params, rng, batch, x, log_likelihood, train, times)
+        draw = super().bound(params, rng, batch, x, log_p, train, times)
         return draw._replace(terms={**draw.terms, "context": gaussian.kl(q, gaussian.STANDARD)})
 
     def log_weight_of(self, params, rng, batch, x, log_likelihood):

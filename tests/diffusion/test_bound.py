@@ -34,7 +34,7 @@ def test_diffusion_term_is_the_kl_of_the_two_posteriors(timesteps):
     x, output = draw.uniform(-1, 1, (3, 4, 4, 2)), draw.normal(size=(3, 4, 4, 2))
     made = exact.model(np.zeros((4, 4, 2, 2)), -13.3, 5.0, timesteps)
     made = dataclasses.replace(made, net=Says(jnp.float32(output)), parameterisation=Eps())
-    nothing = lambda eps_0: jnp.zeros(3)
+    nothing = lambda eps_0, gamma_0: jnp.zeros(3)
     terms, denoising = made.bound(NOTHING, rng(0, 3), {}, jnp.float32(x), nothing)
 
     step = np.minimum(np.floor(np.float64(denoising.t) * timesteps) + 1, timesteps)

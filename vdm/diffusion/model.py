@@ -120,8 +120,8 @@ class Diffusion(Model):
         condition = self.condition_of(batch)
         if train and self.drop_label:
             condition = condition_lib.withhold(condition, rng.keys(randomness.LABEL), self.drop_label)
-        # What is drawn: noise from N(0, I), each use by keys of its own, and a time t with a density q. Then γ
-        # at t, with the weight w of the diffusion term, and γ at both ends, which no condition moves.
+        # What is drawn: noise from N(0, I), each use by keys of its own, and a time t with a density q. Then
+        # γ at t, with the weight w of the diffusion term, and γ at both ends, which no condition moves.
         eps_0 = rng.normal(randomness.RECONSTRUCTION, self.shape)
         eps = rng.normal(randomness.NOISE, self.shape)
         t, one_over_q = times(rng) if times else stratified(rng)

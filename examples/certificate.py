@@ -49,17 +49,12 @@ class Certificate(Estimator):
         found = run_passes(nats, config, run, 1, "certificate", count)
         cost = self.samples * (model.depth or 1), time.monotonic() - began
         of = f"{count} samples of the model, K = {self.samples}"
-        lower, upper = (
-            print_row(
-                Row(
-                    f"{side} bound, {of}",
-                    of,
-                    combine([(1, {"bpd": found[side][0]})], run.data.spec.shape),
-                    *cost,
-                )
-            )
-            for side in ("lower", "upper")
-        )
+
+        def row(side):
+            bits = combine([(1, {"bpd": found[side][0]})], run.data.spec.shape)
+            return print_row(Row(f"{side} bound, {of}", "the model itself", bits, *cost, other_images=True))
+
+        lower, upper = row("lower"), row("upper")
         apart, se = difference(upper, lower)
         return Result(
             [lower, upper], checks=[f"The two sides of {of} are {apart:.4f} ± {se:.4f} bits/dim apart."]

@@ -1,4 +1,4 @@
-"""The decoder p(x|z_0): each value on its own, over `vocab_size` levels (VDM eq. 8, app. C.2).
+"""The decoder p(x|z_0): each value on its own, over `vocab_size` levels (VDM sec. 3.3, eq. 8).
 
 p(x_i = v | z_0) ∝ q(z_0,i | x_i = v) = N(z_0,i; α_0 x_v, σ_0²), with x_v the v-th level.
 Dividing by α_0 leaves the logits −½ e^{−γ_0} (z_0/α_0 − x_v)².
@@ -49,7 +49,8 @@ def log_prob_at(
     """log p(x|z_0) of each value where z_0/α_0 is x + `offset`, nats. For z_0 = α_0 x + σ_0 ε_0 the offset
     is e^{γ_0/2} ε_0, without the difference z_0/α_0 − x, which loses digits in float32.
 
-    The logits are taken relative to that of the true level x: with d = x_v − x, from whole numbers,
+    The logits are taken relative to that of the true level x: with
+    d = x_v − x = (2/V) (v − level), from whole numbers and so exact,
 
       logit_v − logit_x = ½ e^{−γ_0} d (2 offset − d),
 

@@ -28,7 +28,8 @@ class Parameterisation(Component):
     """What the network is given and what it predicts. One of your own defines `eps_hat`; examples/edm.py.
 
     Attributes:
-      of_levels: whether it takes the values of x for vocab_size levels, with nothing but noise added.
+      of_levels: whether it assumes that x takes the vocab_size levels alone, so that z_t is a level with
+        noise.
       one_gamma: whether it needs one γ for all values of an image.
     """
 
@@ -65,7 +66,7 @@ class Parameterisation(Component):
 
 @dataclasses.dataclass(frozen=True)
 class Eps(Parameterisation):
-    """ε̂ = z_t + output, so that an output of zero is right where all is noise."""
+    """ε̂ = z_t + output, as in the authors' code: an output of zero is right where all is noise."""
 
     def eps_hat(self, net, z_t, gamma, params, vocab_size):
         return z_t + net(z_t)

@@ -107,21 +107,21 @@ class Diffusion(Model):
         train: bool = False,
         times: DrawTimes | None = None,
     ) -> Draw:
-        """−log p(x) ≤ reconstruction + prior + diffusion (VDM eq. 11; lecture (21)), in nats of each image:
-        an estimate of each term by one draw, so that the sum of the three has the bound for its mean.
+        """−log p(x) ≤ reconstruction + prior + diffusion (VDM eq. 11; lecture (21)), in nats of each image.
+        Each term is an unbiased estimate by one draw, so that the expected sum is the bound.
 
         Args:
           batch: read for the condition alone; the images come in by x and log_p.
-          x: the data in [−1, 1], or the latents that stand for them.
+          x: the images, scaled to [−1, 1]; a latent model gives its latents instead.
           log_p: (ε_0, γ_0) → log p(x|z_0), z_0 = α_0 x + σ_0 ε_0.
           train: whether there is dropout, and labels are withheld.
-          times: (rng) → t in [0, 1), and 1/q(t) of the density q that t was drawn with; uniform unless given.
+          times: (rng) → (t, 1/q(t)), t in [0, 1) drawn with the density q. Without it q is uniform, 1/q = 1.
         """
         condition = self.condition_of(batch)
         if train and self.drop_label:
             condition = condition_lib.withhold(condition, rng.keys(randomness.LABEL), self.drop_label)
         # What is drawn: noise from N(0, I), each use by keys of its own, and a time t with a density q. Then
-        # γ at t, with the weight w of the diffusion term, and γ at both ends, which no condition moves.
+        # γ_t (and γ_s in a chain), the weight w, and γ_0 and γ_1, which do not depend on the condition.
         eps_0 = rng.normal(randomness.RECONSTRUCTION, self.shape)
         eps = rng.normal(randomness.NOISE, self.shape)
         t, one_over_q = times(rng) if times else stratified(rng)
@@ -139,7 +139,7 @@ class Diffusion(Model):
         # Denoising matching: E ½ w(t) ‖ε − ε̂(z_t)‖² over t and ε, z_t = α_t x + σ_t ε. In continuous time w
         # is γ'(t) (VDM eq. 17). In a chain of T steps it is T (e^{γ_t − γ_s} − 1), and the mean over t is the
         # sum over all steps of KL(q(z_s|z_t, x) ‖ p(z_s|z_t)) (VDM eq. 13, 14).
-        signal, target = self.target(params, x, eps, gamma_t, gamma_s)  # x and ε, unless x is encoded too
+        signal, target = self.target(params, x, eps, gamma_t, gamma_s)  # (x, ε) in a VDM
         z_t = process.diffuse(signal, process.over_pixels(gamma_t), eps)
         keys = rng.keys(randomness.DROPOUT) if train else None
         predict = lambda z: self.eps_hat(params, z, gamma_t, condition, keys)
@@ -167,8 +167,8 @@ class Diffusion(Model):
     ) -> Image:
         """ε̂(z_t, γ), with a γ for each image or for each value.
 
-        The network is told (γ − γ_min)/(γ_max − γ_min), with the ends that are configured and not those that
-        are learned; of a γ for each value, the mean.
+        The network is told (γ − γ_min)/(γ_max − γ_min), with the configured gamma_min and gamma_max, also
+        where γ(0) and γ(1) are learned. Of a γ for each value it is told the mean.
         """
         low, high = self.schedule.gamma_min, self.schedule.gamma_max
         time = (process.of_image(gamma) - low) / (high - low)

@@ -86,7 +86,7 @@ def _write_images(path: pathlib.Path, rows: Sequence[Row]) -> None:
     first, *others = rows
     terms = first.estimate.values.items()
     columns = {first.name if name == "bpd" else f"{first.name} {name}": values for name, values in terms}
-    columns |= {row.name: row.estimate.values["bpd"] for row in others}
+    columns |= {row.name: row.estimate.values["bpd"] for row in others if not row.other_images}
     with whole(path) as part, part.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", *columns])

@@ -21,6 +21,7 @@ class Row:
       estimate: of the first so many test images.
       evaluations: of the network and of products with its Jacobian, per image.
       seconds: how long it took, with compilation.
+      other_images: whether its images are no test images, so that nothing is compared with them.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Row:
     estimate: Estimate
     evaluations: float
     seconds: float
+    other_images: bool = False
 
     def json(self) -> dict[str, Any]:
         """Everything but the numbers of each image."""
@@ -60,7 +62,8 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         estimate = row.estimate
         own = [estimate.mean["bpd"], estimate.se["bpd"], estimate.noise["bpd"]]
-        above = ["", ""] if row is rows[0] else map(fixed, difference(row, rows[0]))
+        alone = row is rows[0] or row.other_images
+        above = ["", ""] if alone else map(fixed, difference(row, rows[0]))
         counts = [str(estimate.images), f"{row.evaluations:.0f}", f"{row.seconds:.0f}"]
         cells.append([row.name, row.bounds, *map(fixed, own), *above, *counts])
     return markdown_table(header, cells)

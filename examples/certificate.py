@@ -52,7 +52,8 @@ class Certificate(Estimator):
 
         def row(side):
             bits = combine([(1, {"bpd": found[side][0]})], run.data.spec.shape)
-            return print_row(Row(f"{side} bound, {of}", "the model itself", bits, *cost, other_images=True))
+            name = f"{side} bound, {of}"
+            return print_row(Row(name, "the model itself", bits, *cost, True, from_below=side == "lower"))
 
         lower, upper = row("lower"), row("upper")
         apart, se = difference(upper, lower)

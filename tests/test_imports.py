@@ -100,7 +100,7 @@ def test_the_core_works_without_any_method(tmp_path):
     names = {f"vdm.methods.{name}" for name in METHODS}
     (tmp_path / "sitecustomize.py").write_text(ABSENT.format(names=names))
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    core = ("bound", "process", "denoiser", "sampler", "times", "verify")
+    core = ("bound", "decoder", "process", "denoiser", "sampler")
     files = [f"tests/diffusion/test_{name}.py" for name in core]
     line = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not builtin", *files]
     done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True)

@@ -161,9 +161,8 @@ def test_wrong_schedule_is_refused(cls):
         check_schedule(cls)
 
 
-@pytest.mark.parametrize("ends", [(-13.3, 5.0), (-5.0, 3.0)])
-def test_builtin_schedules_are_not_refused(ends):
-    fields = dict(gamma_min=ends[0], gamma_max=ends[1])
+def test_builtin_schedules_are_not_refused():
+    fields = dict(gamma_min=-9.0, gamma_max=5.0)
     for cls in (Line, Bent, *REGISTRIES["schedule"].classes().values()):
         check_schedule(cls, **fields)
     for cls in REGISTRIES["schedule"].classes().values():

@@ -22,6 +22,7 @@ class Row:
       evaluations: of the network and of products with its Jacobian, per image.
       seconds: how long it took, with compilation.
       other_images: whether its images are no test images, so that nothing is compared with them.
+      from_below: whether it bounds from below, so that it may be below 0.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Row:
     evaluations: float
     seconds: float
     other_images: bool = False
+    from_below: bool = False
 
     def json(self) -> dict[str, Any]:
         """Everything but the numbers of each image."""

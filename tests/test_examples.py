@@ -121,11 +121,11 @@ def test_mirrored_treats_an_image_as_its_mirror_image(axis):
 
 def certificate_of(model, params, spec, **fields):
     """The two rows of samples of a model."""
-    split = dataset.in_memory(np.zeros((4096, *spec.shape), np.uint8))
+    split = dataset.in_memory(np.zeros((2048, *spec.shape), np.uint8))
     data = dataset.Data(split, split, spec)
     run = Run(data, model, types.SimpleNamespace(step=0, ema=params))
     config = make_config({"eval.batch_size": 1024})
-    return Certificate(images=4096, **fields).measure(config, run, []).rows
+    return Certificate(images=2048, **fields).measure(config, run, []).rows
 
 
 def encloses(rows, bits):

@@ -95,7 +95,7 @@ def restore(config: ConfigDict, workdir: pathlib.Path) -> Run:
     parts = build(config)
     fingerprint.check(workdir / "data.json", parts.data, keep=False)
     state = _state(config, workdir, parts.like)
-    parts.model.verify(jax.device_get(state.ema))
+    parts.model.verify(state.ema)
     return Run(parts.data, parts.model, state)
 
 

@@ -126,7 +126,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, newest: int | None) -> Non
     log = (Log if lead else NoLog)(config, workdir, first, rest.get("seconds", 0.0), parts.data.spec)
     running = Running(rest.get("running"))
     data = devices.replicate(resident.arrays(parts.data.train, config.data))
-    parts.model.verify(jax.device_get(state.ema))
+    parts.model.verify(state.ema)
     wait()
     log.say(f"{'starting' if newest is None else 'resuming'} at step {first} of {train.steps}")
     stop = Stop()

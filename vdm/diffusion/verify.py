@@ -232,7 +232,8 @@ def parameterisation(
 def _numbers(name: str, function: Callable[..., Any], *args: Any) -> Any:
     """What a component gives, as NumPy; what it raises becomes a line with its name."""
     try:
-        return jax.tree.map(np.asarray, jax.jit(function)(*args))
+        # Of a large model only these come to the host, and no program is made for all its devices.
+        return jax.tree.map(np.asarray, jax.jit(function)(*jax.device_get(args)))
     except UserError:
         raise
     except Exception as error:

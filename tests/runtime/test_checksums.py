@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 
 import pytest
 import xxhash
@@ -106,3 +107,18 @@ def test_the_sums_are_those_of_the_bytes(workdir):
     said = json.loads((workdir / "checkpoints/2/checksums.json").read_text())["files"]
     assert said["state/d/a"] == [1_280_000, xxhash.xxh3_64_hexdigest(bytes(range(256)) * 5000)]
     assert said["state/d/b"] == [0, "2d06800538d394c2"]
+
+
+def test_where_training_deletes_all_that_were_listed_the_newer_ones_are_found(workdir, monkeypatch):
+    """As happens where it saves many times a second."""
+    whole, later = checksums.damage, [20, 30]
+    shutil.copytree(workdir / "checkpoints/12", workdir / "copy")
+
+    def overtaken(folder):
+        if later:
+            shutil.rmtree(workdir / "checkpoints")
+            shutil.copytree(workdir / "copy", workdir / "checkpoints" / str(later.pop(0)))
+        return whole(folder)
+
+    monkeypatch.setattr(checksums, "damage", overtaken)
+    assert checksums.whole_steps(workdir, move=False) == [30]

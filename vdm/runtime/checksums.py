@@ -63,19 +63,29 @@ def whole_steps(workdir: pathlib.Path, move: bool) -> list[int]:
       move: whether to move those into the folder damaged/ of the workdir, as is right where no other process
         trains there; else they are left where they are.
     """
+    while True:
+        found, gone = _look_through(workdir, move)
+        if found or not gone:  # else training deleted all that were listed, and there are newer ones
+            return sorted(found)
+
+
+def _look_through(workdir, move):
+    """The steps that are whole, and how many were deleted meanwhile. The newest, which stays longest, is first."""
     folders = {int(path.name): path for path in workdir.glob("checkpoints/*") if path.name.isdigit()}
-    steps = []
-    for step, folder in sorted(folders.items()):
+    found, gone = [], 0
+    for step, folder in sorted(folders.items(), reverse=True):
         why = damage(folder)
         if why and not move:  # perhaps it is just being deleted, as a newer one has come
-            time.sleep(1.0)
+            time.sleep(1.0 if folder.exists() else 0.0)
             why = damage(folder) if folder.exists() else ""
         if why is None:
-            steps.append(step)
-        elif why:
+            found.append(step)
+        elif not why:
+            gone += 1
+        else:
             done = f"moved to {str(_set_aside(folder, workdir / 'damaged'))!r}" if move else "left out"
             print(f"the checkpoint of step {step} is damaged ({why}): {done}", file=sys.stderr, flush=True)
-    return steps
+    return found, gone
 
 
 def _set_aside(folder: pathlib.Path, into: pathlib.Path) -> pathlib.Path:

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 import pathlib
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
@@ -32,7 +31,6 @@ from vdm.evaluation.evaluator import make_evaluator
 from vdm.evaluation.passes import run_passes
 from vdm.evaluation.profile import EDGES
 from vdm.reporting import figures
-from vdm.runtime.randomness import Rng
 
 SCHEDULES = (
     "fixed_linear", "cosine", "linear_beta", "sigmoid", "polynomial", "learned_linear", "learned_net",
@@ -95,8 +93,7 @@ def measure(folder: pathlib.Path) -> Measured:
     )
 
     def one_draw(params, rng, batch, _):
-        own = Rng(jax.random.fold_in(rng.key, rng.number), rng.index, rng.images)
-        return {"nats": sum(model.draw(params, own, batch, times=iid).terms.values())}
+        return {"nats": sum(model.draw(params, rng.alone(), batch, times=iid).terms.values())}
 
     nats = run_passes(one_draw, config, run, DRAWS, folder.name)["nats"]
     _, profile = make_evaluator(run.model, config, run.data)(run.state.ema, 20)

@@ -15,7 +15,6 @@ import pathlib
 from typing import Any
 
 from absl import flags
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
@@ -30,7 +29,6 @@ from vdm.estimate import Estimate, combine
 from vdm.evaluation.evaluator import make_evaluator
 from vdm.evaluation.passes import run_passes
 from vdm.reporting.text import markdown_table
-from vdm.runtime.randomness import Rng
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "A trained workdir of a diffusion model.", flag_values=FLAGS)
@@ -82,8 +80,7 @@ def independent_estimate(config: ConfigDict, run: run_lib.Run, passes: int) -> E
     iid = lambda rng: IID().draw(rng, None)
 
     def one_draw(params, rng, batch, _):
-        key = jax.random.fold_in(rng.key, rng.number)
-        return run.model.draw(params, Rng(key, rng.index, rng.images), batch, times=iid).terms
+        return run.model.draw(params, rng.alone(), batch, times=iid).terms
 
     terms = run_passes(one_draw, config, run, passes, "independent draws")
     sets = [(1, {name: nats[k] for name, nats in terms.items()}) for k in range(passes)]

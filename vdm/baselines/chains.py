@@ -48,9 +48,9 @@ class LearnedChain:
 
     def init(self, key, batch):
         """{"encoder": …, "decoder": …, "up": …, "down": …}: fresh parameters."""
-        up, down = jax.random.split(jax.random.fold_in(key, 0))
+        vae, up, down = jax.random.split(key, 3)
         z = jnp.zeros((1, self.vae.latent + self.timesteps))
-        return self.vae.init(key, batch) | {"up": self.up.init(up, z), "down": self.down.init(down, z)}
+        return self.vae.init(vae, batch) | {"up": self.up.init(up, z), "down": self.down.init(down, z)}
 
     def roles(self, params: Params) -> PyTree[Role]:
         """What each parameter is to the optimiser."""

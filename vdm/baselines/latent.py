@@ -75,8 +75,8 @@ class LatentDiffusion(Model):
 
     def init(self, key, batch):
         """{"schedule": …, "net": …, "encoder": …, "decoder": …}: fresh parameters."""
-        encoder, decoder = jax.random.split(jax.random.fold_in(key, 0))
-        return self.vdm.init(key, batch) | {
+        vdm, encoder, decoder = jax.random.split(key, 3)
+        return self.vdm.init(vdm, batch) | {
             "encoder": self.encoder.init(encoder, jnp.zeros((1, math.prod(self.shape)))),
             "decoder": self.decoder.init(decoder, jnp.zeros((1, math.prod(self.vdm.shape)))),
         }
@@ -102,7 +102,7 @@ class LatentDiffusion(Model):
     def draw(self, params, rng, batch, train=False, times=None) -> Draw:
         """reconstruction, prior and diffusion by one draw each; and the label, where the prior is conditioned
         on it."""
-        keys = rng.keys(randomness.DROPOUT) if train else None
+        keys = rng.keys(randomness.AUTOENCODER) if train else None  # the prior has DROPOUT
         mean = self.encode(params, batch["image"], keys)
 
         def log_p(eps_0, gamma_0):

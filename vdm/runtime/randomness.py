@@ -15,6 +15,8 @@ import numpy as np
 
 # What a draw is for: each use folds its own number into the key.
 TIME, NOISE, RECONSTRUCTION, DROPOUT, AUGMENT, LATENT, DECODE, CONTEXT, LABEL, PROBE = range(10)
+AUTOENCODER = 10  # dropout in a latent model's encoder and decoder
+PASS = 11  # of one pass alone
 
 
 class Rng(NamedTuple):
@@ -87,6 +89,10 @@ class Spread(NamedTuple):
         # 24 bits, and the middle of their cell: float32 holds it, and it is never −1 or 1.
         cell = jax.lax.bitcast_convert_type(turn, jnp.int32) >> 8
         return math.sqrt(2.0) * jax.lax.erf_inv((cell.astype(jnp.float32) + 0.5) / 2.0**23)
+
+    def alone(self) -> Rng:
+        """Randomness of this pass that is independent of all other passes."""
+        return Rng(jax.random.fold_in(self.shared(PASS), self.number), self.index, self.images)
 
     def strata(self) -> Float[Array, "batch"]:
         """Pass k of image i has the place (k + i/n) / passes: the places of one image are spread

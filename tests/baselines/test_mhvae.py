@@ -90,7 +90,7 @@ def integrated(built, params):
     return log_q, log_p + along(density(prior).T, 0, steps)
 
 
-@pytest.mark.parametrize("restrictions, steps", [("", 3), ("III", 2), ("I,II", 3)])
+@pytest.mark.parametrize("restrictions, steps", [("", 3), ("I", 2), ("III", 2), ("I,II", 3), ("I,II,III", 2)])
 def test_elbo_weights_and_samples_against_quadrature(restrictions, steps):
     """The mean of the ELBO is log p(x) − KL(q(z|x) ‖ p(z|x)) (lecture (9)), by the terms of (18) or of (21),
     and by the one draw of all that importance weights are; these have the mean p(x); the bound of K of them

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from conftest import make_config
 from diffusion_helpers import rng, small
@@ -107,3 +108,32 @@ def test_a_step_remembers_its_own_draws():
         return times.moments(draw.denoising.t, draw.terms["diffusion"])
 
     np.testing.assert_allclose(after.moments, moments(), rtol=1e-3)
+
+
+def test_importance_is_unbiased_at_any_moment_of_training():
+    """The mean of f(t)/q(t) over a fine grid of strata is ∫ f, in float64: before the first step, after
+    one, and after many; where losses are zero, rare and large, or those of a few times alone."""
+    made, random, size = times.Importance(), np.random.default_rng(0), 32
+    losses = {
+        "as of an ELBO": lambda t: random.gamma(0.5, size=size) * np.exp(6.0 * t),
+        "zero": np.zeros_like,
+        "rare and large": lambda t: 1e6 * (random.uniform(size=size) < 0.02),
+        "early alone": lambda t: np.where(t < 0.03, random.normal(size=size) ** 2, 0.0),
+    }
+    functions = {
+        np.cos: np.sin(1.0),
+        np.square: 1.0 / 3.0,
+        lambda t: np.exp(3.0 * t): (np.exp(3.0) - 1.0) / 3.0,
+    }
+    fine = jax.jit(lambda state: made.draw(rng(size=100_000), state))
+    draw = jax.jit(lambda number, state: made.draw(rng(number, size), state))
+    for loss in losses.values():
+        state = made.init()
+        for number in range(201):
+            if number in (0, 1, 7, 200):
+                t, weight = (np.asarray(value, np.float64) for value in fine(state))
+                assert t.min() >= 0.0 and t.max() <= 1.0 and weight.max() < 10.1
+                for f, integral in functions.items():
+                    assert np.mean(f(t) * weight) == pytest.approx(integral, rel=2e-4)
+            t, _ = draw(number, state)
+            state = made.remember(state, made.observe(t, jnp.float32(loss(np.asarray(t)))))

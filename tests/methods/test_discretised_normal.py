@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm.methods.discretised_normal import restricted_mean
+from vdm.methods.discretised_normal import OUTSIDE, restricted_mean
 
 
 def by_sum(mean, deviation, vocab_size):
@@ -30,6 +30,17 @@ def test_it_is_the_sum_over_all_levels(vocab_size):
     inside = (1.0 - np.abs(means) > 5.0 * deviations) & ~few
     assert error[inside].max(initial=0.0) < 1e-4
     assert error.max() < 0.05
+
+
+@pytest.mark.parametrize("vocab_size", [2, 17, 256])
+def test_means_beyond_the_ends(vocab_size):
+    """In units of the distance of two levels: the worst is within the 1/3 that the docstring says."""
+    apart = 2.0 / vocab_size
+    deviation = apart * np.geomspace(1.0001, 20.0, 40)
+    mean = 1.0 + np.linspace(0.0, OUTSIDE, 200)[:, None] * deviation
+    deviation = np.broadcast_to(deviation, mean.shape)
+    got = restricted_mean(jnp.float32(mean), jnp.float32(deviation**2), vocab_size)
+    assert 0.05 < (np.abs(got - by_sum(mean, deviation, vocab_size)) / apart).max() < 1 / 3
 
 
 @pytest.mark.parametrize("mean", [-30.0, -1.01, 0.0, 1.0, 30.0])

@@ -16,7 +16,10 @@ WIDTH = {"model.net.depth": 1, "model.net.width": 8}
 MLP = {"model.net.depth": 1, "model.net.name": "mlp"}
 CONFIGS = {  # file and fields
     "diffusion": ("digits", MLP | {"model.schedule.name": "learned_net", "model.sample_steps": 2}),
-    "unet": ("digits", WIDTH | {"model.net.name": "unet", "model.condition": "label", "model.drop_label": 0.5}),
+    "unet": (
+        "digits",
+        WIDTH | {"model.net.name": "unet", "model.condition": "label", "model.drop_label": 0.5},
+    ),
     "transformer": ("digits", WIDTH | {"model.net.heads": 1, "model.net.dropout": 0.5}),
     "mhvae": ("mhvae", WIDTH | {"model.timesteps": 3}),
     "latent": ("latent", WIDTH | {"model.schedule.name": "learned_net", "model.sample_steps": 2}),

@@ -143,7 +143,7 @@ def test_the_interior_is_clipped_apart():
 
 def test_gradient_of_the_variance_by_enumeration():
     """For L = ½ γ′(t) f(γ(t), s) with a known f, s = ±1 and a fine grid of t, all equally likely: the
-    gradient that the interior gets is that of Var[L/d], by differences of its enumeration in float64 NumPy."""
+    gradient that the interior gets is that of Var[L/d], by differences of its enumeration in float64."""
     shape, low, high, parts, count = (2, 1, 1), -6.0, 4.0, 5, 4000
     schedule = Piecewise(shape=shape, gamma_min=low, gamma_max=high, parts=parts)
     raw = np.random.default_rng(3).normal(size=parts)

@@ -20,7 +20,7 @@ def restricted_mean(
 
     Where the standard deviation σ is at most the distance of two levels, nine levels around the mean are all
     that count. Where it is larger, the sum over levels is an integral from −1 to 1, in closed form: exact to
-    float32 away from the ends; at them to 1/20 of that distance, and to 1/3 where the mean is up to 4 σ beyond.
+    float32 away from the ends; at them to 1/20 of that distance, to 1/3 where the mean is up to 4 σ beyond.
     A mean that is further out counts as 4 σ beyond, by which gradients stay finite.
     """
     deviation, apart = jnp.sqrt(variance), 2.0 / vocab_size

@@ -70,7 +70,7 @@ def whole_steps(workdir: pathlib.Path, move: bool) -> list[int]:
 
 
 def _look_through(workdir, move):
-    """The steps that are whole, the newest first, as it stays longest; and how many were deleted meanwhile."""
+    """The steps that are whole, newest first, as those stay longest; and how many were deleted meanwhile."""
     folders = {int(path.name): path for path in workdir.glob("checkpoints/*") if path.name.isdigit()}
     found, gone = [], 0
     for step, folder in sorted(folders.items(), reverse=True):

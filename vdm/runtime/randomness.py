@@ -30,7 +30,7 @@ class Rng(NamedTuple):
 
     key: jax.Array
     index: jax.Array  # type: ignore[assignment]  # also a method of tuples
-    size: int
+    size: int | jax.Array
 
     def shared(self, use: int) -> Key[Array, ""]:
         """One key for the whole global batch."""

@@ -14,9 +14,9 @@ import pathlib
 
 from absl import flags
 
-from experiments import command, curves, tables, workdirs
-from experiments.output import make_folder
-from experiments.workdirs import Record
+from experiments.running import command, curves, tables, workdirs
+from experiments.running.output import make_folder
+from experiments.running.workdirs import Record
 from vdm.config import flat
 from vdm.errors import require
 from vdm.estimate import standard_error

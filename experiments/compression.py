@@ -23,13 +23,14 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 import numpy as np
 
-from experiments import codecs, curves, ladder, sweep, workdirs
-from experiments.output import save_figure, write_csv
+from experiments import codecs, ladder
+from experiments.running import curves, sweep, workdirs
+from experiments.running.output import save_figure, write_csv
 from vdm import run as run_lib, workdir as workdir_lib
-from vdm.data import sources
-from vdm.evaluation import codec_rows
-from vdm.evaluation.depth_rows import depths
-from vdm.evaluation.elbo_rows import elbo_row
+from vdm.data import source
+from vdm.evaluation import codec
+from vdm.evaluation.depth import depths
+from vdm.evaluation.elbo import elbo_row
 from vdm.reporting.text import fixed, markdown_table
 
 Row = Mapping[str, Any]
@@ -62,7 +63,7 @@ def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> list[pathlib.
 
 def test_images(config: ConfigDict) -> Any:
     """Those that are compressed."""
-    test = sources.load(config.data).test
+    test = source.load(config.data).test
     return test.read(np.arange(min(config.codec.images or test.size, test.size)))["image"]
 
 
@@ -76,8 +77,8 @@ def files_of(folder: pathlib.Path) -> dict[str, list[Row]]:
     for timesteps in [own or 0] if own != 0 else depths(config):
         config.codec.timesteps = timesteps or config.codec.timesteps
         bound, _ = elbo_row(config, run, run.model.at_depth(timesteps) if timesteps else run.model)
-        file = codec_rows.make_file(config, run)
-        more, se = codec_rows.above(file, bound)
+        file = codec.make_file(config, run)
+        more, se = codec.above(file, bound)
         parts = {name: float(values.mean()) for name, values in file.values.items()}
         rows.append(
             {

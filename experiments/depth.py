@@ -14,9 +14,9 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
-from experiments import sweep, tables, workdirs
-from experiments.curves import plot_curves
-from experiments.output import write_csv
+from experiments.running import sweep, tables, workdirs
+from experiments.running.curves import plot_curves
+from experiments.running.output import write_csv
 from vdm import run as run_lib, workdir as workdir_lib
 from vdm.estimate import standard_error
 from vdm.evaluation.evaluator import make_evaluator

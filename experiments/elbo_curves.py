@@ -14,7 +14,7 @@ import pathlib
 
 from absl import flags
 
-from experiments import command, curves, workdirs
+from experiments.running import command, curves, workdirs
 from vdm.errors import require
 from vdm.reporting.text import fixed, markdown_table
 

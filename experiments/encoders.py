@@ -11,8 +11,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import sweep, tables, workdirs
-from experiments.curves import plot_curves
+from experiments.running import sweep, tables, workdirs
+from experiments.running.curves import plot_curves
 
 
 def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:

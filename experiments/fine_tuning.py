@@ -18,12 +18,12 @@ from typing import Any
 from absl import flags
 import numpy as np
 
-from experiments import command, tables, workdirs
-from experiments.output import make_folder, write_csv
+from experiments.running import command, tables, workdirs
+from experiments.running.output import make_folder, write_csv
 from vdm import run as run_lib, workdir as workdir_lib
 from vdm.errors import Failed, require
 from vdm.estimate import standard_error
-from vdm.evaluation import ode_rows
+from vdm.evaluation import ode
 from vdm.reporting.text import fixed, markdown_table
 from vdm.runtime import cache
 
@@ -74,7 +74,7 @@ def measure(folder: pathlib.Path) -> dict[str, Any]:
     config = workdir_lib.read_config(folder)
     config.update_from_flattened_dict(ODE | {"eval.images": FLAGS.images})
     run = run_lib.restore(config, folder)
-    rows = {kind: ode_rows.flow_row(config, run, kind) for kind in run.model.flow_kinds}
+    rows = {kind: ode.flow_row(config, run, kind) for kind in run.model.flow_kinds}
     return {kind: row.estimate.values["bpd"].tolist() for kind, row in rows.items()}
 
 

@@ -12,16 +12,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import sweep, tables, workdirs
-from experiments.curves import plot_curves
-from vdm.data import sources
+from experiments.running import sweep, tables, workdirs
+from experiments.running.curves import plot_curves
+from vdm.data import source
 
 
 def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
     """The fields of each variant."""
     off = {"model.parameterisation": "eps", "model.net.fourier": 0}
     on = off | {"model.net.fourier": 2}
-    lattice = sources.load(config.data).spec.vocab_size / 2.0
+    lattice = source.load(config.data).spec.vocab_size / 2.0
     return {
         "none": off,
         "lattice": on,

@@ -22,8 +22,8 @@ from ml_collections import ConfigDict
 import numpy as np
 from tqdm import tqdm
 
-from experiments import sweep, workdirs
-from experiments.output import save_figure, write_csv
+from experiments.running import sweep, workdirs
+from experiments.running.output import save_figure, write_csv
 from vdm import run as run_lib, workdir as workdir_lib
 from vdm.baselines.vae import VAE
 from vdm.contract import Params, bits_per_dim

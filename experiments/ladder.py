@@ -25,8 +25,8 @@ from ml_collections import ConfigDict
 import numpy as np
 from tqdm import tqdm
 
-from experiments import curves, sweep, tables, workdirs
-from experiments.output import save_figure, write_csv
+from experiments.running import curves, sweep, tables, workdirs
+from experiments.running.output import save_figure, write_csv
 from vdm import run as run_lib, sample, workdir as workdir_lib
 from vdm.diffusion import process
 from vdm.estimate import standard_error

@@ -19,11 +19,12 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 import numpy as np
 
-from experiments import budget, codecs, curves, sweep, tables, workdirs
-from experiments.output import save_figure
+from experiments import codecs
+from experiments.running import budget, curves, sweep, tables, workdirs
+from experiments.running.output import save_figure
 from vdm import run as run_lib, workdir as workdir_lib
 from vdm.contract import bits_per_dim
-from vdm.data import sources
+from vdm.data import source
 from vdm.diffusion import process
 from vdm.estimate import standard_error
 from vdm.evaluation.evaluator import make_evaluator
@@ -92,7 +93,7 @@ def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> list[pathlib.
 
 def references(config: ConfigDict) -> Rates:
     """What codecs make of the images that a run is tested by, and the Gaussian of its training images."""
-    data = sources.load(config.data)
+    data = source.load(config.data)
     images = data.test.read(np.arange(config.eval.images or data.test.size))["image"]
     gaussian = wiener.fit(data.train, data.spec.shape, data.spec.vocab_size)
     x = np.asarray(process.scale(images, data.spec.vocab_size), np.float64)

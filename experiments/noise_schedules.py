@@ -20,9 +20,9 @@ from ml_collections import ConfigDict
 import numpy as np
 from tqdm import tqdm
 
-from experiments import sweep, tables, workdirs
-from experiments.curves import plot_curves, style_of
-from experiments.output import save_figure
+from experiments.running import sweep, tables, workdirs
+from experiments.running.curves import plot_curves, style_of
+from experiments.running.output import save_figure
 from vdm import run as run_lib, workdir as workdir_lib
 from vdm.contract import bits_per_dim
 from vdm.diffusion.times import IID

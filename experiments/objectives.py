@@ -15,8 +15,8 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 import numpy as np
 
-from experiments import sweep, tables, workdirs
-from experiments.curves import plot_curves
+from experiments.running import sweep, tables, workdirs
+from experiments.running.curves import plot_curves
 from experiments.sampling import Distance, energy_distance, images_of
 from vdm import run as run_lib, sample, workdir as workdir_lib
 from vdm.diffusion import process

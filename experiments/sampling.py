@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 import numpy as np
 from tqdm import tqdm
 
-from experiments import command
+from experiments.running import command
 from vdm import run as run_lib, sample, workdir as workdir_lib
 from vdm.component import REGISTRIES
 from vdm.contract import Ability

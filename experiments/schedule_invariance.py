@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from experiments import command
+from experiments.running import command
 from vdm import run as run_lib, workdir as workdir_lib
 from vdm.contract import Ability, Model, Params
 from vdm.diffusion.schedule import Cosine, LinearBeta, Schedule

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from experiments import sweep, tables, workdirs
-from experiments.curves import plot_curves
+from experiments.running import sweep, tables, workdirs
+from experiments.running.curves import plot_curves
 from vdm import run as run_lib, workdir as workdir_lib
 from vdm.component import REGISTRIES
 from vdm.contract import bits_per_dim

@@ -9,7 +9,7 @@ import numpy as np
 
 from conftest import make_config
 from vdm import component, run as run_lib
-from vdm.data import sources
+from vdm.data import source
 from vdm.data.batches import eval_batches
 
 
@@ -17,7 +17,7 @@ from vdm.data.batches import eval_batches
 def model_of(file="configs/digits.py", **fields):
     """The model of a config, and the shapes of its parameters."""
     config = make_config({name.replace("__", "."): value for name, value in fields.items()}, file)
-    data = sources.load(config.data)
+    data = source.load(config.data)
     model = run_lib.build_model(config, data.spec)
     example = next(eval_batches(data.train, 1))
     return model, jax.eval_shape(model.init, jax.random.key(0), example)

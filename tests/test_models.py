@@ -10,7 +10,7 @@ import pytest
 
 from conftest import TINY, make_config, metrics, state
 from vdm import run as run_lib, sample, train
-from vdm.data import resident
+from vdm.data.batches import resident_arrays, resident_shapes
 from vdm.evaluation import evaluate
 
 MODELS = ("naive", "autoregressor", "vae", "mhvae", "latent")
@@ -58,7 +58,7 @@ def test_what_is_known_ahead_is_what_comes(name):
     train_split = parts.data.train
     for like, found in (
         (parts.like, parts.init()),
-        (resident.shapes(train_split, config.data), resident.arrays(train_split, config.data)),
+        (resident_shapes(train_split, config.data), resident_arrays(train_split, config.data)),
     ):
         types = (jax.tree.map(jax.typeof, tree) for tree in (like, found))
         ahead, then = (jax.tree.map(lambda t: (t.shape, t.dtype, t.weak_type), tree) for tree in types)

@@ -9,7 +9,7 @@ import pytest
 
 from conftest import TINY, make_config, metrics
 from vdm import run as run_lib, train
-from vdm.data import fingerprint, sources
+from vdm.data import fingerprint, source
 from vdm.estimate import Estimate
 from vdm.evaluation import evaluate
 from vdm.reporting.log import NoLog
@@ -46,7 +46,7 @@ def workdir(single, tmp_path_factory):
 
 def test_a_run_with_validation_images_keeps_its_best_by_them(workdir):
     found = {row["step"]: row for row in metrics(workdir) if row["split"] == "validation"}
-    data = sources.load(make_config({"data.validation": 0.1}, "configs/digits.py").data)
+    data = source.load(make_config({"data.validation": 0.1}, "configs/digits.py").data)
     assert list(found) == [4, 8, 12] and {row["images"] for row in found.values()} == {144}
     assert {row["data"] for row in found.values()} == {fingerprint.of_split(data.validation, data.spec, 144)}
     checkpoints = Checkpoints(workdir, 2, read_only=True)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 import numpy as np
 
 from vdm.contract import bits_per_dim
-from vdm.runtime.whole import write_text
+from vdm.runtime.atomic import write_text
 
 PerImage = Float[np.ndarray, "images"]
 

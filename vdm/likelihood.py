@@ -27,7 +27,7 @@ from vdm.errors import UserError, require
 from vdm.estimate import Estimate
 from vdm.evaluation import audit, estimators as estimators_lib
 from vdm.evaluation.audit import Images
-from vdm.evaluation.elbo_rows import elbo_name
+from vdm.evaluation.elbo import elbo_name
 from vdm.evaluation.table import Row, tables
 from vdm.methods.external import Curve, Denoiser, External, Scaling, on_host
 from vdm.reporting.text import estimate_table

@@ -39,8 +39,8 @@ MODES = {
     "sample": "vdm.sample",
     "compress": "vdm.codec.compress",
     "decompress": "vdm.codec.decompress",
-    "import": "vdm.exchange.bring",
-    "export": "vdm.exchange.give",
+    "import": "vdm.exchange.importing",
+    "export": "vdm.exchange.exporting",
 }
 # Which modes take --input, and --output.
 FILES = {"input": ("compress", "decompress", "import"), "output": ("compress", "decompress", "export")}

@@ -109,11 +109,11 @@ KINDS: dict[str, tuple[str, dict[str, str]]] = {
     "estimator": (
         "vdm.evaluation.estimator:Estimator",
         {
-            "elbo": "vdm.evaluation.elbo_rows:ELBO",
-            "depth": "vdm.evaluation.depth_rows:Depth",
-            "chain": "vdm.evaluation.chain_rows:Chain",
-            "ode": "vdm.evaluation.ode_rows:ODE",
-            "codec": "vdm.evaluation.codec_rows:Codec",
+            "elbo": "vdm.evaluation.elbo:ELBO",
+            "depth": "vdm.evaluation.depth:Depth",
+            "chain": "vdm.evaluation.chain:Chain",
+            "ode": "vdm.evaluation.ode:ODE",
+            "codec": "vdm.evaluation.codec:Codec",
         },
     ),
 }

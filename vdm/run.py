@@ -16,7 +16,7 @@ from vdm import (
     workdir as workdir_lib,
 )
 from vdm.contract import Model
-from vdm.data import fingerprint, sources
+from vdm.data import fingerprint, source
 from vdm.data.batches import eval_batches
 from vdm.data.dataset import Data, Spec
 from vdm.errors import one_of, require
@@ -54,7 +54,7 @@ def build(config: ConfigDict) -> Parts:
     Raises:
       UserError: the config is not possible.
     """
-    data = sources.load(config.data)
+    data = source.load(config.data)
     model = build_model(config, data.spec)
     objective = objective_lib.build(config.objective, model)
     example = next(eval_batches(data.train, 1))

@@ -13,7 +13,7 @@ from vdm import run as run_lib
 from vdm.contract import Model
 from vdm.data.dataset import Data
 from vdm.errors import require
-from vdm.reporting import pictures
+from vdm.reporting import sample_sheet
 from vdm.runtime import devices, lock
 from vdm.runtime.randomness import Rng
 
@@ -76,5 +76,5 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     samples = make_sampler(run.model, config, run.data)(run.state.ema, progress=True)
     if jax.process_index() == 0:
         with lock.place_for_results(workdir, int(run.state.step)) as place:
-            pictures.write_samples(place, samples, run.data.spec.vocab_size)
+            sample_sheet.write_samples(place, samples, run.data.spec.vocab_size)
         print(f"{len(samples)} samples: {place}/samples.png, {place}/samples.npz")

@@ -15,8 +15,8 @@ import numpy as np
 
 from vdm import run as run_lib, sample as sample_lib, step as step_lib, workdir as workdir_lib
 from vdm.contract import Params
-from vdm.data import fingerprint, resident
-from vdm.data.batches import train_batches
+from vdm.data import fingerprint
+from vdm.data.batches import resident_arrays, resident_shapes, train_batches
 from vdm.errors import Failed, UserError, require
 from vdm.evaluation import estimators
 from vdm.evaluation.evaluator import make_evaluator
@@ -125,7 +125,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, newest: int | None) -> Non
         workdir_lib.write_config(workdir, config)
     log = (Log if lead else NoLog)(config, workdir, first, rest.get("seconds", 0.0), parts.data.spec)
     running = Running(rest.get("running"))
-    data = devices.replicate(resident.arrays(parts.data.train, config.data))
+    data = devices.replicate(resident_arrays(parts.data.train, config.data))
     parts.model.verify(state.ema)
     wait()
     log.say(f"{'starting' if newest is None else 'resuming'} at step {first} of {train.steps}")
@@ -194,7 +194,7 @@ def compile_step(
         parts.data.train, config, chunks(first, config.train, 1 if slow else config.train.substeps)
     )
     head = next(batches)
-    data = devices.replicated_like(resident.shapes(parts.data.train, config.data))
+    data = devices.replicated_like(resident_shapes(parts.data.train, config.data))
     return (
         step_fn,
         itertools.chain([head], batches),

@@ -16,7 +16,7 @@ from vdm import config as config_lib
 from vdm.component import OWN, load_file
 from vdm.config import flat
 from vdm.errors import UserError, require
-from vdm.runtime.whole import whole, write_text
+from vdm.runtime.atomic import whole, write_text
 
 # Fields that may differ when a run goes on: how long, what is reported meanwhile, and in what precision and
 # memory the same function is computed.

@@ -13,7 +13,7 @@ from exact import split
 from vdm import run as run_lib
 from vdm.data.dataset import Spec
 from vdm.errors import UserError
-from vdm.evaluation import elbo_rows
+from vdm.evaluation import elbo
 from vdm.run import Run
 from vdm.runtime.randomness import Rng, Spread
 from vdm.step import State
@@ -131,7 +131,7 @@ def test_every_evaluation_gives_the_same():
 
     config = make_config({"eval.batch_size": 8, "eval.passes": 4}, FILE)
     run = Run(split(given["image"], LEVELS), found, State(None, params, params, None))
-    row, profile = elbo_rows.elbo_row(config, run, found)
+    row, profile = elbo.elbo_row(config, run, found)
     assert row.name == "exact" and row.estimate.noise["bpd"] == 0.0 and profile is None
     assert row.estimate.mean["bpd"] == pytest.approx(np.mean(-log_p(found, params, given)) / 4 / np.log(2))
 

@@ -16,7 +16,7 @@ from vdm import run, run as run_lib, step
 from vdm.baselines import vae
 from vdm.data.dataset import Spec
 from vdm.errors import UserError
-from vdm.evaluation import elbo_rows, estimators
+from vdm.evaluation import elbo, estimators
 from vdm.runtime.randomness import Rng
 from weight_helpers import assert_weights_of_samples
 
@@ -140,7 +140,7 @@ def test_the_table_of_estimators():
     images = np.tile(PICTURES, (16, 1, 1, 1))
     this = run.Run(exact.split(images, LEVELS), built, step.State(None, params, params, None))
     config = exact.config(passes=40, chain__samples=64, estimators="all")
-    first, profile = elbo_rows.elbo_row(config, this, built)
+    first, profile = elbo.elbo_row(config, this, built)
     assert (first.name, first.bounds, profile) == ("ELBO", "the model", None)
     assert estimators.choose(config, built) == ["elbo", "chain", "codec"]
     rows, series, checks, _ = estimators.measure(config, this, ["elbo", "chain"])

@@ -9,10 +9,10 @@ import pytest
 from codec_helpers import MODELS, images, make_run
 import exact
 from vdm.codec import archive, codec
-from vdm.codec.pictures import Pictures
+from vdm.codec.image_io import Pictures
 from vdm.errors import UserError
 from vdm.estimate import standard_error
-from vdm.evaluation import codec_rows, elbo_rows
+from vdm.evaluation import codec as codec_estimator, elbo
 from vdm.run import Run
 
 EMPTY = {"schedule": {}, "net": {}}
@@ -32,8 +32,8 @@ def test_every_model_gives_back_what_it_got_from_a_file_as_long_as_its_bound(nam
     config, run = make_run(MODELS[name], count=161)  # not a multiple of the lanes
     config.codec.timesteps, config.codec.lanes = 30, 40
     config.eval.passes, config.eval.batch_size = 40, 161
-    elbo = elbo_rows.elbo_row(config, run, run.model)[0]
-    result = codec_rows.Codec().measure(config, run, [elbo])
+    bound, _ = elbo.elbo_row(config, run, run.model)
+    result = codec_estimator.Codec().measure(config, run, [bound])
     bound, file = result.rows
     above = file.estimate.values["images"] - bound.estimate.values["bpd"]
     se = standard_error(above)
@@ -148,7 +148,7 @@ def test_bad_numbers_are_refused(changes, match):
     config, _ = make_run(MODELS["diffusion"])
     config.codec.update(changes)
     with pytest.raises(UserError, match=match):
-        codec_rows.Codec().check_config(config)
+        codec_estimator.Codec().check_config(config)
 
 
 def test_a_model_that_needs_labels_asks_for_them():

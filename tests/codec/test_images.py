@@ -5,8 +5,8 @@ from PIL import Image
 import pytest
 
 from codec_helpers import SPEC, images
-from vdm.codec import pictures
-from vdm.codec.pictures import Pictures
+from vdm.codec import image_io
+from vdm.codec.image_io import Pictures
 from vdm.data.dataset import Data, Spec, in_memory
 from vdm.errors import UserError
 
@@ -21,31 +21,31 @@ def test_a_folder_comes_back_with_its_names(tmp_path):
     for name, pixels in zip(names, image):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(tmp_path / "in" / name)
-    found = pictures.read(str(tmp_path / "in"), COLOUR)
+    found = image_io.read(str(tmp_path / "in"), COLOUR)
     np.testing.assert_array_equal(found.image, image)
     assert found.names == names
-    pictures.write(tmp_path / "out", found)
-    back = pictures.read(str(tmp_path / "out"), COLOUR)
+    image_io.write(tmp_path / "out", found)
+    back = image_io.read(str(tmp_path / "out"), COLOUR)
     np.testing.assert_array_equal(back.image, image)
     assert back.names == ["a.png", "b/a.PNG", "c.bmp.png"]
 
 
 def test_an_npz_file_comes_back_and_images_without_names_are_numbered(tmp_path):
     np.savez(tmp_path / "in.npz", images=IMAGE[..., 0], label=LABEL)
-    found = pictures.read(str(tmp_path / "in.npz"), GREY)
-    pictures.write(tmp_path / "out.npz", found)
-    pictures.write(tmp_path / "out.npz", found)  # once more
-    back = pictures.read(str(tmp_path / "out.npz"), GREY)
+    found = image_io.read(str(tmp_path / "in.npz"), GREY)
+    image_io.write(tmp_path / "out.npz", found)
+    image_io.write(tmp_path / "out.npz", found)  # once more
+    back = image_io.read(str(tmp_path / "out.npz"), GREY)
     for one in (found, back):
         np.testing.assert_array_equal(one.image, IMAGE)
         np.testing.assert_array_equal(one.label, LABEL)
-    pictures.write(tmp_path / "out", found)
+    image_io.write(tmp_path / "out", found)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.png", "1.png", "2.png"]
-    np.testing.assert_array_equal(pictures.read(str(tmp_path / "out"), GREY).image, IMAGE)
+    np.testing.assert_array_equal(image_io.read(str(tmp_path / "out"), GREY).image, IMAGE)
 
 
 def test_the_test_split():
-    found = pictures.read("test", GREY)
+    found = image_io.read("test", GREY)
     np.testing.assert_array_equal(found.image, IMAGE[::-1])
     np.testing.assert_array_equal(found.label, LABEL)
 
@@ -53,13 +53,13 @@ def test_the_test_split():
 @pytest.mark.parametrize("name", ["/etc/x.png", "../x.png", "a/../../x.png", "..\\x.png"])
 def test_no_file_is_written_outside_of_the_folder(name, tmp_path):
     with pytest.raises(UserError, match="lies outside of --output"):
-        pictures.write(tmp_path / "out", Pictures(IMAGE[:1], None, [name]))
+        image_io.write(tmp_path / "out", Pictures(IMAGE[:1], None, [name]))
     assert not list(tmp_path.iterdir())
 
 
 def test_no_image_takes_the_name_of_another(tmp_path):
     with pytest.raises(UserError, match="two images would be called c.bmp.png"):
-        pictures.write(tmp_path / "out", Pictures(IMAGE, None, ["c.bmp", "C.bmp.png", "d.png"]))
+        image_io.write(tmp_path / "out", Pictures(IMAGE, None, ["c.bmp", "C.bmp.png", "d.png"]))
     assert not list(tmp_path.iterdir())
 
 
@@ -69,7 +69,7 @@ def test_nothing_is_left_of_a_folder_that_could_not_be_written(tmp_path, monkeyp
 
     monkeypatch.setattr(Image.Image, "save", full)
     with pytest.raises(UserError, match="No space left on device"):
-        pictures.write(tmp_path / "out", Pictures(IMAGE))
+        image_io.write(tmp_path / "out", Pictures(IMAGE))
     assert not list(tmp_path.iterdir())
 
 
@@ -77,14 +77,14 @@ def test_what_is_there_already_stays(tmp_path):
     (tmp_path / "x").write_text("")
     for path in (tmp_path, tmp_path / "x"):
         with pytest.raises(UserError, match="is there already; give a new folder"):
-            pictures.check_target(path)
-    pictures.check_target(tmp_path / "new")
+            image_io.check_target(path)
+    image_io.check_target(tmp_path / "new")
 
 
 def test_what_cannot_be_compressed(tmp_path):
     def refuses(match, source=tmp_path, data=GREY):
         with pytest.raises(UserError, match=match):
-            pictures.read(str(source), data)
+            image_io.read(str(source), data)
 
     refuses("does not exist; accepted: a folder of images, an .npz file, or 'test'", "tset")
     refuses("no image was found; accepted: files that end in .png")

@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 
 from data_helpers import section
-from vdm.data import resident
-from vdm.data.batches import eval_batches, train_batches
+from vdm.data.batches import eval_batches, order, resident_arrays, train_batches
 from vdm.data.dataset import in_memory
-from vdm.data.order import order
-from vdm.data.sources import load
+from vdm.data.source import load
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +27,8 @@ def config(steps=12, **fields):
 def test_streamed_and_resident_batches_are_the_same_examples(data):
     chunks = [(7, 2), (9, 3)]
     stays, streams = config(), config(on_device_gib=0.0)
-    held = resident.arrays(data.train, stays.data)
-    assert resident.arrays(data.train, streams.data) == {}
+    held = resident_arrays(data.train, stays.data)
+    assert resident_arrays(data.train, streams.data) == {}
     indices = list(train_batches(data.train, stays, chunks))
     images = list(train_batches(data.train, streams, iter(chunks)))
     assert [found[:2] for found in indices] == [found[:2] for found in images] == chunks

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from conftest import make_config
-from vdm.data import fingerprint, sources
+from vdm.data import fingerprint, source
 from vdm.data.dataset import Data, Spec, in_memory
 from vdm.errors import UserError
 
@@ -28,7 +28,7 @@ def test_it_is_the_hash_of_shape_levels_and_values():
 
 @pytest.mark.parametrize("name", ["digits", "swirl"])
 def test_known_images_have_a_name(name):
-    data = sources.load(make_config({"data.name": name}).data)
+    data = source.load(make_config({"data.name": name}).data)
     found = fingerprint.of_split(data.test, data.spec, data.test.size)
     assert name in fingerprint.named(found) and found in fingerprint.named(found)
     assert fingerprint.named("0" * 16) == "0" * 16

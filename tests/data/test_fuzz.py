@@ -18,7 +18,7 @@ from conftest import make_config
 from vdm import commandline, config as config_lib, workdir as workdir_lib
 from vdm.codec import archive, header
 from vdm.codec.stack import Stack
-from vdm.data import fingerprint, sources
+from vdm.data import fingerprint, source
 from vdm.data.dataset import Data, Spec, in_memory
 from vdm.errors import UserError
 from vdm.reporting.metrics import read_metrics
@@ -59,7 +59,7 @@ def ends_well(function):
 
 
 def load(name, folder):
-    data = sources.load(make_config({"data.name": name, "data.data_dir": folder}).data)
+    data = source.load(make_config({"data.name": name, "data.data_dir": folder}).data)
     for split in (data.train, data.test):
         split.read(np.arange(split.size))
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vdm.data.order import host_positions, order
+from vdm.data.batches import host_positions, order
 
 
 def test_it_is_a_permutation_each_epoch_and_a_function_of_position():

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from data_helpers import section, write_images
-from vdm.data import folder, resident
+from vdm.data import folder
+from vdm.data.batches import fits, in_memory_if_it_fits, read_all, resident_arrays, resident_shapes
 from vdm.data.dataset import Data, Spec, Split
-from vdm.data.source import Source
-from vdm.data.sources import load
+from vdm.data.source import Source, load
 from vdm.runtime import cache
 
 
@@ -23,8 +23,8 @@ def empty_cache(tmp_path, monkeypatch):
 def test_shapes_are_those_of_the_arrays(gib):
     config = section("digits", on_device_gib=gib)
     data = load(config)
-    found, shapes = resident.arrays(data.train, config), resident.shapes(data.train, config)
-    assert bool(found) == bool(gib) == resident.fits(data.train, config)
+    found, shapes = resident_arrays(data.train, config), resident_shapes(data.train, config)
+    assert bool(found) == bool(gib) == fits(data.train, config)
     types = [jax.tree.map(lambda v: (v.shape, v.dtype), tree) for tree in (found, shapes)]
     assert types[0] == types[1]
 
@@ -39,11 +39,11 @@ def test_images_that_are_kept_are_those_of_the_files(tmp_path):
     def check(size, **fields):
         data = load(section("folder", data_dir=str(root), image_size=size, **fields))
         for split in (data.train, data.test):
-            found, want = resident.read_all(split), split.read(np.arange(split.size))
+            found, want = read_all(split), split.read(np.arange(split.size))
             assert found.keys() == want.keys()
             for key, value in want.items():
                 np.testing.assert_array_equal(found[key], value)
-        return resident.read_all(data.train)["label"].tolist()
+        return read_all(data.train)["label"].tolist()
 
     for size in (0, 5, 0, 5):
         assert check(size) == [0, 0, 0, 1, 1, 1]
@@ -89,7 +89,7 @@ def test_what_is_kept_of_an_own_source_depends_on_its_own_fields(tmp_path):
     def value(**fields):
         data = load(section(f"{__name__}:Own", path=str(path), **fields))
         READS.clear()
-        return resident.read_all(data.train)["image"].max(), sum(READS)
+        return read_all(data.train)["image"].max(), sum(READS)
 
     assert [value(value=1), value(value=2), value(value=1)] == [(1, 4), (2, 4), (1, 0)]
     assert value(value=1, augment="flip", on_device_gib=0.5) == (1, 0)
@@ -99,9 +99,9 @@ def test_a_split_that_fits_is_read_into_memory(tmp_path):
     write_images(tmp_path / "images", 20)
     config = section("folder", data_dir=str(tmp_path / "images"))
     test = load(config).test
-    kept = resident.in_memory_if_it_fits(test, config)
+    kept = in_memory_if_it_fits(test, config)
     assert not kept.files and kept.size == test.size == 2
     for name, values in test.read(np.arange(2)).items():
         np.testing.assert_array_equal(kept.read(np.arange(2))[name], values)
     config.on_device_gib = 0.0
-    assert resident.in_memory_if_it_fits(test, config) is test
+    assert in_memory_if_it_fits(test, config) is test

@@ -9,13 +9,13 @@ from PIL import Image
 import pytest
 
 from data_helpers import section
-from vdm.data import sources
+from vdm.data import source
 from vdm.data.dataset import Spec
 from vdm.errors import UserError
 
 
 def load(name, root):
-    return sources.load(section(name, data_dir=str(root)))
+    return source.load(section(name, data_dir=str(root)))
 
 
 def prepare(root, file_format="array_record", damaged=()):
@@ -82,7 +82,7 @@ def test_a_damaged_record_is_named_and_can_be_left_out(tmp_path, capsys):
     images = prepare(tmp_path, damaged=(3,))
     with pytest.raises(UserError, match="record 3 of '.*mnist-train.*' cannot be read as an image"):
         load("mnist", tmp_path).train.read(np.arange(12))
-    data = sources.load(section("mnist", data_dir=str(tmp_path), skip_damaged=True))
+    data = source.load(section("mnist", data_dir=str(tmp_path), skip_damaged=True))
     assert (data.train.size, data.test.size) == (11, 4)
     assert "1 of 12 training images are damaged and left out" in capsys.readouterr().out
     np.testing.assert_array_equal(

@@ -9,7 +9,7 @@ import pytest
 import exact
 from vdm.contract import Ability
 from vdm.errors import UserError
-from vdm.evaluation import chain_rows, depth_rows, elbo_rows, estimators, ode_rows, table
+from vdm.evaluation import chain, depth, elbo, estimators, ode, table
 from vdm.run import Run
 
 pytestmark = pytest.mark.usefixtures("single")
@@ -29,15 +29,15 @@ def known():
     )  # fmt: skip
     model = exact.model(LOG_P, *ENDS)
     run = Run(exact.split(IMAGES, 4), model, STATE)
-    continuous, profile = elbo_rows.elbo_row(config, run, model)
-    chain = chain_rows.Chain().measure(config, run, [continuous])
-    flow_weighted, quadrature = ode_rows.weighted_flow_rows(config, run)
+    continuous, profile = elbo.elbo_row(config, run, model)
+    weighted = chain.Chain().measure(config, run, [continuous])
+    flow_weighted, quadrature = ode.weighted_flow_rows(config, run)
     rows = {
         "continuous": continuous,
-        "depths": depth_rows.Depth().measure(config, run, [continuous]).series,
-        "chain": chain.rows[0],
-        "weighted": chain.series,
-        "flows": [ode_rows.flow_row(config, run, kind) for kind in ("uniform", "normal")],
+        "depths": depth.Depth().measure(config, run, [continuous]).series,
+        "chain": weighted.rows[0],
+        "weighted": weighted.series,
+        "flows": [ode.flow_row(config, run, kind) for kind in ("uniform", "normal")],
         "flow_weighted": flow_weighted,
     }
     return rows, profile, quadrature

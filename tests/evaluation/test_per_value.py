@@ -13,8 +13,8 @@ import pytest
 import exact
 from vdm.contract import Ability
 from vdm.diffusion.schedule import Schedule
-from vdm.evaluation import elbo_rows, ode_rows
-from vdm.evaluation.chain_rows import Chain
+from vdm.evaluation import elbo, ode
+from vdm.evaluation.chain import Chain
 from vdm.methods.multivariate import MuLAN, Multivariate
 from vdm.run import Run
 
@@ -78,7 +78,7 @@ def test_all_are_the_likelihood_where_the_denoiser_is_optimal():
     run = run_of(Bent)
     assert Ability.ONE_GAMMA not in run.model.abilities
     few = config()
-    continuous, _ = elbo_rows.elbo_row(few, run, run.model)
+    continuous, _ = elbo.elbo_row(few, run, run.model)
     mean, se = gap(continuous)
     assert abs(mean) < 3.5 * se < 0.3
     chain = Chain().measure(few, run, [continuous])
@@ -87,7 +87,7 @@ def test_all_are_the_likelihood_where_the_denoiser_is_optimal():
     assert [mean for mean, _ in gaps] == sorted((mean for mean, _ in gaps), reverse=True)
     assert all(mean > 3.0 * se for mean, se in gaps) and gaps[-1][0] < 0.4 * gaps[0][0]
 
-    flow = ode_rows.ODE().measure(few, run, [continuous])
+    flow = ode.ODE().measure(few, run, [continuous])
     assert [row.name.split(",")[1] for row in flow.rows] == [" normal dequantisation"] * 3
     assert flow.rows[0].bounds == "the ODE from γ = -9.00"
     for row in flow.rows:
@@ -108,12 +108,12 @@ def test_a_context_costs_its_weight():
     kl = 0.5 * (mean**2 + np.exp(log_variance) - 1.0 - log_variance).sum(axis=1) / (4 * math.log(2.0))
     assert kl.mean() > 0.02
 
-    weighted, _ = ode_rows.weighted_flow_rows(few, run)
+    weighted, _ = ode.weighted_flow_rows(few, run)
     off, se = gap(weighted[0], TRUTH + kl)
     assert abs(off) < 3.5 * se < 0.8 * kl.mean()  # so that it would be seen to be missing
     off, se = gap(weighted[-1])
     assert -3.5 * se < off < 0.6 * kl.mean()
-    continuous, _ = elbo_rows.elbo_row(few, run, run.model)
+    continuous, _ = elbo.elbo_row(few, run, run.model)
     chain = Chain().measure(few, run, [continuous])
     assert "yes" in chain.checks[0], chain.checks
 
@@ -123,10 +123,10 @@ def test_one_gamma_for_each_value_is_one_gamma_for_all():
     rows = {}
     for name, schedule in {"all": exact.FixedLinear, "each": functools.partial(Bent, spread=0.0)}.items():
         run, few = run_of(schedule), config()
-        continuous, _ = elbo_rows.elbo_row(few, run, run.model)
+        continuous, _ = elbo.elbo_row(few, run, run.model)
         rows[name] = [
             Chain().measure(few, run, [continuous]).series[0],
-            ode_rows.flow_row(few, run, "normal"),
+            ode.flow_row(few, run, "normal"),
         ]
     for one, other in zip(rows["all"], rows["each"]):
         np.testing.assert_allclose(

@@ -16,7 +16,7 @@ from vdm import run as run_lib
 from vdm.data.dataset import Spec
 from vdm.diffusion import process
 from vdm.errors import UserError
-from vdm.exchange import bring, official
+from vdm.exchange import importing, official
 from vdm.runtime import randomness
 
 pytestmark = pytest.mark.usefixtures("single")
@@ -29,10 +29,10 @@ def model_of(given, timesteps=0, shape=(32, 32, 3)):
     """The Diffusion of the fields that a checkpoint says, its parameters checked."""
     fields = {f"model.{name}": value for name, value in given.fields.items()} | {"model.timesteps": timesteps}
     config = make_config(fields, "configs/cifar10.py")
-    bring.check_fields(config, given.fields, "x")
+    importing.check_fields(config, given.fields, "x")
     made, params = run_lib.build_model(config, Spec(shape, 256, 10)), official.parameters(given.ema)
     batch = {"image": np.zeros((1, *shape), np.uint8), "augmented": np.zeros(1, np.float32)}
-    bring.check_shapes(params, jax.eval_shape(lambda: made.init(jax.random.key(0), batch)), "x")
+    importing.check_shapes(params, jax.eval_shape(lambda: made.init(jax.random.key(0), batch)), "x")
     return made, params
 
 
@@ -248,6 +248,6 @@ def test_what_is_no_such_file_is_one_line(tmp_path):
     assert given.step == 7 and given.fields["net.depth"] == 1
     config = make_config(file="configs/cifar10.py")
     with pytest.raises(UserError, match="add --config.model.net.depth=1 --config.model.net.fourier=0$"):
-        bring.check_fields(config, given.fields, "x")
+        importing.check_fields(config, given.fields, "x")
     with pytest.raises(UserError, match="another model than the config's: net/params/conv_in/kernel is"):
-        bring.check_shapes(official.parameters(small(False, True, False)), official.parameters(ema), "x")
+        importing.check_shapes(official.parameters(small(False, True, False)), official.parameters(ema), "x")

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from conftest import TINY, cli, make_config, state
 from vdm import run as run_lib, train
 from vdm.errors import UserError
-from vdm.exchange import give, weights
+from vdm.exchange import exporting, weights
 
 pytestmark = pytest.mark.usefixtures("single")
 
@@ -26,7 +26,7 @@ def run(single, tmp_path_factory):
     config = make_config(FEW, "configs/digits.py")
     (path / "W").mkdir()
     train.run(config, path / "W")
-    give.run(config, path / "W", str(path / "model"))
+    exporting.run(config, path / "W", str(path / "model"))
     return config, path / "W", path / "model"
 
 
@@ -116,5 +116,5 @@ def test_a_folder_is_written_whole_or_not_at_all(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(weights, "save_file", full)
     with pytest.raises(UserError, match="No space left"):
-        give.run(config, workdir, str(tmp_path / "model"))
+        exporting.run(config, workdir, str(tmp_path / "model"))
     assert list(tmp_path.iterdir()) == []

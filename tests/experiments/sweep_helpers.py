@@ -14,7 +14,7 @@ import pytest
 import submitit  # noqa: F401  its import closes the streams of other log handlers: so not while redirected
 
 from conftest import ROOT, command
-from experiments import plan, sweep
+from experiments.running import plan, sweep
 
 # In place of vdm.main: what it does is in the name of its folder.
 STAND_IN = """

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from conftest import TINY, make_config
-from experiments import budget, cost, flops
-from experiments.budget import Cost
+from experiments.running import budget, cost
+from experiments.running.budget import Cost
+from experiments.speed import flops
 from model_helpers import tiny_config
 from sweep_helpers import study_here
 from vdm import run as run_lib, train

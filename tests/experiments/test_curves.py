@@ -6,7 +6,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from experiments import curves, elbo_curves
+from experiments import elbo_curves
+from experiments.running import curves
 from record_helpers import line, write_workdir
 from vdm.errors import UserError
 from vdm.reporting import figures

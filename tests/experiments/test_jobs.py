@@ -7,7 +7,7 @@ import sys
 import pytest
 from submitit.slurm.slurm import SlurmJob
 
-from experiments import cluster, jobs, plan, pool
+from experiments.running import cluster, jobs, plan, pool
 from sweep_helpers import counted, ended, start_study, study_here, trial_of, wait_for
 
 

@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from experiments import codecs, natural_images, plan
+from experiments import codecs, natural_images
+from experiments.running import plan
 from model_helpers import save_run, tiny_config
 from record_helpers import read_csv
 

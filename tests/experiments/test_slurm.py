@@ -15,7 +15,7 @@ import time
 import pytest
 
 from conftest import ROOT, TINY, command
-from experiments import cluster
+from experiments.running import cluster
 from sweep_helpers import counted, ended, start_study, trial_of, wait_for
 from vdm.errors import UserError
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from conftest import make_config
-from experiments import benchmark, flops
+from experiments.speed import benchmark, flops
 from vdm import objective as objective_lib, optimizer as optimizer_lib, run as run_lib, step as step_lib
 from vdm.data.dataset import Spec
 from vdm.runtime import devices

@@ -15,11 +15,10 @@ from experiments import (
     fourier_features,
     noise_schedules,
     objectives,
-    plan,
     schedule_invariance,
     time_samplers,
-    workdirs,
 )
+from experiments.running import plan, workdirs
 from model_helpers import save_run, tiny_config
 from record_helpers import read_csv
 from vdm import run as run_lib, workdir as workdir_lib

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from conftest import TINY
-from experiments import jobs, plan
+from experiments.running import jobs, plan
 from sweep_helpers import counted, ended, start_study, study_here, trial_of, wait_for
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from conftest import ROOT
-from experiments import compare, tables, workdirs
+from experiments import compare
+from experiments.running import tables, workdirs
 from record_helpers import line, read_csv, write_workdir
 from vdm.errors import UserError
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments import workdirs
+from experiments.running import workdirs
 from record_helpers import line, write_workdir
 from vdm.errors import UserError
 

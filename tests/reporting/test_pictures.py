@@ -4,14 +4,14 @@ import numpy as np
 from PIL import Image
 
 from vdm.diffusion import process
-from vdm.reporting import pictures
+from vdm.reporting import sample_sheet
 
 
 def test_grid_shows_every_sample(tmp_path):
     """Each sample is in the grid, row by row, its lowest level black, its highest white."""
     samples = np.zeros((5, 8, 8, 1), np.uint8)
     samples[4] = 16
-    pictures.save_samples(tmp_path / "grid.png", samples, 17)
+    sample_sheet.save_samples(tmp_path / "grid.png", samples, 17)
     with Image.open(tmp_path / "grid.png") as image:
         grid = np.asarray(image)
     side = grid.shape[1] // (3 * 9 + 1)  # three columns of 8 pixels and a line
@@ -24,7 +24,7 @@ def test_points_are_plotted_where_they_are(tmp_path):
     """Dark pixels in the upper right quarter alone, for points there; 8 bits do not wrap."""
     points = np.full((50, 1, 1, 2), 224, np.uint8)
     assert np.all(process.scale(points, 256) == 0.75390625)
-    pictures.save_samples(tmp_path / "points.png", points, 256)
+    sample_sheet.save_samples(tmp_path / "points.png", points, 256)
     with Image.open(tmp_path / "points.png") as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)
     blue = np.argwhere(pixels[..., 2] - pixels[..., 0] > 60)  # rows from the top, columns

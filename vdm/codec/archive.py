@@ -22,7 +22,7 @@ from jaxtyping import UInt32
 import numpy as np
 
 from vdm.errors import UserError, require
-from vdm.runtime import whole as whole_lib
+from vdm.runtime import atomic as whole_lib
 
 NAME, VERSION = b"vdm", 2
 START = struct.Struct("<3sBII")

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from vdm.codec import coder as coder_lib, header as header_lib
 from vdm.codec.archive import Archive
 from vdm.codec.coder import Coder
-from vdm.codec.pictures import Pictures
+from vdm.codec.image_io import Pictures
 from vdm.codec.stack import START_BITS, Damaged, Stack
 from vdm.contract import Ability
 from vdm.data import fingerprint

@@ -5,7 +5,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from vdm import run as run_lib
-from vdm.codec import archive, codec, pictures
+from vdm.codec import archive, codec, image_io
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, source: str, target: str) -> None:
@@ -16,7 +16,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, source: str, target: str) -> 
         accepted.
     """
     run = run_lib.restore(config, workdir)
-    given = pictures.read(source, run.data)
+    given = image_io.read(source, run.data)
     made = codec.compress(config, run, given)
     data = archive.to_bytes(made.archive)
     archive.write(pathlib.Path(target), data)

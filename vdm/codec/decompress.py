@@ -5,7 +5,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from vdm import run as run_lib
-from vdm.codec import archive, codec, pictures
+from vdm.codec import archive, codec, image_io
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, source: str, target: str) -> None:
@@ -16,8 +16,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, source: str, target: str) -> 
         --output cannot be written.
     """
     given = archive.read(pathlib.Path(source).expanduser())
-    pictures.check_target(pathlib.Path(target))
+    image_io.check_target(pathlib.Path(target))
     run = run_lib.restore(config, workdir)
     found = codec.decompress(config, run, given, source)
-    pictures.write(pathlib.Path(target), found)
+    image_io.write(pathlib.Path(target), found)
     print(f"{target}: {len(found.image)} images, equal to those that were compressed")

@@ -1,15 +1,22 @@
-"""Batches: a shuffled stream for training, and each image once for evaluation."""
+"""Batches: a shuffled stream for training, and each image once for evaluation.
+
+The order of training is a function of the seed and the position alone. So a run resumes in the middle of an
+epoch, and every host knows which part of each batch is its own. A split that is small enough is kept on the
+devices, or in memory.
+"""
 
 from collections.abc import Iterable, Iterator
+import functools
 import itertools
 
 import jax
+from jaxtyping import Int
 from ml_collections import ConfigDict
 import numpy as np
+from tqdm import tqdm
 
-from vdm.data import resident
-from vdm.data.dataset import Examples, Split
-from vdm.data.order import host_positions, order
+from vdm.data.dataset import Examples, Split, in_memory
+from vdm.runtime import cache
 
 
 def train_batches(
@@ -17,7 +24,7 @@ def train_batches(
 ) -> Iterator[tuple[int, int, Examples]]:
     """The batches of the training step, of several steps at a time.
 
-    Where the split is kept on the devices (resident.fits), a batch is only indices; else it is images, which
+    Where the split is kept on the devices (fits), a batch is only indices; else it is images, which
     Grain's threads read ahead, across chunks.
 
     Args:
@@ -35,7 +42,7 @@ def train_batches(
         return order(config.seed, host_positions(step, config.train.batch_size, hosts, host), split.size)
 
     def batches_from(first):
-        if resident.fits(split, config.data):
+        if fits(split, config.data):
             return ({"index": indices(step).astype(np.int32)} for step in itertools.count(first))
         import grain  # only now, as it takes a while to import
 
@@ -87,3 +94,65 @@ def eval_batches(split: Split, batch_size: int, limit: int = 0) -> Iterator[Exam
             "index": index.astype(np.int32),
             "real": real,
         }
+
+
+def order(seed: int, positions: Int[np.ndarray, "batch"], size: int) -> Int[np.ndarray, "batch"]:
+    """Which example stands at each position of training.
+
+    Each run of `size` positions is one epoch, a permutation of its own of all examples.
+    """
+    positions = np.asarray(positions, np.int64)
+    indices = np.empty_like(positions)
+    for epoch in np.unique(positions // size):
+        here = positions // size == epoch
+        indices[here] = _permutation(seed, int(epoch), size)[positions[here] % size]
+    return indices
+
+
+def host_positions(step: int, batch_size: int, hosts: int, host: int) -> Int[np.ndarray, "share"]:
+    """The positions that a host reads for a step: its share of the global batch."""
+    share = batch_size // hosts
+    return step * batch_size + host * share + np.arange(share)
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, size: int) -> Int[np.ndarray, "size"]:
+    return np.random.default_rng((seed, epoch)).permutation(size)
+
+
+def fits(split: Split, section: ConfigDict) -> bool:
+    """Whether the split is small enough to be kept whole; `section` is config.data."""
+    return split.nbytes <= section.on_device_gib * 2**30
+
+
+def resident_arrays(split: Split, section: ConfigDict) -> Examples:
+    """All of a training split, to put on the devices; {} where it does not fit and is streamed."""
+    return read_all(split) if fits(split, section) else {}
+
+
+def resident_shapes(split: Split, section: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes and types of `resident_arrays`, for which one example is read."""
+    if not fits(split, section):
+        return {}
+    one = split.read(np.zeros(1, int))
+    return jax.tree.map(lambda v: jax.ShapeDtypeStruct((split.size, *v.shape[1:]), v.dtype), one)
+
+
+def in_memory_if_it_fits(split: Split, section: ConfigDict) -> Split:
+    """The split over arrays where it is read from files and fits; else the split itself."""
+    if not split.files or not fits(split, section):
+        return split
+    found = read_all(split)
+    return in_memory(found["image"], found["label"])
+
+
+def read_all(split: Split) -> Examples:
+    """All of a split. What is read from files is kept in the cache (cache.arrays), where the split says under
+    which name."""
+
+    def read():
+        parts = np.array_split(np.arange(split.size), max(1, split.size // 1024))
+        bar = tqdm(parts, "reading images", disable=len(parts) < 10 or None, leave=False)
+        return jax.tree.map(lambda *values: np.concatenate(values), *map(split.read, bar))
+
+    return cache.arrays(split.cache_name, split.files, read) if split.cache_name else read()

@@ -30,7 +30,7 @@ class Split:
       read: from indices, int [batch], to the examples.
       nbytes: how much memory all its images take.
       files: all the files that `read` depends on; () where the images are in memory.
-      cache_name: tells apart what the cache keeps of it; sources.load sets it. "" is never kept.
+      cache_name: tells apart what the cache keeps of it; source.load sets it. "" is never kept.
     """
 
     size: int

@@ -9,7 +9,7 @@ import numpy as np
 
 from vdm.data.dataset import Data, Images, Spec, Split
 from vdm.errors import UserError, require
-from vdm.runtime.whole import write_text
+from vdm.runtime.atomic import write_text
 
 BLOCK = 1024  # images that are read at a time
 LOOK = 256  # images of a split that a start looks at

@@ -1,16 +1,21 @@
-"""The base of all data sources: a component that loads a data set.
+"""A data source, a component that loads a data set; and how config.data becomes one.
 
 One's own source is a subclass, named "module:Class" in config.data.name; see examples/stripes.py.
 """
 
 import dataclasses
+import inspect
 import os.path
 import pathlib
 
-from vdm.component import Component, accept
+from ml_collections import ConfigDict
+import numpy as np
+
+from vdm.component import REGISTRIES, Component, accept, build
 from vdm.data import augment
-from vdm.data.dataset import Data
-from vdm.errors import require
+from vdm.data.damage import without_damaged
+from vdm.data.dataset import Data, Examples, Spec, Split, held_out
+from vdm.errors import UserError, did_you_mean, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +55,14 @@ class Source(Component):
         raise NotImplementedError
 
 
+class UnknownName(Exception):
+    """A source has no data set of this name. `known` are the names that it has."""
+
+    def __init__(self, name: str, known: list[str]):
+        super().__init__(name)
+        self.known = known
+
+
 def check_levels(vocab_size: int) -> None:
     """Raises Refused where a source with the field `vocab_size` does not accept its value."""
     accept("vocab_size", 2 <= vocab_size <= 256, "2 to 256, the levels of a uint8")
@@ -64,3 +77,106 @@ def existing_path(data_dir: str, name: str, what: str) -> pathlib.Path:
         f"config.data.name = {name!r} it must be {what}.",
     )
     return path
+
+
+def load(section: ConfigDict) -> Data:
+    """The data set that config.data describes: `section` is its name and all fields of its source.
+
+    Raises:
+      UserError: it is unknown, not prepared, not readable, or does not fit the config.
+    """
+    source = build("source", section, "config.data", name=section.name)
+    try:
+        data = source.load()
+    except UnknownName as unknown:
+        builtin = REGISTRIES["source"].builtin
+        base = section.name.split("/")[0].split(":")[0]
+        raise UserError(
+            f"config.data.name is {section.name!r}; accepted: {', '.join(map(repr, builtin))}, the "
+            "name of a TFDS data set, or the import path of your own source, 'module:Class'."
+            + did_you_mean(base, [*builtin, *unknown.known])
+        ) from unknown
+    require(
+        isinstance(data, Data),
+        f"load() of data set {section.name!r} gives a {type(data).__name__}; accepted: a Data of "
+        "vdm/data/dataset.py.",
+    )
+    train, test = _cached(data.train, "train", source), _cached(data.test, "test", source)
+    if source.skip_damaged:
+        train, test = without_damaged(train, "training"), without_damaged(test, "test")
+    _check(Data(train, test, data.spec), source)
+    train, test = (_watched(split, data.spec, source.name) for split in (train, test))
+    if source.hold_out:
+        train, test = _part("hold_out", source.hold_out, train)
+    validation = None
+    if source.validation:
+        train, validation = _part("validation", source.validation, train)
+    return Data(train, test, data.spec, validation)
+
+
+def _part(field: str, share: float, train: Split) -> tuple[Split, Split]:
+    """The training images without a share of them, and that share."""
+    count = round(share * train.size)
+    require(
+        0 < count < train.size,
+        f"config.data.{field} is {share}, which is {count} of {train.size} training images; "
+        "accepted: a share of some of them, but not of all.",
+    )
+    return held_out(train, count)
+
+
+def _check(data: Data, source: Source) -> None:
+    """Raises UserError where the pictures are not what the spec says."""
+    name, spec = source.name, data.spec
+    require(data.train.size > 0 and data.test.size > 0, f"data set {name!r} has an empty split.")
+    levels = spec.vocab_size
+    field = "vocab_size" in source.config_fields()
+    says = ("config.data.vocab_size" if field else f"the vocab_size of data set {name!r}") + f" is {levels}"
+    require(2 <= levels <= 256, f"{says}; accepted: 2 to 256, the levels of a uint8.")
+
+    # A look at some pictures finds what does not fit before hours are spent; 256 levels always do.
+    count = 256 if levels < 256 else 1
+    for split in (data.train, data.test):
+        some = split.read(np.unique(np.linspace(0, split.size - 1, count).astype(int)))["image"]
+        require(
+            some.dtype == np.uint8 and some.shape[1:] == tuple(spec.shape),
+            f"data set {name!r} has pictures of {some.dtype} {list(some.shape[1:])}; accepted: uint8 "
+            f"{list(spec.shape)}, as its spec says.",
+        )
+        top = int(some.max())
+        has = f"{name!r} has" if field else "it has"
+        require(top < levels, f"{says}, but {has} values up to {top}; accepted: {top + 1} or more.")
+
+
+def _watched(split: Split, spec: Spec, name: str) -> Split:
+    """The split, of which each image is looked at as it is read: a value above the levels would have a
+    probability above 1, and a label above the classes none of its own."""
+
+    def read(indices: np.ndarray) -> Examples:
+        found = split.read(indices)
+        for what, values, count, field in (
+            ("a value", found["image"], spec.vocab_size, "vocab_size"),
+            ("the label", found["label"], spec.classes or 1, "classes"),
+        ):
+            each = values.reshape(len(values), -1)
+            # A uint8 is never above 256 levels.
+            if (what == "the label" or count < 256) and each.size and each.max() >= count:
+                worst = int(each.max(axis=1).argmax())
+                raise UserError(
+                    f"image {indices[worst]} of data set {name!r} has {what} {each[worst].max()}, and its "
+                    f"{field} is {count if what == 'a value' else spec.classes}; accepted: 0 to {count - 1}."
+                )
+        return found
+
+    return dataclasses.replace(split, read=read)
+
+
+def _cached(split: Split, part: str, source: Source) -> Split:
+    """The split with all that its images depend on, for the cache: its files, the code that reads them, and
+    the fields that its source adds to those of every source."""
+    if not split.files:
+        return split
+    code = [inspect.getfile(cls) for cls in type(source).__mro__ if issubclass(cls, Source)]
+    own = sorted(source.config_fields().keys() - Source.config_fields().keys())
+    name = repr((part, source.name, [(field, getattr(source, field)) for field in own]))
+    return dataclasses.replace(split, files=(*split.files, *code), cache_name=name)

@@ -8,16 +8,8 @@ import numpy as np
 
 from vdm.data.damage import decoding
 from vdm.data.dataset import Data, Spec, Split
-from vdm.data.source import Source
+from vdm.data.source import Source, UnknownName
 from vdm.errors import UserError
-
-
-class UnknownName(Exception):
-    """TFDS has no data set of this name. `known` are the names that it has."""
-
-    def __init__(self, name: str, known: list[str]):
-        super().__init__(name)
-        self.known = known
 
 
 @dataclasses.dataclass(frozen=True)

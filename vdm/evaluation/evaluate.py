@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from vdm.contract import Ability
 from vdm.evaluation import estimators, files
-from vdm.evaluation.pictures import denoise
+from vdm.evaluation.denoised import denoise
 from vdm.evaluation.table import tables
 from vdm.run import Run, restore
 from vdm.runtime import lock

@@ -11,8 +11,8 @@ import numpy as np
 
 from vdm.contract import Ability, Model, check_draw
 from vdm.data import fingerprint
+from vdm.data.batches import in_memory_if_it_fits
 from vdm.data.dataset import Data
-from vdm.data.resident import in_memory_if_it_fits
 from vdm.diffusion.times import distributed
 from vdm.errors import require
 from vdm.estimate import Estimate, combine

@@ -11,15 +11,15 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from vdm import estimate
-from vdm.evaluation.depth_rows import depths
-from vdm.evaluation.elbo_rows import elbo_name
+from vdm.evaluation.denoised import Denoised
+from vdm.evaluation.depth import depths
+from vdm.evaluation.elbo import elbo_name
 from vdm.evaluation.estimators import Measured
-from vdm.evaluation.pictures import Denoised
 from vdm.evaluation.profile import EDGES, Profile
 from vdm.evaluation.table import Row, difference
 from vdm.reporting import eval_figures
 from vdm.run import Run
-from vdm.runtime.whole import whole, write_text
+from vdm.runtime.atomic import whole, write_text
 
 
 def write_estimates(

@@ -1,171 +1,157 @@
-"""The probability-flow ODE: the density that a denoiser gives to z_0, by the change of variables.
+"""The estimator "ode": the likelihood of the probability-flow ODE."""
 
-Pure functions of arrays.
-"""
+from collections.abc import Sequence
+import dataclasses
+import time
+from typing import ClassVar
 
-from collections.abc import Callable
-import math
-from typing import Any
-
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Float
+from ml_collections import ConfigDict
 import numpy as np
 
-from vdm.diffusion import process
-from vdm.diffusion.importance_weights import log_normal, of_each
+from vdm.contract import Ability, bits_per_dim
+from vdm.diffusion.dequantisation import start
+from vdm.errors import UserError, require
+from vdm.evaluation import probability_flow
+from vdm.evaluation.estimator import Estimator, Result, print_row
+from vdm.evaluation.importance import bound_rows
+from vdm.evaluation.passes import run_passes
+from vdm.evaluation.table import Row, agreement_line, difference, samples_line
+from vdm.reporting.text import fixed
+from vdm.run import Run
+from vdm.runtime import randomness
 
-# (z [batch, …], γ [batch] or of each value, condition) → ε̂ [batch, …].
-EpsHat = Callable[[Array, Array, Any], Array]
 
-MAX_STEPS = 10_000  # of the solver, for one image
+@dataclasses.dataclass(frozen=True)
+class ODE(Estimator):
+    """The likelihood of the probability-flow ODE; config.eval.ode."""
+
+    needs: ClassVar[frozenset[Ability]] = frozenset({Ability.FLOW})
+
+    def check_config(self, config: ConfigDict) -> None:
+        section = config.eval.ode
+        for name in ("samples", "images"):
+            require(section[name] >= 1, f"config.eval.ode.{name} is {section[name]}; accepted: 1 or more.")
+        require(
+            section.nodes >= 4 and section.nodes % 4 == 0,
+            f"config.eval.ode.nodes is {section.nodes}; accepted: a multiple of 4.",
+        )
+        require(
+            0 < section.tolerance < 1,
+            f"config.eval.ode.tolerance is {section.tolerance}; accepted: between 0 and 1, such as 1e-5.",
+        )
+
+    def measure(self, config: ConfigDict, run: Run, done: Sequence[Row]) -> Result:
+        try:
+            flows = [flow_row(config, run, kind) for kind in run.model.flow_kinds]
+            weighted, quadrature = weighted_flow_rows(config, run)
+        except UserError as error:  # the other estimators' numbers are not lost for it
+            return Result([], checks=[f"No row of the ODE: {error}"])
+        checks = [
+            *(gain_line(row, flows[0]) for row in flows[1:]),
+            agreement_line("Hutchinson's divergence has the exact one for its mean", flows[-1], weighted[0]),
+            samples_line(weighted),
+            "In the ODE, each image's steps keep the local error of z within "
+            f"{config.eval.ode.tolerance}; half the nodes would change an image by "
+            f"{quadrature:.4f} bits/dim on average, an estimate of the quadrature's error and no bound.",
+        ]
+        return Result([*flows, *weighted[:1], *weighted[1:][-1:]], weighted, checks)
 
 
-def velocity(
-    eps_hat: EpsHat,
-    z: Float[Array, "batch *shape"],
-    gamma: Float[Array, "*#batch_and_shape"],
-    condition: Any,
-    slope: Any = 1.0,
-) -> Float[Array, "batch *shape"]:
-    """dz/ds = ½ γ' σ (ε̂ − σ z), where γ' is `slope`, dγ/ds: value by value, where each has its own γ.
+def flow_row(config: ConfigDict, run: Run, kind: str) -> Row:
+    """The likelihood by one `kind` of start, of one point for each image, by Hutchinson's divergence.
 
-    Song et al. 2021, eq. 13, for dα/dγ = −½ α σ² and dσ/dγ = ½ σ α².
+    Raises:
+      UserError: the ODE of an image was not solved.
     """
-    sigma = process.sigma(gamma)
-    return 0.5 * slope * sigma * (eps_hat(z, of_each(gamma, z), condition) - sigma * z)
+    name = _name(kind)
+    result, evaluations, seconds = _flow(config, run, kind, False, 1, None, name)
+    (row,) = _rows(kind, name, result, evaluations, seconds, run)
+    return row
 
 
-def flow_log_density(
-    eps_hat: EpsHat,
-    z_0: Float[Array, "batch *shape"],
-    condition: Any,
-    ends: tuple[Any, Any],
-    keys: Key[Array, "batch"],
-    nodes: int,
-    tolerance: float,
-    exact_divergence: bool,
-    curve: Callable[[Array, Any], Array] | None = None,
-) -> dict[str, Array]:
-    """log p_0(z_0) under the flow that takes N(0, I) at γ_1 to γ_0.
+def weighted_flow_rows(config: ConfigDict, run: Run) -> tuple[list[Row], float]:
+    """The bounds with K = 1, 2, 4, … samples up to config.eval.ode.samples, on the first images.
 
-    log p_0(z_0) = log N(z_1; 0, I) + ∫ div ds from one end to the other, where s is γ itself, or the time
-    that a γ of each value depends on, along the path of z_0 (Chen et al. 2018). The
-    path is solved by Tsit5. Each image has steps of its own, which keep the local error in z within
-    `tolerance`, relative or absolute. The integral is taken by Clenshaw–Curtis quadrature on the path, so the
-    divergence is needed at the nodes alone.
-
-    Args:
-      condition: of each example: an array, or a tree of arrays.
-      ends: γ_0 and γ_1; or with a `curve` the times that they are at.
-      keys: one for each example, for the probes.
-      nodes: n, a multiple of 4: intervals of the quadrature, and of the coarser one with n/2.
-      exact_divergence: the divergence as the trace of the whole Jacobian. Otherwise it is Hutchinson's
-        estimate with a fresh ±1 probe at each node, which leaves log p_0 without bias.
-      curve: (time, condition of one example) → γ of each of its values.
+    The start is the last of Model.flow_kinds. The divergence is exact: Hutchinson's noise, under the
+    logarithm of the mean, would raise the bound above the likelihood, and it would be none.
 
     Returns:
-      "log_density": nats [batch]. "steps": how many were taken, [batch]. "quadrature": how far the rule with
-      half the nodes is from the one used, nats [batch]: an estimate of the error, which can be larger.
+      The bounds, and the mean difference that half the quadrature's nodes would make, bits/dim.
+
+    Raises:
+      UserError: the ODE of an image was not solved.
     """
-    points, weights = clenshaw_curtis(nodes)
-    low, high = ends
-    places = low + (high - low) * jnp.asarray(points, jnp.float32)
-    path, steps = _solve_path(eps_hat, z_0, condition, places, tolerance, curve)
-
-    def divergence(args):
-        i, place, z = args
-        gamma, slope = place, 1.0
-        if curve is not None:
-            of_each = jax.vmap(lambda condition: _with_slope(curve, place, condition), axis_size=len(z_0))
-            gamma, slope = of_each(condition)
-        _, pull = jax.vjp(lambda z: velocity(eps_hat, z, gamma, condition, slope), z)
-        if exact_divergence:
-            return _trace(pull, z.shape)
-
-        def probe_of(key):
-            return jax.random.rademacher(jax.random.fold_in(key, i), z.shape[1:], z.dtype)
-
-        probe = jax.vmap(probe_of)(keys)
-        return _sum(probe * pull(probe)[0])
-
-    divergences = jax.lax.map(divergence, (jnp.arange(nodes + 1), places, path))
-    fine = (high - low) * jnp.tensordot(jnp.asarray(weights, jnp.float32), divergences, 1)
-    half = jnp.asarray(clenshaw_curtis(nodes // 2)[1], jnp.float32)
-    coarse = (high - low) * jnp.tensordot(half, divergences[::2], 1)
-    return {
-        "log_density": log_normal(path[-1]) + fine,
-        "steps": steps,
-        "quadrature": jnp.abs(coarse - fine),
-    }
+    section = config.eval.ode
+    images = min(section.images, config.eval.images or run.data.test.size)
+    kind = run.model.flow_kinds[-1]
+    name = f"{_name(kind)}, exact divergence"
+    result, evaluations, seconds = _flow(config, run, kind, True, section.samples, images, name)
+    rows = _rows(kind, name, result, evaluations, seconds, run)
+    return rows, float(bits_per_dim(result["quadrature"].mean(), run.data.spec.shape))
 
 
-def _solve_path(
-    eps_hat: EpsHat,
-    z_0: Float[Array, "batch *shape"],
-    condition: Any,
-    places: Float[Array, "nodes"],
-    tolerance: float,
-    curve: Callable[[Array, Any], Array] | None,
-) -> tuple[Float[Array, "nodes batch *shape"], Int[Array, "batch"]]:
-    """z along the flow from z_0 at each place, and how many steps each image took."""
-    import diffrax  # only now, as it takes half a second, and training imports this file's checks
+def gain_line(row: Row, first: Row) -> str:
+    """How far one way of dequantisation is above another, image by image."""
+    mean, se = difference(row, first)
+    return f"{row.name} is {mean:+.4f} ± {fixed(se)} bits/dim above {first.name}, image by image."
 
-    def one(z, condition):
-        one_condition = jax.tree.map(lambda value: value[None], condition)
 
-        def field(place, z, _):
-            gamma, slope = (place, 1.0) if curve is None else _with_slope(curve, place, condition)
-            return velocity(eps_hat, z[None], gamma, one_condition, slope)[0]
+def _name(kind):
+    return "ODE of the latents" if kind == "latent" else f"ODE, {kind} dequantisation"
 
-        term = diffrax.ODETerm(field)
-        solution = diffrax.diffeqsolve(
-            term,
-            diffrax.Tsit5(),
-            places[0],
-            places[-1],
-            None,  # the solver finds the first step
-            z,
-            stepsize_controller=diffrax.PIDController(rtol=tolerance, atol=tolerance),
-            saveat=diffrax.SaveAt(ts=places),
-            max_steps=MAX_STEPS,
-            throw=False,  # what is not reached is inf; the caller looks at the steps
+
+def _rows(kind, name, result, evaluations: float, seconds: float, run: Run) -> list[Row]:
+    gamma_0 = jnp.mean(run.model.gamma(run.state.ema, jnp.zeros(())))
+    bounds = f"the ODE from γ = {float(start(kind, gamma_0, run.data.spec.vocab_size)):.2f}"
+    rows = bound_rows(name, bounds, result["log_w"], evaluations, seconds, run.data.spec.shape)
+    print_row(rows[-1])
+    return rows
+
+
+def _flow(
+    config: ConfigDict, run: Run, kind: str, exact: bool, samples: int, images: int | None, name: str
+) -> tuple[dict[str, Float[np.ndarray, "samples images"]], float, float]:
+    """Solves the ODE of each image, from `samples` points of its cell.
+
+    Returns:
+      The log weights "log_w", with what probability_flow.flow_log_density gives; evaluations per image; seconds.
+
+    Raises:
+      UserError: the ODE of an image was not solved.
+    """
+    section, model = config.eval.ode, run.model
+    began = time.monotonic()
+
+    def log_weight(params, rng, batch, _):
+        flow = model.flow(params, rng, batch, kind)
+        result = probability_flow.flow_log_density(
+            flow.eps_hat,
+            flow.z,
+            flow.given,
+            flow.ends,
+            rng.keys(randomness.NOISE),
+            section.nodes,
+            section.tolerance,
+            exact,
+            flow.curve,
         )
-        return solution.ys, solution.stats["num_steps"]
+        size = jnp.full(len(flow.z), flow.z[0].size, jnp.float32)
+        return result | {"log_w": result["log_density"] + flow.nats, "size": size}
 
-    return jax.vmap(one, out_axes=(1, 0))(z_0, condition)
-
-
-def _with_slope(curve, place, condition):
-    """γ and dγ/dt."""
-    return jax.jvp(lambda t: curve(t, condition), (place,), (jnp.ones_like(place),))
-
-
-def _trace(pull, shape: tuple[int, ...]) -> Float[Array, "batch"]:
-    """The trace of a linear map that acts on each example alone, from its transpose."""
-    size = math.prod(shape[1:])
-
-    def entry(i):
-        unit = jax.nn.one_hot(i, size).reshape(1, *shape[1:])
-        (row,) = pull(jnp.broadcast_to(unit, shape))
-        return row.reshape(shape[0], size)[:, i]
-
-    return jnp.sum(jax.lax.map(entry, jnp.arange(size)), axis=0)
+    result = run_passes(log_weight, config, run, samples, name, images)
+    require_solved(result["steps"], section.tolerance)
+    # A step asks for six evaluations, a node for one and products with its Jacobian.
+    products = result["size"].mean() if exact else 1
+    evaluations = samples * (6.0 * result["steps"].mean() + (section.nodes + 1) * (1 + products))
+    return result, float(evaluations), time.monotonic() - began
 
 
-def clenshaw_curtis(n: int) -> tuple[Float[np.ndarray, "n_and_one"], Float[np.ndarray, "n_and_one"]]:
-    """The points (1 − cos(πj/n))/2 of [0, 1], n even, and their weights, float64.
-
-    The rule is exact for polynomials up to degree n. Every other point is a point of the rule for n/2.
-    """
-    j = np.arange(n + 1)
-    points = 0.5 * (1.0 - np.cos(np.pi * j / n))
-    even = np.arange(0, n + 1, 2)  # the integral of cos(kθ) sin(θ)/2 over [0, π] is 1/(1 − k²)
-    ends = np.where((j == 0) | (j == n), 0.5, 1.0)
-    terms = np.where((even == 0) | (even == n), 0.5, 1.0) / (1.0 - even**2)
-    weights = (2.0 / n) * ends * (np.cos(np.pi * np.outer(j, even) / n) @ terms)
-    return points, weights
-
-
-def _sum(values):
-    return jnp.sum(values, axis=tuple(range(1, values.ndim)))
+def require_solved(steps: np.ndarray, tolerance: float) -> None:
+    """Raises UserError where the ODE of an image was not solved within probability_flow.MAX_STEPS."""
+    require(
+        np.max(steps) < probability_flow.MAX_STEPS,
+        f"the ODE of an image was not solved in {probability_flow.MAX_STEPS} steps; config.eval.ode.tolerance "
+        f"is {tolerance}: set a larger one.",
+    )

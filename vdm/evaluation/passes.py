@@ -11,9 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 from vdm.contract import Batch, Params
-from vdm.data.batches import eval_batches
+from vdm.data.batches import eval_batches, in_memory_if_it_fits
 from vdm.data.dataset import Data
-from vdm.data.resident import in_memory_if_it_fits
 from vdm.errors import require
 from vdm.run import Run
 from vdm.runtime import devices

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vdm.runtime.whole import whole
+from vdm.runtime.atomic import whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

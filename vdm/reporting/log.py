@@ -15,10 +15,10 @@ from tqdm import tqdm
 from vdm.contract import bits_per_dim
 from vdm.data.dataset import Spec
 from vdm.estimate import Estimate, write_json
-from vdm.reporting import pictures, text
+from vdm.reporting import sample_sheet, text
 from vdm.reporting.curve import save_curve
 from vdm.reporting.metrics import Writer
-from vdm.runtime.whole import whole
+from vdm.runtime.atomic import whole
 
 Images = UInt8[np.ndarray, "images height width channels"]
 
@@ -111,7 +111,7 @@ class Log:
 
     def samples(self, step: int, samples: Images) -> None:
         """Writes samples.png and samples.npz, the newest, and keeps the picture of this step."""
-        pictures.write_samples(self._workdir, samples, self._spec.vocab_size)
+        sample_sheet.write_samples(self._workdir, samples, self._spec.vocab_size)
         path = self._workdir / "samples" / f"{step:08d}.png"
         with whole(path) as part:
             shutil.copyfile(self._workdir / "samples.png", part)

@@ -9,7 +9,7 @@ from typing import Any
 from jaxtyping import UInt8
 import numpy as np
 
-from vdm.runtime.whole import write_text
+from vdm.runtime.atomic import write_text
 
 
 class Writer:

@@ -12,7 +12,7 @@ import sys
 import filelock
 
 from vdm.errors import UserError
-from vdm.runtime.whole import write_text
+from vdm.runtime.atomic import write_text
 
 WAIT = 5.0  # seconds: an evaluation that writes its results has the lock for a moment
 

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 import numpy as np
 
-from experiments.output import write_json
+from experiments.running.output import write_json
 from vdm import workdir as workdir_lib
 from vdm.errors import UserError, require
 from vdm.reporting.metrics import read_metrics

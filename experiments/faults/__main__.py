@@ -27,10 +27,10 @@ from typing import Any
 from absl import flags
 from tqdm import tqdm
 
-from experiments import command
-from experiments.disturbances import KILLS, NEEDS_MOUNT, OF_MANY, OTHERS, Fault, Target, mount, unmount
-from experiments.output import make_folder, save_figure, write_csv
-from experiments.plan import command as run_command
+from experiments.faults.disturbances import KILLS, NEEDS_MOUNT, OF_MANY, OTHERS, Fault, Target, mount, unmount
+from experiments.running import command
+from experiments.running.output import make_folder, save_figure, write_csv
+from experiments.running.plan import command as run_command
 from vdm import commandline
 from vdm.errors import Failed, require
 from vdm.reporting.metrics import read_metrics

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from configs import cifar10
-from experiments.flops import matmul_rate, unet_flops
+from experiments.speed.flops import matmul_rate, unet_flops
 from vdm import (
     config as config_lib,
     objective as objective_lib,
@@ -22,8 +22,7 @@ from vdm import (
     step as step_lib,
 )
 from vdm.contract import Model
-from vdm.data import resident
-from vdm.data.batches import eval_batches, train_batches
+from vdm.data.batches import eval_batches, resident_arrays, train_batches
 from vdm.data.dataset import Data, Spec, Split, in_memory
 from vdm.evaluation.evaluator import make_evaluator
 from vdm.runtime import devices
@@ -157,7 +156,7 @@ def training_step(
     params, _ = jax.eval_shape(lambda: step_lib.init_params(model, objective, 0, example))
     optimizer = optimizer_lib.build(config.optimizer, config.train.steps, model.roles(params))
     state = devices.replicate(step_lib.make_init(model, objective, optimizer, 0, example)())
-    arrays = devices.replicate(resident.arrays(split, config.data))
+    arrays = devices.replicate(resident_arrays(split, config.data))
     substeps = 1 if jax.default_backend() == "cpu" else 10
     index = random.integers(0, split.size, (substeps, config.train.batch_size)).astype(np.int32)
     batch = {"index": np.stack(np.split(index, jax.device_count(), axis=1))}

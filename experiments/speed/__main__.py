@@ -23,9 +23,9 @@ from absl import flags
 import jax
 from tqdm import tqdm
 
-from experiments import command
-from experiments.benchmark import Case, measure
-from experiments.output import make_folder
+from experiments.running import command
+from experiments.running.output import make_folder
+from experiments.speed.benchmark import Case, measure
 from vdm.errors import require
 from vdm.reporting.text import markdown_table
 

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from vdm.contract import Ability
 from vdm.errors import require
-from vdm.evaluation.elbo_rows import elbo_name, elbo_row
+from vdm.evaluation.elbo import elbo_name, elbo_row
 from vdm.evaluation.estimator import Estimator, Result, print_row
 from vdm.evaluation.table import Row, order_line, smallest_step
 from vdm.run import Run

@@ -8,8 +8,7 @@ import pytest
 
 from data_helpers import section, write_images
 from vdm.data.dataset import Data, Spec, in_memory
-from vdm.data.source import Source
-from vdm.data.sources import load
+from vdm.data.source import Source, load
 from vdm.errors import UserError
 
 

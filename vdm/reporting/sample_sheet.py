@@ -8,7 +8,7 @@ import numpy as np
 
 from vdm.diffusion import process
 from vdm.reporting.figures import new_figure
-from vdm.runtime.whole import whole
+from vdm.runtime.atomic import whole
 
 
 def save_samples(

@@ -12,9 +12,9 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from experiments import plan
-from experiments.output import make_folder, write_json
-from experiments.plan import Grid, Trial
+from experiments.running import plan
+from experiments.running.output import make_folder, write_json
+from experiments.running.plan import Grid, Trial
 from vdm import commandline
 from vdm.errors import UserError, one_of, require
 
@@ -114,7 +114,7 @@ def measure(trial: Trial) -> Cost:
       UserError: it cannot be trained.
     """
     given = [arg for arg in trial.command[3:] if not arg.startswith("--workdir=")]
-    command = [sys.executable, "-m", "experiments.cost", *given]
+    command = [sys.executable, "-m", "experiments.running.cost", *given]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit {done.returncode}"]

@@ -15,7 +15,7 @@ from vdm.data import fingerprint
 from vdm.errors import require
 from vdm.exchange import official, weights
 from vdm.runtime import devices, lock
-from vdm.runtime.whole import write_text
+from vdm.runtime.atomic import write_text
 
 SAYS = """
 Of {path}, step {step}: its averaged parameters, from which a run here starts, without the optimiser's state.

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from vdm.errors import UserError
 from vdm.reporting import figures
-from vdm.runtime.whole import write_text
+from vdm.runtime.atomic import write_text
 
 
 def make_folder(out: pathlib.Path | str) -> pathlib.Path:

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 import numpy as np
 
-from experiments.output import save_figure
-from experiments.workdirs import Record, Variants, images_note, number, read_variants
+from experiments.running.output import save_figure
+from experiments.running.workdirs import Record, Variants, images_note, number, read_variants
 from vdm.errors import require
 from vdm.reporting import figures
 

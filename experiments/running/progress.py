@@ -8,8 +8,8 @@ import time
 
 from tqdm import tqdm
 
-from experiments.plan import Trial
-from experiments.workdirs import number
+from experiments.running.plan import Trial
+from experiments.running.workdirs import number
 from vdm.reporting.metrics import read_metrics
 from vdm.reporting.text import fixed
 

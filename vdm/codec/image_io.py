@@ -9,7 +9,7 @@ from jaxtyping import Int, UInt8
 import numpy as np
 
 from vdm.codec import archive
-from vdm.data import image_files, npz_files
+from vdm.data import image_files, npz
 from vdm.data.dataset import Data, Spec
 from vdm.data.image_files import SUFFIXES
 from vdm.errors import UserError, require
@@ -131,7 +131,7 @@ def _read_folder(path: pathlib.Path, spec: Spec) -> Pictures:
 
 def _read_npz(path: pathlib.Path) -> Pictures:
     try:
-        arrays = {name: npz_files.array(path, name) for name in npz_files.names(path)}
+        arrays = {name: npz.read_array(path, name) for name in npz.array_names(path)}
     except UserError as error:
         raise UserError(f"--input is {str(path)!r}, which cannot be read as an .npz file: {error}") from error
     name = next((name for name in ("image", "images") if name in arrays), None)

@@ -7,8 +7,8 @@ import textwrap
 
 import numpy as np
 
-from experiments.output import make_folder, write_csv
-from experiments.workdirs import Record, Variants, images_note, number, read_variants
+from experiments.running.output import make_folder, write_csv
+from experiments.running.workdirs import Record, Variants, images_note, number, read_variants
 from vdm.estimate import standard_error
 from vdm.reporting import figures
 from vdm.reporting.text import fixed, markdown_table

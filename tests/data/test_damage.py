@@ -7,7 +7,7 @@ from PIL import Image
 import pytest
 
 from conftest import make_config
-from vdm.data import sources
+from vdm.data import source
 from vdm.errors import UserError, one_line
 
 
@@ -26,7 +26,7 @@ def folder(tmp_path):
 
 def load(folder, **fields):
     fields = {"data.name": "folder", "data.data_dir": folder, **fields}
-    return sources.load(make_config(fields).data)
+    return source.load(make_config(fields).data)
 
 
 def test_it_is_named_when_it_is_read(folder):

@@ -6,9 +6,9 @@ import pathlib
 import signal
 import time
 
-from experiments import cluster, jobs
-from experiments.plan import Trial, finished
-from experiments.progress import Progress
+from experiments.running import cluster, jobs
+from experiments.running.plan import Trial, finished
+from experiments.running.progress import Progress
 
 Start = Callable[[list[Trial]], list[jobs.Process] | list[cluster.Job]]
 

@@ -1,8 +1,8 @@
 """How long a start takes, up to the first step of training: once with nothing kept, then again and again.
 
-  python -m experiments.start
-  python -m experiments.start --config=configs/digits.py
-  python -m experiments.start --config=configs/cifar10.py --config.data.data_dir=$HOME/tensorflow_datasets
+  python -m experiments.speed.start
+  python -m experiments.speed.start --config=configs/digits.py
+  python -m experiments.speed.start --config=configs/cifar10.py --config.data.data_dir=$HOME/tensorflow_datasets
 
 Starts `python -m vdm.main` with the flags given, each time in a workdir of its own; without any, with the
 CIFAR-10 model on random pictures. Ends it where it says that it starts at step 0, and prints the seconds

@@ -1,6 +1,6 @@
 """What a step of training costs on this machine: seconds, and floating-point operations.
 
-  python -m experiments.cost --config=configs/digits.py
+  python -m experiments.running.cost --config=configs/digits.py
 
 Takes a few steps, with no cache, so that the start, too, is that of a first run. Nothing else should run
 meanwhile. Prints a line of JSON.
@@ -16,11 +16,11 @@ from absl import flags
 import jax
 from ml_collections import ConfigDict
 
-from experiments import command
-from experiments.budget import Cost
-from experiments.flops import products
+from experiments.running import command
+from experiments.running.budget import Cost
+from experiments.speed.flops import products
 from vdm import commandline, config as config_lib, run as run_lib, train
-from vdm.data import resident
+from vdm.data.batches import resident_arrays
 from vdm.errors import require
 from vdm.runtime import devices
 
@@ -42,7 +42,7 @@ def measure(config: ConfigDict) -> Cost:
     parts = run_lib.build(config)
     step, batches, wait = train.compile_step(config, parts, 0)
     state = parts.init()
-    data = devices.replicate(resident.arrays(parts.data.train, config.data))
+    data = devices.replicate(resident_arrays(parts.data.train, config.data))
     wait()
     seconds = []
     for _, (_, count, batch) in zip(range(CALLS + 1), batches):

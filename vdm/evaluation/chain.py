@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 
 from vdm.contract import Ability
 from vdm.errors import require
-from vdm.evaluation.depth_rows import depth_row
-from vdm.evaluation.elbo_rows import OWN, chain_name
+from vdm.evaluation.depth import depth_row
+from vdm.evaluation.elbo import OWN, chain_name
 from vdm.evaluation.estimator import Estimator, Result, print_row
 from vdm.evaluation.importance import bound_rows
 from vdm.evaluation.passes import run_passes

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from absl import flags
 
-from experiments import budget, cluster, command, jobs, plan, pool
+from experiments.running import budget, cluster, command, jobs, plan, pool
 from vdm import commandline
 from vdm.errors import one_of, require
 

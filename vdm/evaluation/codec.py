@@ -12,12 +12,12 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from vdm.codec import archive, codec
-from vdm.codec.pictures import Pictures
+from vdm.codec.image_io import Pictures
 from vdm.contract import Ability
 from vdm.errors import require
 from vdm.estimate import Estimate, standard_error
-from vdm.evaluation.depth_rows import depth_row
-from vdm.evaluation.elbo_rows import OWN, chain_name
+from vdm.evaluation.depth import depth_row
+from vdm.evaluation.elbo import OWN, chain_name
 from vdm.evaluation.estimator import Estimator, Result, print_row
 from vdm.evaluation.table import Row
 from vdm.reporting.text import fixed

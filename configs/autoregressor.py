@@ -22,7 +22,7 @@ def get_config():
     c.model.net.depth = 4
     c.model.net.width = 64
     c.model.net.heads = 4
-    # 1,437 pictures are soon known by heart, the sooner as nothing is noisy.
+    # 1,437 images are soon known by heart, the sooner as nothing is noisy.
     c.model.net.dropout = 0.3
 
     c.optimizer.learning_rate = 1e-2

@@ -3,8 +3,8 @@
   python -m vdm.main --config=configs/digits.py --workdir=/tmp/digits
 
 1,437 training and 360 held-out test images of 17 levels, embedded: nothing is downloaded.
-The network is a small transformer that reads the picture as 4 × 4 tokens and predicts, for
-each pixel, a distribution over its levels (the parameterisation "levels").
+The network is a small transformer that reads the image as 4 × 4 tokens and predicts, for
+each pixel, a distribution over its levels (the parameterisation "categorical").
 """
 
 from vdm import config
@@ -16,7 +16,7 @@ def get_config():
     c.data.name = "digits"
 
     c.model.name = "diffusion"
-    c.model.parameterisation = "levels"
+    c.model.parameterisation = "categorical"
     # A pixel's own noisy value enters through its exact likelihood, so nothing is left to
     # learn below γ = −9, and Fourier features would only add noise.
     c.model.schedule.gamma_min = -9.0

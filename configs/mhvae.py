@@ -24,6 +24,6 @@ def get_config():
     c.model.schedule.name = "learned_net"
     c.model.schedule.learn_ends = True
     c.model.schedule.gamma_min = -4.0
-    c.model.parameterisation = "levels"
+    c.model.parameterisation = "categorical"
     c.model.net.fourier = 0
     return c

@@ -2,7 +2,7 @@
 
   python -m vdm.main --config=configs/naive.py --workdir=/tmp/naive
 
-A small transformer is asked for the lower half of a picture from the upper one, and for the upper half from
+A small transformer is asked for the lower half of an image from the upper one, and for the upper half from
 nothing, each in one shot. Its samples are what it answers: the average of all answers.
 """
 

@@ -2,7 +2,7 @@
 
   python -m vdm.main --config=configs/swirl.py --workdir=/tmp/swirl
 
-18,000 training and 2,000 test points, each a picture of 1 × 1 with two channels of 256
+18,000 training and 2,000 test points, each an image of 1 × 1 with two channels of 256
 levels, so that bits/dim mean what they mean for images. samples.png is a scatter.
 """
 

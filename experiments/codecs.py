@@ -1,4 +1,4 @@
-"""What lossless codecs of pictures make of the same images: the bits/dim of their files."""
+"""What lossless codecs of images make of the same images: the bits/dim of their files."""
 
 from collections.abc import Callable
 import importlib.util
@@ -13,7 +13,7 @@ from tqdm import tqdm
 from vdm.data.dataset import Images
 from vdm.estimate import standard_error
 
-Picture = UInt8[np.ndarray, "height width channels"]
+Pixels = UInt8[np.ndarray, "height width channels"]
 
 LARGEST = 8192  # pixels of a sheet's side; WebP has no more than 16,383
 
@@ -33,8 +33,8 @@ def bits_per_dim(images: Images) -> dict[str, tuple[float, float]]:
     return found
 
 
-def sheet(images: Images) -> Picture:
-    """All images in the rows of one picture that is about square; what is left of the last row is black."""
+def sheet(images: Images) -> Pixels:
+    """All images in the rows of one image that is about square; what is left of the last row is black."""
     count, height, width, channels = images.shape
     columns = min(math.ceil(math.sqrt(count * height / width)), LARGEST // width)
     rows = math.ceil(count / columns)
@@ -44,21 +44,21 @@ def sheet(images: Images) -> Picture:
     return cells.reshape(rows * height, columns * width, channels)
 
 
-def lossless() -> dict[str, Callable[[Picture], bytes]]:
-    """{codec: picture → the bytes of its file}: PNG optimised, WebP of method 6, and where imagecodecs is
+def lossless() -> dict[str, Callable[[Pixels], bytes]]:
+    """{codec: image → the bytes of its file}: PNG optimised, WebP of method 6, and where imagecodecs is
     installed JPEG XL of effort 9."""
-    found: dict[str, Callable[[Picture], bytes]] = {
-        "PNG": lambda picture: _by_pillow(picture, "PNG", optimize=True),
-        "WebP": lambda picture: _by_pillow(picture, "WEBP", lossless=True, quality=100, method=6),
+    found: dict[str, Callable[[Pixels], bytes]] = {
+        "PNG": lambda image: _by_pillow(image, "PNG", optimize=True),
+        "WebP": lambda image: _by_pillow(image, "WEBP", lossless=True, quality=100, method=6),
     }
     if importlib.util.find_spec("imagecodecs"):
         import imagecodecs  # only where it is asked for, as it is an extra
 
-        found["JPEG XL"] = lambda picture: imagecodecs.jpegxl_encode(picture, lossless=True, effort=9)
+        found["JPEG XL"] = lambda image: imagecodecs.jpegxl_encode(image, lossless=True, effort=9)
     return found
 
 
-def _by_pillow(picture, kind, **options):
+def _by_pillow(image, kind, **options):
     file = io.BytesIO()
-    Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture).save(file, kind, **options)
+    Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(file, kind, **options)
     return file.getvalue()

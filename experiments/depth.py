@@ -19,7 +19,7 @@ from experiments.running.curves import plot_curves
 from experiments.running.output import write_csv
 from vdm import run as run_lib, workdir as workdir_lib
 from vdm.estimate import standard_error
-from vdm.evaluation.evaluator import make_evaluator
+from vdm.evaluation.elbo import make_elbo
 from vdm.reporting.text import fixed, markdown_table
 
 TRAINED, EVALUATED = (10, 100, 1_000, 0), (10, 30, 100, 300, 1_000, 0)
@@ -82,7 +82,7 @@ def at_each_depth(folder: pathlib.Path) -> dict[str, tuple[float, float]]:
     run = run_lib.restore(config, folder)
     numbers = {}
     for timesteps in EVALUATED:
-        evaluate = make_evaluator(run.model.at_depth(timesteps), config, run.data)
+        evaluate = make_elbo(run.model.at_depth(timesteps), config, run.data)
         title = f"{folder.name}, {name_of(timesteps)}"
         estimate, _ = evaluate(run.state.ema, config.eval.passes, progress=True, title=title)
         numbers[name_of(timesteps)] = estimate.mean["bpd"], estimate.se["bpd"]

@@ -29,7 +29,7 @@ from vdm.baselines.vae import VAE
 from vdm.contract import Params, bits_per_dim
 from vdm.data.dataset import Images
 from vdm.diffusion import decoder
-from vdm.evaluation.evaluator import make_evaluator
+from vdm.evaluation.elbo import make_elbo
 from vdm.reporting.text import markdown_table
 from vdm.runtime import checkpoint
 
@@ -98,7 +98,7 @@ def measure(folder: pathlib.Path) -> Measured:
     config = workdir_lib.read_config(folder)
     parts = run_lib.build(config)
     checkpoints = checkpoint.Checkpoints(folder, config.train.keep, read_only=True)
-    evaluate = make_evaluator(parts.model, config, parts.data)
+    evaluate = make_elbo(parts.model, config, parts.data)
     images = parts.data.test.read(np.arange(config.eval.images or parts.data.test.size))["image"]
     rows, posterior = [], None
     for step in tqdm(checkpoints.steps(), folder.name, disable=None):

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 import numpy as np
@@ -28,6 +28,7 @@ from tqdm import tqdm
 from experiments.running import curves, sweep, tables, workdirs
 from experiments.running.output import save_figure, write_csv
 from vdm import run as run_lib, sample, workdir as workdir_lib
+from vdm.arrays import Images
 from vdm.diffusion import process
 from vdm.estimate import standard_error
 from vdm.reporting import figures
@@ -50,7 +51,6 @@ SHOWN = 12  # samples of each rung in the figure
 TIMED = 64  # samples that are drawn to measure how long one takes
 GUIDANCE = 2.0  # of the latent VDM's samples in a row of their own
 
-Pictures = UInt8[np.ndarray, "pictures height width channels"]
 Records = Mapping[str, Sequence[workdirs.Record]]
 
 
@@ -58,12 +58,12 @@ class Samples(NamedTuple):
     """What the model of a run draws.
 
     Attributes:
-      rows: of the figure, SHOWN pictures each, by what they are; "" for plain samples.
+      rows: of the figure, SHOWN images each, by what they are; "" for plain samples.
       seconds: of one sample.
       parameters: how many the model has.
     """
 
-    rows: dict[str, Pictures]
+    rows: dict[str, Images]
     seconds: float
     parameters: int
     vocab_size: int
@@ -122,7 +122,7 @@ def draw_samples(folder: pathlib.Path) -> Samples:
     return Samples(rows, seconds, count, run.data.spec.vocab_size)
 
 
-def predict_lower_halves(run: run_lib.Run) -> Pictures:
+def predict_lower_halves(run: run_lib.Run) -> Images:
     """The first test images, with what the naive model predicts from the upper half for the lower one."""
     count = min(SHOWN, run.data.test.size)
     batch = run.data.test.read(np.arange(count)) | {"augmented": np.zeros(count, np.float32)}
@@ -194,15 +194,15 @@ def plot_ladder(
 ) -> list[pathlib.Path]:
     """Writes ladder.png and ladder.pdf: samples of each rung in a row, and the curves over training time."""
     rows = [
-        (variant, name, pictures, samples[variant].vocab_size)
+        (variant, name, images, samples[variant].vocab_size)
         for variant in samples
-        for name, pictures in samples[variant].rows.items()
+        for name, images in samples[variant].rows.items()
     ]
     figure = Figure(figsize=(15, 0.62 * len(rows) + 0.6), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(9, 6))
     panels = left.subplots(len(rows), 2, squeeze=False, width_ratios=(1, 6))
-    for (label_axes, axes), (variant, name, pictures, vocab_size) in zip(panels, rows):
-        row = side_by_side(pictures / (vocab_size - 1))
+    for (label_axes, axes), (variant, name, images, vocab_size) in zip(panels, rows):
+        row = side_by_side(images / (vocab_size - 1))
         axes.imshow(row, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         bpd = np.mean([workdirs.number(record.final, "bpd") for record in records[variant]])
         label = name or f"{variant.replace('_', ' ')}\n{bpd:.3f} bits/dim"
@@ -237,10 +237,10 @@ def plot_progress(axes: Any, records: Records) -> None:
 
 
 def side_by_side(
-    pictures: Float[np.ndarray, "pictures height width channels"],
+    images: Float[np.ndarray, "images height width channels"],
 ) -> Float[np.ndarray, "height all_widths ..."]:
-    """Pictures of values up to 1 in a row, white between them: gray, or three channels."""
-    padded = np.pad(pictures, ((0, 0), (0, 0), (0, 1), (0, 0)), constant_values=1.0)
+    """Images of values up to 1 in a row, white between them: gray, or three channels."""
+    padded = np.pad(images, ((0, 0), (0, 0), (0, 1), (0, 0)), constant_values=1.0)
     row = np.concatenate(list(padded), axis=1)
     return row[..., :3] if row.shape[-1] >= 3 else row[..., 0]
 

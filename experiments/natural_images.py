@@ -27,7 +27,7 @@ from vdm.contract import bits_per_dim
 from vdm.data import source
 from vdm.diffusion import process
 from vdm.estimate import standard_error
-from vdm.evaluation.evaluator import make_evaluator
+from vdm.evaluation.elbo import make_elbo
 from vdm.evaluation.profile import EDGES
 from vdm.methods import wiener
 from vdm.reporting.text import fixed, markdown_table
@@ -43,7 +43,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no_flips": {"data.augment": ""},
     "no_average": {"train.ema": 0.0},
     "adamw": {"optimizer.name": "adamw", "optimizer.learning_rate": 2e-3},
-    "one_level": {"model.net.levels": 1},
+    "one_scale": {"model.net.scales": 1},
     "patches_of_2": {"model.net.patch": 2, "model.net.width": 64},  # as dear a step as the config's
     "wider": {"model.net.width": 48},
     "deeper": {"model.net.depth": 3},
@@ -107,7 +107,7 @@ def density(folder: pathlib.Path) -> dict[str, list[float]]:
     config = workdir_lib.read_config(folder)
     run = run_lib.restore(config, folder)
     gamma = np.asarray(run.model.gamma(run.state.ema, EDGES.astype(np.float32)))
-    evaluate = make_evaluator(run.model, config, run.data)
+    evaluate = make_elbo(run.model, config, run.data)
     _, profile = evaluate(run.state.ema, config.eval.passes, progress=True, title=f"{folder.name}, over γ")
     columns = profile.summary(gamma, 0.0, run.data.spec.shape, run.data.spec.vocab_size)
     return {"gamma": gamma.tolist(), "per_gamma": columns["per_gamma"].tolist()}

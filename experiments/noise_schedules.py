@@ -3,7 +3,7 @@
   python -m experiments.noise_schedules --workdir=runs/noise_schedules --config=configs/digits.py
 
 In continuous time the schedule changes no mean of the ELBO, but the variance of its estimate, and by that
-the training; unless each value of a picture has noise of its own (multivariate). The interior of learned_net
+the training; unless each value of an image has noise of its own (multivariate). The interior of learned_net
 and multivariate is trained by the ELBO itself, that of min_variance, which is the same network, and of
 piecewise for the least variance. Each schedule is trained under the config's parameterisation, and two of
 them under the others too. Writes the table and the curves of the runs, and figures of γ(t) and SNR(t) before
@@ -27,7 +27,7 @@ from vdm import run as run_lib, workdir as workdir_lib
 from vdm.contract import bits_per_dim
 from vdm.diffusion.times import IID
 from vdm.estimate import standard_error
-from vdm.evaluation.evaluator import make_evaluator
+from vdm.evaluation.elbo import make_elbo
 from vdm.evaluation.passes import run_passes
 from vdm.evaluation.profile import EDGES
 from vdm.reporting import figures
@@ -79,7 +79,7 @@ def measure(folder: pathlib.Path) -> Measured:
     """What the schedule of a run is and does, on the EMA of its newest checkpoint.
 
     Returns:
-      {"before", "after": γ at EDGES [parts + 1, values], one value or each of a picture's;
+      {"before", "after": γ at EDGES [parts + 1, values], one value or each of an image's;
       "per_t", "per_t_se": bits/dim per unit of t, [parts]; "variance": of an independent draw of
       bits/dim, [images]}.
     """
@@ -96,7 +96,7 @@ def measure(folder: pathlib.Path) -> Measured:
         return {"nats": sum(model.draw(params, rng.alone(), batch, times=iid).terms.values())}
 
     nats = run_passes(one_draw, config, run, DRAWS, folder.name)["nats"]
-    _, profile = make_evaluator(run.model, config, run.data)(run.state.ema, 20)
+    _, profile = make_elbo(run.model, config, run.data)(run.state.ema, 20)
     columns = profile.summary(after.mean(axis=1), 0.0, shape, run.data.spec.vocab_size)
     found = {"before": before, "after": after, "per_t": columns["per_t"], "per_t_se": columns["per_t_se"]}
     found["variance"] = bits_per_dim(nats, shape).var(axis=0, ddof=1)

@@ -134,7 +134,7 @@ def compare(workdir: pathlib.Path, num: int, evaluations: Sequence[int]) -> Comp
     run = run_lib.restore(config, workdir)
     require(
         Ability.DENOISER in run.model.abilities,
-        f"the model of {str(workdir)!r} is no diffusion model of pictures, so it has no steps to choose.",
+        f"the model of {str(workdir)!r} is no diffusion model of images, so it has no steps to choose.",
     )
     vocab_size = run.data.spec.vocab_size
 

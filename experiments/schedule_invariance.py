@@ -26,7 +26,7 @@ from vdm.diffusion.schedule import Cosine, LinearBeta, Schedule
 from vdm.diffusion.times import IID
 from vdm.errors import require
 from vdm.estimate import Estimate, combine
-from vdm.evaluation.evaluator import make_evaluator
+from vdm.evaluation.elbo import make_elbo
 from vdm.evaluation.passes import run_passes
 from vdm.reporting.text import markdown_table
 
@@ -114,7 +114,7 @@ def measure(workdir: pathlib.Path, passes: int) -> list[Row]:
         model = dataclasses.replace(run.model, schedule=schedule)
         params = run.state.ema | {"schedule": schedule_params}
         other = run._replace(model=model, state=run.state._replace(ema=params))
-        spread, _ = make_evaluator(model, config, run.data)(params, passes, progress=True, title=name)
+        spread, _ = make_elbo(model, config, run.data)(params, passes, progress=True, title=name)
         iid = independent_estimate(config, other, passes)
         noise, noise_iid = spread.noise["bpd"], iid.noise["bpd"]
         rows.append((name, spread.mean["bpd"], noise, iid.mean["bpd"], noise_iid, noise / noise_iid))

@@ -4,7 +4,7 @@
 
 All of them train on the same mean; what differs is its noise. The interior of the learned γ is trained for
 the least variance. The table has, after training, the variance of a batch's mean loss over other times and
-noise, the pictures held fixed.
+noise, the images held fixed.
 """
 
 from collections.abc import Sequence

@@ -5,12 +5,12 @@ import numpy as np
 from conftest import make_config
 from vdm.data import dataset
 from vdm.diffusion import model as diffusion_lib
-from vdm.diffusion.denoiser import Levels
+from vdm.diffusion.denoiser import Categorical
 from vdm.diffusion.schedule import FixedLinear
 
 
 class Constant:
-    """A network whose output is log p(v) of each value, whatever its input: read as `levels`
+    """A network whose output is log p(v) of each value, whatever its input: read as `categorical`
     it is the optimal denoiser of images whose values are independent and distributed so."""
 
     def __init__(self, log_p):
@@ -35,8 +35,8 @@ def log_probabilities(shape, vocab_size, seed=0):
     return np.log(p / p.sum(axis=-1, keepdims=True))
 
 
-def pictures(log_p, count, seed=1):
-    """Pictures drawn from independent values with these log-probabilities, and the negative
+def images(log_p, count, seed=1):
+    """Images drawn from independent values with these log-probabilities, and the negative
     log-likelihood of each in bits/dim."""
     random = np.random.default_rng(seed)
     gumbel = random.gumbel(size=(count, *log_p.shape))
@@ -55,14 +55,14 @@ def model(log_p, gamma_min, gamma_max, timesteps=0, schedule=FixedLinear):
         shape=tuple(shape),
         vocab_size=vocab_size,
         classes=0,
-        parameterisation=Levels(),
+        parameterisation=Categorical(),
         timesteps=timesteps,
         sample_steps=10,
     )
 
 
 def split(images, vocab_size):
-    """The pictures as a data set."""
+    """The images as a data set."""
     part = dataset.in_memory(images)
     return dataset.Data(part, part, dataset.Spec(images.shape[1:], vocab_size, 0))
 

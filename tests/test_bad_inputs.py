@@ -153,7 +153,7 @@ def cut(path):
     os.truncate(path, path.stat().st_size // 2)
 
 
-def damaged_picture(folder):
+def damaged_image(folder):
     for name in "abcdefgh":
         Image.effect_noise((16, 16), 50).save(folder / f"{name}.png")
     cut(folder / "b.png")
@@ -164,19 +164,19 @@ DATA = {
     "nothing there": ("npz", lambda f: None, "holds no .npz file"),
     "no zip": ("npz", lambda f: (f / "x.npz").write_bytes(b"no zip"), "x.npz"),
     "half a zip": ("npz", lambda f: (npz(f, image=IMAGES), cut(f / "x.npz")), "x.npz"),
-    "other arrays": ("npz", lambda f: npz(f, picture=IMAGES), "has the arrays picture"),
+    "other arrays": ("npz", lambda f: npz(f, image=IMAGES), "has the arrays image"),
     "floats": ("npz", lambda f: npz(f, image=IMAGES / 1.0), "float64"),
     "five axes": ("npz", lambda f: npz(f, image=IMAGES[None]), "x.npz"),
-    "no images": ("npz", lambda f: npz(f, image=IMAGES[:0]), "x.npz"),
+    "an empty array": ("npz", lambda f: npz(f, image=IMAGES[:0]), "x.npz"),
     "a pickle": ("npz", lambda f: npz(f, image=np.array([Opens(f / "it_ran")], object)), "x.npz"),
     "a pickle alone": (
         "npz", lambda f: (f / "x.npz").write_bytes(pickle.dumps(Opens(f / "it_ran"))), "x.npz",
     ),
     "labels of other images": ("npz", lambda f: npz(f, image=IMAGES, label=np.zeros(3, int)), "label"),
-    "no pictures": ("folder", lambda f: (f / "a.txt").write_text("x"), "too few images"),
-    "one picture": ("folder", png, "too few images"),
+    "no images": ("folder", lambda f: (f / "a.txt").write_text("x"), "too few images"),
+    "one image": ("folder", png, "too few images"),
     "a text": ("folder", lambda f: [(f / f"{n}.png").write_text("x") for n in "abcd"], ".png"),
-    "half a picture": ("folder", damaged_picture, "b.png"),
+    "half an image": ("folder", damaged_image, "b.png"),
     "an absurd size": (
         "folder",
         lambda f: [(f / f"{n}.png").write_bytes(header(100_000, 100_000)) for n in "abcd"],

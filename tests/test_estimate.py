@@ -10,9 +10,9 @@ import pytest
 import exact
 from vdm.diffusion.times import distributed
 from vdm.estimate import combine
-from vdm.evaluation.evaluator import SET
+from vdm.evaluation.elbo import SET
 from vdm.evaluation.profile import UNIFORM
-from vdm.runtime.randomness import Spread
+from vdm.runtime.randomness import QuasiRng
 
 
 def test_combine_by_hand():
@@ -29,19 +29,19 @@ def test_combine_by_hand():
 
 @pytest.mark.parametrize("passes", [1, 4, 20])
 def test_intervals_hold_the_truth_over_new_images(passes, single):
-    """500 test sets of 100 images each, drawn from the model itself and evaluated as make_evaluator does: 95%
+    """500 test sets of 100 images each, drawn from the model itself and evaluated as make_elbo does: 95%
     intervals hold the mean over all images, which are 50,000, in 92 to 98% of them."""
     sets, images = 500, 100
     log_p = exact.log_probabilities((2, 2, 1), 4)
     model = exact.model(log_p, -9.0, 8.0)
-    given, _ = exact.pictures(log_p, sets * images)
+    given, _ = exact.images(log_p, sets * images)
     given = given.reshape(sets, images, 2, 2, 1)
     parts = np.array_split(np.arange(passes), min(passes, max(2, round(passes / SET))))
 
     @jax.jit
     @jax.vmap
     def drawn(image, key, part, number, length):
-        rng = Spread(jax.random.fold_in(key, part), jnp.arange(images), number, jnp.int32(images), length)
+        rng = QuasiRng(jax.random.fold_in(key, part), jnp.arange(images), number, jnp.int32(images), length)
         draw = model.draw(
             {"schedule": {}, "net": {}}, rng, {"image": image}, times=distributed(jnp.asarray(UNIFORM))
         )

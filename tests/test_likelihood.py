@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("single")
 
 SHAPE, LEVELS = (2, 1, 1), 4
 LOG_P = exact.log_probabilities(SHAPE, LEVELS)
-IMAGES, TRUTH = exact.pictures(LOG_P, 96)
+IMAGES, TRUTH = exact.images(LOG_P, 96)
 FEW = dict(passes=20, batch_size=96, depths="4,16", ode__nodes=32, ode__samples=1, ode__images=32)
 
 
@@ -130,7 +130,7 @@ def model_of(denoise):
 def test_labels_reach_the_denoiser():
     """Each label has levels of its own: given it, the likelihood is that of these."""
     other = exact.log_probabilities(SHAPE, LEVELS, seed=5)
-    images, truth = exact.pictures(other, 96, seed=6)
+    images, truth = exact.images(other, 96, seed=6)
     models = [exact.model(log_p, -9.0, 8.0) for log_p in (LOG_P, other)]
 
     def eps_hat(z, gamma, labels):
@@ -335,7 +335,7 @@ def test_claims_are_told_from_the_likelihood_and_their_mistake_is_named():
 def test_a_coarse_scale_that_is_counted_a_quarter_is_caught():
     """A cascade: the mean image's two values, then four that do not depend on them, each exact."""
     wide = exact.log_probabilities((2, 2, 2), LEVELS, seed=3)
-    images, fine_truth = exact.pictures(wide, 96, seed=4)
+    images, fine_truth = exact.images(wide, 96, seed=4)
     model = exact.model(wide, -9.0, 8.0)
     eps_hat = lambda z, gamma, _: model.eps_hat({"schedule": {}, "net": {}}, z, gamma, None)
     few = FEW | {"passes": 30}

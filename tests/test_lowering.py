@@ -18,7 +18,7 @@ from vdm import (
     step as step_lib,
 )
 from vdm.data.dataset import Data, Spec, in_memory
-from vdm.evaluation.evaluator import make_evaluator
+from vdm.evaluation.elbo import make_elbo
 from vdm.runtime import devices
 
 PLATFORMS = {"cuda": "gpu", "tpu": "tpu"}  # and what jax.default_backend() says there
@@ -74,7 +74,7 @@ def program(name, config, monkeypatch):
         return step, (False, False, True), (False, False), (state, images | labels, {"index": index})
     monkeypatch.setattr(devices, "over_devices", catch)
     if name == "evaluation":
-        return caught(make_evaluator(model, config, data), params, 1)
+        return caught(make_elbo(model, config, data), params, 1)
     return caught(sample_lib.make_sampler(model, config, data), params)
 
 
@@ -118,21 +118,21 @@ def paper(**changes):
     )
 
 
-def pictures_at_once(text):
-    """Of how many pictures attention is computed together, in each place where it is."""
+def images_at_once(text):
+    """Of how many images attention is computed together, in each place where it is."""
     return {math.prod(map(int, shape.split("x"))) for shape in re.findall(ATTENTION, text)}
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_the_papers_model_lowers_for_accelerators(name, platform, monkeypatch):
-    """Its convolutions are plain, and so are their gradients; attention takes all pictures at once."""
+    """Its convolutions are plain, and so are their gradients; attention takes all images at once."""
     text = lowered(name, platform, monkeypatch, paper())
     assert set(re.findall(r"custom_call @([\w.$]+)", text)) <= CALLS
     assert set(re.findall(PADDED, text)) == {"[[1, 1], [1, 1]]"}
     assert text.count("stablehlo.convolution") == (42 if name == "step" else 14)
     assert text.count(OF_KERNEL) == (14 if name == "step" else 0)
-    assert pictures_at_once(text) == {64 if name == "sampler" else 128}
+    assert images_at_once(text) == {64 if name == "sampler" else 128}
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -140,7 +140,7 @@ def test_on_a_cpu_it_is_the_other_form(name, monkeypatch):
     """So that the test before this one sees it where it is."""
     text = lowered(name, "cpu", monkeypatch, paper())
     assert set(re.findall(PADDED, text)) == {"[[1, 2], [1, 1]]"}
-    assert OF_KERNEL not in text and pictures_at_once(text) == {1}
+    assert OF_KERNEL not in text and images_at_once(text) == {1}
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)

@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT, cli, command, make_config, only, run
 from vdm import main, train
 from vdm.errors import UserError, one_line
-from vdm.evaluation import estimators
+from vdm.evaluation import estimator
 
 # What the command line is given, and what its one line must hold.
 BAD_FLAGS = {
@@ -60,8 +60,8 @@ BAD_VALUES = {
     "samples": ({"sample.num": 0}, "sample.num is 0", "1 or more"),
     "estimators": ({"eval.estimators": "elbo,odd"}, "estimators is 'odd'", "Did you mean 'ode'"),
     "gaussian": (
-        {"model.parameterisation": "gaussian", "model.schedule.name": "multivariate"},
-        "config.model.parameterisation.name is 'gaussian'",
+        {"model.parameterisation": "wiener", "model.schedule.name": "multivariate"},
+        "config.model.parameterisation.name is 'wiener'",
         "such as 'eps', 'x', 'v'",
     ),
     "depths": ({"eval.depths": "1,x"}, "eval.depths", "'1,x'"),
@@ -113,7 +113,7 @@ def test_bad_values_are_refused_before_evaluation(case):
     changes, *texts = BAD_EVALS[case]
     config = make_config({f"eval.{name}": value for name, value in changes.items()}, "configs/digits.py")
     with pytest.raises(UserError) as error:
-        estimators.check(config)
+        estimator.check(config)
     for text in texts:
         assert text in one_line(error.value)
 

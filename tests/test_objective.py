@@ -212,7 +212,7 @@ def test_a_weighted_run_reports_the_elbo_of_its_parameters(tmp_path):
 
     @jax.jit
     def nats(batch, index):
-        rng = randomness.Spread(key, index, jnp.int32(0), jnp.int32(images), jnp.int32(1))
+        rng = randomness.QuasiRng(key, index, jnp.int32(0), jnp.int32(images), jnp.int32(1))
         return sum(restored.model.draw(restored.state.ema, rng, batch).terms.values())
 
     found = []

@@ -117,7 +117,7 @@ def test_keeps_the_newest_and_the_best(whole):
 
 def test_eval_and_sample_take_the_config_of_the_workdir(whole):
     """The ELBO is the one that training ended with; every other estimator is in the table, each
-    of its numbers in the files, and the pictures are there."""
+    of its numbers in the files, and the images are there."""
     trained = json.loads((whole / "eval.json").read_text())
     metrics_text = (whole / "metrics.jsonl").read_text()
     few = dict(
@@ -141,8 +141,8 @@ def test_eval_and_sample_take_the_config_of_the_workdir(whole):
     column = np.array([float(line["ELBO, T → ∞"]) for line in table])
     assert len(column) == 6 and column.mean() == pytest.approx(found["bpd"])
     for name in ("density.png", "distortion.png", "depth.png"):
-        with Image.open(whole / name) as picture:
-            assert picture.size[0] > 500
+        with Image.open(whole / name) as image:
+            assert image.size[0] > 500
 
     again = run(whole, mode="eval", **only(config_eval_passes=2))
     assert again.returncode == 0, again.stderr

@@ -90,7 +90,7 @@ def test_steps_in_one_call_are_the_steps_one_by_one(built):
 
 
 def test_noise_depends_on_the_step_alone(built):
-    """The same parameters and pictures meet the same noise at the same step, and other noise at another."""
+    """The same parameters and images meet the same noise at the same step, and other noise at another."""
     parts, step = built
     state, batch = parts.init(), batch_of(parts, 1)
     losses = [float(step(state._replace(step=jnp.int32(n)), {}, batch)[1]["loss"][0]) for n in (0, 0, 7)]

@@ -276,7 +276,7 @@ def test_an_older_method_is_a_model(schedule, context, encoder, name, tmp_path):
     """It was a field of the one model, and parameterisation, times and sampler were plain names."""
     model = {"encoder": encoder, "times": "importance", "sampler": "dpm2m"}
     found = workdir_lib.read_config(old(tmp_path, schedule, context, **model)).model
-    assert (found.name, found.schedule.name, found.parameterisation.name) == (name, schedule, "levels")
+    assert (found.name, found.schedule.name, found.parameterisation.name) == (name, schedule, "categorical")
     assert (found.times.name, found.sampler.name) == ("importance", "dpm2m")
     if name == "mulan":
         assert found.context == 4 and "context" not in found.schedule

@@ -26,7 +26,7 @@ Terms = dict[str, Float[Array, "batch"]]
 
 
 class Random(Protocol):
-    """Where a model's draws come from: randomness.Rng in training, randomness.Spread in evaluation."""
+    """Where a model's draws come from: randomness.Rng in training, randomness.QuasiRng in evaluation."""
 
     def keys(self, use: int) -> Array:
         """One key for each example."""

@@ -11,6 +11,7 @@ from jaxtyping import Float
 import numpy as np
 
 from vdm.contract import bits_per_dim
+from vdm.errors import require
 from vdm.runtime.atomic import write_text
 
 PerImage = Float[np.ndarray, "images"]
@@ -102,6 +103,30 @@ def combine(sets: Sequence[tuple[int, dict[str, PerImage]]], shape: tuple[int, .
         return math.sqrt(spread.mean() / spread.size)
 
     return Estimate(values, {name: noise(name) for name in values}, int(passes.sum()))
+
+
+def require_possible(estimate: Estimate, what: str = "the bound") -> None:
+    """Raises UserError where an estimate is no number, or below what can be: levels have probabilities, so
+    that −log P(x), and every bound above it, is at least 0."""
+    for name, bits in reversed(estimate.mean.items()):  # the sum is the first
+        require(
+            not math.isnan(bits),
+            f"{what} is no number{_of_term(name)}: the network or another component gives NaN, or training "
+            "has diverged.",
+        )
+    bits, se = estimate.mean["bpd"], estimate.se["bpd"]
+    require(
+        bits >= -max(5.0 * se if se == se else 0.0, 1e-3),
+        f"{what} is {bits:.4f} bits/dim, which is impossible: no probability of discrete values is above "
+        "1. A term is wrong: γ(t) that falls or whose slope is not its derivative, a `draw` that leaves a "
+        "term out or takes a density for a probability, or weights of times that are not 1/q(t). The terms: "
+        + ", ".join(f"{name} {value:.4f}" for name, value in estimate.mean.items() if name != "bpd")
+        + ".",
+    )
+
+
+def _of_term(name: str) -> str:
+    return "" if name == "bpd" else f" in its term {name!r}"
 
 
 def write_json(

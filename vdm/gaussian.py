@@ -22,7 +22,7 @@ STANDARD = Gaussian(*np.zeros((2,), np.float32))  # type: ignore[arg-type]
 
 def noise(keys: Array, shape: tuple[int, ...]) -> Float[Array, "batch *shape"]:
     """ε ~ N(0, I) from a key for each example: independent of all other draws, as
-    those of randomness.Spread.normal in different passes are not."""
+    those of randomness.QuasiRng.normal in different passes are not."""
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 

@@ -25,7 +25,7 @@ from vdm.diffusion import process
 from vdm.diffusion.dequantisation import normal_entropy
 from vdm.errors import UserError, require
 from vdm.estimate import Estimate
-from vdm.evaluation import audit, estimators as estimators_lib
+from vdm.evaluation import audit, estimator as estimators_lib
 from vdm.evaluation.audit import Images
 from vdm.evaluation.elbo import elbo_name
 from vdm.evaluation.table import Row, tables

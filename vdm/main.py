@@ -32,15 +32,15 @@ from vdm import commandline
 from vdm.errors import Failed, Stopped, UserError, did_you_mean, one_line, one_of, require
 from vdm.runtime import cache, hosts, stop
 
-# Each mode's module; what it does there is called `run`.
+# Each mode's module and function.
 MODES = {
-    "train": "vdm.train",
-    "eval": "vdm.evaluation.evaluate",
-    "sample": "vdm.sample",
-    "compress": "vdm.codec.compress",
-    "decompress": "vdm.codec.decompress",
-    "import": "vdm.exchange.importing",
-    "export": "vdm.exchange.exporting",
+    "train": "vdm.train:run",
+    "eval": "vdm.evaluation.evaluate:run",
+    "sample": "vdm.sample:run",
+    "compress": "vdm.codec.modes:compress",
+    "decompress": "vdm.codec.modes:decompress",
+    "import": "vdm.exchange.importing:run",
+    "export": "vdm.exchange.exporting:run",
 }
 # Which modes take --input, and --output.
 FILES = {"input": ("compress", "decompress", "import"), "output": ("compress", "decompress", "export")}
@@ -53,7 +53,7 @@ MACHINE = {
 }
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", None, "Folder of the run: its checkpoints, metrics, pictures.")
+flags.DEFINE_string("workdir", None, "Folder of the run: its checkpoints, metrics, images.")
 flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
 flags.DEFINE_string(
     "input",
@@ -97,7 +97,8 @@ def main(argv: Sequence[str]) -> None:
     if FLAGS.distributed:
         hosts.join(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
     cache.enable(FLAGS.cache)
-    importlib.import_module(MODES[FLAGS.mode]).run(config, workdir, *files)
+    module, function = MODES[FLAGS.mode].split(":")
+    getattr(importlib.import_module(module), function)(config, workdir, *files)
 
 
 def parse_flags(argv: Sequence[str]) -> None:

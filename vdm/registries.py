@@ -54,8 +54,8 @@ KINDS: dict[str, tuple[str, dict[str, str]]] = {
             "eps": "vdm.diffusion.denoiser:Eps",
             "x": "vdm.diffusion.denoiser:X",
             "v": "vdm.diffusion.denoiser:V",
-            "levels": "vdm.diffusion.denoiser:Levels",
-            "gaussian": "vdm.methods.wiener:Wiener",
+            "categorical": "vdm.diffusion.denoiser:Categorical",
+            "wiener": "vdm.methods.wiener:Wiener",
         },
     ),
     "times": (

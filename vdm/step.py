@@ -76,7 +76,7 @@ def trained(params: PyTree, objective: PyTree) -> PyTree:
     return params if objective is None else {"model": params, "objective": objective}
 
 
-def apart(both: PyTree, has_own: bool) -> tuple[PyTree, PyTree]:
+def separate(both: PyTree, has_own: bool) -> tuple[PyTree, PyTree]:
     """The inverse of `trained`; `has_own` says whether the objective has something."""
     return (both["model"], both["objective"]) if has_own else (both, None)
 
@@ -109,7 +109,7 @@ def make_step(
     adaptive = model.times is not None and model.times.init() is not None
 
     def loss(both, has_own, rng, batch, moments):
-        params, own = apart(both, has_own)
+        params, own = separate(both, has_own)
         times = None if model.times is None else lambda rng: model.times.draw(rng, moments)
         draw = objective.draw(model, params, rng, batch, times)
         check_draw(model, draw, len(batch["label"]))
@@ -165,7 +165,7 @@ def make_step(
         before = trained(state.params, state.objective)
         updates, opt_state = optimizer.update(grads, state.opt_state, before)
         after = optax.apply_updates(before, updates)
-        params, own = apart(after, state.objective is not None)
+        params, own = separate(after, state.objective is not None)
         decay = ema_decay(state.step, config.train.ema)
         ema = jax.tree.map(lambda old, new: new + decay * (old - new), state.ema, params)
         total = sum(terms.values())

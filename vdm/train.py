@@ -1,4 +1,4 @@
-"""The training loop: batches in, steps on the devices, numbers and pictures out; resumes anywhere."""
+"""The training loop: batches in, steps on the devices, numbers and images out; resumes anywhere."""
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
@@ -18,8 +18,8 @@ from vdm.contract import Params
 from vdm.data import fingerprint
 from vdm.data.batches import resident_arrays, resident_shapes, train_batches
 from vdm.errors import Failed, UserError, require
-from vdm.evaluation import estimators
-from vdm.evaluation.evaluator import make_evaluator
+from vdm.evaluation import estimator
+from vdm.evaluation.elbo import make_elbo
 from vdm.reporting import text
 from vdm.reporting.log import Log, NoLog
 from vdm.runtime import checksums, devices, lock
@@ -28,7 +28,7 @@ from vdm.runtime.stop import Stop
 
 def check(config: ConfigDict) -> None:
     """Raises UserError where a number of config.train cannot be, or one that only evaluation reads."""
-    estimators.check(config)
+    estimator.check(config)
     train = config.train
     for name in ("steps", "batch_size", "accumulate", "substeps", "keep"):
         require(train[name] >= 1, f"config.train.{name} is {train[name]}; accepted: 1 or more.")
@@ -109,8 +109,8 @@ def _train(config: ConfigDict, workdir: pathlib.Path, newest: int | None) -> Non
         return
     parts = run_lib.build(config)
     fingerprint.check(workdir / "data.json", parts.data, keep=lead)
-    estimators.choose(config, parts.model)  # what cannot be evaluated is refused before it is trained
-    evaluate = make_evaluator(parts.model, config, parts.data)
+    estimator.choose(config, parts.model)  # what cannot be evaluated is refused before it is trained
+    evaluate = make_elbo(parts.model, config, parts.data)
     validate = make_validator(parts, config)
     sample = sample_lib.make_sampler(parts.model, config, parts.data)
     if lead:
@@ -169,7 +169,7 @@ def make_validator(parts: run_lib.Parts, config: ConfigDict) -> Callable[..., An
         return None
     config = config.copy_and_resolve_references()
     config.eval.images = 0
-    return make_evaluator(parts.model, config, dataclasses.replace(parts.data, test=parts.data.validation))
+    return make_elbo(parts.model, config, dataclasses.replace(parts.data, test=parts.data.validation))
 
 
 def compile_step(

@@ -16,7 +16,7 @@ from vdm import config as config_lib
 from vdm.component import OWN, load_file
 from vdm.config import flat
 from vdm.errors import UserError, require
-from vdm.runtime.atomic import whole, write_text
+from vdm.runtime.atomic import atomic_path, write_text
 
 # Fields that may differ when a run goes on: how long, what is reported meanwhile, and in what precision and
 # memory the same function is computed.
@@ -79,7 +79,10 @@ def read_raw(workdir: pathlib.Path) -> dict[str, Any]:
 def _renamed(found):
     """A config of an older version in the names of this one."""
     model = found.get("model")
-    schedule = model.get("schedule") if isinstance(model, dict) else None
+    if not isinstance(model, dict):
+        return found
+    found = found | {"model": (model := _with_new_names(model))}
+    schedule = model.get("schedule")
     if not isinstance(schedule, dict):
         return found
     if model.get("name") == "diffusion":
@@ -103,6 +106,19 @@ def _renamed(found):
         found = found | {"model": model | {"schedule": schedule | {"name": "learned_net"}}}
     continuous = model.get("timesteps") == 0 and model.get("name") in ("diffusion", "latent")
     return found | {"objective": {"name": "least_variance" if interior and continuous else "elbo"}}
+
+
+def _with_new_names(model):
+    """config.model with today's names of its parameterisation and of the pyramid's resolutions."""
+    model, new = dict(model), {"levels": "categorical", "gaussian": "wiener"}
+    how, net = model.get("parameterisation"), model.get("net")
+    if isinstance(how, str):
+        model["parameterisation"] = new.get(how, how)
+    elif isinstance(how, dict) and isinstance(how.get("name"), str):
+        model["parameterisation"] = how | {"name": new.get(how["name"], how["name"])}
+    if isinstance(net, dict) and "levels" in net:
+        model["net"] = {"scales" if field == "levels" else field: value for field, value in net.items()}
+    return model
 
 
 def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
@@ -193,7 +209,7 @@ def keep_modules(workdir: pathlib.Path, config: ConfigDict) -> None:
     _check_modules(workdir, config)
     for kept, source in _own_modules(workdir, config):
         kept.parent.mkdir(exist_ok=True)
-        with whole(kept) as part:
+        with atomic_path(kept) as part:
             part.write_bytes(source.read_bytes())
 
 

@@ -3,7 +3,7 @@
   python -m experiments.speed                        # a CPU: two sizes of the CIFAR-10 model
   python -m experiments.speed --out=runs/speed       # a GPU or TPU: the CIFAR-10 model
 
-Random pictures stand for the data, and the training step is the one that training takes. Each
+Random images stand for the data, and the training step is the one that training takes. Each
 case is measured in turn with a large product of two square matrices in its own precision, just
 before and just after each step, and the share is the median over steps of
 

@@ -24,7 +24,7 @@ from vdm import (
 from vdm.contract import Model
 from vdm.data.batches import eval_batches, resident_arrays, train_batches
 from vdm.data.dataset import Data, Spec, Split, in_memory
-from vdm.evaluation.evaluator import make_evaluator
+from vdm.evaluation.elbo import make_elbo
 from vdm.runtime import devices
 
 SPEC = Spec((32, 32, 3), 256, 10)
@@ -122,7 +122,7 @@ def measure(case: Case, steps: int) -> dict[str, float]:
     ]
     step = float(np.median(taken)) / substeps
 
-    evaluate = make_evaluator(model, config, data)
+    evaluate = make_elbo(model, config, data)
     evaluate(state.ema, 1)
     evaluation = seconds_of(lambda: evaluate(state.ema, 1)[0].values["bpd"])
     sampler = sample.make_sampler(model, config, data)

@@ -11,7 +11,7 @@ from vdm.data.dataset import Spec
 
 
 def unet_flops(net: Any, spec: Spec, out_channels: int, condition_size: int) -> int:
-    """Floating-point operations of one forward pass of a U-Net for one picture: two for each
+    """Floating-point operations of one forward pass of a U-Net for one image: two for each
     multiply-add of its products (all else is about a hundredth of them).
 
     Args:

@@ -2,10 +2,10 @@
 
   python -m experiments.speed.start
   python -m experiments.speed.start --config=configs/digits.py
-  python -m experiments.speed.start --config=configs/cifar10.py --config.data.data_dir=$HOME/tensorflow_datasets
+  python -m experiments.speed.start --config=configs/cifar10.py --config.data.data_dir=DATA
 
 Starts `python -m vdm.main` with the flags given, each time in a workdir of its own; without any, with the
-CIFAR-10 model on random pictures. Ends it where it says that it starts at step 0, and prints the seconds
+CIFAR-10 model on random images. Ends it where it says that it starts at step 0, and prints the seconds
 until then, less those of `import jax`, as a Markdown table. The first start compiles everything and reads the
 images from their files; the others find both in a cache.
 """
@@ -26,11 +26,11 @@ from vdm.reporting.text import markdown_table
 AGAIN = 5  # starts after the first
 
 
-def random_pictures(folder: pathlib.Path) -> list[str]:
-    """Flags of the CIFAR-10 model on pictures written there."""
+def random_images(folder: pathlib.Path) -> list[str]:
+    """Flags of the CIFAR-10 model on images written there."""
     images = np.random.default_rng(0).integers(0, 256, (4096, 32, 32, 3)).astype(np.uint8)
-    np.savez(folder / "pictures.npz", image=images)
-    data = ["--config.data.name=npz", f"--config.data.data_dir={folder}/pictures.npz"]
+    np.savez(folder / "images.npz", image=images)
+    data = ["--config.data.name=npz", f"--config.data.data_dir={folder}/images.npz"]
     return ["--config=configs/cifar10.py", *data]
 
 
@@ -62,7 +62,7 @@ def main(flags: Sequence[str]) -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        flags = flags or random_pictures(folder)
+        flags = flags or random_images(folder)
         command = [sys.executable, "-m", "vdm.main", *flags, f"--cache={folder}/cache"]
         imports, starts = [], []
         for number in tqdm(range(1 + AGAIN), "starts", disable=None):

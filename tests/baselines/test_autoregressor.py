@@ -15,7 +15,7 @@ from vdm.data.dataset import Spec
 from vdm.errors import UserError
 from vdm.evaluation import elbo
 from vdm.run import Run
-from vdm.runtime.randomness import Rng, Spread
+from vdm.runtime.randomness import QuasiRng, Rng
 from vdm.step import State
 
 LEVELS = 3
@@ -26,7 +26,7 @@ NET = {"depth": 2, "width": 16, "heads": 2, "dropout": 0.5}
 
 @functools.cache
 def made(shape=(2, 2, 1), **changes):
-    """A small autoregressor of pictures of a shape, and random parameters."""
+    """A small autoregressor of images of a shape, and random parameters."""
     config = make_config({f"model.net.{name}": value for name, value in NET.items()} | changes, FILE)
     found = run_lib.build_model(config, Spec(shape, LEVELS, 4))
     like = jax.eval_shape(lambda: found.init(jax.random.key(0), batch(np.zeros((1, *shape)))))
@@ -48,7 +48,7 @@ def rng(size, number=0):
 
 
 def every(shape):
-    """All pictures of a shape: [LEVELS^values, *shape]."""
+    """All images of a shape: [LEVELS^values, *shape]."""
     return np.array(list(itertools.product(range(LEVELS), repeat=int(np.prod(shape))))).reshape(-1, *shape)
 
 
@@ -72,7 +72,7 @@ def test_probabilities_sum_to_one(shape):
     assert np.exp(of_all).sum() == pytest.approx(1.0, abs=1e-5)
 
 
-def test_at_its_start_every_picture_is_as_likely():
+def test_at_its_start_every_image_is_as_likely():
     found, _ = made((2, 2, 1))
     given = batch(every((2, 2, 1)))
     params = jax.jit(found.init)(jax.random.key(0), given)
@@ -87,7 +87,7 @@ COUNT = 20_000
 
 
 def fits(drawn, log_p):
-    """Whether COUNT pictures were drawn with these log-probabilities of all 81, by χ²: its mean is the
+    """Whether COUNT images were drawn with these log-probabilities of all 81, by χ²: its mean is the
     degrees of freedom, 80, and its standard deviation √160."""
     place = np.asarray(drawn).reshape(COUNT, 4) @ LEVELS ** np.arange(4)[::-1]
     expected = COUNT * np.exp(log_p)
@@ -121,7 +121,7 @@ def test_every_evaluation_gives_the_same():
     """The likelihood is exact: passes differ in nothing, and the standard error has no noise in it."""
     found, params = made((2, 2, 1))
     given = batch(every((2, 2, 1)))
-    spread = lambda number, key: Spread(jax.random.key(key), jnp.arange(81), number, 81, 4)
+    spread = lambda number, key: QuasiRng(jax.random.key(key), jnp.arange(81), number, 81, 4)
     one, other = (
         draw(found, params, s, given, False).terms["likelihood"] for s in (spread(0, 0), spread(3, 5))
     )

@@ -41,7 +41,7 @@ SMALL = {
 
 
 def made(classes=CLASSES, **changes):
-    """A small model of one latent number on pictures of one value, a chain of two steps; its parameters."""
+    """A small model of one latent number on images of one value, a chain of two steps; its parameters."""
     config = make_config({f"model.{name}": value for name, value in (SMALL | changes).items()})
     built = run_lib.build_model(config, Spec((1, 1, 1), LEVELS, classes))
     batch = {"image": np.zeros((1, 1, 1, 1), np.uint8), "label": np.zeros(1, np.int32)}
@@ -239,8 +239,8 @@ def test_labels_are_dropped_in_training_alone():
     [
         ({"latent": 0}, "latent is 0; accepted: 1 or more"),
         (
-            {"parameterisation": "levels"},
-            "parameterisation.name is 'levels'; accepted for latents, .*: 'eps', 'x', 'v'",
+            {"parameterisation": "categorical"},
+            "parameterisation.name is 'categorical'; accepted for latents, .*: 'eps', 'x', 'v'",
         ),
         ({"drop_label": 1.0}, "drop_label is 1.0; accepted: 0 up to, but not, 1"),
         (

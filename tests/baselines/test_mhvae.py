@@ -37,7 +37,7 @@ SMALL = {
 
 
 def made(shape=(1, 1, 1), vocab_size=LEVELS, **changes):
-    """A small model, whose latents are one number on pictures of one value; and its parameters."""
+    """A small model, whose latents are one number on images of one value; and its parameters."""
     fields = SMALL | {"name": "mhvae", "latent": 1, "parameterisation": "x"} | changes
     return of_fields(shape, vocab_size, fields)
 
@@ -130,7 +130,7 @@ def test_elbo_weights_and_samples_against_quadrature(restrictions, steps):
 # ---- the restrictions -------------------------------------------------------------------
 
 SHAPE, V = (4, 4, 1), 17
-PICTURES = np.random.default_rng(0).integers(0, V, (32, *SHAPE)).astype(np.uint8)
+IMAGES = np.random.default_rng(0).integers(0, V, (32, *SHAPE)).astype(np.uint8)
 
 
 class Given:
@@ -157,17 +157,17 @@ def test_all_three_restrictions_make_it_a_vdm(schedule, steps):
     built, params = of_fields(SHAPE, V, fields | chain)
     vdm, of_vdm = of_fields(SHAPE, V, fields | {"name": "diffusion", "timesteps": steps - 1})
     assert jax.tree.structure(params) == jax.tree.structure(of_vdm)
-    batch, count = {"image": PICTURES}, len(PICTURES)
+    batch, count = {"image": IMAGES}, len(IMAGES)
 
     @jax.jit
     def both(params):
         eps = rng(count).normal(randomness.LATENT, (steps, *SHAPE))
-        z, _ = built.path(params, PICTURES, eps)
-        x = process.scale(PICTURES, V)
+        z, _ = built.path(params, IMAGES, eps)
+        x = process.scale(IMAGES, V)
         gammas = vdm.gamma(params, jnp.linspace(0.0, 1.0, steps))
         noise = jnp.stack([(z[t] - process.alpha(g) * x) / process.sigma(g) for t, g in enumerate(gammas)])
 
-        def step(offset):  # of the times, so that each picture meets each step once
+        def step(offset):  # of the times, so that each image meets each step once
             draws = Rng(jax.random.key(1), jnp.arange(count) + offset * count, count * (steps - 1))
             t = vdm.draw(params, draws, batch).denoising.t
             at = jnp.floor(t * (steps - 1)).astype(jnp.int32)
@@ -193,11 +193,11 @@ def test_one_latent_makes_it_a_vae():
     built, params = made(SHAPE, V, latent=3, restrictions="III", timesteps=1)
     net = {name: value for name, value in SMALL.items() if name in ("net.depth", "net.width")}
     plain, _ = of_fields(SHAPE, V, {"name": "vae", "latent": 3} | net)
-    draws = rng(len(PICTURES))
+    draws = rng(len(IMAGES))
 
     @jax.jit
     def both(params):
-        batch = {"image": PICTURES}
+        batch = {"image": IMAGES}
         return [
             (m.draw(params, draws, batch, train=True).terms, m.log_weight(params, draws, batch))
             for m in (built, plain)

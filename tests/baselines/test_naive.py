@@ -21,7 +21,7 @@ NET = {"name": "mlp", "depth": 1, "width": 32, "fourier": 0, "dropout": 0.0}
 
 
 def made(shape, **changes):
-    """A small predictor of pictures of a shape, and its parameters pushed about."""
+    """A small predictor of images of a shape, and its parameters pushed about."""
     net = {f"model.net.{name}": value for name, value in NET.items()}
     predictor = run_lib.build_model(
         make_config({"model.name": "naive"} | net | changes), Spec(shape, LEVELS, 4)
@@ -58,7 +58,7 @@ def test_probabilities_sum_to_one(shape):
 
 
 def test_it_learns_the_average_of_all_answers():
-    """Of pictures whose lower value is, given the upper, one of two with known probabilities, what it
+    """Of images whose lower value is, given the upper, one of two with known probabilities, what it
     predicts is their mean, a level that never occurs."""
     predictor, params = made((2, 1, 1))
     random = np.random.default_rng(0)

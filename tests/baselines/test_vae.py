@@ -16,12 +16,12 @@ from vdm import run, run as run_lib, step
 from vdm.baselines import vae
 from vdm.data.dataset import Spec
 from vdm.errors import UserError
-from vdm.evaluation import elbo, estimators
+from vdm.evaluation import elbo, estimator
 from vdm.runtime.randomness import Rng
 from weight_helpers import assert_weights_of_samples
 
 LEVELS, SHAPE = 3, (1, 2, 1)
-PICTURES = np.array(list(itertools.product(range(LEVELS), repeat=2)), np.uint8).reshape(-1, *SHAPE)
+IMAGES = np.array(list(itertools.product(range(LEVELS), repeat=2)), np.uint8).reshape(-1, *SHAPE)
 COUNT = 20_000
 
 
@@ -37,16 +37,16 @@ def rng(count=COUNT, number=0):
 
 
 def integrated(built, params):
-    """By quadrature over z: the points, the weight of one, log p(z) and log p(x|z) [points, pictures]."""
+    """By quadrature over z: the points, the weight of one, log p(z) and log p(x|z) [points, images]."""
     axis = np.linspace(-8.0, 8.0, 321 if built.latent == 1 else 81)
     z = np.stack(np.meshgrid(*[axis] * built.latent, indexing="ij"), axis=-1).reshape(-1, built.latent)
 
     @jax.jit
-    def log_p(z, picture):
+    def log_p(z, image):
         p_x = built.decode(params, z)
-        return vae.log_likelihood(jnp.broadcast_to(picture, (len(z), *SHAPE)), p_x, LEVELS)
+        return vae.log_likelihood(jnp.broadcast_to(image, (len(z), *SHAPE)), p_x, LEVELS)
 
-    log_p_x = np.stack([log_p(z, picture) for picture in PICTURES], axis=1).astype(np.float64)
+    log_p_x = np.stack([log_p(z, image) for image in IMAGES], axis=1).astype(np.float64)
     return z, (axis[1] - axis[0]) ** built.latent, stats.norm.logpdf(z).sum(axis=1), log_p_x
 
 
@@ -60,20 +60,20 @@ def test_elbo_and_importance_weights_against_quadrature(latent):
     log_p = np.log(np.sum(np.exp(log_prior[:, None] + log_p_x), axis=0) * cell)
     assert np.exp(log_p).sum() == pytest.approx(1.0, abs=1e-4)
 
-    q = jax.tree.map(np.asarray, jax.jit(built.encode)(params, PICTURES))
+    q = jax.tree.map(np.asarray, jax.jit(built.encode)(params, IMAGES))
 
     @jax.jit
-    def draws(picture):
-        batch = {"image": jnp.broadcast_to(picture, (COUNT, *SHAPE))}
+    def draws(image):
+        batch = {"image": jnp.broadcast_to(image, (COUNT, *SHAPE))}
         return built.draw(params, rng(), batch).terms, built.log_weight(params, rng(), batch)
 
     gaps = []
-    for i, picture in enumerate(PICTURES):
+    for i, image in enumerate(IMAGES):
         log_q = stats.norm.logpdf(z, q.mean[i], np.exp(0.5 * q.log_variance[i])).sum(axis=1)
         posterior = log_prior + log_p_x[:, i] - log_p[i]
         gaps.append(np.sum(np.exp(log_q) * (log_q - posterior)) * cell)
 
-        terms, log_w = draws(picture)
+        terms, log_w = draws(image)
         assert set(terms) == {"reconstruction", "prior"}
         nats = np.asarray(sum(terms.values()), np.float64)
         assert nats.mean() == pytest.approx(gaps[-1] - log_p[i], abs=4 * nats.std() / math.sqrt(COUNT))
@@ -95,15 +95,15 @@ def test_samples_have_the_integrated_probabilities():
     p = np.sum(np.exp(log_prior[:, None] + log_p_x), axis=0) * cell
     drawn = np.asarray(jax.jit(lambda: built.sample(params, rng(), {}))())
     assert drawn.shape == (COUNT, *SHAPE) and drawn.dtype == np.uint8
-    share = (drawn[:, None] == PICTURES).all(axis=(2, 3, 4)).mean(axis=0)
+    share = (drawn[:, None] == IMAGES).all(axis=(2, 3, 4)).mean(axis=0)
     assert np.abs(share - p).max() < 4 * math.sqrt(p.max() / COUNT)
     assert log_p_x.std(axis=0).min() > 0.5
-    assert_weights_of_samples(built, params, PICTURES, COUNT)
+    assert_weights_of_samples(built, params, IMAGES, COUNT)
 
 
 def test_dropout_acts_in_training_alone():
     built, params = made(**{"model.net.dropout": 0.5})
-    batch = {"image": PICTURES}
+    batch = {"image": IMAGES}
     prior = lambda number, train: built.draw(params, rng(9, number), batch, train).terms["prior"]
     both = jax.jit(lambda number: (prior(number, True), prior(number, False)))
     (train, test), (other_train, other_test) = both(0), both(1)
@@ -137,13 +137,13 @@ def test_the_table_of_estimators():
     built, params = made()
     _, cell, log_prior, log_p_x = integrated(built, params)
     log_p = np.log(np.sum(np.exp(log_prior[:, None] + log_p_x), axis=0) * cell)
-    images = np.tile(PICTURES, (16, 1, 1, 1))
+    images = np.tile(IMAGES, (16, 1, 1, 1))
     this = run.Run(exact.split(images, LEVELS), built, step.State(None, params, params, None))
     config = exact.config(passes=40, chain__samples=64, estimators="all")
     first, profile = elbo.elbo_row(config, this, built)
     assert (first.name, first.bounds, profile) == ("ELBO", "the model", None)
-    assert estimators.choose(config, built) == ["elbo", "chain", "codec"]
-    rows, series, checks, _ = estimators.measure(config, this, ["elbo", "chain"])
+    assert estimator.choose(config, built) == ["elbo", "chain", "codec"]
+    rows, series, checks, _ = estimator.measure(config, this, ["elbo", "chain"])
     assert [row.name for row in rows] == ["ELBO", "importance-weighted, K = 64"] and rows[1].evaluations == 64
     assert "yes" in checks[0]
     truth = -log_p.mean() / (2 * math.log(2.0))

@@ -19,11 +19,11 @@ MODELS = {
     "diffusion": {**NET},
     "levels, each value its own γ": {
         **NET,
-        "model.parameterisation": "levels",
+        "model.parameterisation": "categorical",
         "model.schedule.name": "multivariate",
     },
     "label": {**NET, "model.condition": "label"},
-    "gaussian": {**NET, "model.parameterisation": "gaussian"},
+    "gaussian": {**NET, "model.parameterisation": "wiener"},
     "autoregressor": {"model.name": "autoregressor", **CAUSAL},
     "naive": {"model.name": "naive", **NET},
     "vae": {"model.name": "vae", **VECTOR},

@@ -9,7 +9,7 @@ import pytest
 from codec_helpers import MODELS, images, make_run
 import exact
 from vdm.codec import archive, codec
-from vdm.codec.image_io import Pictures
+from vdm.codec.image_io import ImageSet
 from vdm.errors import UserError
 from vdm.estimate import standard_error
 from vdm.evaluation import codec as codec_estimator, elbo
@@ -50,7 +50,7 @@ def test_names_and_labels_come_back_too():
     image, label = images(9)
     image[3] = 7  # of one colour
     names = [f"a/ä\udce9{i}.png" for i in range(9)]  # of a file system that is not of UTF-8
-    _, back = through(config, run, Pictures(image, label, names))
+    _, back = through(config, run, ImageSet(image, label, names))
     np.testing.assert_array_equal(back.image, image)
     np.testing.assert_array_equal(back.label, label)
     assert back.names == names
@@ -61,7 +61,7 @@ def test_other_random_bits_are_other_files_of_the_same_images():
     image, _ = images(5)
     found = set()
     for config.codec.seed in range(5):
-        made, back = through(config, run, Pictures(image))
+        made, back = through(config, run, ImageSet(image))
         np.testing.assert_array_equal(back.image, image)
         found.add(tuple(made.archive.stacks[0].tolist()))
     assert len(found) == 5
@@ -71,14 +71,14 @@ def test_where_the_denoiser_is_optimal_it_is_the_truth_that_is_coded():
     """As T grows, the file comes down to −log p(x) of the distribution that the images are drawn from: it is
     above that by what falls like 1/T."""
     log_p = exact.log_probabilities((4, 4, 1), 5)
-    image, truth = exact.pictures(log_p, 250)
+    image, truth = exact.images(log_p, 250)
     config = exact.config()
     config.codec.lanes = 50
     run = Run(exact.split(image, 5), exact.model(log_p, -9.0, 8.0), types.SimpleNamespace(ema=EMPTY))
     above = []
     for timesteps in (30, 120):
         config.codec.timesteps = timesteps
-        made, back = through(config, run, Pictures(image))
+        made, back = through(config, run, ImageSet(image))
         np.testing.assert_array_equal(back.image, image)
         above.append(made.bits / 16 - truth)
     limit = (4.0 * above[1] - above[0]) / 3.0
@@ -93,7 +93,7 @@ def test_any_number_of_images_on_any_number_of_lanes(lanes, count):
     config, run = make_run(MODELS["diffusion"])
     config.codec.timesteps, config.codec.lanes = 4, lanes
     image, _ = images(count, seed=2)
-    made, back = through(config, run, Pictures(image))
+    made, back = through(config, run, ImageSet(image))
     np.testing.assert_array_equal(back.image, image)
     assert len(made.archive.stacks) == min(lanes, count)
 
@@ -101,7 +101,7 @@ def test_any_number_of_images_on_any_number_of_lanes(lanes, count):
 def test_no_bits_but_those_of_images_initial_words_and_header():
     config, run = make_run(MODELS["diffusion"])
     config.codec.timesteps, config.codec.lanes = 4, 2
-    made = codec.compress(config, run, Pictures(images(40)[0]))
+    made = codec.compress(config, run, ImageSet(images(40)[0]))
     words = 32 * sum(map(len, made.archive.stacks))
     # A stack is whole words.
     assert 0 <= words - made.bits.sum() - made.initial < 2 * 32
@@ -111,7 +111,7 @@ def test_what_no_model_can_have_made_is_refused():
     config, run = make_run(MODELS["diffusion"])
     config.codec.timesteps = 3
     config.codec.lanes = 5
-    made = codec.compress(config, run, Pictures(images(5)[0]))
+    made = codec.compress(config, run, ImageSet(images(5)[0]))
     header, stacks = made.archive
 
     def refuses(match, header=header, stacks=stacks, run=run):
@@ -154,11 +154,11 @@ def test_bad_numbers_are_refused(changes, match):
 def test_a_model_that_needs_labels_asks_for_them():
     config, run = make_run(MODELS["label"])
     with pytest.raises(UserError, match="0 to 9, and --input has none or others"):
-        codec.compress(config, run, Pictures(images(2)[0]))
+        codec.compress(config, run, ImageSet(images(2)[0]))
 
 
 def test_a_model_that_diverged_is_refused():
     config, run = make_run(MODELS["diffusion"])
     run.state.ema["net"] = jax.tree.map(lambda leaf: leaf * np.nan, run.state.ema["net"])
     with pytest.raises(UserError, match="not finite"):
-        codec.compress(config, run, Pictures(images(2)[0]))
+        codec.compress(config, run, ImageSet(images(2)[0]))

@@ -6,7 +6,7 @@ import pytest
 
 from codec_helpers import SPEC, images
 from vdm.codec import image_io
-from vdm.codec.image_io import Pictures
+from vdm.codec.image_io import ImageSet
 from vdm.data.dataset import Data, Spec, in_memory
 from vdm.errors import UserError
 
@@ -53,13 +53,13 @@ def test_the_test_split():
 @pytest.mark.parametrize("name", ["/etc/x.png", "../x.png", "a/../../x.png", "..\\x.png"])
 def test_no_file_is_written_outside_of_the_folder(name, tmp_path):
     with pytest.raises(UserError, match="lies outside of --output"):
-        image_io.write(tmp_path / "out", Pictures(IMAGE[:1], None, [name]))
+        image_io.write(tmp_path / "out", ImageSet(IMAGE[:1], None, [name]))
     assert not list(tmp_path.iterdir())
 
 
 def test_no_image_takes_the_name_of_another(tmp_path):
     with pytest.raises(UserError, match="two images would be called c.bmp.png"):
-        image_io.write(tmp_path / "out", Pictures(IMAGE, None, ["c.bmp", "C.bmp.png", "d.png"]))
+        image_io.write(tmp_path / "out", ImageSet(IMAGE, None, ["c.bmp", "C.bmp.png", "d.png"]))
     assert not list(tmp_path.iterdir())
 
 
@@ -69,7 +69,7 @@ def test_nothing_is_left_of_a_folder_that_could_not_be_written(tmp_path, monkeyp
 
     monkeypatch.setattr(Image.Image, "save", full)
     with pytest.raises(UserError, match="No space left on device"):
-        image_io.write(tmp_path / "out", Pictures(IMAGE))
+        image_io.write(tmp_path / "out", ImageSet(IMAGE))
     assert not list(tmp_path.iterdir())
 
 
@@ -103,5 +103,5 @@ def test_what_cannot_be_compressed(tmp_path):
         refuses(f"with a '{name}' that is not one for each image", tmp_path / "a.npz")
     np.save(tmp_path / "a.npy", IMAGE)
     refuses("cannot be read as an .npz file", tmp_path / "a.npy")
-    np.savez(tmp_path / "a.npz", pictures=IMAGE)
-    refuses("with the arrays pictures; accepted: 'image'", tmp_path / "a.npz")
+    np.savez(tmp_path / "a.npz", photos=IMAGE)
+    refuses("with the arrays photos; accepted: 'image'", tmp_path / "a.npz")

@@ -15,7 +15,7 @@ def section(name, **fields):
 
 
 def write_images(root, count, size=(6, 4), mode="RGB", seed=0):
-    """Writes random pictures as files; returns them."""
+    """Writes random images as files; returns them."""
     root.mkdir(parents=True)
     random = np.random.default_rng(seed)
     shape = size[::-1] + ((3,) if mode == "RGB" else ())

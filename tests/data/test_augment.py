@@ -33,10 +33,10 @@ def test_no_augmentation_changes_nothing():
     np.testing.assert_array_equal(flags, 0.0)
 
 
-def test_rotation_needs_square_pictures():
+def test_rotation_needs_square_images():
     kinds = augment.kinds("flip,rotate")
     assert kinds == ("flip", "rotate")
     augment.check_shape(kinds, (4, 4, 3))
     augment.check_shape(("flip",), (4, 6, 3))
-    with pytest.raises(UserError, match="'rotate', but the pictures are 4 × 6"):
+    with pytest.raises(UserError, match="'rotate', but the images are 4 × 6"):
         augment.check_shape(kinds, (4, 6, 3))

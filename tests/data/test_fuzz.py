@@ -71,7 +71,7 @@ def npz():
     return file.getvalue()
 
 
-def picture(kind):
+def image(kind):
     file = io.BytesIO()
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     Image.fromarray(pixels).save(file, kind)
@@ -92,9 +92,9 @@ def test_npz(changes, folder):
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "bmp", "gif"])
-def test_pictures(kind, tmp_path):
+def test_images(kind, tmp_path):
     for name in "abc":
-        (tmp_path / f"{name}.{kind}").write_bytes(picture(kind))
+        (tmp_path / f"{name}.{kind}").write_bytes(image(kind))
     load("folder", tmp_path)
     for name in "abc":
         (tmp_path / f"{name}.{kind}").unlink()
@@ -103,7 +103,7 @@ def test_pictures(kind, tmp_path):
     @given(changes=CHANGES)
     def fuzz(changes):
         for name in "abc":
-            (tmp_path / f"{name}.{kind}").write_bytes(changed(picture(kind), changes))
+            (tmp_path / f"{name}.{kind}").write_bytes(changed(image(kind), changes))
         ends_well(lambda: load("folder", tmp_path))
 
     fuzz()

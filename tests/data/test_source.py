@@ -19,7 +19,7 @@ def test_digits_are_all_there_and_apart():
     from sklearn.datasets import load_digits
 
     def rows(image, label):
-        return sorted((picture.tobytes(), int(number)) for picture, number in zip(image, label))
+        return sorted((image.tobytes(), int(number)) for image, number in zip(image, label))
 
     found = [rows(**split.read(np.arange(split.size))) for split in (data.train, data.test)]
     digits = load_digits()
@@ -132,8 +132,8 @@ def test_npz_file(tmp_path):
 def test_published_imagenet_batches(tmp_path):
     """data [n, 3072], channels first; labels from 1; train_data_batch_*.npz and val_data.npz."""
     random = np.random.default_rng(0)
-    pictures = random.integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
-    flat = pictures.transpose(0, 3, 1, 2).reshape(7, -1)
+    images = random.integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
+    flat = images.transpose(0, 3, 1, 2).reshape(7, -1)
     for name, part in (
         ("train_data_batch_1", slice(0, 3)),
         ("train_data_batch_2", slice(3, 5)),
@@ -144,9 +144,9 @@ def test_published_imagenet_batches(tmp_path):
     data = npz(tmp_path)
     assert data.spec == Spec((32, 32, 3), 256, 7)
     read = data.train.read(np.arange(5))
-    np.testing.assert_array_equal(read["image"], pictures[:5])
+    np.testing.assert_array_equal(read["image"], images[:5])
     np.testing.assert_array_equal(read["label"], np.arange(5))
-    np.testing.assert_array_equal(data.test.read(np.arange(2))["image"], pictures[5:])
+    np.testing.assert_array_equal(data.test.read(np.arange(2))["image"], images[5:])
 
 
 def test_a_file_that_is_no_npz_is_refused(tmp_path):
@@ -156,8 +156,8 @@ def test_a_file_that_is_no_npz_is_refused(tmp_path):
     np.save(tmp_path / "b.npy", np.zeros((2, 4, 4), np.uint8))
     with pytest.raises(UserError, match="b.npy' is one array; accepted: an .npz file"):
         npz(tmp_path / "b.npy")
-    np.savez(tmp_path / "c.npz", pictures=np.zeros((2, 4, 4), np.uint8))
-    with pytest.raises(UserError, match="c.npz' has the arrays pictures; accepted: 'image'"):
+    np.savez(tmp_path / "c.npz", images=np.zeros((2, 4, 4), np.uint8))
+    with pytest.raises(UserError, match="c.npz' has the arrays images; accepted: 'image'"):
         npz(tmp_path / "c.npz")
 
 
@@ -217,8 +217,8 @@ NAME = f"{__name__}:Own"
             f"the vocab_size of data set '{NAME}' is 4, but it has values up to 4; accepted: 5 or more",
         ),
         ({"levels": 300}, "the vocab_size of data set .* is 300; accepted: 2 to 256"),
-        ({"side": 3}, r"pictures of uint8 \[4, 3, 1\]; accepted: uint8 \[4, 4, 1\]"),
-        ({"dtype": "float32"}, r"pictures of float32 \[4, 4, 1\]; accepted: uint8"),
+        ({"side": 3}, r"images of uint8 \[4, 3, 1\]; accepted: uint8 \[4, 4, 1\]"),
+        ({"dtype": "float32"}, r"images of float32 \[4, 4, 1\]; accepted: uint8"),
         ({"size": 0}, "empty split"),
         ({"augment": "turn"}, "config.data.augment is 'turn'"),
     ],

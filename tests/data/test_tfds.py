@@ -19,7 +19,7 @@ def load(name, root):
 
 
 def prepare(root, file_format="array_record", damaged=()):
-    """Writes a "mnist" of 12 and 5 random pictures, in the files of the official builder; of those whose
+    """Writes a "mnist" of 12 and 5 random images, in the files of the official builder; of those whose
     number is in `damaged` half."""
     from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.proto import tf_example_pb2

@@ -1,11 +1,11 @@
-"""The readings of one network agree, and `levels` is the posterior's mean."""
+"""The readings of one network agree, and `categorical` is the posterior's mean."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from vdm.diffusion import denoiser, process
-from vdm.diffusion.denoiser import Eps, Levels, V, X
+from vdm.diffusion.denoiser import Categorical, Eps, V, X
 
 
 @pytest.mark.parametrize("gamma", [-8.0, 0.0, 4.0])
@@ -43,5 +43,5 @@ def test_levels_give_the_posterior_mean_of_independent_values():
     output = np.broadcast_to(np.log(probabilities), (2, *probabilities.shape))
     output = jnp.asarray(output.reshape(2, 3, 3, 2 * vocab_size), jnp.float32)
     z_t, gamma = jnp.asarray(z_t, jnp.float32), jnp.full((2, 1, 1, 1), gamma)
-    got = Levels().eps_hat(lambda _: output, z_t, gamma, {}, vocab_size)
+    got = Categorical().eps_hat(lambda _: output, z_t, gamma, {}, vocab_size)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)

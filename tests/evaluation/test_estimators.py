@@ -9,7 +9,7 @@ import pytest
 import exact
 from vdm.contract import Ability
 from vdm.errors import UserError
-from vdm.evaluation import chain, depth, elbo, estimators, ode, table
+from vdm.evaluation import chain, depth, elbo, estimator, ode, table
 from vdm.run import Run
 
 pytestmark = pytest.mark.usefixtures("single")
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("single")
 STATE = types.SimpleNamespace(step=0, ema={"schedule": {}, "net": {}})
 LOG_P, ENDS = exact.log_probabilities((2, 2, 1), 4), (-9.0, 8.0)
 VALUES = (2.0 * np.arange(4) + 1.0) / 4.0 - 1.0
-IMAGES, TRUTH = exact.pictures(LOG_P, 256)  # and the true bits/dim of each
+IMAGES, TRUTH = exact.images(LOG_P, 256)  # and the true bits/dim of each
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +177,7 @@ def test_error_of_the_prediction_where_it_is_known(known):
 def test_table_of_a_finite_model_on_one_image():
     """Nothing of it needs a second image, a second path or continuous time."""
     log_p = exact.log_probabilities((2, 2, 1), 4)
-    images, _ = exact.pictures(log_p, 4)
+    images, _ = exact.images(log_p, 4)
     config = exact.config(
         passes=1, images=1, depths="5,3", chain__timesteps=3, chain__samples=1, ode__samples=1,
         ode__images=3, ode__nodes=8, ode__tolerance=1e-2,
@@ -185,7 +185,7 @@ def test_table_of_a_finite_model_on_one_image():
     config.codec.timesteps = 3
     model = exact.model(log_p, -5.0, 3.0, timesteps=3)
     run = Run(exact.split(images, 4), model, STATE)
-    rows, series, checks, profile = estimators.measure(config, run, list(estimators.find(config)))
+    rows, series, checks, profile = estimator.measure(config, run, list(estimator.find(config)))
     assert [row.name for row in rows[:2]] == ["ELBO, T = 3", "ELBO, T → ∞"] and profile is not None
     names = [row.name for row in series["depth"]]
     assert names == ["ELBO, T = 3", "ELBO, T = 5", "ELBO, T → ∞"]
@@ -214,12 +214,12 @@ ALL_ABILITIES = (Ability.DENOISER, Ability.LOG_WEIGHT, Ability.FLOW)
     ],
 )
 def test_all_are_those_that_the_model_can_do(abilities, chosen):
-    assert estimators.choose(exact.config(estimators="all"), model_with(*abilities)) == chosen
+    assert estimator.choose(exact.config(estimators="all"), model_with(*abilities)) == chosen
 
 
 def test_those_that_are_named_come_in_their_order_and_with_the_elbo():
     config = exact.config(estimators="ode,depth")
-    assert estimators.choose(config, model_with(*ALL_ABILITIES)) == ["elbo", "depth", "ode"]
+    assert estimator.choose(config, model_with(*ALL_ABILITIES)) == ["elbo", "depth", "ode"]
 
 
 @pytest.mark.parametrize(
@@ -232,4 +232,4 @@ def test_those_that_are_named_come_in_their_order_and_with_the_elbo():
 )
 def test_an_estimator_that_needs_more_is_refused(abilities, names, text):
     with pytest.raises(UserError, match=text):
-        estimators.choose(exact.config(estimators=names), model_with(*abilities))
+        estimator.choose(exact.config(estimators=names), model_with(*abilities))

@@ -12,7 +12,7 @@ import exact
 from vdm.diffusion.schedule import Cosine, FixedLinear, LearnedNet, Schedule
 from vdm.diffusion.times import IID
 from vdm.estimate import combine
-from vdm.evaluation.evaluator import make_evaluator
+from vdm.evaluation.elbo import make_elbo
 from vdm.evaluation.passes import Pass, over_split
 from vdm.runtime.randomness import Rng
 
@@ -22,9 +22,9 @@ SHAPE = (2, 2, 1)
 
 @pytest.fixture(scope="module")
 def digits_like():
-    """An optimal denoiser, 512 pictures and their true bits/dim."""
+    """An optimal denoiser, 512 images and their true bits/dim."""
     log_p = exact.log_probabilities(SHAPE, 5)
-    return log_p, *exact.pictures(log_p, 512)
+    return log_p, *exact.images(log_p, 512)
 
 
 # ---- error bars -------------------------------------------------------------------------
@@ -68,7 +68,7 @@ def test_spread_draws_beat_independent_ones(digits_like):
     model, data = exact.model(log_p, -8.0, 5.0), exact.split(images, 5)
     independent = estimates(model, images, 8, 10, spread_out=False)
     noise_iid = math.sqrt(np.mean([estimate.noise["bpd"] ** 2 for estimate in independent]))
-    estimate, _ = make_evaluator(model, exact.config(), data)(PARAMS, 80)
+    estimate, _ = make_elbo(model, exact.config(), data)(PARAMS, 80)
     assert estimate.noise["bpd"] < 0.6 * (noise_iid / 2.0)  # of four times the passes
     mean_iid = np.mean([estimate.mean["bpd"] for estimate in independent])
     assert abs(estimate.mean["bpd"] - mean_iid) < 3.0 * noise_iid / 2.0
@@ -77,7 +77,7 @@ def test_spread_draws_beat_independent_ones(digits_like):
 def test_target_is_met_or_the_budget_spent(digits_like):
     log_p, images, _ = digits_like
     model, data = exact.model(log_p, -8.0, 5.0), exact.split(images, 5)
-    evaluate = make_evaluator(model, exact.config(max_passes=60), data)
+    evaluate = make_elbo(model, exact.config(max_passes=60), data)
     first, _ = evaluate(PARAMS, 4)
     target = 0.6 * first.noise["bpd"]
     met, _ = evaluate(PARAMS, 4, target_se=target)
@@ -92,10 +92,10 @@ def test_target_is_met_or_the_budget_spent(digits_like):
 def test_units_for_any_shape_and_vocab_size(shape, vocab_size):
     """Independent uniform values hold log2 V bits each, whatever the shape."""
     log_p = np.full((*shape, vocab_size), -math.log(vocab_size))
-    images, truth = exact.pictures(log_p, 512)
+    images, truth = exact.images(log_p, 512)
     np.testing.assert_allclose(truth, math.log2(vocab_size))
     model = exact.model(log_p, -2.0 * math.log(vocab_size) - 5.0, 8.0)
-    estimate, _ = make_evaluator(model, exact.config(), exact.split(images, vocab_size))(PARAMS, 40)
+    estimate, _ = make_elbo(model, exact.config(), exact.split(images, vocab_size))(PARAMS, 40)
     assert abs(estimate.mean["bpd"] - math.log2(vocab_size)) < 3.5 * estimate.noise["bpd"]
     assert estimate.noise["bpd"] < 0.03 * math.log2(vocab_size)
 
@@ -109,7 +109,7 @@ class Cubic(Schedule):
 
 def test_no_schedule_between_the_same_ends_changes_the_elbo(digits_like):
     """VDM sec. 5.1: in continuous time the diffusion term depends on the end points alone, for any denoiser
-    of z and γ: here for one that is wrong for these pictures. It is the optimal one of others, and makes the
+    of z and γ: here for one that is wrong for these images. It is the optimal one of others, and makes the
     process of these exact, so that the ELBO is their log-likelihood."""
     log_p, images, truth = digits_like
     wrong = np.roll(log_p, 1, axis=-1)
@@ -121,11 +121,11 @@ def test_no_schedule_between_the_same_ends_changes_the_elbo(digits_like):
     for schedule in (FixedLinear, LearnedNet, Cosine, Cubic):
         model = exact.model(wrong, -8.0, 5.0, schedule=schedule)
         params = {"schedule": model.schedule.init(jax.random.key(0), jnp.zeros(1)), "net": {}}
-        estimate, _ = make_evaluator(model, config, data)(params, 60)
+        estimate, _ = make_elbo(model, config, data)(params, 60)
         found[schedule.__name__] = (estimate.mean["bpd"], estimate.noise["bpd"])
     for bpd, noise in found.values():
         assert abs(bpd - want) < 3.5 * noise and noise < 0.02 * want, found
     # Another end point is another model: the same check sees it.
     shorter = exact.model(wrong, -8.0, -4.0)
-    estimate, _ = make_evaluator(shorter, config, data)(PARAMS, 60)
+    estimate, _ = make_elbo(shorter, config, data)(PARAMS, 60)
     assert abs(estimate.mean["bpd"] - want) > 5.0 * estimate.noise["bpd"]

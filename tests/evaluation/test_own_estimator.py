@@ -13,9 +13,9 @@ import exact
 from vdm.contract import Ability, Draw, check_draw
 from vdm.errors import UserError
 from vdm.estimate import combine
-from vdm.evaluation import estimators
+from vdm.evaluation import estimator
+from vdm.evaluation.elbo import make_elbo
 from vdm.evaluation.estimator import Estimator, Result
-from vdm.evaluation.evaluator import make_evaluator
 from vdm.evaluation.table import Row
 from vdm.run import Run
 from vdm.train import require_possible
@@ -23,7 +23,7 @@ from vdm.train import require_possible
 pytestmark = pytest.mark.usefixtures("single")
 
 LOG_P = exact.log_probabilities((2, 2, 1), 4)
-IMAGES, _ = exact.pictures(LOG_P, 32)
+IMAGES, _ = exact.images(LOG_P, 32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ def measured(name, **fields):
     model = exact.model(LOG_P, -9.0, 8.0)
     state = types.SimpleNamespace(step=0, ema={"schedule": {}, "net": {}})
     run = Run(exact.split(IMAGES, 4), model, state)
-    return estimators.measure(config, run, estimators.choose(config, model)).rows
+    return estimator.measure(config, run, estimator.choose(config, model)).rows
 
 
 def test_its_row_stands_beside_the_elbo_and_its_field_is_of_the_config():
@@ -130,7 +130,7 @@ def test_a_model_whose_numbers_cannot_be_is_refused(name):
     model = Changed(exact.model(LOG_P, -9.0, 8.0), change)
     config = exact.config(batch_size=32)
     with pytest.raises(UserError, match=text):
-        make_evaluator(model, config, exact.split(IMAGES, 4))({"schedule": {}, "net": {}}, 20)
+        make_elbo(model, config, exact.split(IMAGES, 4))({"schedule": {}, "net": {}}, 20)
 
 
 def test_an_eps_hat_that_would_be_broadcast_is_refused():

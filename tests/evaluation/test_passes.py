@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vdm.runtime.randomness import Spread
+from vdm.runtime.randomness import QuasiRng
 
 
 def spread(passes, number, images=16, seed=0):
-    return Spread(jax.random.key(seed), jnp.arange(images), *map(jnp.int32, (number, images, passes)))
+    return QuasiRng(jax.random.key(seed), jnp.arange(images), *map(jnp.int32, (number, images, passes)))
 
 
 def test_noise_is_normal_and_its_passes_lie_apart():

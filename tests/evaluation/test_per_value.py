@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("single")
 
 SHAPE, LEVELS, ENDS = (2, 2, 1), 4, (-9.0, 8.0)
 LOG_P = exact.log_probabilities(SHAPE, LEVELS)
-IMAGES, TRUTH = exact.pictures(LOG_P, 128)
+IMAGES, TRUTH = exact.images(LOG_P, 128)
 
 
 class Bent(Schedule):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import exact
-from vdm.evaluation.evaluator import make_evaluator
+from vdm.evaluation.elbo import make_elbo
 from vdm.evaluation.profile import BINS, Profile
 
 PARAMS = {"schedule": {}, "net": {}}
@@ -25,13 +25,13 @@ def test_profile_puts_times_where_the_spread_is(images, low, high):
 def test_the_profiles_error_bars_are_its_spread():
     """Over evaluations of other noise, each of two sets under the times of Profile.cdf."""
     log_p = exact.log_probabilities((2, 2, 1), 5)
-    images, _ = exact.pictures(log_p, 512)
+    images, _ = exact.images(log_p, 512)
     model, data = exact.model(log_p, -8.0, 5.0), exact.split(images, 5)
     values, errors = [], []
     for seed in range(5):
         config = exact.config()
         config.seed = seed
-        _, profile = make_evaluator(model, config, data)(PARAMS, 20)
+        _, profile = make_elbo(model, config, data)(PARAMS, 20)
         columns = profile.summary(np.linspace(-8.0, 5.0, BINS + 1), 0.0, (2, 2, 1), 5)
         values.append(columns["per_t"])
         errors.append(columns["per_t_se"])

@@ -10,7 +10,7 @@ from conftest import TINY, make_config
 from record_helpers import line
 from vdm import run as run_lib, workdir as workdir_lib
 from vdm.estimate import write_json
-from vdm.evaluation.evaluator import make_evaluator
+from vdm.evaluation.elbo import make_elbo
 from vdm.runtime import devices
 from vdm.runtime.checkpoint import Checkpoints
 
@@ -34,7 +34,7 @@ def save_run(folder, config):
     checkpoints = Checkpoints(folder, 1)
     checkpoints.save(step, state, {"running": {"count": 0}, "seconds": 1.0})
     checkpoints.close()
-    estimate, _ = make_evaluator(parts.model, config, parts.data)(state.ema, config.eval.passes)
+    estimate, _ = make_elbo(parts.model, config, parts.data)(state.ema, config.eval.passes)
     write_json(folder / "eval.json", estimate, step)
     rows = [{**line(step, 3.0, split="train"), "draw_sd": 2.0}, line(step, 3.0)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -32,7 +32,7 @@ def test_as_many_steps_as_the_time_allows(seconds):
 @pytest.mark.parametrize("depth", [1, 3])
 @pytest.mark.parametrize("remat", ["none", "dots"])
 def test_products_of_a_unet_are_those_of_the_formula(depth, remat):
-    """Its layers are a loop. On a CPU a convolution has a row more than the picture."""
+    """Its layers are a loop. On a CPU a convolution has a row more than the image."""
     fields = {"model.net.depth": depth, "model.net.width": 8, "model.net.remat": remat}
     config, spec = make_config(fields, "configs/cifar10.py"), Spec((32, 32, 3), 256, 10)
     model = run_lib.build_model(config, spec)
@@ -46,8 +46,8 @@ def test_products_of_a_unet_are_those_of_the_formula(depth, remat):
 
 @pytest.mark.parametrize("size", [4, 64])
 def test_products_of_a_gradient(size):
-    """A convolution, of a row more than the picture's 8; that of its input's gradient, of the same; and that
-    of its kernel's, in a loop over a few pictures at a time."""
+    """A convolution, of a row more than the image's 8; that of its input's gradient, of the same; and that
+    of its kernel's, in a loop over a few images at a time."""
     h, kernel = np.zeros((size, 8, 16, 5), np.float32), np.zeros((3, 3, 5, 7), np.float32)
     both = jax.value_and_grad(lambda h, kernel: jnp.sum(conv.convolve_on_cpu(h, kernel)), (0, 1))
     counted = flops.products(jax.make_jaxpr(both)(h, kernel).jaxpr)
@@ -56,7 +56,7 @@ def test_products_of_a_gradient(size):
 
 def test_cost_of_a_step():
     """Of a network of wide layers, nearly all operations are the multiply-adds of its products: one for each
-    number of a matrix and each picture forward, and two backward, but for the first layers' inputs."""
+    number of a matrix and each image forward, and two backward, but for the first layers' inputs."""
     fields = {"model.net.name": "mlp", "model.net.width": 512, "train.batch_size": 64, "train.substeps": 3}
     config = tiny_config("digits", **fields)
     found = cost.measure(config)

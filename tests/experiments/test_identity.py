@@ -17,14 +17,14 @@ from vdm.baselines import vae
 from vdm.data.dataset import Spec
 
 LEVELS, SHAPE = 3, (1, 2, 1)
-PICTURES = np.array(list(itertools.product(range(LEVELS), repeat=2)), np.uint8).reshape(-1, *SHAPE)
+IMAGES = np.array(list(itertools.product(range(LEVELS), repeat=2)), np.uint8).reshape(-1, *SHAPE)
 
 
 pytestmark = pytest.mark.usefixtures("single")
 
 
 def small_vae(latent):
-    """A VAE of all pictures of two values, and random parameters, but of q such that it is no point."""
+    """A VAE of all images of two values, and random parameters, but of q such that it is no point."""
     fields = {"model.latent": latent, "model.net.depth": 1, "model.net.width": 16}
     model = run_lib.build_model(make_config(fields, "configs/vae.py"), Spec(SHAPE, LEVELS, 0))
     random = np.random.default_rng(0)
@@ -39,16 +39,16 @@ def small_vae(latent):
 
 
 def quadrature(model, params):
-    """The points z, the weight of one, log p(z), and log p(x|z) [points, pictures]."""
+    """The points z, the weight of one, log p(z), and log p(x|z) [points, images]."""
     axis = np.linspace(-8.0, 8.0, 321 if model.latent == 1 else 81)
     z = np.stack(np.meshgrid(*[axis] * model.latent, indexing="ij"), axis=-1).reshape(-1, model.latent)
 
     @jax.jit
-    def log_p(z, picture):
+    def log_p(z, image):
         p_x = model.decode(params, z)
-        return vae.log_likelihood(jnp.broadcast_to(picture, (len(z), *SHAPE)), p_x, LEVELS)
+        return vae.log_likelihood(jnp.broadcast_to(image, (len(z), *SHAPE)), p_x, LEVELS)
 
-    log_p_x = np.stack([log_p(z, picture) for picture in PICTURES], axis=1).astype(np.float64)
+    log_p_x = np.stack([log_p(z, image) for image in IMAGES], axis=1).astype(np.float64)
     return z, (axis[1] - axis[0]) ** model.latent, stats.norm.logpdf(z).sum(axis=1), log_p_x
 
 
@@ -56,12 +56,12 @@ def quadrature(model, params):
 def test_sums_over_the_grid(latent):
     """log p(x), and the KL to the posterior by densities of SciPy on another grid."""
     built, params = small_vae(latent)
-    log_p, kl, mass, posterior = identity.integrate(built, params, PICTURES)
+    log_p, kl, mass, posterior = identity.integrate(built, params, IMAGES)
     z, cell, log_prior, log_p_x = quadrature(built, params)
     want = np.log(np.sum(np.exp(log_prior[:, None] + log_p_x), axis=0) * cell)
     np.testing.assert_allclose(log_p, want, atol=1e-4)
     np.testing.assert_allclose(mass, 1.0, atol=1e-4)
-    q = jax.tree.map(np.asarray, built.encode(params, PICTURES))
+    q = jax.tree.map(np.asarray, built.encode(params, IMAGES))
     assert np.exp(log_p).sum() == pytest.approx(1.0, abs=1e-4) and kl.min() > 1e-3
     for i in range(len(log_p)):
         log_q = stats.norm.logpdf(z, q.mean[i], np.exp(0.5 * q.log_variance[i])).sum(axis=1)

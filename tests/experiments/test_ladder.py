@@ -43,8 +43,8 @@ def test_a_row_of_the_ladder(workdir, tmp_path, monkeypatch):
 
     more = {"naive": "given the upper half", "latent": "guided, w = 2"}[config.model.name]
     assert list(samples.rows) == ["", more]
-    for pictures in samples.rows.values():
-        assert pictures.shape == (12, 8, 8, 1) and pictures.max() <= 16
+    for images in samples.rows.values():
+        assert images.shape == (12, 8, 8, 1) and images.max() <= 16
     if config.model.name == "naive":
         check_lower_halves(run)
     else:
@@ -55,13 +55,13 @@ def check_lower_halves(run):
     """They are what the model predicts of the upper halves; by parameters that make much of what is given."""
     random = np.random.default_rng(0)
     params = jax.tree.map(lambda v: v + 0.3 * random.normal(size=v.shape).astype(np.float32), run.state.ema)
-    pictures = ladder.predict_lower_halves(run._replace(state=run.state._replace(ema=params)))
+    images = ladder.predict_lower_halves(run._replace(state=run.state._replace(ema=params)))
     real = run.data.test.read(np.arange(12))["image"]
     given = np.where(np.arange(8)[:, None, None] < 4, process.scale(real, 17), 0.0)
     want = process.unscale(run.model.average(params, given, 1.0, None), 17)
-    np.testing.assert_array_equal(pictures[:, :4], real[:, :4])
-    np.testing.assert_allclose(pictures[:, 4:].astype(int), want[:, 4:], atol=1)
-    assert np.ptp(pictures[:, 4:].astype(int), axis=0).max() > 3
+    np.testing.assert_array_equal(images[:, :4], real[:, :4])
+    np.testing.assert_allclose(images[:, 4:].astype(int), want[:, 4:], atol=1)
+    assert np.ptp(images[:, 4:].astype(int), axis=0).max() > 3
 
 
 def test_every_rung_is_a_model():

@@ -18,15 +18,15 @@ pytestmark = pytest.mark.usefixtures("single")
 # ---- codecs ----------------------------------------------------------------------------
 
 
-def pictures(channels):
-    """Seven random smooth pictures."""
+def smooth(channels):
+    """Seven random smooth images."""
     noise = np.random.default_rng(0).normal(size=(7, 12, 10, channels))
     return (128 + 40 * np.cumsum(0.3 * noise, axis=1)).clip(0, 255).astype(np.uint8)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_codecs_lose_nothing_and_their_files_are_counted(channels):
-    images = pictures(channels)
+    images = smooth(channels)
     for name, encode in codecs.lossless().items():
         if name == "JPEG XL":
             import imagecodecs
@@ -46,8 +46,8 @@ def test_codecs_lose_nothing_and_their_files_are_counted(channels):
     assert {"PNG", "WebP", "PNG, one sheet"} <= codecs.bits_per_dim(images).keys()
 
 
-def test_a_sheet_has_every_picture():
-    images = pictures(3)
+def test_a_sheet_has_every_image():
+    images = smooth(3)
     sheet = codecs.sheet(images)
     assert sheet.shape == (3 * 12, 3 * 10, 3)
     for number, image in enumerate(images):
@@ -58,7 +58,7 @@ def test_a_sheet_has_every_picture():
 
 
 @pytest.mark.parametrize("shape", [(7, 12, 10, 3), (40, 3, 5, 1)])
-def test_a_sheet_is_counted_by_its_pictures(shape, monkeypatch):
+def test_a_sheet_is_counted_by_its_images(shape, monkeypatch):
     """And not by what is left of its last row; where not all fit, by those that do."""
     images = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
     for largest, count in ((8192, shape[0]), (24, (24 // shape[1]) * (24 // shape[2]))):

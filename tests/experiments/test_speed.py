@@ -17,7 +17,7 @@ from vdm.runtime import devices
 @pytest.mark.parametrize("attention", ["middle", "everywhere"])
 def test_counted_operations_are_those_of_the_compiler(attention):
     """Within 5%: the compiler also counts norms, and leaves out products with what lies around
-    a picture."""
+    an image."""
     config = benchmark.configure(benchmark.Case(2, 64, 1, "float32", "none"))
     config.model.net.attention = attention
     model = run_lib.build_model(config, benchmark.SPEC)

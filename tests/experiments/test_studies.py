@@ -84,7 +84,7 @@ def test_variance_of_a_draw(workdir, variances):
 
 
 def test_variance_of_a_batch_of_independent_times(workdir, variances):
-    """Of n pictures it is the mean of theirs, divided by n."""
+    """Of n images it is the mean of theirs, divided by n."""
     variance, se = time_samplers.batch_variance(workdir)
     size = 16  # of TINY's batches: the first test images
     assert variance == pytest.approx(variances[:size].mean() / size, abs=4 * np.sqrt(2) * se)

@@ -68,7 +68,9 @@ class Optimal:
 
         def of(gamma):
             each = jnp.full(3, gamma)
-            return learned_encoder.with_slope(lambda g: self.made.x_t({}, x, g, jnp.float32(LOW)), each)
+            return learned_encoder.with_slope_in_reverse(
+                lambda g: self.made.x_t({}, x, g, jnp.float32(LOW)), each
+            )
 
         x_t, slope = (value.reshape(-1, 3) for value in jax.vmap(of)(gamma))
         gamma = gamma[:, None]
@@ -273,7 +275,7 @@ def test_x_at_the_start_is_x_and_the_slope_is_that_of_differences(single):
     at = lambda gamma: made.encoder.x_t(params, x, gamma, gamma_0)
     np.testing.assert_array_equal(at(jnp.full(64, -7.0)), x)
     gamma = jnp.linspace(-5.0, 5.0, 64)
-    value, slope = jax.jit(lambda g: learned_encoder.with_slope(at, g))(gamma)
+    value, slope = jax.jit(lambda g: learned_encoder.with_slope_in_reverse(at, g))(gamma)
     np.testing.assert_allclose(value, jax.jit(at)(gamma), atol=1e-6)
     np.testing.assert_allclose(slope, (at(gamma + 0.02) - at(gamma - 0.02)) / 0.04, atol=2e-3)
     assert np.abs(slope).max() > 0.1
@@ -286,7 +288,7 @@ def test_convolutions_have_a_slope_too():
     kernel = jnp.asarray(random.normal(size=(3, 3, 2, 3)), jnp.float32)
     gamma = jnp.array([-1.0, 0.5, 2.0, 3.0])
     at = lambda kernel, g: conv.convolve_on_cpu(process.over_pixels(g**2) * x, kernel)
-    slope = lambda kernel: learned_encoder.with_slope(lambda g: at(kernel, g), gamma)[1]
+    slope = lambda kernel: learned_encoder.with_slope_in_reverse(lambda g: at(kernel, g), gamma)[1]
     np.testing.assert_allclose(
         slope(kernel), 2 * gamma[:, None, None, None] * conv.convolve_3x3(x, kernel), atol=1e-4
     )
@@ -299,8 +301,8 @@ def test_convolutions_have_a_slope_too():
     "fields, said",
     [
         (
-            {"model.parameterisation": "levels"},
-            "parameterisation.name is 'levels'; accepted: 'eps', 'x', 'v'",
+            {"model.parameterisation": "categorical"},
+            "parameterisation.name is 'categorical'; accepted: 'eps', 'x', 'v'",
         ),
         ({"model.sampler": "dpm2m"}, "sampler.name is 'dpm2m'; accepted: 'ancestral'"),
         ({"model.schedule.name": "multivariate"}, "a γ of its own, which needs config.model.encoder.name"),

@@ -36,7 +36,7 @@ class Enumerated:
         if context is None:
             grid = jnp.linspace(0.0, 1.0, 4_001)
             gamma = self.gamma(jnp.interp(mean, self.gamma(grid, None).mean(axis=(1, 2, 3)), grid), None)
-        else:  # of each picture its own
+        else:  # of each image its own
             grid = jnp.linspace(0.0, 1.0, 401)[:, None].repeat(len(z), axis=1)
             means = self.gamma(grid, context).mean(axis=(2, 3, 4))
             gamma = self.gamma(jax.vmap(jnp.interp, (0, 1, 1))(mean, means, grid), context)
@@ -49,7 +49,7 @@ class Enumerated:
 
 def pair(context=0):
     """Two dependent values, a schedule bent another way for each, and the optimal denoiser; with a context of
-    that size, it bends the schedule of each picture."""
+    that size, it bends the schedule of each image."""
     p = np.random.default_rng(0).gamma(0.7, size=(LEVELS, LEVELS)) + 0.02
     p /= p.sum()
     schedule = Multivariate(shape=SHAPE, gamma_min=LOW, gamma_max=HIGH)
@@ -88,14 +88,14 @@ def test_elbo_of_the_optimal_denoiser_is_the_enumerated_likelihood(timesteps):
     model = dataclasses.replace(model, timesteps=timesteps)
 
     @jax.jit
-    def nats(picture, number):
-        image = jnp.broadcast_to(picture, (COUNT, *SHAPE))
+    def nats(image, number):
+        image = jnp.broadcast_to(image, (COUNT, *SHAPE))
         draws = Rng(jax.random.key(number), jnp.arange(COUNT), COUNT)
         return sum(model.draw(params, draws, {"image": image}).terms.values())
 
-    for number, picture in enumerate(np.ndindex(LEVELS, LEVELS)):
-        values = np.asarray(nats(np.reshape(picture, SHAPE), number), np.float64)
-        want = -np.log(p[picture])
+    for number, image in enumerate(np.ndindex(LEVELS, LEVELS)):
+        values = np.asarray(nats(np.reshape(image, SHAPE), number), np.float64)
+        want = -np.log(p[image])
         # Stratified times make the draws better than independent ones: the bar is too wide, not
         # too narrow. A chain is above its limit by about 16 nats · ½ / T.
         bar = 4 * values.std() / np.sqrt(COUNT) + (0.02 if timesteps else 0.002)
@@ -113,7 +113,7 @@ def test_the_likelihood_needs_the_noise_of_each_value():
 
 
 def with_context():
-    """`pair` under a context that bends the noise of each picture in another way, and q(c|x)."""
+    """`pair` under a context that bends the noise of each image in another way, and q(c|x)."""
     model, params, p = pair(context=3)
     params["context"] = model.posterior.init(jax.random.key(1), jnp.zeros((1, *SHAPE)))
     return model, params, p
@@ -123,12 +123,12 @@ def test_a_context_costs_its_kl():
     """Under each c the denoiser is optimal, so the bound is looser by KL(q(c|x) ‖ p(c)) and no more."""
     model, params, p = with_context()
     count = 20_000
-    picture = jnp.array([2, 0]).reshape(SHAPE)
+    image = jnp.array([2, 0]).reshape(SHAPE)
     draws = Rng(jax.random.key(0), jnp.arange(count), count)
-    batch = {"image": jnp.broadcast_to(picture, (count, *SHAPE))}
+    batch = {"image": jnp.broadcast_to(image, (count, *SHAPE))}
     terms = jax.jit(lambda: model.draw(params, draws, batch).terms)()
     total = np.asarray(sum(terms.values()), np.float64)
-    mean, log_variance = model.q(params, process.scale(picture[None], LEVELS))
+    mean, log_variance = model.q(params, process.scale(image[None], LEVELS))
     c = np.random.default_rng(0).normal(size=(400_000, 3)) * np.exp(0.5 * log_variance) + mean
     ratio = stats.norm.logpdf(c, mean, np.exp(0.5 * log_variance)) - stats.norm.logpdf(c)
     cost, bar = ratio.sum(axis=1).mean(), ratio.sum(axis=1).std() / np.sqrt(len(c))

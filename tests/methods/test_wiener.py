@@ -17,7 +17,7 @@ LEVELS = 256
 
 
 def gaussian(seed=0):
-    """(mean, variance, basis) in float64: a smooth picture's variances, and channels that go together."""
+    """(mean, variance, basis) in float64: a smooth image's variances, and channels that go together."""
     random = np.random.default_rng(seed)
     height, width, channels = SHAPE
     frequency = np.hypot(*np.ogrid[:height, :width])[..., None]
@@ -27,19 +27,19 @@ def gaussian(seed=0):
 
 
 def covariance():
-    """Of all values of a picture."""
+    """Of all values of an image."""
     _, variance, basis = gaussian()
     size = np.prod(SHAPE)
-    pictures = fft.idctn(np.eye(size).reshape(size, *SHAPE), axes=(1, 2), norm="ortho").reshape(size, size)
+    images = fft.idctn(np.eye(size).reshape(size, *SHAPE), axes=(1, 2), norm="ortho").reshape(size, size)
     blocks = np.einsum("ijcd,ijd,ijed->ijce", basis, variance, basis)
     of_frequencies = np.zeros((*SHAPE, *SHAPE))
     for i, j in np.ndindex(SHAPE[:2]):
         of_frequencies[i, j, :, i, j] = blocks[i, j]
-    return pictures.T @ of_frequencies.reshape(size, size) @ pictures
+    return images.T @ of_frequencies.reshape(size, size) @ images
 
 
 def draw(count, seed=1):
-    """Pictures of the Gaussian, as levels."""
+    """Images of the Gaussian, as levels."""
     mean = np.broadcast_to(gaussian()[0], SHAPE).ravel()
     x = np.random.default_rng(seed).multivariate_normal(mean, covariance(), count)
     levels = np.round((x + 1.0) * LEVELS / 2.0 - 0.5)
@@ -58,7 +58,7 @@ def test_the_transform_is_that_of_scipy():
         )
 
 
-def test_fit_finds_what_the_pictures_were_drawn_from():
+def test_fit_finds_what_the_images_were_drawn_from():
     count = 4_500  # more than are read at a time
     found = wiener.fit(in_memory(draw(count)), SHAPE, LEVELS)
     mean, variance, basis = gaussian()
@@ -73,7 +73,7 @@ def test_fit_finds_what_the_pictures_were_drawn_from():
     assert np.abs((got - want) / error).max() < 5.0
 
 
-def test_mirrored_pictures_have_the_same_fit():
+def test_mirrored_images_have_the_same_fit():
     images = draw(50)
     one, other = (wiener.fit(in_memory(v), SHAPE, LEVELS) for v in (images, images[:, :, ::-1]))
     for a, b in zip(one, other):
@@ -130,9 +130,9 @@ def test_nothing_goes_back_through_the_gaussian():
 
 
 def test_the_first_elbo_is_the_likelihood_of_the_gaussian():
-    """Of pictures that it drew, whose levels are fine. The network gives zero at first."""
+    """Of images that it drew, whose levels are fine. The network gives zero at first."""
     fields = {
-        "model.parameterisation": "gaussian",
+        "model.parameterisation": "wiener",
         "model.schedule.name": "fixed_linear",
         "model.net.name": "mlp",
         "model.net.depth": 1,
@@ -160,8 +160,8 @@ def test_the_first_elbo_is_the_likelihood_of_the_gaussian():
 
 def test_training_leaves_the_gaussian_as_it_is_and_changes_the_network(single):
     config = make_config(
-        {"model.parameterisation": "gaussian", "model.net.name": "pyramid", "model.net.width": 8,
-         "model.net.levels": 2, "model.net.depth": 1, "optimizer.warmup": 0, "optimizer.weight_decay": 0.5},
+        {"model.parameterisation": "wiener", "model.net.name": "pyramid", "model.net.width": 8,
+         "model.net.scales": 2, "model.net.depth": 1, "optimizer.warmup": 0, "optimizer.weight_decay": 0.5},
         "configs/digits.py",
     )  # fmt: skip
     parts = run_lib.build(config)

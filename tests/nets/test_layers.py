@@ -44,7 +44,7 @@ def test_group_norm_against_flax():
     np.testing.assert_allclose(gradient, wanted, atol=1e-4)
 
 
-@pytest.mark.parametrize("tokens", [16, 800])  # all pictures at once, and one by one
+@pytest.mark.parametrize("tokens", [16, 800])  # all images at once, and one by one
 def test_attention_on_a_cpu_is_that_of_jax(tokens):
     q, k, v = jax.random.normal(jax.random.key(0), (3, 3, tokens, 2, 8))
 

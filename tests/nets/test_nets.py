@@ -209,5 +209,5 @@ def test_less_is_kept_where_layers_are_a_loop():
     none, dots, block = (temporary(remat, 8) for remat in REMAT)
     assert block < dots < 0.8 * none
     # A block down and one up: what each is given, once, and the gradient of what goes across.
-    picture = 4 * z.size * NETS["unet"].width
-    assert temporary("block", 24) - block < 16 * 3.5 * picture
+    image = 4 * z.size * NETS["unet"].width
+    assert temporary("block", 24) - block < 16 * 3.5 * image

@@ -28,7 +28,7 @@ FIELDS = {
 
 @functools.cache
 def trained(kind, count, **changes):
-    """The state and metrics after three steps on the same 16 pictures a step, on so many devices."""
+    """The state and metrics after three steps on the same 16 images a step, on so many devices."""
     config = make_config(FIELDS | changes)
     random = np.random.default_rng(0)
     images = random.integers(0, 17, (48, 4, 4, 1)).astype(np.uint8)

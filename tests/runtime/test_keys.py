@@ -10,7 +10,7 @@ import pytest
 
 from conftest import make_config
 from vdm import run as run_lib
-from vdm.runtime.randomness import NOISE, Rng, Spread
+from vdm.runtime.randomness import NOISE, QuasiRng, Rng
 
 WIDTH = {"model.net.depth": 1, "model.net.width": 8}
 MLP = {"model.net.depth": 1, "model.net.name": "mlp"}
@@ -97,7 +97,7 @@ def test_a_pass_alone_shares_no_key_with_its_set(monkeypatch):
     seen = Seen(monkeypatch)
     with jax.disable_jit():
         for number in range(12):
-            of_set = Spread(jax.random.key(0), np.arange(12), np.int32(number), np.int32(12), np.int32(12))
+            of_set = QuasiRng(jax.random.key(0), np.arange(12), np.int32(number), np.int32(12), np.int32(12))
             for rng in [of_set.alone()] + [of_set] * (number == 0):
                 rng.normal(NOISE, (2,))
     assert len(seen.drawn) == 13 * 12

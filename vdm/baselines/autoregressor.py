@@ -1,4 +1,4 @@
-"""The autoregressor: predicts one value of a picture from all before it (lecture, "predicting a pixel").
+"""The autoregressor: predicts one value of an image from all before it (lecture, "predicting a pixel").
 
 p(x) = Π_i p(x_i | x_1 … x_{i−1}), the values in raster order: row, column, channel. Each factor is a
 distribution over the levels of a value, so the likelihood is exact, and nothing is averaged: a drawn level
@@ -25,11 +25,11 @@ from vdm.runtime import randomness
 
 @dataclasses.dataclass(frozen=True)
 class Autoregressor(Model):
-    """A causal network over the values of a picture.
+    """A causal network over the values of an image.
 
     Attributes:
       net: the causal network.
-      shape: height, width and channels of a picture.
+      shape: height, width and channels of an image.
       classes: how many labels there are.
       condition: what the network is conditioned on: none, label or augmented.
     """
@@ -53,7 +53,7 @@ class Autoregressor(Model):
         return self.condition == "label"
 
     def init(self, key, batch):
-        """{"net": …}: fresh parameters, under which every picture is as likely as any other."""
+        """{"net": …}: fresh parameters, under which every image is as likely as any other."""
         levels = jnp.zeros((1, math.prod(self.shape)), jnp.int32)
         condition = self._condition_of({name: value[:1] for name, value in batch.items()})
         return {"net": self.net.init(key, levels, condition)}

@@ -68,7 +68,7 @@ class LearnedChain:
         """p(z_{t−1}|z_t), t = 2 … T."""
         return self._gaussian(self.down, params["down"], t, z, layer_keys(keys, 2 * t + 1))
 
-    def decode(self, params: Params, z: Latent, keys: Keys = None) -> vae_lib.Levels:
+    def decode(self, params: Params, z: Latent, keys: Keys = None) -> vae_lib.Discretised:
         """p(x|z_1), for decoder.py."""
         return self.vae.decode(params, z, keys)
 

@@ -94,10 +94,10 @@ class LatentDiffusion(Model):
 
     def decode(
         self, params: Params, z_0: Float[Array, "batch 1 1 latent"], keys: Array | None = None
-    ) -> vae_lib.Levels:
+    ) -> vae_lib.Discretised:
         """p(x|z_0)."""
         output = self.decoder.apply(params["decoder"], z_0.reshape(z_0.shape[0], -1), layer_keys(keys, 1))
-        return vae_lib.levels_of(output, self.shape)
+        return vae_lib.discretised_of(output, self.shape)
 
     def draw(self, params, rng, batch, train=False, times=None) -> Draw:
         """reconstruction, prior and diffusion by one draw each; and the label, where the prior is conditioned

@@ -1,7 +1,7 @@
-"""The naive predictor: asked for a picture at once, it gives the average of all answers (lecture,
+"""The naive predictor: asked for an image at once, it gives the average of all answers (lecture,
 observation I).
 
-It predicts the lower half of a picture from the upper one, and the upper half from nothing, each value by
+It predicts the lower half of an image from the upper one, and the upper half from nothing, each value by
 itself: p(x) = Π_i p(x_i | the mean it predicts), the discretised Gaussian of decoder.py. Where that is most
 likely, its mean is the conditional mean of the data: the blurred average.
 """
@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, PyTree
 import numpy as np
 
 from vdm import component, nets
+from vdm.arrays import Image
 from vdm.contract import Ability, Batch, Draw, Model, Params, Stages
 from vdm.data.dataset import Spec
 from vdm.diffusion import condition as condition_lib, decoder, process
@@ -24,7 +25,6 @@ from vdm.nets import Network
 from vdm.parameters import Role
 from vdm.runtime import randomness
 
-Picture = Float[Array, "batch height width channels"]
 Condition = Float[Array, "batch size"] | None
 
 
@@ -34,7 +34,7 @@ class Naive(Model):
 
     Attributes:
       net: the upper half and zeros to a number for each value.
-      shape: height, width and channels of a picture.
+      shape: height, width and channels of an image.
       vocab_size: levels of a value.
       classes: how many labels there are.
       condition: what the network is conditioned on: none, label or augmented.
@@ -87,7 +87,7 @@ class Naive(Model):
         return Draw({"upper": jnp.sum(upper, axis=(1, 2, 3)), "lower": jnp.sum(lower, axis=(1, 2, 3))})
 
     def sample(self, params, rng, batch):
-        """What it predicts: the average picture, its lower half from the average upper one. Nothing is
+        """What it predicts: the average image, its lower half from the average upper one. Nothing is
         drawn."""
         condition, blank = self.condition_of(batch), jnp.zeros((rng.index.shape[0], *self.shape))
         first = self.average(params, blank, 0.0, condition)
@@ -95,7 +95,7 @@ class Naive(Model):
         whole = jnp.where(self.is_upper() > 0, first, second)
         return process.unscale(whole, self.vocab_size).astype(jnp.uint8)
 
-    def average(self, params: Params, given: Picture, time: float, condition: Condition) -> Picture:
+    def average(self, params: Params, given: Image, time: float, condition: Condition) -> Image:
         """The mean of p(x | given), in [−1, 1]."""
         u, gamma = self.predict(params, given, time, condition)
         logits = decoder.logits(u * process.alpha(gamma), gamma, self.vocab_size)
@@ -117,8 +117,8 @@ class Naive(Model):
         return Stages(places, lambda params, batch: self.condition_of(batch), logits)
 
     def predict(
-        self, params: Params, given: Picture, time: Any, condition: Condition, keys: Array | None = None
-    ) -> tuple[Picture, Float[Array, "height width channels"]]:
+        self, params: Params, given: Image, time: Any, condition: Condition, keys: Array | None = None
+    ) -> tuple[Image, Float[Array, "height width channels"]]:
         """The middle of each value's Gaussian, and the log of its variance.
 
         Args:
@@ -141,12 +141,12 @@ class Naive(Model):
         """The Naive that config.model describes.
 
         Raises:
-          UserError: a field has a value that is not accepted, or the pictures have a single row.
+          UserError: a field has a value that is not accepted, or the images have a single row.
         """
         require(
             spec.shape[0] >= 2,
-            "config.model.name is 'naive', which predicts the lower half of a picture from the upper, but "
-            f"the pictures have {spec.shape[0]} row; give other data.",
+            "config.model.name is 'naive', which predicts the lower half of an image from the upper, but "
+            f"the images have {spec.shape[0]} row; give other data.",
         )
         net = nets.build(section.net, spec.shape, spec.vocab_size, spec.shape[2])
         made = cls(net, spec.shape, spec.vocab_size, spec.classes, section.condition)

@@ -1,4 +1,4 @@
-"""The variational autoencoder (Kingma & Welling 2014; lecture (10)–(16)): one latent for each picture."""
+"""The variational autoencoder (Kingma & Welling 2014; lecture (10)–(16)): one latent for each image."""
 
 import dataclasses
 import math
@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, UInt8
 import numpy as np
 
 from vdm import component, gaussian
+from vdm.arrays import Image
 from vdm.component import accept
 from vdm.contract import Ability, Draw, Latents, Model, Params
 from vdm.data.dataset import Spec
@@ -19,10 +20,9 @@ from vdm.nets import residual
 from vdm.nets.layers import layer_keys
 from vdm.runtime import randomness
 
-Picture = Float[Array, "batch height width channels"]
 # p(x|z) as the (z_0, γ_0) that decoder.py takes: each value is one of its levels, by a Gaussian of variance
 # e^γ_0 around z_0/α_0.
-Levels = tuple[Picture, Picture]
+Discretised = tuple[Image, Image]
 
 # What stands for the smallest standard deviation of a latent whose distributions are learned: far below that
 # of N(0, I), and not known before it is drawn.
@@ -36,7 +36,7 @@ class VAE(Model):
     Attributes:
       encoder: x as a vector to mean and log variance of q(z|x), [batch, 2 · latent] (lecture (13)).
       decoder: z to two numbers for each value of x, [batch, values · 2].
-      shape: height, width and channels of a picture.
+      shape: height, width and channels of an image.
       vocab_size: levels of a value.
       latent: how many numbers z has.
     """
@@ -72,9 +72,11 @@ class VAE(Model):
         output = self.encoder.apply(params["encoder"], x, layer_keys(keys, 0))
         return gaussian.Gaussian(*jnp.split(output, 2, axis=-1))
 
-    def decode(self, params: Params, z: Float[Array, "batch latent"], keys: Array | None = None) -> Levels:
+    def decode(
+        self, params: Params, z: Float[Array, "batch latent"], keys: Array | None = None
+    ) -> Discretised:
         """p(x|z)."""
-        return levels_of(self.decoder.apply(params["decoder"], z, layer_keys(keys, 1)), self.shape)
+        return discretised_of(self.decoder.apply(params["decoder"], z, layer_keys(keys, 1)), self.shape)
 
     def draw(self, params, rng, batch, train=False, times=None) -> Draw:
         """reconstruction, by one draw of z, and prior matching, exact (lecture (12), (15))."""
@@ -147,19 +149,21 @@ def of_size(net: Any, spec: Spec, latent: int) -> VAE:
     )
 
 
-def levels_of(output: Float[Array, "batch outputs"], shape: tuple[int, int, int]) -> Levels:
+def discretised_of(output: Float[Array, "batch outputs"], shape: tuple[int, int, int]) -> Discretised:
     """p(x|z) of a decoder's output, two numbers for each value of `shape`."""
     mean, gamma_0 = jnp.moveaxis(output.reshape(-1, *shape, 2), -1, 0)
     return mean * process.alpha(gamma_0), gamma_0
 
 
-def log_likelihood(levels: Int[Array, "batch *shape"], p_x: Levels, vocab_size: int) -> Float[Array, "batch"]:
+def log_likelihood(
+    levels: Int[Array, "batch *shape"], p_x: Discretised, vocab_size: int
+) -> Float[Array, "batch"]:
     """log p(x|z), nats."""
     each = decoder_lib.log_prob(levels.astype(jnp.int32), *p_x, vocab_size)
     return jnp.sum(each, axis=tuple(range(1, each.ndim)))
 
 
-def sample_x(keys: Array, p_x: Levels, vocab_size: int) -> UInt8[Array, "batch *shape"]:
+def sample_x(keys: Array, p_x: Discretised, vocab_size: int) -> UInt8[Array, "batch *shape"]:
     """A sample of p(x|z), by a key for each example."""
     draw = jax.vmap(lambda key, z_0, gamma_0: decoder_lib.sample(key, z_0, gamma_0, vocab_size))
     return draw(keys, *p_x).astype(jnp.uint8)

@@ -22,7 +22,7 @@ from jaxtyping import UInt32
 import numpy as np
 
 from vdm.errors import UserError, require
-from vdm.runtime import atomic as whole_lib
+from vdm.runtime import atomic
 
 NAME, VERSION = b"vdm", 2
 START = struct.Struct("<3sBII")
@@ -109,21 +109,21 @@ def write(path: pathlib.Path, data: bytes) -> None:
     Raises:
       UserError: it cannot be written.
     """
-    with whole(path) as part, part.open("wb") as file:
+    with atomic_output(path) as part, part.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
-def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
+def atomic_output(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Gives a path to write to, which is called `path` in the end; of what was stopped nothing is left.
 
     Raises:
       UserError: it cannot be written.
     """
     try:
-        with whole_lib.whole(path) as part:
+        with atomic.atomic_path(path) as part:
             yield part
     except OSError as error:
         raise UserError(

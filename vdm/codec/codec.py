@@ -13,7 +13,7 @@ from tqdm import tqdm
 from vdm.codec import coder as coder_lib, header as header_lib
 from vdm.codec.archive import Archive
 from vdm.codec.coder import Coder
-from vdm.codec.image_io import Pictures
+from vdm.codec.image_io import ImageSet
 from vdm.codec.stack import START_BITS, Damaged, Stack
 from vdm.contract import Ability
 from vdm.data import fingerprint
@@ -41,7 +41,7 @@ def parts(made: Compressed, size: int) -> dict[str, float]:
     return {"images": images, "initial": made.initial, "header": 8 * size - images - made.initial}
 
 
-def compress(config: ConfigDict, run: Run, given: Pictures) -> Compressed:
+def compress(config: ConfigDict, run: Run, given: ImageSet) -> Compressed:
     """The images as an Archive; shows how far it is, and the rate.
 
     Raises:
@@ -83,7 +83,7 @@ def compress(config: ConfigDict, run: Run, given: Pictures) -> Compressed:
     return Compressed(Archive(header, list(words)), bits, sum(START_BITS + 32 * count for count in initial))
 
 
-def decompress(config: ConfigDict, run: Run, given: Archive, path: str) -> Pictures:
+def decompress(config: ConfigDict, run: Run, given: Archive, path: str) -> ImageSet:
     """The images of an Archive, checked.
 
     Args:
@@ -127,7 +127,7 @@ def decompress(config: ConfigDict, run: Run, given: Archive, path: str) -> Pictu
     sha = fingerprint.of_images(image, run.data.spec.vocab_size)
     require(empty and sha == header["sha"], wrong)
     label = np.concatenate(labels[::-1]) if run.model.takes_label else None
-    return Pictures(image, label, header.get("names"))
+    return ImageSet(image, label, header.get("names"))
 
 
 def check(config: ConfigDict, run: Run) -> None:
@@ -171,7 +171,7 @@ def _padded(values: Any, lanes: int) -> Any:
     return np.concatenate([values, np.zeros((lanes - len(values), *values.shape[1:]), values.dtype)])
 
 
-def _labels(run: Run, given: Pictures) -> Any:
+def _labels(run: Run, given: ImageSet) -> Any:
     """The labels to push; zeros for a model that takes none."""
     labels = given.label
     if not run.model.takes_label:

@@ -5,17 +5,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 import numpy as np
 
+from vdm.arrays import Images
 from vdm.codec.stack import Stack
 from vdm.contract import Ability, Batch, Latents, Model, Params, Stages
 from vdm.errors import require
 
 # Of a Gaussian in whole numbers: beyond, float64 or the coder's 24 bits do not tell them apart.
 LARGEST, WIDEST = 2.0**50, 2.0**18
-
-Images = UInt8[np.ndarray, "batch height width channels"]
 
 
 class Coder(NamedTuple):

@@ -17,7 +17,7 @@ from vdm.errors import UserError, require
 TEST = "test"
 
 
-class Pictures(NamedTuple):
+class ImageSet(NamedTuple):
     """Images, and their labels and names where they have such."""
 
     image: UInt8[np.ndarray, "images height width channels"]
@@ -25,7 +25,7 @@ class Pictures(NamedTuple):
     names: list[str] | None = None
 
 
-def read(source: str, data: Data) -> Pictures:
+def read(source: str, data: Data) -> ImageSet:
     """The images that --input names.
 
     Raises:
@@ -34,7 +34,7 @@ def read(source: str, data: Data) -> Pictures:
     path = pathlib.Path(source).expanduser()
     if source == TEST:
         examples = data.test.read(np.arange(data.test.size))
-        found = Pictures(examples["image"], examples["label"])
+        found = ImageSet(examples["image"], examples["label"])
     elif path.is_dir():
         found = _read_folder(path, data.spec)
     else:
@@ -69,44 +69,44 @@ def check_target(target: pathlib.Path) -> None:
     )
 
 
-def write(target: pathlib.Path, pictures: Pictures) -> None:
+def write(target: pathlib.Path, found: ImageSet) -> None:
     """Writes an .npz file, or else a folder of PNG files, whole or not at all.
 
     Raises:
       UserError: it cannot be written.
     """
     if target.suffix == ".npz":
-        arrays = {"image": pictures.image, "label": pictures.label, "name": pictures.names}
+        arrays = {"image": found.image, "label": found.label, "name": found.names}
         known: dict[str, Any] = {name: value for name, value in arrays.items() if value is not None}
         file = io.BytesIO()
         np.savez_compressed(file, **known)
         archive.write(target, file.getvalue())
         return
-    with archive.whole(target) as part:
-        for image, name in zip(pictures.image, _names(pictures), strict=True):
+    with archive.atomic_output(target) as part:
+        for image, name in zip(found.image, _names(found), strict=True):
             (part / name).parent.mkdir(parents=True, exist_ok=True)
             _to_image(image).save(part / name)
 
 
-def _names(pictures: Pictures) -> list[str]:
+def _names(given: ImageSet) -> list[str]:
     """Of the PNG files: those that the images had, with another ending where it was no .png."""
-    if pictures.names is None:
-        digits = len(str(len(pictures.image) - 1))
-        return [f"{number:0{digits}}.png" for number in range(len(pictures.image))]
+    if given.names is None:
+        digits = len(str(len(given.image) - 1))
+        return [f"{number:0{digits}}.png" for number in range(len(given.image))]
     instead = "give an --output that ends in .npz."
-    for name in pictures.names:
+    for name in given.names:
         path = pathlib.PurePosixPath(name)
         require(
             not path.is_absolute() and ".." not in path.parts and not {"\\", "\0"} & set(name) and path.name,
             f"an image is called {name!r}, which lies outside of --output; {instead}",
         )
-    found = [name if name.lower().endswith(".png") else f"{name}.png" for name in pictures.names]
+    found = [name if name.lower().endswith(".png") else f"{name}.png" for name in given.names]
     twice = [name for name, count in Counter(name.casefold() for name in found).items() if count > 1]
     require(not twice, f"two images would be called {', '.join(twice[:3])}; {instead}")
     return found
 
 
-def _read_folder(path: pathlib.Path, spec: Spec) -> Pictures:
+def _read_folder(path: pathlib.Path, spec: Spec) -> ImageSet:
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
     require(
         files,
@@ -126,10 +126,10 @@ def _read_folder(path: pathlib.Path, spec: Spec) -> Pictures:
         )
         images.append(pixels.reshape(spec.shape))
     names = [file.relative_to(path).as_posix() for file in files]
-    return Pictures(np.stack(images), None, names)
+    return ImageSet(np.stack(images), None, names)
 
 
-def _read_npz(path: pathlib.Path) -> Pictures:
+def _read_npz(path: pathlib.Path) -> ImageSet:
     try:
         arrays = {name: npz.read_array(path, name) for name in npz.array_names(path)}
     except UserError as error:
@@ -146,7 +146,7 @@ def _read_npz(path: pathlib.Path) -> Pictures:
             f"--input is {str(path)!r}, with a {what!r} that is not one for each image.",
         )
     image = image[..., None] if image.ndim == 3 else image
-    return Pictures(image, label, None if names is None else names.tolist())
+    return ImageSet(image, label, None if names is None else names.tolist())
 
 
 def _to_image(image: Any) -> Any:

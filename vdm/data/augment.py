@@ -21,11 +21,11 @@ def kinds(text: str) -> tuple[str, ...]:
 
 
 def check_shape(names: tuple[str, ...], shape: tuple[int, int, int]) -> None:
-    """Raises UserError where a kind of change cannot be applied to pictures of this shape."""
+    """Raises UserError where a kind of change cannot be applied to images of this shape."""
     height, width, _ = shape
     require(
         "rotate" not in names or height == width,
-        f"config.data.augment has 'rotate', but the pictures are {height} × {width}; "
+        f"config.data.augment has 'rotate', but the images are {height} × {width}; "
         "rotating by 90° needs square ones.",
     )
 

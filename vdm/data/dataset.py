@@ -1,12 +1,13 @@
-"""A data set: two splits of random access, and what a model must know of their pictures."""
+"""A data set: two splits of random access, and what a model must know of their images."""
 
 from collections.abc import Callable
 import dataclasses
 
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 import numpy as np
 
-Images = UInt8[np.ndarray, "images height width channels"]
+from vdm.arrays import Images
+
 Labels = Int[np.ndarray, "images"]
 # "image": uint8 [batch, height, width, channels]; "label": int32 [batch], zeros where there are no labels.
 Examples = dict[str, np.ndarray]
@@ -14,7 +15,7 @@ Examples = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What a model must know of the data: the shape of a picture, its levels, its labels."""
+    """What a model must know of the data: the shape of an image, its levels, its labels."""
 
     shape: tuple[int, int, int]  # height, width, channels
     vocab_size: int  # each value is an integer in 0 … vocab_size − 1

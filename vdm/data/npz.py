@@ -134,7 +134,7 @@ def _require_one_shape(images: list[Images]) -> None:
     shapes = sorted({image.shape[1:] for image in images})
     require(
         len(shapes) == 1,
-        f"the .npz files hold pictures of the shapes {', '.join(str(list(shape)) for shape in shapes)}; "
+        f"the .npz files hold images of the shapes {', '.join(str(list(shape)) for shape in shapes)}; "
         "accepted: one shape.",
     )
 

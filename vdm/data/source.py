@@ -20,7 +20,7 @@ from vdm.errors import UserError, did_you_mean, require
 
 @dataclasses.dataclass(frozen=True)
 class Source(Component):
-    """Where pictures come from.
+    """Where images come from.
 
     Attributes:
       name: what config.data.name says.
@@ -126,7 +126,7 @@ def _part(field: str, share: float, train: Split) -> tuple[Split, Split]:
 
 
 def _check(data: Data, source: Source) -> None:
-    """Raises UserError where the pictures are not what the spec says."""
+    """Raises UserError where the images are not what the spec says."""
     name, spec = source.name, data.spec
     require(data.train.size > 0 and data.test.size > 0, f"data set {name!r} has an empty split.")
     levels = spec.vocab_size
@@ -134,13 +134,13 @@ def _check(data: Data, source: Source) -> None:
     says = ("config.data.vocab_size" if field else f"the vocab_size of data set {name!r}") + f" is {levels}"
     require(2 <= levels <= 256, f"{says}; accepted: 2 to 256, the levels of a uint8.")
 
-    # A look at some pictures finds what does not fit before hours are spent; 256 levels always do.
+    # A look at some images finds what does not fit before hours are spent; 256 levels always do.
     count = 256 if levels < 256 else 1
     for split in (data.train, data.test):
         some = split.read(np.unique(np.linspace(0, split.size - 1, count).astype(int)))["image"]
         require(
             some.dtype == np.uint8 and some.shape[1:] == tuple(spec.shape),
-            f"data set {name!r} has pictures of {some.dtype} {list(some.shape[1:])}; accepted: uint8 "
+            f"data set {name!r} has images of {some.dtype} {list(some.shape[1:])}; accepted: uint8 "
             f"{list(spec.shape)}, as its spec says.",
         )
         top = int(some.max())

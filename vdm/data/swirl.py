@@ -1,4 +1,4 @@
-"""20,000 points of a noisy spiral, as 1 × 1 pictures of two channels; 2,000 are held out."""
+"""20,000 points of a noisy spiral, as 1 × 1 images of two channels; 2,000 are held out."""
 
 import dataclasses
 

@@ -55,7 +55,7 @@ class TFDS(Source):
             return Split(len(source), read, nbytes, tuple(map(str, info.splits[key].filepaths)))
 
         train = split("train")
-        if None in shape:  # the features leave it open: then the first picture says it
+        if None in shape:  # the features leave it open: then the first image says it
             shape = train.read(np.zeros(1, int))["image"].shape[1:]
         return Data(train, split(test), Spec(shape, 256, label.num_classes if label else 0))
 

@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from vdm.arrays import Image
 from vdm.component import Component
 from vdm.data.dataset import Split
 from vdm.diffusion import decoder, process
 from vdm.parameters import Role
 
 Params = Any
-Image = Float[Array, "batch height width channels"]
 Gamma = Float[Array, "*#any"]  # broadcasts against an image
 Net = Callable[[Float[Array, "batch height width inputs"]], Float[Array, "batch height width outputs"]]
 
@@ -89,7 +89,7 @@ class V(Parameterisation):
 
 
 @dataclasses.dataclass(frozen=True)
-class Levels(Parameterisation):
+class Categorical(Parameterisation):
     """The output is, for each value, the log-probability of each of its levels given the rest of the image.
 
     Times the likelihood N(z_t; α x_v, σ²) of the value's own z_t this is its posterior, and x̂ is the

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, PyTree, UInt8
 import numpy as np
 
 from vdm import component, gaussian, nets
+from vdm.arrays import Image
 from vdm.component import accept
 from vdm.contract import Ability, Batch, Denoising, Draw, DrawTimes, Flow, Latents, Model, Params, Random
 from vdm.data.dataset import Spec, Split
@@ -36,7 +37,6 @@ from vdm.nets import Network
 from vdm.parameters import Role
 from vdm.runtime import randomness
 
-Image = Float[Array, "batch height width channels"]
 Condition = Float[Array, "batch size"] | None
 LogLikelihood = Callable[[Image], Float[Array, "batch"]]
 

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from vdm.arrays import Image
 from vdm.component import Component
 from vdm.diffusion import process
 
-Image = Float[Array, "batch height width channels"]
 Gammas = Float[Array, "steps_and_one *any"]
 PredictX = Callable[[Image, Array], Image]
 

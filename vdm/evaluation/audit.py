@@ -7,18 +7,16 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import UInt8
 from ml_collections import ConfigDict
 import numpy as np
 
+from vdm.arrays import Images
 from vdm.contract import Batch, Model, Params, bits_per_dim
 from vdm.diffusion import process
 from vdm.diffusion.schedule import with_slope
 from vdm.estimate import PerImage, standard_error
 from vdm.evaluation.passes import Pass, over_split, progress_bar
 from vdm.run import Run
-
-Images = UInt8[np.ndarray, "images height width channels"]
 
 TIMES = 32  # at which the scale of x̂ is measured
 

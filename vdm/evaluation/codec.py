@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from vdm.codec import archive, codec
-from vdm.codec.image_io import Pictures
+from vdm.codec.image_io import ImageSet
 from vdm.contract import Ability
 from vdm.errors import require
 from vdm.estimate import Estimate, standard_error
@@ -48,7 +48,7 @@ def make_file(config: ConfigDict, run: Run) -> File:
     """
     most = config.eval.images or run.data.test.size
     examples = run.data.test.read(np.arange(min(config.codec.images or most, most)))
-    given = Pictures(examples["image"], examples["label"])
+    given = ImageSet(examples["image"], examples["label"])
     start = time.monotonic()
     made = codec.compress(config, run, given)
     data = archive.to_bytes(made.archive)

@@ -38,6 +38,6 @@ def denoise(config: ConfigDict, run: Run) -> Denoised:
     images = min(IMAGES, config.eval.images or run.data.test.size)
     one_pass = over_split(predicted, config, run.data)
     times = np.linspace(1.0, 0.0, TIMES)
-    with progress_bar(images, config, len(times), "pictures") as bar:
+    with progress_bar(images, config, len(times), "images") as bar:
         shown = [one_pass(run.state.ema, Pass(0, 0, 1), np.float32(t), images, bar) for t in times]
     return Denoised(times, np.stack([one["x_hat"] for one in shown]), shown[0]["x"])

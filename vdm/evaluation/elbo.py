@@ -1,16 +1,24 @@
-"""The estimator "elbo": the model's own ELBO, or its exact likelihood."""
+"""The ELBO of the test split, or the exact likelihood, with its error bars; and the estimator "elbo"."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 import time
 
 import jax
 from ml_collections import ConfigDict
+import numpy as np
 
-from vdm.contract import Ability, Model
+from vdm.contract import Ability, Model, check_draw
+from vdm.data import fingerprint
+from vdm.data.batches import in_memory_if_it_fits
+from vdm.data.dataset import Data
+from vdm.diffusion.times import distributed
+from vdm.errors import require
+from vdm.estimate import Estimate, combine, require_possible
 from vdm.evaluation.estimator import Estimator, Result, print_row
-from vdm.evaluation.evaluator import make_evaluator
-from vdm.evaluation.profile import Profile
+from vdm.evaluation.passes import Pass, over_split, progress_bar
+from vdm.evaluation.profile import UNIFORM, Profile, of_time
 from vdm.evaluation.table import Row
 from vdm.reporting.text import estimate_table
 from vdm.run import Run
@@ -35,7 +43,7 @@ def elbo_row(config: ConfigDict, run: Run, model: Model) -> tuple[Row, Profile |
         name, bounds = "exact" if Ability.EXACT in model.abilities else "ELBO", OWN
     else:
         name, bounds = elbo_name(model.depth), chain_name(model.depth)
-    evaluate = make_evaluator(model, config, run.data)
+    evaluate = make_elbo(model, config, run.data)
     estimate, profile = evaluate(run.state.ema, config.eval.passes, True, config.eval.target_se, name)
     return Row(name, bounds, estimate, estimate.passes, time.monotonic() - start), profile
 
@@ -53,3 +61,83 @@ class ELBO(Estimator):
         # The profile is to be that of continuous time.
         continuous, profile = elbo_row(config, run, run.model.at_depth(0))
         return Result([row, print_row(continuous)], profile=profile)
+
+
+# How many passes are a set, whose times and noise are spread evenly (randomness.QuasiRng).
+SET = 10
+
+# What a draw has beside its terms, where a time is drawn (profile.of_time).
+_TIME = ("t", "time_weight", "error")
+
+
+def make_elbo(model: Model, config: ConfigDict, data: Data) -> Callable[..., tuple[Estimate, Profile | None]]:
+    """Returns evaluate(params, passes, progress=False, target_se=0.0, title="ELBO") → (Estimate, Profile).
+
+    Passes are taken in at least two independent sets, so that the Monte-Carlo noise is measured, not assumed.
+    Where the model draws a time, the times of each set are distributed as the sets before it advise
+    (Profile.cdf), which changes no mean. The Profile of any other model is None.
+
+    With `target_se`, sets of SET passes go on until the Monte-Carlo noise of the bits/dim is at most that, or
+    config.eval.max_passes are taken.
+
+    Raises:
+      UserError: a number of config.eval is not accepted.
+    """
+    for name in ("passes", "passes_in_training", "max_passes"):
+        value = config.eval[name]
+        require(value > 0, f"config.eval.{name} is {value}; accepted: 1 or more.")
+    target = config.eval.target_se
+    require(target >= 0, f"config.eval.target_se is {target}; accepted: 0 (none) or more.")
+    draws_time = Ability.TIME in model.abilities
+
+    def one_draw(params, rng, batch, cdf):
+        draw = model.draw(params, rng, batch, times=distributed(cdf) if draws_time else None)
+        check_draw(model, draw, len(batch["label"]))
+        if not draws_time:
+            return draw.terms
+        return {**draw.terms, **of_time(draw.denoising)}
+
+    one_pass = over_split(one_draw, config, data)
+
+    @functools.cache
+    def data_of(images):
+        return fingerprint.of_split(in_memory_if_it_fits(data.test, config.data), data.spec, images)
+
+    def evaluate(params, passes, progress=False, target_se=0.0, title="ELBO"):
+        images = config.eval.images or data.test.size
+        profile = Profile(images) if draws_time else None
+        sets = []
+        bar = progress_bar(images, config, SET if target_se else passes, title, progress)
+
+        def add_set(length):
+            cdf = profile.cdf() if sets and draws_time else UNIFORM
+            drawn = []
+            for number in range(length):
+                draw = one_pass(params, Pass(len(sets), number, length), cdf, images, bar)
+                if draws_time:
+                    profile.add(draw)
+                drawn.append({name: nats for name, nats in draw.items() if name not in _TIME})
+            sets.append((length, jax.tree.map(lambda *nats: sum(nats), *drawn)))
+
+        if not target_se:
+            for part in np.array_split(np.arange(passes), min(passes, max(2, round(passes / SET)))):
+                add_set(len(part))
+        while target_se:
+            left = config.eval.max_passes - len(sets) * SET
+            if left <= 0:
+                break
+            if sets:
+                bar.total = (len(sets) + 1) * bar.total // len(sets)
+            add_set(min(SET, left))
+            noise = combine(sets, data.spec.shape).noise["bpd"]
+            bar.set_postfix_str(f"noise {noise:.5f}, to be {target_se}")
+            # A standard error of few degrees of freedom is small by chance too often.
+            if noise <= target_se and images * (len(sets) - 1) >= 30:
+                break
+        bar.close()
+        estimate = combine(sets, data.spec.shape)
+        require_possible(estimate)
+        about = {"exact": Ability.EXACT in model.abilities, "given_label": model.given_label}
+        return dataclasses.replace(estimate, data=data_of(images), **about), profile
+
+    return evaluate

@@ -1,17 +1,22 @@
-"""What an estimator of the likelihood is: what it needs, what it checks, and the rows that it gives.
+"""What an estimator of the likelihood is: what it needs, what it checks, and the rows that it gives. And how
+those that config.eval names are measured.
 
 A new one is a class that derives from Estimator; examples/certificate.py.
 """
 
 from collections.abc import Sequence
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
-from vdm.component import Component
-from vdm.contract import Ability
+from vdm import component
+from vdm.component import OWN, REGISTRIES, Component
+from vdm.config import estimator_section, own_estimators
+from vdm.contract import Ability, Model, check_needs
+from vdm.errors import one_of, require
+from vdm.estimate import require_possible
 from vdm.evaluation.profile import Profile
 from vdm.evaluation.table import Row
 from vdm.reporting.text import fixed
@@ -59,3 +64,95 @@ def print_row(row: Row) -> Row:
         mean, se = row.estimate.mean["bpd"], row.estimate.se["bpd"]
         print(f"{row.name}: {mean:.4f} ± {fixed(se)}, {row.seconds:.0f} s", flush=True)
     return row
+
+
+def find(config: ConfigDict) -> dict[str, Estimator]:
+    """Every built-in estimator, in the order in which they are measured, and then those of your own that
+    config.eval.estimators names. The ELBO is the first.
+
+    Raises:
+      UserError: a name is unknown, or a field has a value that is not accepted.
+    """
+    for name in _named(config):
+        if not OWN.fullmatch(name):
+            one_of("config.eval.estimators", name, (*REGISTRIES["estimator"].builtin, "all"))
+    found = {name: cls() for name, cls in REGISTRIES["estimator"].classes().items()}
+    for name in own_estimators(config.eval.estimators):
+        part = estimator_section(name)
+        cls = component.find("estimator", name, "config.eval.estimators")
+        section = config.eval.get(part, cls.config_fields())
+        found[name] = cls(**{field: section[field] for field in cls.config_fields()})
+        component.check(found[name], section, f"config.eval.{part}")
+        check_needs(name, cls.needs)
+    return found
+
+
+class Measured(NamedTuple):
+    """What the estimators gave, together (estimator.Result).
+
+    Attributes:
+      rows: of the table, the model's own ELBO first.
+      series: by the estimator's name.
+    """
+
+    rows: list[Row]
+    series: dict[str, list[Row]]
+    checks: list[str]
+    profile: Profile | None
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError where config.eval names an unknown estimator, or has a number that is not accepted."""
+    for estimator in find(config).values():
+        estimator.check_config(config)
+
+
+def choose(config: ConfigDict, model: Model) -> list[str]:
+    """The estimators that config.eval names, the ELBO first; of "all", those that the model can do.
+
+    Raises:
+      UserError: one is named that the model cannot do.
+    """
+    every = find(config)
+    possible = [name for name, estimator in every.items() if estimator.needs <= model.abilities]
+    named = _named(config)
+    for name in named:
+        needs = every[name].needs if name != "all" else frozenset()
+        missing = [ability.value for ability in Ability if ability in needs - model.abilities]
+        require(
+            not missing,
+            f"config.eval.estimators has {name!r}, which needs {' and '.join(missing)}; accepted for this "
+            f"model, {config.model.name!r}: {', '.join(map(repr, possible))}, 'all'.",
+        )
+    return [name for name in possible if name in named or "all" in named or name == "elbo"]
+
+
+def measure(config: ConfigDict, run: Run, chosen: Sequence[str]) -> Measured:
+    """Runs the chosen estimators, one after the other, and prints what each gives."""
+    found, every = Measured([], {}, [], None), find(config)
+    for name in chosen:
+        done = [*found.rows, *(row for rows in found.series.values() for row in rows)]
+        result = every[name].measure(config, run, done)
+        if OWN.fullmatch(name):
+            check_result(name, result)
+        found.rows.extend([row for row in result.rows if not any(row is other for other in found.rows)])
+        if result.series:
+            found.series[name] = list(result.series)
+        found.checks.extend(result.checks)
+        found = found._replace(profile=result.profile or found.profile)
+    return found
+
+
+def check_result(name: str, result: Any) -> None:
+    """Raises UserError where an estimator of your own gives no Result, or a row that cannot be."""
+    require(
+        isinstance(result, Result) and all(isinstance(row, Row) for row in result.rows),
+        f"estimator {name} gives a {type(result).__name__}; accepted: a Result of rows.",
+    )
+    for row in result.rows:
+        if not row.from_below:
+            require_possible(row.estimate, f"the row {row.name!r} of estimator {name}")
+
+
+def _named(config: ConfigDict) -> list[str]:
+    return [name for name in config.eval.estimators.split(",") if name]

@@ -116,7 +116,7 @@ def _flow(
     """Solves the ODE of each image, from `samples` points of its cell.
 
     Returns:
-      The log weights "log_w", with what probability_flow.flow_log_density gives; evaluations per image; seconds.
+      The log weights "log_w", with what flow_log_density gives; evaluations per image; seconds.
 
     Raises:
       UserError: the ODE of an image was not solved.
@@ -152,6 +152,6 @@ def require_solved(steps: np.ndarray, tolerance: float) -> None:
     """Raises UserError where the ODE of an image was not solved within probability_flow.MAX_STEPS."""
     require(
         np.max(steps) < probability_flow.MAX_STEPS,
-        f"the ODE of an image was not solved in {probability_flow.MAX_STEPS} steps; config.eval.ode.tolerance "
-        f"is {tolerance}: set a larger one.",
+        f"the ODE of an image was not solved in {probability_flow.MAX_STEPS} steps; config.eval.ode.tolerance"
+        f" is {tolerance}: set a larger one.",
     )

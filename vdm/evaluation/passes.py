@@ -16,20 +16,20 @@ from vdm.data.dataset import Data
 from vdm.errors import require
 from vdm.run import Run
 from vdm.runtime import devices
-from vdm.runtime.randomness import Spread
+from vdm.runtime.randomness import QuasiRng
 
 # Folded into the seed: the noise of evaluation is its own, and the same for every checkpoint.
 _EVALUATION = 2
 
 # (params, rng, batch, extra) → {name: [batch, …]}.
-PerExample = Callable[[Params, Spread, Batch, Any], dict[str, Array]]
+PerExample = Callable[[Params, QuasiRng, Batch, Any], dict[str, Array]]
 PerImage = dict[str, Float[np.ndarray, "images ..."]]
 
 
 class Pass(NamedTuple):
     """Which pass over the images it is: number `number` of the `passes` of a set of draws.
 
-    The draws of one set are spread evenly over its passes (randomness.Spread); sets are independent of each
+    The draws of one set are spread evenly over its passes (randomness.QuasiRng); sets are independent of each
     other.
     """
 
@@ -63,7 +63,7 @@ def over_split(function: PerExample, config: ConfigDict, data: Data) -> Callable
     def on_device(params, which, extra, batch):
         set_number, number, passes, images = which
         key = jax.random.fold_in(jax.random.key(config.seed), _EVALUATION)
-        rng = Spread(jax.random.fold_in(key, set_number), batch["index"], number, images, passes)
+        rng = QuasiRng(jax.random.fold_in(key, set_number), batch["index"], number, images, passes)
         return (function(params, rng, batch, extra),)
 
     mapped = devices.over_devices(

@@ -14,6 +14,8 @@ import numpy as np
 
 from vdm.diffusion import process
 from vdm.diffusion.importance_weights import log_normal, of_each
+from vdm.diffusion.schedule import with_slope
+from vdm.gaussian import total
 
 # (z [batch, …], γ [batch] or of each value, condition) → ε̂ [batch, …].
 EpsHat = Callable[[Array, Array, Any], Array]
@@ -77,7 +79,9 @@ def flow_log_density(
         i, place, z = args
         gamma, slope = place, 1.0
         if curve is not None:
-            of_each = jax.vmap(lambda condition: _with_slope(curve, place, condition), axis_size=len(z_0))
+            of_each = jax.vmap(
+                lambda condition: with_slope(lambda t: curve(t, condition), place), axis_size=len(z_0)
+            )
             gamma, slope = of_each(condition)
         _, pull = jax.vjp(lambda z: velocity(eps_hat, z, gamma, condition, slope), z)
         if exact_divergence:
@@ -87,7 +91,7 @@ def flow_log_density(
             return jax.random.rademacher(jax.random.fold_in(key, i), z.shape[1:], z.dtype)
 
         probe = jax.vmap(probe_of)(keys)
-        return _sum(probe * pull(probe)[0])
+        return total(probe * pull(probe)[0])
 
     divergences = jax.lax.map(divergence, (jnp.arange(nodes + 1), places, path))
     fine = (high - low) * jnp.tensordot(jnp.asarray(weights, jnp.float32), divergences, 1)
@@ -115,7 +119,7 @@ def _solve_path(
         one_condition = jax.tree.map(lambda value: value[None], condition)
 
         def field(place, z, _):
-            gamma, slope = (place, 1.0) if curve is None else _with_slope(curve, place, condition)
+            gamma, slope = (place, 1.0) if curve is None else with_slope(lambda t: curve(t, condition), place)
             return velocity(eps_hat, z[None], gamma, one_condition, slope)[0]
 
         term = diffrax.ODETerm(field)
@@ -134,11 +138,6 @@ def _solve_path(
         return solution.ys, solution.stats["num_steps"]
 
     return jax.vmap(one, out_axes=(1, 0))(z_0, condition)
-
-
-def _with_slope(curve, place, condition):
-    """γ and dγ/dt."""
-    return jax.jvp(lambda t: curve(t, condition), (place,), (jnp.ones_like(place),))
 
 
 def _trace(pull, shape: tuple[int, ...]) -> Float[Array, "batch"]:
@@ -165,7 +164,3 @@ def clenshaw_curtis(n: int) -> tuple[Float[np.ndarray, "n_and_one"], Float[np.nd
     terms = np.where((even == 0) | (even == n), 0.5, 1.0) / (1.0 - even**2)
     weights = (2.0 / n) * ends * (np.cos(np.pi * np.outer(j, even) / n) @ terms)
     return points, weights
-
-
-def _sum(values):
-    return jnp.sum(values, axis=tuple(range(1, values.ndim)))

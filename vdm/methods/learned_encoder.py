@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from vdm import component, nets
+from vdm.arrays import Image
 from vdm.component import Component, accept
 from vdm.contract import Ability, Params
 from vdm.data.dataset import Spec
@@ -38,7 +39,6 @@ from vdm.parameters import Role
 # counts.
 SLOW = 0.01
 
-Image = Float[Array, "batch height width channels"]
 Gamma = Float[Array, "batch"]
 
 
@@ -78,7 +78,7 @@ class Encoder(Component):
         """
         gamma = jnp.broadcast_to(gamma, x.shape[:1])
         if gamma_s is None:
-            x_t, moves = with_slope(lambda gamma: self.x_t(params, x, gamma, gamma_0), gamma)
+            x_t, moves = with_slope_in_reverse(lambda gamma: self.x_t(params, x, gamma, gamma_0), gamma)
         else:
             gamma_s = jnp.broadcast_to(gamma_s, x.shape[:1])
             x_t = self.x_t(params, x, gamma, gamma_0)
@@ -240,7 +240,7 @@ class DiffEnc(Diffusion):
         return dataclasses.replace(made, encoder=encoders.build(section.encoder, spec, made.schedule))
 
 
-def with_slope(function: Callable[[Gamma], Image], gamma: Gamma) -> tuple[Image, Image]:
+def with_slope_in_reverse(function: Callable[[Gamma], Image], gamma: Gamma) -> tuple[Image, Image]:
     """A function of each example's γ, and its derivative, in reverse mode twice: networks have gradients of
     their own, which know no forward mode."""
     value, pull = jax.vjp(function, gamma)

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from vdm import component
+from vdm.arrays import Image
 from vdm.component import accept
 from vdm.contract import Ability, Batch, Draw, Flow, Model, Params, Random
 from vdm.data.dataset import Spec
@@ -35,8 +36,6 @@ from vdm.gaussian import total
 from vdm.nets.conv import Conv
 from vdm.parameters import Role, alike
 from vdm.runtime import randomness
-
-Image = Float[Array, "batch height width channels"]
 
 
 class Cells(nn.Module):

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
+from vdm.arrays import Image
 from vdm.data.dataset import Split
 from vdm.diffusion import process
 from vdm.diffusion.denoiser import Parameterisation, eps_from_x
 from vdm.methods.discretised_normal import restricted_mean
 from vdm.parameters import Role, alike
 
-Image = Float[Array, "batch height width channels"]
 Gamma = Float[Array, "batch 1 1 1"]
 CHUNK = 1_000  # images that `fit` reads at a time
 LOG_RATIO = (-8.0, 4.0)  # of variances, beyond which exp would run away

@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vdm.arrays import Image
 from vdm.nets.layers import product_of_parts
 
-Picture = Float[Array, "batch height width channels"]
 Kernel = Float[Array, "3 3 inputs outputs"]
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 class Conv(nn.Module):
-    """Pictures [batch, height, width, in] to [batch, height, width, features], zeros around.
+    """Images [batch, height, width, in] to [batch, height, width, features], zeros around.
 
     The channels of all `parts`, side by side, are its input.
 
@@ -30,7 +30,7 @@ class Conv(nn.Module):
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
-    def __call__(self, *parts: Picture) -> Picture:
+    def __call__(self, *parts: Image) -> Image:
         channels = sum(part.shape[-1] for part in parts)
         kernel = self.param("kernel", self.kernel_init, (3, 3, channels, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
@@ -38,13 +38,13 @@ class Conv(nn.Module):
         return product_of_parts(convolve, parts, kernel, bias, self.dtype)
 
 
-def convolve_3x3(h: Picture, kernel: Kernel) -> Picture:
-    """The convolution of a picture with zeros around."""
+def convolve_3x3(h: Image, kernel: Kernel) -> Image:
+    """The convolution of an image with zeros around."""
     return jax.lax.conv_general_dilated(h, kernel, (1, 1), "SAME", dimension_numbers=LAYOUT)
 
 
 @jax.custom_vjp
-def convolve_on_cpu(h: Picture, kernel: Kernel) -> Picture:
+def convolve_on_cpu(h: Image, kernel: Kernel) -> Image:
     """`convolve_3x3`, in forms that XLA's CPU backend runs fast, also inside a loop.
 
     It has two libraries for a convolution, and both want its operands to lie as LAYOUT says;
@@ -72,9 +72,9 @@ def _backward(saved, dy):
 def _of_kernel(h, dy):
     """The gradient of the kernel, by products of two matrices.
 
-    dk[i, j] = Σ_{r, c} h[r + i − 1, c + j − 1]ᵀ dy[r, c], summed over pictures: with h moved
+    dk[i, j] = Σ_{r, c} h[r + i − 1, c + j − 1]ᵀ dy[r, c], summed over images: with h moved
     along the columns by each j, and dy along the rows by each i, side by side as channels, it
-    is all nine at once, and neither is copied nine times. Pictures are taken few at a time, so
+    is all nine at once, and neither is copied nine times. Images are taken few at a time, so
     that the copies stay in the cache.
     """
     batch, rows, columns, channels = h.shape

@@ -1,7 +1,7 @@
 """What the networks share: embeddings, Fourier features, dropout, attention.
 
-Nothing here knows of diffusion: a network maps pictures z [batch, height, width, channels]
-to pictures, given `time` [batch] in about [0, 1], a `condition` [batch, k] or None, and,
+Nothing here knows of diffusion: a network maps images z [batch, height, width, channels]
+to images, given `time` [batch] in about [0, 1], a `condition` [batch, k] or None, and,
 when dropout is on, `keys` [batch], one random key for each example.
 
 A network has a `dtype`, of its products and of what lies between its layers. Parameters,
@@ -20,11 +20,11 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from vdm.arrays import Image
 from vdm.runtime import randomness
 
 ZEROS = nn.initializers.zeros
 
-Picture = Float[Array, "batch height width channels"]
 Heads = Float[Array, "batch tokens heads width"]
 Keys = Key[Array, "batch"] | None
 
@@ -93,7 +93,7 @@ def layer_keys(keys: Keys, layer: int | Array) -> Keys:
 
 
 class GroupNorm(nn.Module):
-    """Pictures [batch, height, width, channels] to mean 0 and variance 1 over the pixels and the
+    """Images [batch, height, width, channels] to mean 0 and variance 1 over the pixels and the
     channels of each group, scaled and shifted by channel, then given to `activation`.
 
     The channels of all `parts`, side by side, are its input; a list of as many parts comes back.
@@ -108,7 +108,7 @@ class GroupNorm(nn.Module):
     activation: Callable = lambda h: h
 
     @nn.compact
-    def __call__(self, *parts: Picture) -> list[Picture]:
+    def __call__(self, *parts: Image) -> list[Image]:
         sizes = [part.shape[-1] for part in parts]
         channels = sum(sizes)
         groups = math.gcd(32, max(1, channels // 4))
@@ -172,15 +172,15 @@ def attend_on_cpu(
     query: Heads, key: Heads, value: Heads, one: Callable[[Array, Array, Array], Array] = attend
 ) -> Heads:
     """jax.nn.dot_product_attention, in an order that is twice as
-    fast on a CPU: few pictures at a time, each by `one`."""
+    fast on a CPU: few images at a time, each by `one`."""
     by_head = [jnp.swapaxes(part, 1, 2) for part in (query, key, value)]
     tokens, heads = query.shape[1:3]
-    pictures = max(1, 2**20 // (heads * tokens**2))
-    if pictures >= query.shape[0]:
+    images = max(1, 2**20 // (heads * tokens**2))
+    if images >= query.shape[0]:
         out = one(*by_head)
     else:
         mapped = jax.checkpoint(lambda qkv: one(*qkv))
-        out = jax.lax.map(mapped, tuple(by_head), batch_size=pictures)
+        out = jax.lax.map(mapped, tuple(by_head), batch_size=images)
     return jnp.swapaxes(out, 1, 2)
 
 
@@ -246,15 +246,15 @@ def scan(
     )
 
 
-def fold(picture: Picture, side: int) -> Float[Array, "batch rows columns more"]:
+def fold(image: Image, side: int) -> Float[Array, "batch rows columns more"]:
     """Squares of side × side pixels as channels."""
-    batch, height, width, channels = picture.shape
-    picture = picture.reshape(batch, height // side, side, width // side, side, channels)
-    return picture.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // side, width // side, -1)
+    batch, height, width, channels = image.shape
+    image = image.reshape(batch, height // side, side, width // side, side, channels)
+    return image.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // side, width // side, -1)
 
 
-def unfold(folded: Float[Array, "batch rows columns more"], side: int) -> Picture:
+def unfold(folded: Float[Array, "batch rows columns more"], side: int) -> Image:
     """The inverse of `fold`."""
     batch, rows, columns, _ = folded.shape
-    picture = folded.reshape(batch, rows, columns, side, side, -1).transpose(0, 1, 3, 2, 4, 5)
-    return picture.reshape(batch, rows * side, columns * side, -1)
+    image = folded.reshape(batch, rows, columns, side, side, -1).transpose(0, 1, 3, 2, 4, 5)
+    return image.reshape(batch, rows * side, columns * side, -1)

@@ -1,4 +1,4 @@
-"""A residual network over a picture's values as one vector: for 2-D points."""
+"""A residual network over an image's values as one vector: for 2-D points."""
 
 from flax import linen as nn
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ class Layer(nn.Module):
 
 
 class MLP(Layered):
-    """`depth` residual layers over all values of a picture as one vector."""
+    """`depth` residual layers over all values of an image as one vector."""
 
     @nn.compact
     def __call__(self, z, time, condition=None, keys=None):

@@ -1,4 +1,4 @@
-"""A U-Net of several resolutions, whose cost per picture is small: convolutions of squares of pixels.
+"""A U-Net of several resolutions, whose cost per image is small: convolutions of squares of pixels.
 
 The first resolution is that of `patch` × `patch` squares of pixels, read as channels; each next one is half
 as fine and half a width wider. Nothing is normalised, as the size of what comes in says how certain it is.
@@ -35,15 +35,15 @@ class Pyramid(Network):
     """See the module's docstring.
 
     Attributes:
-      levels: resolutions.
+      scales: resolutions.
       depth: blocks of each resolution on the way down, and on the way up.
       width: channels of the first.
-      patch: side of a square of pixels; with 2^(levels − 1) it divides height and width.
+      patch: side of a square of pixels; with 2^(scales − 1) it divides height and width.
       dropout: share of a block's activations that is dropped.
       dtype: of the convolutions: float32 or bfloat16.
     """
 
-    levels: int = 3
+    scales: int = 3
     depth: int = 2
     width: int = 32
     patch: int = 1
@@ -52,15 +52,15 @@ class Pyramid(Network):
 
     def check(self) -> None:
         check_layers(self.depth, self.width, self.dropout, self.dtype)
-        accept("levels", self.levels >= 1, "1 or more")
+        accept("scales", self.scales >= 1, "1 or more")
         accept("patch", self.patch >= 1, "1 or more")
         accept("width", self.width % 4 == 0, "a multiple of 4")
         height, width, _ = self.shape
-        coarsest = self.patch * 2 ** (self.levels - 1)
+        coarsest = self.patch * 2 ** (self.scales - 1)
         accept(
-            "levels",
+            "scales",
             height % coarsest == 0 and width % coarsest == 0,
-            f"so many that {coarsest}, the side of the last one's pixels, divides the pictures' height "
+            f"so many that {coarsest}, the side of the last one's pixels, divides the images' height "
             f"{height} and width {width}",
         )
 
@@ -75,7 +75,7 @@ class Pyramid(Network):
     @nn.compact
     def __call__(self, z, time, condition=None, keys=None):
         dtype = jnp.dtype(self.dtype)
-        widths = [self.width + level * self.width // 2 for level in range(self.levels)]
+        widths = [self.width + scale * self.width // 2 for scale in range(self.scales)]
         embedding = Embedding(self.width)(time, condition)
         number = 0
 

@@ -72,7 +72,7 @@ class Transformer(Layered):
         accept(
             "patch",
             height % self.patch == 0 and width % self.patch == 0,
-            f"what divides the pictures' height {height} and width {width}",
+            f"what divides the images' height {height} and width {width}",
         )
 
     def roles(self, params: PyTree) -> PyTree[Role]:

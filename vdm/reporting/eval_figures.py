@@ -90,8 +90,8 @@ def save_distortion(
     rate = np.interp(times, columns["t_edges"], columns["rate_edges"])
     panels = right.subplots(len(x), len(times) + 1, squeeze=False)
     for row, predictions, image in zip(panels, x_hat.swapaxes(0, 1), x):
-        for axes, picture in zip(row, [*predictions, image]):
-            _show(axes, picture)
+        for axes, shown in zip(row, [*predictions, image]):
+            _show(axes, shown)
     for axes, t, bits in zip(panels[0], times, rate):
         axes.set_title(f"{bits:.2f}\nt = {t:.2f}", fontsize=8)
     panels[0, -1].set_title("image\nx", fontsize=8)
@@ -99,12 +99,12 @@ def save_distortion(
     save(figure, path)
 
 
-def _show(axes, picture: Float[np.ndarray, "height width channels"]) -> None:
+def _show(axes, image: Float[np.ndarray, "height width channels"]) -> None:
     axes.set(xticks=[], yticks=[])
-    if picture.shape == (1, 1, 2):
-        axes.scatter(*picture[0, 0], s=9, color="black")
+    if image.shape == (1, 1, 2):
+        axes.scatter(*image[0, 0], s=9, color="black")
         axes.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal")
     else:
-        shown = np.clip(0.5 * (picture + 1.0), 0.0, 1.0)
-        shown = shown[..., 0] if picture.shape[2] in (1, 2) else shown[..., :3]
+        shown = np.clip(0.5 * (image + 1.0), 0.0, 1.0)
+        shown = shown[..., 0] if image.shape[2] in (1, 2) else shown[..., :3]
         axes.imshow(shown, cmap="gray", vmin=0.0, vmax=1.0)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vdm.runtime.atomic import whole
+from vdm.runtime.atomic import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,5 +71,5 @@ def plain_ticks(axis: "Axis") -> None:
 
 def save(figure: "Figure", path: pathlib.Path | str) -> None:
     """Writes a figure as what its suffix says, .png or .pdf, whole or not at all."""
-    with whole(path) as part:
+    with atomic_path(path) as part:
         figure.savefig(part, dpi=110)

@@ -1,4 +1,4 @@
-"""How a run is reported as it goes: a bar on a terminal or plain lines, files, pictures."""
+"""How a run is reported as it goes: a bar on a terminal or plain lines, files, images."""
 
 from collections.abc import Mapping
 import math
@@ -7,21 +7,17 @@ import shutil
 import sys
 import time
 
-from jaxtyping import UInt8
 from ml_collections import ConfigDict
-import numpy as np
 from tqdm import tqdm
 
+from vdm.arrays import Images
 from vdm.contract import bits_per_dim
 from vdm.data.dataset import Spec
 from vdm.estimate import Estimate, write_json
 from vdm.reporting import sample_sheet, text
 from vdm.reporting.curve import save_curve
 from vdm.reporting.metrics import Writer
-from vdm.runtime.atomic import whole
-
-Images = UInt8[np.ndarray, "images height width channels"]
-
+from vdm.runtime.atomic import atomic_path
 
 # Seconds between two drawings of the curve, each of which takes half a second.
 REDRAW = 10.0
@@ -110,12 +106,12 @@ class Log:
         self.say(f"step {step}: validation {mean:.4f} ± {se:.4f} bits/dim")
 
     def samples(self, step: int, samples: Images) -> None:
-        """Writes samples.png and samples.npz, the newest, and keeps the picture of this step."""
+        """Writes samples.png and samples.npz, the newest, and keeps the image of this step."""
         sample_sheet.write_samples(self._workdir, samples, self._spec.vocab_size)
         path = self._workdir / "samples" / f"{step:08d}.png"
-        with whole(path) as part:
+        with atomic_path(path) as part:
             shutil.copyfile(self._workdir / "samples.png", part)
-        self._writer.picture(step, "samples", path)
+        self._writer.image(step, "samples", path)
 
     def end(self, step: int, estimate: Estimate) -> None:
         """Writes and prints the final estimate."""

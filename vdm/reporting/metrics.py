@@ -41,12 +41,12 @@ class Writer:
         numbers = {k: v for k, v in metrics.items() if v is not None and not isinstance(v, str)}
         self._board.scalars(step, {f"{split}/{name}": value for name, value in numbers.items()})
 
-    def picture(self, step: int, name: str, path: pathlib.Path | str) -> None:
+    def image(self, step: int, name: str, path: pathlib.Path | str) -> None:
         """Shows a PNG in TensorBoard."""
         from PIL import Image
 
-        with Image.open(path) as picture:
-            self._board.image(step, name, np.asarray(picture.convert("RGB")))
+        with Image.open(path) as opened:
+            self._board.image(step, name, np.asarray(opened.convert("RGB")))
 
     def close(self) -> None:
         """Flushes both."""
@@ -75,11 +75,11 @@ class Board:
             self._write(step, summary=scalar(name, value))
         self._file.flush()
 
-    def image(self, step: int, name: str, picture: UInt8[np.ndarray, "height width 3"]) -> None:
-        """Writes a picture to disk."""
+    def image(self, step: int, name: str, pixels: UInt8[np.ndarray, "height width 3"]) -> None:
+        """Writes an image to disk."""
         from tensorboardX.summary import image
 
-        self._write(step, summary=image(name, picture, dataformats="HWC"))
+        self._write(step, summary=image(name, pixels, dataformats="HWC"))
         self._file.flush()
 
     def _write(self, step, **what):

@@ -1,4 +1,4 @@
-"""Samples as one picture: a grid, or a scatter of points."""
+"""Samples as one image: a grid, or a scatter of points."""
 
 import math
 import pathlib
@@ -8,13 +8,13 @@ import numpy as np
 
 from vdm.diffusion import process
 from vdm.reporting.figures import new_figure
-from vdm.runtime.atomic import whole
+from vdm.runtime.atomic import atomic_path
 
 
 def save_samples(
     path: pathlib.Path | str, samples: UInt8[np.ndarray, "images height width channels"], vocab_size: int
 ) -> None:
-    """Writes samples, values below vocab_size, as a PNG: a grid of pictures, or a scatter of 2-D points."""
+    """Writes samples, values below vocab_size, as a PNG: a grid of images, or a scatter of 2-D points."""
     if samples.shape[1:] == (1, 1, 2):
         _save_points(path, samples[:, 0, 0], vocab_size)
     else:
@@ -26,7 +26,7 @@ def write_samples(
 ) -> None:
     """Writes samples.png, and samples.npz, whose "image" the data source "npz" reads."""
     save_samples(workdir / "samples.png", samples, vocab_size)
-    with whole(workdir / "samples.npz") as part:
+    with atomic_path(workdir / "samples.npz") as part:
         np.savez_compressed(part, image=samples)
 
 
@@ -36,16 +36,16 @@ def _save_grid(path, samples: UInt8[np.ndarray, "images height width channels"],
     count, height, width, channels = samples.shape
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
-    # A dark line between pictures, and small pictures enlarged, so that a person can see them.
+    # A dark line between images, and small images enlarged, so that a person can see them.
     grid = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, channels), 40, np.uint8)
     grays = np.round(samples * (255.0 / (vocab_size - 1))).astype(np.uint8)
-    for i, picture in enumerate(grays):
+    for i, image in enumerate(grays):
         top, left = i // columns * (height + 1) + 1, i % columns * (width + 1) + 1
-        grid[top : top + height, left : left + width] = picture
+        grid[top : top + height, left : left + width] = image
     shown = {1: grid[..., 0], 2: np.pad(grid, ((0, 0), (0, 0), (0, 1)))}.get(channels, grid[..., :3])
     image = Image.fromarray(shown)
     enlarge = max(1, 640 // max(image.size))
-    with whole(path) as part:
+    with atomic_path(path) as part:
         image.resize([side * enlarge for side in image.size], Image.Resampling.NEAREST).save(part)
 
 
@@ -53,5 +53,5 @@ def _save_points(path, points, vocab_size: int) -> None:
     figure, axes = new_figure(1, 1, (5, 5))
     axes.scatter(*process.scale(points, vocab_size).T, s=4, alpha=0.5, linewidths=0)
     axes.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal", title=f"{len(points)} samples")
-    with whole(path) as part:
+    with atomic_path(path) as part:
         figure.savefig(part, dpi=120)

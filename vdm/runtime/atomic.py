@@ -7,7 +7,7 @@ import shutil
 
 
 @contextlib.contextmanager
-def whole(path: pathlib.Path | str) -> Iterator[pathlib.Path]:
+def atomic_path(path: pathlib.Path | str) -> Iterator[pathlib.Path]:
     """A path for a file or a folder, of the same suffix, which is called `path` in the end; of what failed,
     as on a full disk, nothing is left.
 
@@ -30,7 +30,7 @@ def write_text(path: pathlib.Path | str, text: str) -> None:
     Raises:
       OSError: it cannot be written.
     """
-    with whole(path) as part:
+    with atomic_path(path) as part:
         part.write_text(text)
 
 

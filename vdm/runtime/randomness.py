@@ -49,7 +49,7 @@ class Rng(NamedTuple):
         return self.index.astype(jnp.float32) / self.size
 
 
-class Spread(NamedTuple):
+class QuasiRng(NamedTuple):
     """The randomness of one pass of several over a split: an Rng whose draws, over the passes,
     are spread more evenly than chance would. Each draw on its own is exactly uniform or normal,
     so that averages stay unbiased; one image's draws in different passes depend on each other,

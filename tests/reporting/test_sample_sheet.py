@@ -1,4 +1,4 @@
-"""Samples as one picture: every sample is in it, and points are where they belong."""
+"""Samples as one image: every sample is in it, and points are where they belong."""
 
 import numpy as np
 from PIL import Image

@@ -1,0 +1,7 @@
+"""The types of arrays of images that many modules share."""
+
+from jaxtyping import Array, Float, UInt8
+import numpy as np
+
+Image = Float[Array, "batch height width channels"]  # real values: scaled images, noise, what is between
+Images = UInt8[np.ndarray, "images height width channels"]  # integer values below the vocab_size

@@ -2,7 +2,7 @@
 # make cifar        train, evaluate and draw a VDM on CIFAR-10, prepared in DATA (docs/data.md)
 # make check        the tests that a change needs most, under 90 seconds
 # make test         all tests
-# make lint         ruff (lint and format) and mypy
+# make lint         ruff (lint and format), mypy, and the order of imports
 # make constraints  a new .venv with the newest versions; where all tests pass, constraints.txt gets them
 # make clean        remove the environment (and nothing that a run wrote)
 #
@@ -34,6 +34,7 @@ lint: .venv/installed-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	.venv/bin/lint-imports
 
 constraints: clean
 	$(PYTHON) -m venv .venv

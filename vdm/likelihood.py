@@ -27,7 +27,6 @@ from vdm.errors import UserError, require
 from vdm.estimate import Estimate
 from vdm.evaluation import audit, estimator as estimators_lib
 from vdm.evaluation.audit import Images
-from vdm.evaluation.elbo import elbo_name
 from vdm.evaluation.table import Row, tables
 from vdm.methods.external import Curve, Denoiser, External, Scaling, on_host
 from vdm.reporting.text import estimate_table
@@ -234,7 +233,7 @@ def judge(
     run = Run(dataset.Data(split, split, spec), model, state)
     estimators_lib.check(config)
     measured = estimators_lib.measure(config, run, estimators_lib.choose(config, model))
-    continuous = next(row for row in measured.rows if row.name == elbo_name(0))
+    continuous = next(row for row in measured.rows if row.depth == 0)
     checks = [
         *measured.checks,
         audit.slope_line(model, run.state.ema),

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from vdm.contract import Ability
 from vdm.errors import require
-from vdm.evaluation.elbo import elbo_name, elbo_row
+from vdm.evaluation.elbo import elbo_row
 from vdm.evaluation.estimator import Estimator, Result, print_row
 from vdm.evaluation.table import Row, order_line, smallest_step
 from vdm.run import Run
@@ -35,7 +35,7 @@ def depths(config: ConfigDict) -> list[int]:
 def depth_row(config: ConfigDict, run: Run, timesteps: int, done: Sequence[Row]) -> Row:
     """The ELBO of a chain of so many steps, 0 for T → ∞; one of the rows `done`, where it is there."""
     for row in done:
-        if row.name == elbo_name(timesteps):
+        if row.depth == timesteps:
             return row
     return print_row(elbo_row(config, run, run.model.at_depth(timesteps))[0])
 

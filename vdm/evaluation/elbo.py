@@ -45,7 +45,7 @@ def elbo_row(config: ConfigDict, run: Run, model: Model) -> tuple[Row, Profile |
         name, bounds = elbo_name(model.depth), chain_name(model.depth)
     evaluate = make_elbo(model, config, run.data)
     estimate, profile = evaluate(run.state.ema, config.eval.passes, True, config.eval.target_se, name)
-    return Row(name, bounds, estimate, estimate.passes, time.monotonic() - start), profile
+    return Row(name, bounds, estimate, estimate.passes, time.monotonic() - start, depth=model.depth), profile
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,6 @@ from vdm.contract import Ability
 from vdm.evaluation import estimator
 from vdm.evaluation.denoised import Denoised, denoise
 from vdm.evaluation.depth import depths
-from vdm.evaluation.elbo import elbo_name
 from vdm.evaluation.estimator import Measured
 from vdm.evaluation.profile import EDGES, Profile
 from vdm.evaluation.table import Row, difference, tables
@@ -98,7 +97,7 @@ def _write_profile(
     """Writes profile.csv, density.png and distortion.png, and depth.png where the depths were measured;
     returns their names."""
     spec, model = run.data.spec, run.model
-    (continuous,) = (row for row in measured.rows if row.name == elbo_name(0))
+    (continuous,) = (row for row in measured.rows if row.depth == 0)
     gamma = model.gamma(run.state.ema, jnp.asarray(EDGES, jnp.float32))
     prior = continuous.estimate.mean["prior"] + continuous.estimate.mean.get("context", 0.0)
     # Where each value has a γ of its own, the mean over values, with a context of 0.

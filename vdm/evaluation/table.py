@@ -23,6 +23,7 @@ class Row:
       seconds: how long it took, with compilation.
       other_images: whether its images are no test images, so that nothing is compared with them.
       from_below: whether it bounds from below, so that it may be below 0.
+      depth: T of the chain whose ELBO it is, 0 for T → ∞; None of all else.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Row:
     seconds: float
     other_images: bool = False
     from_below: bool = False
+    depth: int | None = None
 
     def json(self) -> dict[str, Any]:
         """Everything but the numbers of each image."""

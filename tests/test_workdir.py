@@ -243,27 +243,6 @@ def test_an_older_run_of_the_digits_is_a_run_of_the_digits(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "model", "expected"),
-    [
-        ("min_variance", {}, ("learned_net", "least_variance")),
-        ("min_variance", {"name": "latent"}, ("learned_net", "least_variance")),
-        ("min_variance", {"timesteps": 10}, ("learned_net", "elbo")),
-        ("piecewise", {}, ("piecewise", "least_variance")),
-        ("piecewise", {"timesteps": 10}, ("piecewise", "elbo")),
-        ("learned_net", {}, ("learned_net", "elbo")),
-        ("cosine", {}, ("cosine", "elbo")),
-    ],
-)
-def test_an_older_schedule_said_what_is_minimised(schedule, model, expected, tmp_path):
-    found = workdir_lib.read_raw(old(tmp_path, schedule, **model))
-    assert (found["model"]["schedule"]["name"], found["objective"]["name"]) == expected
-    if model.get("name") != "latent":  # whose network is another
-        found = workdir_lib.read_config(tmp_path)
-        assert (found.model.schedule.name, found.objective.name) == expected
-        assert found.model.schedule.gamma_min == -9.0
-
-
-@pytest.mark.parametrize(
     ("schedule", "context", "encoder", "name"),
     [
         ("multivariate", 4, {"name": "identity"}, "mulan"),
@@ -286,9 +265,7 @@ def test_an_older_method_is_a_model(schedule, context, encoder, name, tmp_path):
 
 
 def test_an_older_vae_has_no_schedule(tmp_path):
-    workdir = old(
-        tmp_path, "min_variance", name="vae", net=OLD["model"]["net"] | {"name": "mlp", "width": 256}
-    )
+    workdir = old(tmp_path, name="vae", net=OLD["model"]["net"] | {"name": "mlp", "width": 256})
     found = workdir_lib.read_config(workdir)
     assert found.objective.name == "elbo"
     assert found.model.to_dict() == {

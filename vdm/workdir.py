@@ -98,14 +98,7 @@ def _renamed(found):
             f"config.model.schedule.context = {schedule['context']}; this version has a context for 'mulan' "
             "alone."
         )
-    if "objective" in found:
-        return found
-    # Before there were objectives, a schedule for least variance said so by its name.
-    interior = schedule.get("name") in ("min_variance", "piecewise")
-    if schedule.get("name") == "min_variance":
-        found = found | {"model": model | {"schedule": schedule | {"name": "learned_net"}}}
-    continuous = model.get("timesteps") == 0 and model.get("name") in ("diffusion", "latent")
-    return found | {"objective": {"name": "least_variance" if interior and continuous else "elbo"}}
+    return found
 
 
 def _with_new_names(model):

@@ -39,8 +39,6 @@ def damage(folder: pathlib.Path) -> str | None:
         if not (folder / NAME).exists():
             return None
         said = json.loads((folder / NAME).read_text())
-        if "crc32" in said:  # of an older version
-            return None
         if said["xxh3"] != _hash(json.dumps(said["files"]).encode()):
             return f"{NAME} is damaged"
         for name, about in said["files"].items():

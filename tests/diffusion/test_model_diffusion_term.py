@@ -30,7 +30,7 @@ class Wiener:
 
 
 @pytest.mark.parametrize("timesteps", [0, 1, 4, 32])
-def test_diffusion_term_of_gaussian_data(timesteps):
+def test_model_diffusion_term_of_gaussian_data(timesteps):
     """Its expectation for each x is a sum over steps, in float64 NumPy, of ½ (SNR_s − SNR_t) E‖x − x̂‖². In
     continuous time its mean over the data is the information that z_0 holds beyond z_1,
     ½ log (1 + s² SNR_0)/(1 + s² SNR_1)."""

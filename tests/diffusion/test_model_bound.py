@@ -28,7 +28,7 @@ class Says:
 
 
 @pytest.mark.parametrize("timesteps", [1, 5, 1000])
-def test_diffusion_term_is_the_kl_of_the_two_posteriors(timesteps):
+def test_model_diffusion_term_is_the_kl_of_the_two_posteriors(timesteps):
     """Of one step, it is T KL(q(z_s|z_t, x) ‖ q(z_s|z_t, x̂(ε̂))), whatever x and ε̂ are."""
     draw = np.random.default_rng(0)
     x, output = draw.uniform(-1, 1, (3, 4, 4, 2)), draw.normal(size=(3, 4, 4, 2))

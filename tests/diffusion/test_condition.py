@@ -34,6 +34,6 @@ def test_a_share_of_the_images_has_none():
 def test_what_there_is_not_is_refused():
     with pytest.raises(Refused, match="labels"):
         condition.check("label", 0)
-    with pytest.raises(Refused, match="lable"):
+    with pytest.raises(Refused, match="Did you mean 'label'"):
         condition.check("lable", 3)
     condition.check("label", 3)

@@ -111,7 +111,7 @@ KINDS: dict[str, tuple[str, dict[str, str]]] = {
         {
             "elbo": "vdm.evaluation.elbo:ELBO",
             "depth": "vdm.evaluation.depth:Depth",
-            "chain": "vdm.evaluation.chain:Chain",
+            "chain": "vdm.evaluation.importance_weighted:Chain",
             "ode": "vdm.evaluation.ode:ODE",
             "codec": "vdm.evaluation.codec:Codec",
         },

@@ -15,7 +15,7 @@ from vdm import run as run_lib
 from vdm.contract import Ability
 from vdm.data.dataset import Spec
 from vdm.errors import UserError
-from vdm.evaluation import probability_flow
+from vdm.evaluation import ode_solver
 from vdm.runtime.randomness import Rng
 from weight_helpers import assert_weights_of_samples
 
@@ -192,7 +192,7 @@ def test_log_weights_of_paths_and_of_the_ode_against_quadrature():
             built.flow(params, rng(count), batch, "latent"),
             jax.random.split(jax.random.key(5), count),
         )
-        found = probability_flow.flow_log_density(
+        found = ode_solver.flow_log_density(
             flow.eps_hat, flow.z, flow.given, flow.ends, keys, 16, 1e-4, True, flow.curve
         )
         return built.log_weight(params, rng(count), batch), found["log_density"] + flow.nats

@@ -10,7 +10,7 @@ import pytest
 from diffusion_helpers import brute_force, rng
 import exact
 from vdm.diffusion import decoder, importance_weights, process
-from vdm.evaluation.importance import importance_bound
+from vdm.evaluation.importance_weighted import importance_bound
 from weight_helpers import assert_weights_of_samples
 
 

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from vdm.diffusion import dequantisation
-from vdm.evaluation import probability_flow
+from vdm.evaluation import ode_solver
 
 LEVELS, HIGH = 5, 6.0
 DRAWS = 10_000
@@ -73,7 +73,7 @@ def solve():
     def density(z, start):
         z = z[:, None, None, None]
         keys = jax.random.split(jax.random.key(0), len(z))
-        found = probability_flow.flow_log_density(
+        found = ode_solver.flow_log_density(
             denoiser, z, None, (start, HIGH), keys, 64, 1e-6, exact_divergence=True
         )
         return found["log_density"], found["quadrature"]

@@ -9,7 +9,7 @@ import pytest
 import exact
 from vdm.contract import Ability
 from vdm.errors import UserError
-from vdm.evaluation import chain, depth, elbo, estimator, ode, table
+from vdm.evaluation import depth, elbo, estimator, importance_weighted, ode, table
 from vdm.run import Run
 
 pytestmark = pytest.mark.usefixtures("single")
@@ -30,7 +30,7 @@ def known():
     model = exact.model(LOG_P, *ENDS)
     run = Run(exact.split(IMAGES, 4), model, STATE)
     continuous, profile = elbo.elbo_row(config, run, model)
-    weighted = chain.Chain().measure(config, run, [continuous])
+    weighted = importance_weighted.Chain().measure(config, run, [continuous])
     flow_weighted, quadrature = ode.weighted_flow_rows(config, run)
     rows = {
         "continuous": continuous,

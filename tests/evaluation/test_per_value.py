@@ -14,7 +14,7 @@ import exact
 from vdm.contract import Ability
 from vdm.diffusion.schedule import Schedule
 from vdm.evaluation import elbo, ode
-from vdm.evaluation.chain import Chain
+from vdm.evaluation.importance_weighted import Chain
 from vdm.methods.multivariate import MuLAN, Multivariate
 from vdm.run import Run
 

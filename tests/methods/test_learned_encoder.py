@@ -17,7 +17,7 @@ from vdm.diffusion.denoiser import X as PredictX
 from vdm.diffusion.model import Diffusion
 from vdm.diffusion.sampler import DDIM, DPM2M, Ancestral
 from vdm.errors import UserError
-from vdm.evaluation import probability_flow
+from vdm.evaluation import ode_solver
 from vdm.methods import learned_encoder
 from vdm.methods.learned_encoder import DiffEnc, Encoder, Identity, Learned, Scaled
 from vdm.nets import conv
@@ -207,7 +207,7 @@ def test_flow_of_the_scaled_encoder_has_the_probability_of_each_level(single):
         draws = Rng(jax.random.key(0), jnp.arange(1_200), 1_200)
         flow = scaled().flow({"schedule": {}, "net": {}}, draws, batch, "normal")
         keys = draws.keys(1)
-        found = probability_flow.flow_log_density(
+        found = ode_solver.flow_log_density(
             flow.eps_hat, flow.z, flow.given, flow.ends, keys, 256, 1e-6, True
         )
         return found["log_density"] + flow.nats

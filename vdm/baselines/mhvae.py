@@ -36,7 +36,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from vdm import component, gaussian
 from vdm.baselines import vae as vae_lib
-from vdm.baselines.chains import DiffusionChain, LearnedChain
+from vdm.baselines.mhvae_chains import DiffusionChain, LearnedChain
 from vdm.component import accept, choose
 from vdm.contract import Ability, Draw, Latents, Model, Params
 from vdm.data.dataset import Spec

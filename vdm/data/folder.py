@@ -8,7 +8,7 @@ import numpy as np
 
 from vdm.component import accept
 from vdm.data import image_files
-from vdm.data.damage import Damaged
+from vdm.data.damaged import Damaged
 from vdm.data.dataset import Data, Spec, Split
 from vdm.data.image_files import SUFFIXES
 from vdm.data.source import Source, existing_path

@@ -8,7 +8,7 @@ import warnings
 
 import numpy as np
 
-from vdm.data.damage import Damaged, decoding
+from vdm.data.damaged import Damaged, decoding
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # whatever the suffix says; Pillow has some that run programs

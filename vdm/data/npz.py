@@ -11,7 +11,7 @@ import zipfile
 
 import numpy as np
 
-from vdm.data.damage import decoding
+from vdm.data.damaged import decoding
 from vdm.data.dataset import Data, Images, Labels, Spec, held_out, in_memory
 from vdm.data.source import Source, check_levels, existing_path
 from vdm.errors import UserError, require

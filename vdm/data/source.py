@@ -13,7 +13,7 @@ import numpy as np
 
 from vdm.component import REGISTRIES, Component, accept, build
 from vdm.data import augment
-from vdm.data.damage import without_damaged
+from vdm.data.damaged import without_damaged
 from vdm.data.dataset import Data, Examples, Spec, Split, held_out
 from vdm.errors import UserError, did_you_mean, require
 
@@ -46,7 +46,7 @@ class Source(Component):
             accept(name, 0 <= getattr(self, name) < 1, "0 (use the test split) up to, but not, 1")
 
     def load(self) -> Data:
-        """The data set. `read` of its splits raises Damaged (vdm/data/damage.py) where an example cannot be
+        """The data set. `read` of its splits raises Damaged (vdm/data/damaged.py) where an example cannot be
         read.
 
         Raises:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vdm.data.damage import decoding
+from vdm.data.damaged import decoding
 from vdm.data.dataset import Data, Spec, Split
 from vdm.data.source import Source, UnknownName
 from vdm.errors import UserError

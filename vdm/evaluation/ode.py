@@ -13,9 +13,9 @@ import numpy as np
 from vdm.contract import Ability, bits_per_dim
 from vdm.diffusion.dequantisation import start
 from vdm.errors import UserError, require
-from vdm.evaluation import probability_flow
+from vdm.evaluation import ode_solver
 from vdm.evaluation.estimator import Estimator, Result, print_row
-from vdm.evaluation.importance import bound_rows
+from vdm.evaluation.importance_weighted import bound_rows
 from vdm.evaluation.passes import run_passes
 from vdm.evaluation.table import Row, agreement_line, difference, samples_line
 from vdm.reporting.text import fixed
@@ -126,7 +126,7 @@ def _flow(
 
     def log_weight(params, rng, batch, _):
         flow = model.flow(params, rng, batch, kind)
-        result = probability_flow.flow_log_density(
+        result = ode_solver.flow_log_density(
             flow.eps_hat,
             flow.z,
             flow.given,
@@ -149,9 +149,9 @@ def _flow(
 
 
 def require_solved(steps: np.ndarray, tolerance: float) -> None:
-    """Raises UserError where the ODE of an image was not solved within probability_flow.MAX_STEPS."""
+    """Raises UserError where the ODE of an image was not solved within ode_solver.MAX_STEPS."""
     require(
-        np.max(steps) < probability_flow.MAX_STEPS,
-        f"the ODE of an image was not solved in {probability_flow.MAX_STEPS} steps; config.eval.ode.tolerance"
+        np.max(steps) < ode_solver.MAX_STEPS,
+        f"the ODE of an image was not solved in {ode_solver.MAX_STEPS} steps; config.eval.ode.tolerance"
         f" is {tolerance}: set a larger one.",
     )

@@ -7,7 +7,7 @@ import pytest
 
 from vdm.diffusion import process
 from vdm.errors import UserError
-from vdm.evaluation import ode, probability_flow
+from vdm.evaluation import ode, ode_solver
 
 
 def mixture(means, scale, weights):
@@ -34,7 +34,7 @@ def test_flow_gives_the_density_of_a_mixture(exact_divergence):
     z = 0.7 * jax.random.normal(jax.random.key(0), (64, 2))
     keys = jax.random.split(jax.random.key(1), 64)
     solve = jax.jit(
-        lambda z: probability_flow.flow_log_density(eps_hat, z, None, ends, keys, 256, 1e-6, exact_divergence)
+        lambda z: ode_solver.flow_log_density(eps_hat, z, None, ends, keys, 256, 1e-6, exact_divergence)
     )
     found = solve(z)
     truth = jax.vmap(log_density, (0, None))(z, ends[0])
@@ -59,7 +59,7 @@ def test_flow_of_a_gaussian_is_linear():
         return process.sigma(gamma) * (z - process.alpha(gamma) * mu) / variance(gamma)
 
     z_0 = jnp.linspace(-1.0, 1.5, 12).reshape(4, 3)
-    found = probability_flow.flow_log_density(
+    found = ode_solver.flow_log_density(
         eps_hat, z_0, None, ends, jax.random.split(jax.random.key(0), 4), 64, 1e-6, True
     )
     ratio = np.sqrt(float(variance(ends[1]) / variance(ends[0])))
@@ -70,12 +70,12 @@ def test_flow_of_a_gaussian_is_linear():
 
 
 def test_clenshaw_curtis_is_exact_for_polynomials():
-    points, weights = probability_flow.clenshaw_curtis(8)
+    points, weights = ode_solver.clenshaw_curtis(8)
     for power in range(9):
         assert weights @ points**power == pytest.approx(1.0 / (power + 1), abs=1e-12)
-    np.testing.assert_allclose(points[::2], probability_flow.clenshaw_curtis(4)[0], atol=1e-15)
+    np.testing.assert_allclose(points[::2], ode_solver.clenshaw_curtis(4)[0], atol=1e-15)
 
 
 def test_an_unsolved_ode_is_refused():
     with pytest.raises(UserError, match="1e-09: set a larger one"):
-        ode.require_solved(np.array([20, probability_flow.MAX_STEPS]), 1e-9)
+        ode.require_solved(np.array([20, ode_solver.MAX_STEPS]), 1e-9)

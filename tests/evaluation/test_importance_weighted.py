@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vdm.evaluation.importance import importance_bound
+from vdm.evaluation.importance_weighted import importance_bound
 
 
 def test_importance_bound_by_hand():

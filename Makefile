@@ -1,7 +1,8 @@
 # make digits       train, evaluate and draw a VDM on scikit-learn's digits
 # make cifar        train, evaluate and draw a VDM on CIFAR-10, prepared in DATA (docs/data.md)
 # make check        the tests that a change needs most, under 90 seconds
-# make test         all tests
+# make test         all tests but those of make soak
+# make soak         whole runs that are stopped, killed, short of room, in many processes, under Slurm
 # make lint         ruff (lint and format), mypy, and the order of imports
 # make constraints  a new .venv with the newest versions; where all tests pass, constraints.txt gets them
 # make clean        remove the environment (and nothing that a run wrote)
@@ -16,7 +17,7 @@ CHECK := $(addprefix tests/,data diffusion/test_model_bound.py diffusion/test_pr
 	test_component.py test_config.py test_commandline.py test_workdir.py test_main.py)
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: digits cifar check test lint constraints clean
+.PHONY: digits cifar check test soak lint constraints clean
 
 digits: .venv/installed
 	$(PY) -m vdm.main --config=configs/digits.py --workdir=runs/digits --config.eval.passes=400
@@ -30,6 +31,9 @@ check: .venv/installed-dev
 test: .venv/installed-dev
 	$(PY) -m pytest -n 3 --dist loadfile
 
+soak: .venv/installed-dev
+	$(PY) -m pytest -n 3 --dist load tests/soak
+
 lint: .venv/installed-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -40,7 +44,7 @@ constraints: clean
 	$(PYTHON) -m venv .venv
 	$(PIP) -e '.[dev]'
 	touch .venv/installed .venv/installed-dev
-	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PY) -m pytest -n 3 --dist loadfile
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PY) -m pytest -n 3 --dist loadfile tests tests/soak
 	$(PY) .ci/constraints.py constraints.txt
 
 .venv/installed: setup.cfg pyproject.toml constraints.txt

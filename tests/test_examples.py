@@ -1,4 +1,4 @@
-"""The components in examples/ against their formulas; tests/test_forks.py trains them."""
+"""The components in examples/ against their formulas; tests/soak/test_forks.py trains them."""
 
 import dataclasses
 import itertools

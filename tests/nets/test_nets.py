@@ -31,7 +31,7 @@ NETS = {
     "transformer": transformer.Transformer(heads=2, patch=2, **COMMON),
     "mlp": mlp.MLP(**COMMON),
     "pyramid": pyramid.Pyramid(
-        (4, 4, 1), 8, 2, unroll=False, levels=2, depth=1, width=16, patch=1, dropout=0.5
+        (4, 4, 1), 8, 2, unroll=False, scales=2, depth=1, width=16, patch=1, dropout=0.5
     ),
 }
 LAYERED = ("unet", "transformer", "mlp")

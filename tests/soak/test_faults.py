@@ -1,8 +1,6 @@
-"""What a run survives: damaged checkpoints, a second process, signals, no room, numbers that are none."""
+"""What a run survives: a second process, signals, no room, numbers that are none."""
 
-import json
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -10,92 +8,6 @@ import time
 import pytest
 
 from conftest import ROOT, command, metrics, run, state
-
-MORE = {"config.train.steps": 14, "config.train.keep": 3}
-
-
-@pytest.fixture(scope="module")
-def twelve(tmp_path_factory):
-    """A run of 12 steps with checkpoints at 8, 10 and 12."""
-    workdir = tmp_path_factory.mktemp("twelve")
-    done = run(workdir, **{"config.train.keep": 3})
-    assert done.returncode == 0, done.stderr
-    return workdir
-
-
-@pytest.fixture(scope="module")
-def fourteen(twelve, tmp_path_factory):
-    """It went on to 14 steps, never disturbed."""
-    workdir = tmp_path_factory.mktemp("fourteen") / "run"
-    shutil.copytree(twelve, workdir)
-    assert run(workdir, **MORE).returncode == 0
-    return workdir
-
-
-def flip(folder):
-    for path in folder.glob("state/ocdbt.process_0/d/*"):
-        data = bytearray(path.read_bytes())
-        data[len(data) // 2] ^= 0xFF
-        path.write_bytes(data)
-
-
-# More kinds, without a run, are in runtime/test_checksums.py.
-DAMAGE = {
-    "flipped": (12, flip),
-    "an empty folder": (50, lambda folder: folder.mkdir()),
-}
-
-
-def one_line(text):
-    assert text.count("\n") == 1 and "Traceback" not in text, text
-    return text
-
-
-@pytest.mark.parametrize("name", DAMAGE)
-def test_training_goes_on_from_the_newest_that_is_whole(name, twelve, fourteen, tmp_path):
-    """… and ends as the run that was never disturbed, bit for bit."""
-    workdir = tmp_path / "run"
-    shutil.copytree(twelve, workdir)
-    step, damage = DAMAGE[name]
-    damage(workdir / "checkpoints" / str(step))
-    done = run(workdir, **MORE)
-    assert done.returncode == 0, done.stderr
-    assert f"the checkpoint of step {step} is damaged" in one_line(done.stderr)
-    assert f"resuming at step {12 if step == 50 else 10} of 14" in done.stdout
-    assert (workdir / "damaged" / str(step)).is_dir()
-    assert state(workdir, 14) == state(fourteen, 14)
-    # 12 was the last step at first, so that the undisturbed run has an estimate of that end, too.
-    last = lambda rows: [row for row in rows if row["split"] != "final" or row["step"] == 14]
-    assert last(metrics(workdir)) == last(metrics(fourteen))
-
-
-@pytest.mark.parametrize("mode", ["eval", "sample"])
-def test_evaluation_and_sampling_take_the_newest_that_is_whole(mode, twelve, tmp_path):
-    workdir = tmp_path / "run"
-    shutil.copytree(twelve, workdir)
-    flip(workdir / "checkpoints" / "12")
-    done = run(workdir, mode=mode)
-    assert done.returncode == 0, done.stderr
-    assert "the checkpoint of step 12 is damaged" in one_line(done.stderr)
-    if mode == "eval":
-        assert json.loads((workdir / "eval.json").read_text())["step"] == 10
-
-
-def test_where_none_is_whole_one_line_says_so_each_time(twelve, tmp_path):
-    workdir = tmp_path / "run"
-    shutil.copytree(twelve, workdir)
-    for folder in (workdir / "checkpoints").iterdir():
-        flip(folder)
-    before = (workdir / "metrics.jsonl").read_bytes()
-    for mode, lines in (("train", 4), ("train", 1), ("eval", 1)):
-        done = run(workdir, mode=mode, **MORE)
-        assert done.returncode == 2 and done.stderr.count("\n") == lines, done.stderr
-        error = done.stderr.splitlines()[-1]
-        assert error.startswith("error: ") and "no checkpoint that is whole" in error and "damaged/" in error
-    assert (workdir / "metrics.jsonl").read_bytes() == before
-
-
-# ---- processes ---------------------------------------------------------------------------
 
 
 def started(workdir, **flags):

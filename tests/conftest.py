@@ -115,6 +115,12 @@ def run(workdir, devices=1, **flags):
     return subprocess.run(line, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
+def one_line(text):
+    """An error as users see it."""
+    assert text.count("\n") == 1 and "Traceback" not in text, text
+    return text
+
+
 def cli(*args):
     """The exit code of a command, in this process."""
     from vdm import main

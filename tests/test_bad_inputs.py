@@ -164,7 +164,7 @@ DATA = {
     "nothing there": ("npz", lambda f: None, "holds no .npz file"),
     "no zip": ("npz", lambda f: (f / "x.npz").write_bytes(b"no zip"), "x.npz"),
     "half a zip": ("npz", lambda f: (npz(f, image=IMAGES), cut(f / "x.npz")), "x.npz"),
-    "other arrays": ("npz", lambda f: npz(f, image=IMAGES), "has the arrays image"),
+    "other arrays": ("npz", lambda f: npz(f, photo=IMAGES), "has the arrays photo"),
     "floats": ("npz", lambda f: npz(f, image=IMAGES / 1.0), "float64"),
     "five axes": ("npz", lambda f: npz(f, image=IMAGES[None]), "x.npz"),
     "an empty array": ("npz", lambda f: npz(f, image=IMAGES[:0]), "x.npz"),

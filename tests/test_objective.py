@@ -271,7 +271,7 @@ def test_refused_in_one_line(case):
     digits = fields()
     given = {name: digits[name] for name in digits if name.startswith(("model.net", "model.name"))}
     config = make_config({name: v for name, v in given.items()} | changes, "configs/digits.py")
-    data = run_lib.sources.load(config.data)
+    data = run_lib.source.load(config.data)
     with pytest.raises(UserError) as error:
         objective_lib.build(config.objective, run_lib.build_model(config, data.spec))
     line = one_line(error.value)

@@ -156,8 +156,8 @@ def test_a_file_that_is_no_npz_is_refused(tmp_path):
     np.save(tmp_path / "b.npy", np.zeros((2, 4, 4), np.uint8))
     with pytest.raises(UserError, match="b.npy' is one array; accepted: an .npz file"):
         npz(tmp_path / "b.npy")
-    np.savez(tmp_path / "c.npz", images=np.zeros((2, 4, 4), np.uint8))
-    with pytest.raises(UserError, match="c.npz' has the arrays images; accepted: 'image'"):
+    np.savez(tmp_path / "c.npz", photos=np.zeros((2, 4, 4), np.uint8))
+    with pytest.raises(UserError, match="c.npz' has the arrays photos; accepted: 'image'"):
         npz(tmp_path / "c.npz")
 
 

@@ -61,7 +61,7 @@ import json, signal, sys
 # The tests themselves may run where these are ignored, as behind nohup … &.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-from experiments import plan, sweep
+from experiments.running import plan, sweep
 from sweep_helpers import write_found
 
 grid = json.loads({grid!r})

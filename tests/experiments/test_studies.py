@@ -125,23 +125,6 @@ def test_grids_set_fields_that_there_are(study, tmp_path):
     assert all(trial.config.train.keep == 3 for trial in trials)
 
 
-def test_a_run_of_the_commit_before_is_a_result(tmp_path):
-    """Its config named a schedule where there is an objective now, and had fields that nothing read."""
-    (trial,) = (
-        trial
-        for trial in plan.make_trials(noise_schedules.grid, "configs/digits.py", [], tmp_path, 1)
-        if trial.variant == "min_variance"
-    )
-    old = trial.config.to_dict()
-    del old["objective"]
-    old["model"]["schedule"] = {"name": "min_variance", "gamma_min": -9.0, "gamma_max": 5.0, "context": 0}
-    old["data"] |= {"vocab_size": 17, "image_size": 0}
-    old["eval"]["passes_in_training"] = 2
-    trial.folder.mkdir()
-    (trial.folder / "config.json").write_text(json.dumps(old))
-    plan.check_configs([trial])
-
-
 def test_other_schedules_between_the_ends_that_were_learned():
     """The ends are the trained ones, and for one γ the denoiser is the trained one: it sees γ as before."""
     config = make_config({"model.net.name": "mlp", "model.net.depth": 1}, "configs/digits.py")

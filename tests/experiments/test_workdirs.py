@@ -59,11 +59,6 @@ def test_config_of_an_older_version(tmp_path):
         for n in (16, 256)
     ]
     assert not workdirs.same_images(*npz)
-    schedule = {"name": "min_variance", "gamma_min": -9.0, "learn_ends": False}
-    model = {"name": "diffusion", "timesteps": 0, "schedule": schedule, "net": {"name": "mlp"}}
-    record = workdirs.read(write_workdir(tmp_path / "schedule", [], model=model))
-    assert record.config.model.schedule.name == "learned_net"
-    assert record.config.objective.name == "least_variance"
 
 
 def test_the_fingerprint_says_which_images_they_are(tmp_path):

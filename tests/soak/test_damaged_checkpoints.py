@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from conftest import metrics, run, state
+from conftest import metrics, one_line, run, state
 
 MORE = {"config.train.steps": 14, "config.train.keep": 3}
 
@@ -35,13 +35,8 @@ def flip(folder):
         path.write_bytes(data)
 
 
-def one_line(text):
-    assert text.count("\n") == 1 and "Traceback" not in text, text
-    return text
-
-
 def test_training_goes_on_from_the_newest_that_is_whole(twelve, fourteen, tmp_path):
-    """… and ends as the run that was never disturbed, bit for bit. Other damage: runtime/test_checksums.py."""
+    """… and ends as the run that was never disturbed, bit for bit. Other kinds: runtime/test_checksums.py."""
     workdir = tmp_path / "run"
     shutil.copytree(twelve, workdir)
     flip(workdir / "checkpoints" / "12")

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from conftest import ROOT, command, metrics, run, state
+from conftest import ROOT, command, metrics, one_line, run, state
 
 
 def started(workdir, **flags):

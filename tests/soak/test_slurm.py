@@ -143,7 +143,7 @@ def queue():
 
 
 STUDY = """'''A study of real runs.'''
-from experiments import cluster, sweep
+from experiments.running import cluster, sweep
 
 cluster.LOOK = 0.5
 sweep.main(__doc__, lambda config: {"a": {}}, lambda *_: [], config="configs/digits.py", seeds=1)

@@ -75,7 +75,7 @@ KINDS: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
     "encoder": (
-        "vdm.methods.learned_encoder:Encoder",
+        "vdm.methods.learned_encoder:MeanTransform",
         {
             "learned": "vdm.methods.learned_encoder:Learned",
             "scaled": "vdm.methods.learned_encoder:Scaled",

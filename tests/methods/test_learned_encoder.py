@@ -19,7 +19,7 @@ from vdm.diffusion.sampler import DDIM, DPM2M, Ancestral
 from vdm.errors import UserError
 from vdm.evaluation import ode_solver
 from vdm.methods import learned_encoder
-from vdm.methods.learned_encoder import DiffEnc, Encoder, Identity, Learned, Scaled
+from vdm.methods.learned_encoder import DiffEnc, Identity, Learned, MeanTransform, Scaled
 from vdm.nets import conv
 from vdm.runtime.randomness import Rng
 from weight_helpers import assert_weights_of_samples
@@ -35,7 +35,7 @@ LEARNED = {"model.name": "diffenc", "model.parameterisation": "v"} | {
 
 
 @dataclasses.dataclass(frozen=True)
-class Bent(Encoder):
+class Bent(MeanTransform):
     """Another x_t for each level, and none of them linear in γ; `size` says how far from x."""
 
     size: float = 1.0
@@ -172,10 +172,10 @@ def test_weight_of_a_path_has_the_mean_of_the_enumerated_likelihood(made, single
 
 
 @dataclasses.dataclass(frozen=True)
-class Moved(Encoder):
+class Moved(MeanTransform):
     """The x_t of another, under a denoiser that predicts the noise of y itself."""
 
-    other: Encoder = Bent()
+    other: MeanTransform = Bent()
 
     def x_t(self, params, x, gamma, gamma_0):
         return self.other.x_t(params, x, gamma, gamma_0)

@@ -46,7 +46,7 @@ NEEDS_X = frozenset({Ability.DENOISER, Ability.CODE, Ability.PREDICTS_NOISE})  #
 
 
 @dataclasses.dataclass(frozen=True)
-class Encoder(Component):
+class MeanTransform(Component):
     """x_t, a function of x and γ. A subclass defines `x_t`; at γ_0 that must be x.
 
     Attributes:
@@ -99,13 +99,13 @@ class Encoder(Component):
         raise NotImplementedError
 
     @classmethod
-    def build(cls, section: Any, spec: Spec, schedule: Schedule) -> "Encoder":
+    def build(cls, section: Any, spec: Spec, schedule: Schedule) -> "MeanTransform":
         """The encoder that config.model.encoder describes."""
         return component.build("encoder", section, "config.model.encoder")
 
 
 @dataclasses.dataclass(frozen=True)
-class Identity(Encoder):
+class Identity(MeanTransform):
     """x_t = x: a VDM."""
 
     lacks: ClassVar[frozenset[Ability]] = frozenset()
@@ -121,7 +121,7 @@ class Identity(Encoder):
 
 
 @dataclasses.dataclass(frozen=True)
-class Scaled(Encoder):
+class Scaled(MeanTransform):
     """x_t = α_t²/α_0² x: x fades as noise comes, by no parameters (the encoder of DiffEnc that is not
     trained).
 
@@ -144,7 +144,7 @@ class Scaled(Encoder):
 
 
 @dataclasses.dataclass(frozen=True)
-class Learned(Encoder):
+class Learned(MeanTransform):
     """x_t = x + (1 − α_t²/α_0²) r(x, γ), r a network that starts at zero: so training starts at a VDM.
 
     In DiffEnc x_t is α_t² x + σ_t² (r + x), which is this but for α_0² of nearly 1; it starts at Scaled.
@@ -181,7 +181,7 @@ class Learned(Encoder):
 class DiffEnc(Diffusion):
     """A Diffusion whose x_t is that of `encoder`."""
 
-    encoder: Encoder = Identity()
+    encoder: MeanTransform = Identity()
 
     sections = Diffusion.sections | {"encoder": "encoder"}
 

@@ -43,8 +43,10 @@ compilation. To read a file one needs the model: its parameters are float32."""
 
 
 def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
-    """The rungs of the ladder; or, of other data, the config itself."""
-    return ladder.grid(config) if config.data.name == "digits" else {"VDM": {}}
+    """The rungs of the ladder that are codecs; or, of other data, the config itself."""
+    if config.data.name != "digits":
+        return {"VDM": {}}
+    return {name: fields for name, fields in ladder.grid(config).items() if name != "VDM_encoder_learned"}
 
 
 def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> list[pathlib.Path]:

@@ -74,13 +74,13 @@ class Report:
         return f"{terms}\n\n{tables(list(self.rows), series, list(self.checks))}"
 
     def row(self, name: str) -> Row:
-        """The row whose name starts so.
+        """The row with this id, or whose name starts so.
 
         Raises:
           UserError: there is none.
         """
         every = [*self.rows, *self.depth]
-        found = [row for row in every if row.name.startswith(name)]
+        found = [row for row in every if row.key == name or row.name.startswith(name)]
         names = ", ".join(repr(row.name) for row in every)
         require(found, f"there is no row {name!r}; accepted: the start of one of {names}.")
         return found[0]
@@ -279,8 +279,10 @@ def cascade(stages: Mapping[str, Report]) -> Report:
     total = {"bpd": np.sum(list(values.values()), axis=0)}
     all_noise = {"bpd": math.sqrt(sum(one**2 for one in noise.values())), **noise}
     estimate = Estimate(total | values, all_noise, min(one.passes for one in found.values()))
-    cost = [sum(getattr(report.rows[0], name) for report in reports) for name in ("evaluations", "seconds")]
-    row = Row("ELBO of all stages", "the cascade", estimate, *cost)
+    evaluations, seconds = (
+        sum(getattr(report.rows[0], name) for report in reports) for name in ("evaluations", "seconds")
+    )
+    row = Row("ELBO of all stages", "the cascade", estimate, evaluations, seconds, id="elbo_stages")
     checks = [f"{name}: {line}" for name, report in stages.items() for line in report.checks]
     return Report([row], [], checks, reports[-1].shape, reports[-1].vocab_size)
 

@@ -190,7 +190,8 @@ def test_table_of_a_finite_model_on_one_image():
     names = [row.name for row in series["depth"]]
     assert names == ["ELBO, T = 3", "ELBO, T = 5", "ELBO, T → ∞"]
     assert series["depth"][0] is rows[0] and series["depth"][-1] is rows[1]
-    assert len(rows) == len({row.name for row in rows}) == 7
+    assert len(rows) == len({row.name for row in rows}) == len({row.id for row in rows}) == 7
+    assert [row.id for row in rows[:2]] == ["elbo_T3", "elbo_Tinf"]
     assert "nan" not in table.tables(rows, series, checks)
     assert sum("not known" in line for line in checks) == 3
 

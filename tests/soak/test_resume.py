@@ -138,7 +138,7 @@ def test_eval_and_sample_take_the_config_of_the_workdir(whole):
         assert f"{row['bpd']:.4f}" in evaluated.stdout and row["evaluations"] >= 2
     with (whole / "eval_images.csv").open() as file:
         table = list(csv.DictReader(file))
-    column = np.array([float(line["ELBO, T → ∞"]) for line in table])
+    column = np.array([float(line["elbo_Tinf"]) for line in table])
     assert len(column) == 6 and column.mean() == pytest.approx(found["bpd"])
     for name in ("density.png", "distortion.png", "depth.png"):
         with Image.open(whole / name) as image:

@@ -91,7 +91,8 @@ class Codec(Estimator):
         estimate = Estimate(values, dict.fromkeys(values, math.nan), 1, given_label=run.model.given_label)
         evaluations = 1 if Ability.EXACT in run.model.abilities else run.model.latents(steps).timesteps
         name, bounds = ("file", OWN) if own else (f"file, T = {steps}", chain_name(steps))
-        row = print_row(Row(name, bounds, estimate, 2 * evaluations, file.compress + file.decompress))
+        seconds, key = file.compress + file.decompress, "file" if own else f"file_T{steps}"
+        row = print_row(Row(name, bounds, estimate, 2 * evaluations, seconds, id=key))
         mean, count, (more, se) = estimate.mean, estimate.images, above(file, bound)
         verdict = "not known" if math.isnan(se) else "NO" if more < -3.0 * se else "yes"
         checks = [

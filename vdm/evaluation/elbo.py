@@ -41,11 +41,15 @@ def elbo_row(config: ConfigDict, run: Run, model: Model) -> tuple[Row, Profile |
     start = time.monotonic()
     if model.depth is None:
         name, bounds = "exact" if Ability.EXACT in model.abilities else "ELBO", OWN
+        key = name.lower()
     else:
         name, bounds = elbo_name(model.depth), chain_name(model.depth)
+        key = f"elbo_T{model.depth or 'inf'}"
     evaluate = make_elbo(model, config, run.data)
     estimate, profile = evaluate(run.state.ema, config.eval.passes, True, config.eval.target_se, name)
-    return Row(name, bounds, estimate, estimate.passes, time.monotonic() - start, depth=model.depth), profile
+    seconds = time.monotonic() - start
+    row = Row(name, bounds, estimate, estimate.passes, seconds, id=key, depth=model.depth)
+    return row, profile
 
 
 @dataclasses.dataclass(frozen=True)

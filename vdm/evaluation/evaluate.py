@@ -133,8 +133,8 @@ def _write_images(path: pathlib.Path, rows: Sequence[Row]) -> None:
     """The bits/dim of each test image by each row, and by the first also each term."""
     first, *others = rows
     terms = first.estimate.values.items()
-    columns = {first.name if name == "bpd" else f"{first.name} {name}": values for name, values in terms}
-    columns |= {row.name: row.estimate.values["bpd"] for row in others if not row.other_images}
+    columns = {first.key if name == "bpd" else f"{first.key} {name}": values for name, values in terms}
+    columns |= {row.key: row.estimate.values["bpd"] for row in others if not row.other_images}
     with atomic_path(path) as part, part.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", *columns])

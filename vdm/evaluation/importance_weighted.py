@@ -41,6 +41,7 @@ def importance_bound(
 
 
 def bound_rows(
+    key: str,
     name: str,
     bounds: str,
     log_weights: Float[np.ndarray, "draws images"],
@@ -51,7 +52,7 @@ def bound_rows(
     """The bounds with K = 1, 2, 4, … samples, and with all.
 
     Args:
-      name: of the estimator.
+      key, name: of the estimator, as Row.id and Row.name.
       bounds: whose negative log-likelihood they bound from above.
       log_weights: nats.
       evaluations: of the network, per image, over all draws; `seconds` too.
@@ -63,7 +64,7 @@ def bound_rows(
         groups = -importance_bound(log_weights, k)
         estimate = combine([(1, {"bpd": group}) for group in groups], shape)
         estimate = dataclasses.replace(estimate, passes=len(groups) * k)
-        rows.append(Row(f"{name}, K = {k}", bounds, estimate, evaluations, seconds))
+        rows.append(Row(f"{name}, K = {k}", bounds, estimate, evaluations, seconds, id=f"{key}_K{k}"))
     return rows
 
 
@@ -101,7 +102,8 @@ class Chain(Estimator):
 
         log_w = run_passes(log_weight, config, run, samples, name)["log_w"]
         seconds = time.monotonic() - start
-        weighted = bound_rows(name, bounds, log_w, evaluations, seconds, run.data.spec.shape)
+        key = "importance_weighted" + (f"_T{steps}" if run.model.depth is not None else "")
+        weighted = bound_rows(key, name, bounds, log_w, evaluations, seconds, run.data.spec.shape)
         print_row(weighted[-1])
         checks = [
             agreement_line("Paths have the ELBO for their mean", weighted[0], elbo),

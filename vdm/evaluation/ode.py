@@ -67,7 +67,7 @@ def flow_row(config: ConfigDict, run: Run, kind: str) -> Row:
     """
     name = _name(kind)
     result, evaluations, seconds = _flow(config, run, kind, False, 1, None, name)
-    (row,) = _rows(kind, name, result, evaluations, seconds, run)
+    (row,) = _rows(f"ode_{kind}", kind, name, result, evaluations, seconds, run)
     return row
 
 
@@ -88,7 +88,7 @@ def weighted_flow_rows(config: ConfigDict, run: Run) -> tuple[list[Row], float]:
     kind = run.model.flow_kinds[-1]
     name = f"{_name(kind)}, exact divergence"
     result, evaluations, seconds = _flow(config, run, kind, True, section.samples, images, name)
-    rows = _rows(kind, name, result, evaluations, seconds, run)
+    rows = _rows(f"ode_{kind}_exact", kind, name, result, evaluations, seconds, run)
     return rows, float(bits_per_dim(result["quadrature"].mean(), run.data.spec.shape))
 
 
@@ -102,10 +102,10 @@ def _name(kind):
     return "ODE of the latents" if kind == "latent" else f"ODE, {kind} dequantisation"
 
 
-def _rows(kind, name, result, evaluations: float, seconds: float, run: Run) -> list[Row]:
+def _rows(key, kind, name, result, evaluations: float, seconds: float, run: Run) -> list[Row]:
     gamma_0 = jnp.mean(run.model.gamma(run.state.ema, jnp.zeros(())))
     bounds = f"the ODE from γ = {float(start(kind, gamma_0, run.data.spec.vocab_size)):.2f}"
-    rows = bound_rows(name, bounds, result["log_w"], evaluations, seconds, run.data.spec.shape)
+    rows = bound_rows(key, name, bounds, result["log_w"], evaluations, seconds, run.data.spec.shape)
     print_row(rows[-1])
     return rows
 

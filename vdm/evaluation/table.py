@@ -16,13 +16,14 @@ class Row:
     """One line of the table.
 
     Attributes:
-      name: the estimator.
+      name: the estimator, for people.
       bounds: whose negative log-likelihood it bounds from above.
       estimate: of the first so many test images.
       evaluations: of the network and of products with its Jacobian, per image.
       seconds: how long it took, with compilation.
       other_images: whether its images are no test images, so that nothing is compared with them.
       from_below: whether it bounds from below, so that it may be below 0.
+      id: its name in files, which stays when the words change; the name itself, where it is "".
       depth: T of the chain whose ELBO it is, 0 for T → ∞; None of all else.
     """
 
@@ -33,11 +34,18 @@ class Row:
     seconds: float
     other_images: bool = False
     from_below: bool = False
+    id: str = ""
     depth: int | None = None
+
+    @property
+    def key(self) -> str:
+        """`id`, or the name."""
+        return self.id or self.name
 
     def json(self) -> dict[str, Any]:
         """Everything but the numbers of each image."""
         return {
+            "id": self.key,
             "name": self.name,
             "bounds": self.bounds,
             **self.estimate.json(),

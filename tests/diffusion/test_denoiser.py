@@ -45,3 +45,10 @@ def test_levels_give_the_posterior_mean_of_independent_values():
     z_t, gamma = jnp.asarray(z_t, jnp.float32), jnp.full((2, 1, 1, 1), gamma)
     got = Categorical().eps_hat(lambda _: output, z_t, gamma, {}, vocab_size)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_guidance_goes_on_from_no_condition_beyond_the_condition():
+    """(1 + w) ε̂(c) − w ε̂(∅), and without guidance ε̂(c) alone."""
+    of = {"c": jnp.float32(3.0), "none": jnp.float32(1.0)}
+    assert denoiser.guided(of.get, "c", "none", 0.5) == 3.0 + 0.5 * (3.0 - 1.0)
+    assert denoiser.guided(of.get, "c", "none", 0.0) == 3.0

@@ -89,3 +89,14 @@ def test_kl_to_a_standard_gaussian():
 
 def test_levels_are_cell_centres():
     np.testing.assert_allclose(process.scale(np.arange(4), 4), [-0.75, -0.25, 0.25, 0.75])
+
+
+@pytest.mark.parametrize("vocab_size", [2, 17, 256])
+def test_unscale_is_the_nearest_level(vocab_size):
+    """Of points between levels, and beyond the first and the last."""
+    levels = np.arange(vocab_size)
+    centres = np.asarray(process.scale(levels, vocab_size), np.float64)
+    np.testing.assert_allclose(centres, (2.0 * levels + 1.0) / vocab_size - 1.0, atol=1e-7)
+    x = np.random.default_rng(0).uniform(-1.5, 1.5, 500)
+    nearest = np.abs(x[:, None] - centres).argmin(axis=1)
+    np.testing.assert_array_equal(process.unscale(jnp.float32(x), vocab_size), nearest)

@@ -75,3 +75,20 @@ def test_few_steps_of_a_solver_draw_the_data(solver):
     share = (drawn[..., None] == np.arange(5)).mean(axis=0)
     noise = np.sqrt(np.exp(log_p) / count)
     assert np.abs(share - np.exp(log_p)).max() < 4 * noise.max() + 0.02
+
+
+def test_dpm2m_is_its_algorithm():
+    """Three steps of a denoiser that is not linear, against alg. 2 of Lu et al. 2022 in float64, whose first step
+    is of first order: λ = −γ/2, D = (1 + 1/(2r)) x̂ − 1/(2r) x̂', r = h'/h."""
+    gammas, z = np.array([-5.0, -2.5, 0.5, 4.0]), np.array([0.3, -1.2])
+    predict = lambda z, gamma: np.tanh(z + 0.2 * gamma)
+    alpha, sigma = (lambda g: np.sqrt(1 / (1 + np.exp(g)))), (lambda g: np.sqrt(1 / (1 + np.exp(-g))))
+    want, last, last_h = z, None, None
+    for s, t in zip(gammas[-2::-1], gammas[:0:-1]):
+        h, x = 0.5 * (t - s), predict(want, t)
+        mixed = x if last is None else x + 0.5 * h / last_h * (x - last)
+        want, last, last_h = sigma(s) / sigma(t) * want - alpha(s) * np.expm1(-h) * mixed, x, h
+    found = sampler.solve(
+        lambda z, gamma: jnp.tanh(z + 0.2 * gamma), jnp.float32(gammas), jnp.float32(z), order=2
+    )
+    np.testing.assert_allclose(found, want, rtol=1e-5)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vdm import component
-from vdm.diffusion.schedule import with_slope
+from vdm.diffusion.schedule import LearnedLinear, with_slope
 
 LOW, HIGH = -13.3, 5.0
 CASES = [("fixed_linear", False), ("learned_linear", False)]
@@ -100,3 +100,9 @@ def test_published_schedules_are_what_their_papers_say(name):
     for t in (0.1, 0.5, 0.9):
         expected = gamma(first + (last - first) * t)
         assert float(module.apply(params, jnp.float32(t))) == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_learned_line_rises_whatever_the_sign_of_its_width():
+    line = LearnedLinear(shape=(1, 1, 1), gamma_min=-3.0, gamma_max=5.0)
+    params = {"params": {"start": jnp.float32(-2.0), "width": jnp.float32(-4.0)}}
+    np.testing.assert_allclose(line.apply(params, jnp.array([0.0, 0.5, 1.0])), [-2.0, 0.0, 2.0])

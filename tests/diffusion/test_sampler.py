@@ -78,8 +78,8 @@ def test_few_steps_of_a_solver_draw_the_data(solver):
 
 
 def test_dpm2m_is_its_algorithm():
-    """Three steps of a denoiser that is not linear, against alg. 2 of Lu et al. 2022 in float64, whose first step
-    is of first order: λ = −γ/2, D = (1 + 1/(2r)) x̂ − 1/(2r) x̂', r = h'/h."""
+    """Three steps of a denoiser that is not linear, against alg. 2 of Lu et al. 2022 in float64, whose first
+    step is of first order: λ = −γ/2, D = (1 + 1/(2r)) x̂ − 1/(2r) x̂', r = h'/h."""
     gammas, z = np.array([-5.0, -2.5, 0.5, 4.0]), np.array([0.3, -1.2])
     predict = lambda z, gamma: np.tanh(z + 0.2 * gamma)
     alpha, sigma = (lambda g: np.sqrt(1 / (1 + np.exp(g)))), (lambda g: np.sqrt(1 / (1 + np.exp(-g))))

@@ -137,3 +137,15 @@ def test_importance_is_unbiased_at_any_moment_of_training():
                     assert np.mean(f(t) * weight) == pytest.approx(integral, rel=2e-4)
             t, _ = draw(number, state)
             state = made.remember(state, made.observe(t, jnp.float32(loss(np.asarray(t)))))
+
+
+def test_times_are_in_proportion_to_the_deviation_of_their_part():
+    """Neyman's allocation in float64: parts of equal counts, whose means differ and whose variances do not
+    follow them; then 9/10 of it and 1/10 uniform."""
+    random = np.random.default_rng(2)
+    count = np.full(times.PARTS, 1e6)
+    mean, deviation = random.uniform(1.0, 9.0, times.PARTS), random.uniform(0.1, 2.0, times.PARTS)
+    moments = np.stack([count, count * mean, count * (mean**2 + deviation**2)])
+    found = np.diff(np.asarray(times.cdf(jnp.float32(moments)), np.float64))
+    want = 0.9 * deviation / deviation.sum() + 0.1 / times.PARTS
+    np.testing.assert_allclose(found, want, rtol=5e-3)

@@ -14,7 +14,7 @@ from vdm import likelihood
 from vdm.diffusion import dequantisation
 from vdm.errors import UserError
 from vdm.evaluation import audit
-from vdm.methods import external
+from vdm.methods import external_denoiser
 
 pytestmark = pytest.mark.usefixtures("single")
 
@@ -123,8 +123,8 @@ def test_a_wrong_derivative_is_caught():
 
 
 def model_of(denoise):
-    schedule = external.Curve(SHAPE, function=gamma)
-    return external.External(schedule, None, SHAPE, LEVELS, 0, denoise=denoise, predicts="x")
+    schedule = external_denoiser.Curve(SHAPE, function=gamma)
+    return external_denoiser.External(schedule, None, SHAPE, LEVELS, 0, denoise=denoise, predicts="x")
 
 
 def test_labels_reach_the_denoiser():
@@ -198,7 +198,7 @@ def test_a_table_is_the_chain_of_ddpm():
     assert table.timesteps == 23
     # A thousand steps of DDPM, in other units and back, as γ comes to a network.
     ddpm = likelihood.table_of_betas(np.linspace(1e-4, 0.02, 1_000))
-    scaling = external.Scaling.of_range(-1.0, 1.0, 256)
+    scaling = external_denoiser.Scaling.of_range(-1.0, 1.0, 256)
     steps = np.asarray(ddpm(jnp.arange(1_000) / 999.0))
     _, told = scaling.theirs(jnp.zeros(1_000), scaling.ours(jnp.asarray(steps)))
     assert np.array_equal(np.floor(ddpm.index(told)), np.arange(1_000))

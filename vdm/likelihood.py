@@ -28,7 +28,7 @@ from vdm.estimate import Estimate
 from vdm.evaluation import audit, estimator as estimators_lib
 from vdm.evaluation.audit import Images
 from vdm.evaluation.table import Row, tables
-from vdm.methods.external import Curve, Denoiser, External, Scaling, on_host
+from vdm.methods.external_denoiser import Curve, Denoiser, External, Scaling, on_host
 from vdm.reporting.text import estimate_table
 from vdm.run import Run
 

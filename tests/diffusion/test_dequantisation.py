@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vdm.diffusion import process
-from vdm.diffusion.dequantisation import dequantise
+from vdm.diffusion.dequantisation import dequantise, start
 
 
 @pytest.mark.parametrize("kind", ["uniform", "normal"])
@@ -29,3 +29,13 @@ def test_dequantisation_stays_in_the_cell_and_knows_its_density(kind):
         assert abs(count - expected) < 5.0 * math.sqrt(expected)
         total += expected
     assert total == pytest.approx(20_000, rel=5e-3)
+
+
+@pytest.mark.parametrize("vocab_size", [3, 256])
+def test_uniform_noise_is_taken_for_normal_noise_of_its_variance(vocab_size):
+    """σ²/α² is the variance of a uniform number on ± 1/V, 1/(3 V²); or γ is γ_0, where that is more noise."""
+    gamma = np.float64(start("uniform", jnp.float32(-30.0), vocab_size))
+    sigma2, alpha2 = 1.0 / (1.0 + np.exp(-gamma)), 1.0 / (1.0 + np.exp(gamma))
+    assert sigma2 / alpha2 == pytest.approx(1.0 / (3.0 * vocab_size**2), rel=1e-5)
+    assert start("uniform", jnp.float32(2.0), vocab_size) == 2.0
+    assert start("normal", jnp.float32(-30.0), vocab_size) == -30.0

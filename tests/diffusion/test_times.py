@@ -149,3 +149,12 @@ def test_times_are_in_proportion_to_the_deviation_of_their_part():
     found = np.diff(np.asarray(times.cdf(jnp.float32(moments)), np.float64))
     want = 0.9 * deviation / deviation.sum() + 0.1 / times.PARTS
     np.testing.assert_allclose(found, want, rtol=5e-3)
+
+
+def test_what_was_measured_fades_with_the_steps():
+    """After many steps of the same moments, their sum over 0.99^k."""
+    made, moments = times.Importance(), times.moments(jnp.array([0.1, 0.9]), jnp.array([1.0, 3.0]))
+    state = made.init()
+    for _ in range(30):
+        state = made.remember(state, moments)
+    np.testing.assert_allclose(state, moments * (1 - 0.99**30) / 0.01, rtol=1e-4)

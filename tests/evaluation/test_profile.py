@@ -1,11 +1,14 @@
 """The profile: where it puts times, and its error bars."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import exact
+from vdm.contract import Denoising
 from vdm.evaluation.elbo import make_elbo
-from vdm.evaluation.profile import BINS, Profile
+from vdm.evaluation.profile import BINS, Profile, of_time
 
 PARAMS = {"schedule": {}, "net": {}}
 
@@ -39,3 +42,45 @@ def test_the_profiles_error_bars_are_its_spread():
     some = se > 0.1 * se.max()
     # The error counts images and noise, the spread noise alone: most of it here, and never more of it.
     assert 0.6 < np.sqrt(np.mean(spread[some] ** 2) / np.mean(se[some] ** 2)) < 1.2
+
+
+def test_its_columns_are_those_of_its_draws():
+    """Of random draws and weights, each image twice: bits by t and by γ, the rate, the error of x̂ in levels;
+    and the standard error as the delete-one jackknife gives it for a ratio of means."""
+    random, images, shape = np.random.default_rng(1), 20_000, (2, 1, 1)
+    t, weight = random.uniform(size=(2, images)), random.uniform(0.5, 2.0, size=(2, images))
+    nats = random.gamma(2.0, size=(2, images)) * weight
+    error = random.gamma(1.0, size=(2, images))
+    profile = Profile(images)
+    for k in range(2):
+        draw = {"t": t[k], "time_weight": weight[k], "diffusion": nats[k], "error": error[k]}
+        profile.add(draw)
+    gamma = np.linspace(-6.0, 4.0, BINS + 1) + 0.5 * np.sin(np.arange(BINS + 1))
+    columns = profile.summary(gamma, 0.25, shape, 16)
+    bits = nats / (2.0 * np.log(2.0))  # of two values
+    for part in (0, BINS // 3, BINS - 1):
+        here = np.floor(t * BINS) == part
+        assert columns["per_t"][part] == pytest.approx((bits * here).sum() * BINS / (2 * images))
+        slope = (gamma[part + 1] - gamma[part]) * BINS
+        assert columns["per_gamma"][part] == pytest.approx(columns["per_t"][part] / slope)
+        squared = (error * weight * here).sum() / (weight * here).sum() / 2.0
+        assert columns["rmse"][part] == pytest.approx(np.sqrt(squared) * 8.0)
+        # The mean of what was drawn there, times how much was drawn there on average.
+        y, w = (np.sum(values * here, axis=0) for values in (bits * BINS / 2.0, weight))
+        left_out = (y.sum() - y) / (w.sum() - w) * w.mean()
+        jackknife = np.sqrt((images - 1) / images * np.sum((left_out - left_out.mean()) ** 2))
+        assert columns["per_t_se"][part] == pytest.approx(jackknife, rel=0.02)
+    assert columns["rate_edges"][-1] == 0.25
+    assert columns["rate_edges"][0] == pytest.approx(0.25 + bits.mean(), rel=1e-6)
+
+
+def test_the_error_is_that_of_x_hat():
+    """‖x − x̂‖², with x̂ = (z − σ ε̂)/α, in float64."""
+    random, gamma = np.random.default_rng(0), np.array([-3.0, 0.5, 2.0])
+    x, eps, eps_hat = random.normal(size=(3, 3, 2, 2, 1))
+    over = gamma[:, None, None, None]
+    alpha, sigma = np.sqrt(1 / (1 + np.exp(over))), np.sqrt(1 / (1 + np.exp(-over)))
+    x_hat = (alpha * x + sigma * eps - sigma * eps_hat) / alpha
+    drawn = Denoising(gamma, np.ones(3), gamma, np.ones(3), x, eps, None, eps, eps_hat, None, None)
+    found = of_time(jax.tree.map(jnp.float32, drawn))
+    np.testing.assert_allclose(found["error"], np.square(x - x_hat).sum(axis=(1, 2, 3)), rtol=1e-5)

@@ -16,6 +16,7 @@ from vdm.data.dataset import Data
 from vdm.diffusion.times import distributed
 from vdm.errors import require
 from vdm.estimate import Estimate, combine, require_possible
+from vdm.evaluation import self_check
 from vdm.evaluation.estimator import Estimator, Result, print_row
 from vdm.evaluation.passes import Pass, over_split, progress_bar
 from vdm.evaluation.profile import UNIFORM, Profile, of_time
@@ -85,7 +86,8 @@ def make_elbo(model: Model, config: ConfigDict, data: Data) -> Callable[..., tup
     config.eval.max_passes are taken.
 
     Raises:
-      UserError: a number of config.eval is not accepted.
+      UserError: a number of config.eval is not accepted; from `evaluate`, also where sums are computed
+        wrongly (self_check.py).
     """
     for name in ("passes", "passes_in_training", "max_passes"):
         value = config.eval[name]
@@ -109,6 +111,8 @@ def make_elbo(model: Model, config: ConfigDict, data: Data) -> Callable[..., tup
 
     def evaluate(params, passes, progress=False, target_se=0.0, title="ELBO"):
         images = config.eval.images or data.test.size
+        here = min(config.eval.batch_size, images) // jax.device_count()
+        self_check.require_right_sums(max(here, 1), data.spec.shape, data.spec.vocab_size)
         profile = Profile(images) if draws_time else None
         sets = []
         bar = progress_bar(images, config, SET if target_se else passes, title, progress)

@@ -15,6 +15,7 @@ DATA ?= $(HOME)/tensorflow_datasets
 PY := .venv/bin/python
 CHECK := $(addprefix tests/,data diffusion/test_model_bound.py diffusion/test_process.py diffusion/test_schedule.py \
 	test_component.py test_config.py test_commandline.py test_workdir.py test_main.py)
+SOAK := tests/soak
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
 .PHONY: digits cifar check test soak lint constraints clean
@@ -32,7 +33,7 @@ test: .venv/installed-dev
 	$(PY) -m pytest -n 3 --dist loadfile
 
 soak: .venv/installed-dev
-	$(PY) -m pytest -n 3 --dist load tests/soak
+	$(PY) -m pytest -n 3 --dist loadfile $(SOAK)
 
 lint: .venv/installed-dev
 	$(PY) -m ruff check .

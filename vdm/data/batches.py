@@ -24,7 +24,7 @@ def train_batches(
 ) -> Iterator[tuple[int, int, Examples]]:
     """The batches of the training step, of several steps at a time.
 
-    Where the split is kept on the devices (fits), a batch is only indices; else it is images, which
+    Where the split is kept on the devices (`fits`), a batch is only indices; else it is images, which
     Grain's threads read ahead, across chunks.
 
     Args:

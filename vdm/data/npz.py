@@ -17,6 +17,8 @@ from vdm.data.source import Source, check_levels, existing_path
 from vdm.errors import UserError, require
 
 CLASSES = 1 << 20  # at most
+RATIO = 1032  # how many bytes one of "deflate" can become
+SUFFIX = ".npy"
 
 Arrays = tuple[Images, Labels | None]  # the images of a file, and their labels
 
@@ -137,10 +139,6 @@ def _require_one_shape(images: list[Images]) -> None:
         f"the .npz files hold images of the shapes {', '.join(str(list(shape)) for shape in shapes)}; "
         "accepted: one shape.",
     )
-
-
-RATIO = 1032  # how many bytes one of "deflate" can become
-SUFFIX = ".npy"
 
 
 def array_names(path: pathlib.Path) -> list[str]:

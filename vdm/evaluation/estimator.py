@@ -1,5 +1,4 @@
-"""What an estimator of the likelihood is: what it needs, what it checks, and the rows that it gives. And how
-those that config.eval names are measured.
+"""What an estimator of the likelihood is, and how those that config.eval names are chosen and measured.
 
 A new one is a class that derives from Estimator; examples/certificate.py.
 """

@@ -19,8 +19,8 @@ def eps_hat(z, gamma, sigma, module):
 
 
 def flow(z, low):
-    """z at HIGH of what is z at `low`, by RK4 in float64 with 4,000 steps of dz/dγ = ½ σ (ε̂ − σ z)."""
-    steps = 4000
+    """z at HIGH of what is z at `low`, by RK4 in float64 with 1,000 steps of dz/dγ = ½ σ (ε̂ − σ z)."""
+    steps = 1000
     width = (HIGH - low) / steps
 
     def slope(z, gamma):

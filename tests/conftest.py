@@ -18,13 +18,11 @@ QUICK = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1"
 
 
 def xla_flags(devices):
-    """Of so many virtual devices. XLA's older code for fused loops compiles in half the time, and a small
-    program in one piece in nine tenths; the XLA of JAX 0.12 has it no more, and ends at a flag that it does
-    not know."""
+    """Of so many virtual devices. XLA's older code for fused loops compiles in half the time; the XLA of
+    JAX 0.12 has it no more, and ends at a flag that it does not know."""
     older = QUICK and importlib.metadata.version("jax").startswith("0.10.")
     return (
-        f"--xla_force_host_platform_device_count={devices}"
-        + older * " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+        f"--xla_force_host_platform_device_count={devices}" + older * " --xla_cpu_use_fusion_emitters=false"
     )
 
 

@@ -76,7 +76,9 @@ def values(report, name):
     return report.row(name).estimate.values["bpd"]
 
 
-@pytest.mark.parametrize("reading, low, high, estimators", [("x", -1.0, 1.0, "ode"), ("v", 0.0, 3.0, "")])
+@pytest.mark.parametrize(
+    "reading, low, high, estimators", [("x", -1.0, 1.0, "ode"), ("eps", 0.0, 1.0, ""), ("v", 0.0, 3.0, "")]
+)
 def test_units_and_readings_change_nothing(reading, low, high, estimators):
     """On the host, of data in other units, the numbers of each image are those of JAX."""
     wrapped = likelihood.on_host(getattr(Host(low, high), reading))

@@ -90,7 +90,7 @@ def draw(kind, gamma_0):
 
 
 # The uniform noise of a cell has the variance of the model's at γ = −2 log(V√3) = −4.32.
-@pytest.mark.parametrize("gamma_0, uniform_start", [(-6.5, -2.0 * np.log(5.0 * np.sqrt(3.0)))])
+@pytest.mark.parametrize("gamma_0, uniform_start", [(-6.5, -2.0 * np.log(5.0 * np.sqrt(3.0))), (-3.0, -3.0)])
 def test_the_bounds_are_below_the_exact_masses(solve, gamma_0, uniform_start):
     """The density's integral over each cell is P, and E[log w] is below log P by what its own integral says:
     of the flow from γ_0 for the normal noise, and of another one, from where it starts, for the uniform."""

@@ -152,7 +152,8 @@ def test_samples_have_the_enumerated_probabilities(sampler, made):
     assert np.abs(share - p).max() < 4 * np.sqrt(p.max() / count) + 0.01
 
 
-def test_weights_of_samples_are_those_of_paths():
-    model, params, p = with_context()
+@pytest.mark.parametrize("made", [pair, with_context])
+def test_weights_of_samples_are_those_of_paths(made):
+    model, params, p = made()
     most = np.stack(np.unravel_index(np.argsort(-p, axis=None)[:3], p.shape), axis=1).reshape(-1, *SHAPE)
     assert_weights_of_samples(dataclasses.replace(model, timesteps=60), params, most, 8_000)

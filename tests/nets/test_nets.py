@@ -27,16 +27,13 @@ COMMON = dict(
     fourier=2,
 )
 NETS = {
-    "unet": unet.UNet(attention="middle", heads=2, **COMMON),
+    "unet": unet.UNet(attention="everywhere", heads=2, **COMMON),
     "transformer": transformer.Transformer(heads=2, patch=2, **COMMON),
     "mlp": mlp.MLP(**COMMON),
     "pyramid": pyramid.Pyramid(
         (4, 4, 1), 8, 2, unroll=False, scales=2, depth=1, width=16, patch=1, dropout=0.5
     ),
 }
-EVERYWHERE = "unet, attention everywhere"
-NETS[EVERYWHERE] = NETS["unet"].clone(attention="everywhere", depth=1)
-ONCE = [name for name in NETS if name != EVERYWHERE]
 LAYERED = ("unet", "transformer", "mlp")
 
 
@@ -96,7 +93,7 @@ def test_starts_at_zero_and_depends_on_all_it_is_given(name):
     np.testing.assert_allclose(far[1:], 0.0, atol=1e-5, err_msg="examples do not mix")
 
 
-@pytest.mark.parametrize("name", ONCE)
+@pytest.mark.parametrize("name", NETS)
 def test_dropout_belongs_to_the_example(name):
     """Half of a batch, with its keys, drops what it drops in the whole batch."""
     net, (z, time, condition) = NETS[name], given(4)
@@ -165,7 +162,7 @@ def test_unrolled_is_the_same_function_and_what_is_kept_changes_no_gradient(name
         jax.tree.map(close, gradient, want_gradient)
 
 
-@pytest.mark.parametrize("name", ONCE)
+@pytest.mark.parametrize("name", NETS)
 def test_bfloat16_is_the_same_function_to_its_rounding(name):
     """Parameters, and what comes out, stay float32; what is computed differs by about 2^-8."""
     half = NETS[name].clone(dtype="bfloat16")

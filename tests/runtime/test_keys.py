@@ -12,10 +12,13 @@ from conftest import make_config
 from vdm import run as run_lib
 from vdm.runtime.randomness import NOISE, QuasiRng, Rng
 
+MLP = {"model.net.name": "mlp", "model.net.depth": 1, "model.net.dropout": 0.5}
 WIDTH = {"model.net.depth": 1, "model.net.width": 8, "model.net.dropout": 0.5}
-CONFIGS = {  # a chain of networks, and a VDM between an encoder and a decoder: all kinds of use
-    "mhvae": WIDTH | {"model.timesteps": 2},
-    "latent": WIDTH | {"model.schedule.name": "learned_net"},
+CONFIGS = {  # file, fields, and whether images are drawn by it too
+    "diffusion": ("digits", MLP | {"model.condition": "label", "model.drop_label": 0.5}, True),
+    "mhvae": ("mhvae", WIDTH | {"model.timesteps": 2}, False),
+    "latent": ("latent", WIDTH | {"model.schedule.name": "learned_net"}, True),
+    "mulan": ("digits", MLP | {"model.name": "mulan", "model.schedule.name": "multivariate"}, False),
 }
 
 
@@ -67,13 +70,18 @@ def assert_distinct(seen, keys):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_each_use_has_a_key_of_its_own(name, monkeypatch):
-    """For fresh parameters, and for one draw with dropout."""
-    parts = run_lib.build(make_config(CONFIGS[name], f"configs/{name}.py"))
+    """For fresh parameters, for one draw with dropout, and for samples."""
+    file, fields, samples = CONFIGS[name]
+    fields |= {"model.sample_steps": 2} if samples else {}
+    parts = run_lib.build(make_config(fields, f"configs/{file}.py"))
     batch = parts.data.train.read(np.arange(2))
     seen = Seen(monkeypatch)
+    rng = lambda number: Rng(jax.random.key(number), np.arange(2), 2)
     with jax.disable_jit():  # so that each key is there to be looked at
         params = parts.model.init(jax.random.key(0), batch)
-        parts.model.draw(params, Rng(jax.random.key(1), np.arange(2), 2), batch, train=True)
+        parts.model.draw(params, rng(1), batch, train=True)
+        if samples:
+            parts.model.sample(params, rng(2), batch)
     assert len(seen.drawn) > 4 and len(seen.made) >= 2
     assert_distinct(seen, seen.drawn)
     assert_distinct(seen, seen.made)

@@ -17,7 +17,7 @@ from vdm.data.source import Source, check_levels, existing_path
 from vdm.errors import UserError, require
 
 CLASSES = 1 << 20  # at most
-RATIO = 1032  # how many bytes one of "deflate" can become
+RATIO = 1032  # deflate expands one byte to at most so many
 SUFFIX = ".npy"
 
 Arrays = tuple[Images, Labels | None]  # the images of a file, and their labels

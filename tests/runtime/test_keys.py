@@ -5,6 +5,7 @@ import collections
 from flax import linen as nn
 import jax
 from jax.extend.core import primitives
+from jax.interpreters.partial_eval import DynamicJaxprTracer
 import numpy as np
 import pytest
 
@@ -22,8 +23,8 @@ CONFIGS = {  # file, fields, and whether images are drawn by it too
 }
 
 
-def bytes_of(keys):
-    return [data.tobytes() for data in np.asarray(jax.random.key_data(keys)).reshape(-1, 2)]
+def bytes_of(data):
+    return [key.tobytes() for key in np.asarray(data).reshape(-1, 2)]
 
 
 class Seen:
@@ -32,30 +33,55 @@ class Seen:
     def __init__(self, monkeypatch):
         self.drawn, self.made = collections.Counter(), collections.Counter()
         self.parent: dict[bytes, bytes] = {}
-        draw, init = primitives.random_bits_p.impl, nn.Module.init
-
-        def bits(keys, **params):
-            self.drawn.update(bytes_of(keys))
-            return draw(keys, **params)
+        self.traced = []
+        init = nn.Module.init
 
         def make(module, key, *args):
-            self.made.update(bytes_of(key))
+            self.traced.append(("made", key))
             return init(module, key, *args)
 
-        monkeypatch.setattr(primitives.random_bits_p, "impl", bits)
         monkeypatch.setattr(nn.Module, "init", make)
-        for primitive in (primitives.random_fold_in_p, primitives.random_split_p):
-            monkeypatch.setattr(primitive, "impl", self.derived(primitive.impl))
+        monkeypatch.setattr(jax, "eval_shape", self.unwatched(jax.eval_shape))
+        for name in ("random_bits_p", "random_fold_in_p", "random_split_p"):
+            primitive = getattr(primitives, name)
+            monkeypatch.setattr(primitive, "bind", self.watched(name, primitive.bind))
 
-    def derived(self, impl):
-        def call(keys, *args, **params):
-            children, parents = impl(keys, *args, **params), bytes_of(keys)
-            names = bytes_of(children)
-            for i, child in enumerate(names):
-                self.parent[child] = parents[i * len(parents) // len(names)]
-            return children
+    def unwatched(self, shape_of):
+        """Flax asks for the shape of what it makes first, which draws nothing."""
+
+        def call(*args):
+            traced = list(self.traced)
+            shapes = shape_of(*args)
+            self.traced = traced
+            return shapes
 
         return call
+
+    def watched(self, name, bind):
+        def call(keys, *args, **params):
+            out = bind(keys, *args, **params)
+            if isinstance(out, DynamicJaxprTracer):  # below vmap, which binds it once more for the batch
+                self.traced.append(("drawn", keys) if name == "random_bits_p" else ("derived", keys, out))
+            return out
+
+        return call
+
+    def run(self, function):
+        """Runs what leads to the keys, as one program: what it jits is traced anew, with what is patched."""
+
+        def every_key():
+            with jax.disable_jit():
+                function()
+            return [tuple(map(jax.random.key_data, keys)) for _, *keys in self.traced]
+
+        values = jax.jit(every_key)()
+        for (use, *_), (keys, *children) in zip(self.traced, values, strict=True):
+            parents = bytes_of(keys)
+            if use == "derived":
+                for i, child in enumerate(names := bytes_of(*children)):
+                    self.parent[child] = parents[i * len(parents) // len(names)]
+            else:
+                getattr(self, use).update(parents)
 
     def ancestors(self, key):
         while key in self.parent:
@@ -77,11 +103,14 @@ def test_each_use_has_a_key_of_its_own(name, monkeypatch):
     batch = parts.data.train.read(np.arange(2))
     seen = Seen(monkeypatch)
     rng = lambda number: Rng(jax.random.key(number), np.arange(2), 2)
-    with jax.disable_jit():  # so that each key is there to be looked at
+
+    def uses():
         params = parts.model.init(jax.random.key(0), batch)
         parts.model.draw(params, rng(1), batch, train=True)
         if samples:
             parts.model.sample(params, rng(2), batch)
+
+    seen.run(uses)
     assert len(seen.drawn) > 4 and len(seen.made) >= 2
     assert_distinct(seen, seen.drawn)
     assert_distinct(seen, seen.made)
@@ -90,10 +119,13 @@ def test_each_use_has_a_key_of_its_own(name, monkeypatch):
 def test_a_pass_alone_shares_no_key_with_its_set(monkeypatch):
     """For as many passes as there are uses, whose numbers are folded in, too."""
     seen = Seen(monkeypatch)
-    with jax.disable_jit():
+
+    def passes():
         for number in range(12):
             of_set = QuasiRng(jax.random.key(0), np.arange(12), np.int32(number), np.int32(12), np.int32(12))
             for rng in [of_set.alone()] + [of_set] * (number == 0):
                 rng.normal(NOISE, (2,))
+
+    seen.run(passes)
     assert len(seen.drawn) == 13 * 12
     assert_distinct(seen, seen.drawn)

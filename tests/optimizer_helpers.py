@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
@@ -36,4 +35,4 @@ def section(name, **fields):
 
 def random_like(shapes, seed=0):
     random = np.random.default_rng(seed)
-    return jax.tree.map(lambda s: jnp.asarray(random.normal(size=s.shape), jnp.float32), shapes)
+    return jax.tree.map(lambda s: random.normal(size=s.shape).astype(np.float32), shapes)

@@ -51,7 +51,7 @@ def make_run(fields, count=24, spec=SPEC):
     params = jax.jit(model.init)(jax.random.key(0), batch)
     random = np.random.default_rng(0)
     params = jax.tree.map(
-        lambda leaf: 0.3 * leaf + 0.02 * random.normal(size=leaf.shape).astype(leaf.dtype), params
+        lambda leaf: 0.3 * np.asarray(leaf) + 0.02 * random.normal(size=leaf.shape).astype(leaf.dtype), params
     )
     split = in_memory(image, label)
     data = Data(split, split, spec)

@@ -26,7 +26,9 @@ def save_run(folder, config):
     """Writes a workdir as training leaves it; in place of training, noise is added to the parameters."""
     parts, random = run_lib.build(config), np.random.default_rng(0)
     state = parts.init()
-    params = jax.tree.map(lambda v: v + 0.1 * random.normal(size=v.shape).astype(np.float32), state.params)
+    params = jax.tree.map(
+        lambda v: v + np.float32(0.1 * random.normal(size=v.shape)), jax.device_get(state.params)
+    )
     step = config.train.steps
     state = devices.replicate(state._replace(step=jnp.int32(step), params=params, ema=params))
     folder.mkdir()

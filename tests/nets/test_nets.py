@@ -47,7 +47,7 @@ def pushed(params):
     """Parameters away from their start, where the last layers are zero."""
     leaves, tree = jax.tree.flatten(params)
     random = np.random.default_rng(1)
-    return tree.unflatten([v + 0.1 * random.normal(size=v.shape).astype(np.float32) for v in leaves])
+    return tree.unflatten([np.asarray(v) + np.float32(0.1 * random.normal(size=v.shape)) for v in leaves])
 
 
 @functools.cache

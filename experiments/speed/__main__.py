@@ -1,7 +1,7 @@
 """How fast this machine runs a model, and how much of what it could do that is.
 
-  python -m experiments.speed                        # a CPU: two sizes of the CIFAR-10 model
-  python -m experiments.speed --out=runs/speed       # a GPU or TPU: the CIFAR-10 model
+  python -m experiments.speed                        # a CPU: the laptop model, two sizes of the U-Net
+  python -m experiments.speed --out=runs/speed       # a GPU or TPU: the U-Net of the paper
 
 Random images stand for the data, and the training step is the one that training takes. Each
 case is measured in turn with a large product of two square matrices in its own precision, just
@@ -50,11 +50,13 @@ COLUMNS = {
 
 
 def cases() -> list[Case]:
-    """On a CPU two sizes that it can run; elsewhere the paper's model in both precisions."""
+    """On a CPU the laptop model, and two sizes of the paper's that it can run; elsewhere the paper's model in
+    both precisions."""
     if jax.default_backend() == "cpu":
         small = Case(4, 64, 16, "float32", "dots")
         large = Case(32, 128, 8, "float32", "dots")
-        return [small, large, *(dataclasses.replace(large, remat=r) for r in ("none", "block"))]
+        laptop = Case(2, 32, 16, "float32", None)
+        return [laptop, small, large, *(dataclasses.replace(large, remat=r) for r in ("none", "block"))]
     batch = 128 * jax.device_count()
     whole = [Case(32, 128, batch, d, r) for d in ("bfloat16", "float32") for r in ("dots", "none")]
     return [*whole, dataclasses.replace(whole[0], remat="block")]

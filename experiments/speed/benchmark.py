@@ -1,4 +1,4 @@
-"""One case of the speed study: a size of the CIFAR-10 model is trained, evaluated and sampled, timed."""
+"""One case of the speed study: a model of CIFAR-10 is trained, evaluated and sampled, timed."""
 
 from collections.abc import Callable
 import dataclasses
@@ -11,8 +11,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 import numpy as np
 
-from configs import cifar10
-from experiments.speed.flops import matmul_rate, unet_flops
+from configs import cifar10, cifar10_laptop
+from experiments.speed.flops import matmul_rate, pyramid_flops, unet_flops
 from vdm import (
     config as config_lib,
     objective as objective_lib,
@@ -32,23 +32,26 @@ SPEC = Spec((32, 32, 3), 256, 10)
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is measured: a size of the CIFAR-10 model."""
+    """What is measured: a size of the U-Net of configs/cifar10.py; or, where remat is None, of the pyramid of
+    configs/cifar10_laptop.py, which keeps all for its gradient."""
 
     depth: int
     width: int
     batch: int
     dtype: str
-    remat: str
+    remat: str | None
 
     def __str__(self) -> str:
-        return f"{self.depth} × {self.width}, batch {self.batch}, {self.dtype}, remat {self.remat}"
+        size = f"{self.depth} × {self.width}, batch {self.batch}, {self.dtype}"
+        return f"laptop, {size}" if self.remat is None else f"{size}, remat {self.remat}"
 
 
 def configure(case: Case) -> ConfigDict:
     """The config of a Case."""
-    config = cifar10.get_config()
-    net = dict(depth=case.depth, width=case.width, dtype=case.dtype, remat=case.remat)
-    config.model.net.update(net)
+    config = (cifar10_laptop if case.remat is None else cifar10).get_config()
+    config.model.net.update(depth=case.depth, width=case.width, dtype=case.dtype)
+    if case.remat is not None:
+        config.model.net.remat = case.remat
     config.train.batch_size = config.eval.batch_size = case.batch
     config.sample.num = config.sample.batch_size = case.batch
     config.model.sampler = "dpm2m"
@@ -103,7 +106,11 @@ def measure(case: Case, steps: int) -> dict[str, float]:
     trace, compiled, start, program = compile_times(mapped, args)
     memory = program.memory_analysis()
 
-    forward = unet_flops(config.model.net, SPEC, SPEC.shape[-1], condition_size=1)
+    if case.remat is None:
+        first = state.params["net"]["params"]["Dense_0"]["kernel"]
+        forward = pyramid_flops(config.model.net, SPEC, first.shape[-2], model.net.out_channels)
+    else:
+        forward = unet_flops(config.model.net, SPEC, SPEC.shape[-1], condition_size=1)
     work = 3 * forward * case.batch * substeps
     rate = matmul_rate(case.dtype, 0.7)
 

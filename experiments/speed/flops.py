@@ -37,6 +37,24 @@ def unet_flops(net: Any, spec: Spec, out_channels: int, condition_size: int) -> 
     return 2 * (blocks + attentions * attention + embedding + ends)
 
 
+def pyramid_flops(net: Any, spec: Spec, in_channels: int, out_channels: int) -> int:
+    """Floating-point operations of one forward pass of a pyramid for one image, counted as those of a U-Net.
+
+    Args:
+      net: config.model.net.
+      in_channels: of what the network is given, which its parameterisation makes of z_t.
+    """
+    height, width, _ = spec.shape
+    pixels = [height * width // (net.patch * 2**scale) ** 2 for scale in range(net.scales)]
+    wide = [net.width + scale * net.width // 2 for scale in range(net.scales)]
+    count = [2 * net.depth] * (net.scales - 1) + [net.depth]
+    blocks = sum(n * (18 * area * w**2 + 8 * net.width * w) for n, area, w in zip(count, pixels, wide))
+    # Down and up, four pixels of the finer resolution are one of the coarser.
+    between = sum(8 * area * fine * coarse for area, fine, coarse in zip(pixels[1:], wide, wide[1:]))
+    ends = pixels[0] * net.patch**2 * wide[0] * (in_channels + out_channels)
+    return 2 * (blocks + between + ends + 20 * net.width**2)
+
+
 def products(jaxpr: Any) -> int:
     """Floating-point operations of the products and convolutions in a traced function: two for each
     multiply-add. A scan counts as often as it is gone through, and of branches the dearest."""

@@ -11,6 +11,7 @@ from conftest import make_config
 from experiments.speed import benchmark, flops
 from vdm import objective as objective_lib, optimizer as optimizer_lib, run as run_lib, step as step_lib
 from vdm.data.dataset import Spec
+from vdm.nets import conv
 from vdm.runtime import devices
 
 
@@ -27,6 +28,19 @@ def test_counted_operations_are_those_of_the_compiler(attention):
     apply = jax.jit(lambda params: net.apply(params, z, one, one[:, None]))
     counted = apply.lower(params).compile().cost_analysis()["flops"]
     assert counted == pytest.approx(flops.unet_flops(config.model.net, benchmark.SPEC, 3, 1), rel=0.05)
+
+
+@pytest.mark.parametrize("fields", [{}, {"depth": 1, "width": 48, "scales": 2, "patch": 2}])
+def test_counted_operations_of_a_pyramid_are_those_of_its_trace(fields, monkeypatch):
+    """Without the row that a convolution on a CPU has more than the image, which is not counted."""
+    monkeypatch.setattr(conv, "convolve_on_cpu", conv.convolve_3x3)
+    config = benchmark.configure(benchmark.Case(2, 32, 1, "float32", None))
+    config.model.net.update(fields)
+    net = run_lib.build_model(config, benchmark.SPEC).net
+    z, one = np.zeros((1, 32, 32, 7), np.float32), np.zeros(1, np.float32)
+    params = jax.eval_shape(net.init, jax.random.key(0), z, one)
+    counted = flops.products(jax.make_jaxpr(net.apply)(params, z, one).jaxpr)
+    assert counted == flops.pyramid_flops(config.model.net, benchmark.SPEC, 7, net.out_channels)
 
 
 @pytest.mark.parametrize("kind", devices.KINDS)

@@ -17,13 +17,15 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 QUICK = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1"
 
 
+XLA_FLAGS = os.environ.get("XLA_FLAGS", "")
+
+
 def xla_flags(devices):
-    """Of so many virtual devices. XLA's older code for fused loops compiles in half the time; the XLA of
-    JAX 0.12 has it no more, and ends at a flag that it does not know."""
+    """Those that are set, and of so many virtual devices. XLA's older code for fused loops compiles in half
+    the time; the XLA of JAX 0.12 has it no more, and ends at a flag that it does not know."""
     older = QUICK and importlib.metadata.version("jax").startswith("0.10.")
-    return (
-        f"--xla_force_host_platform_device_count={devices}" + older * " --xla_cpu_use_fusion_emitters=false"
-    )
+    own = f"--xla_force_host_platform_device_count={devices}" + older * " --xla_cpu_use_fusion_emitters=false"
+    return f"{XLA_FLAGS} {own}"
 
 
 os.environ["XLA_FLAGS"] = xla_flags(8)

@@ -21,6 +21,7 @@ HEARTBEAT = 30  # seconds without a sign of life after which a process counts as
 OWN_REPORT = re.compile(
     r"\[Gloo\]|[IWEF]\d{4} \d\d:\d\d:|Additional GRPC|:UNKNOWN:|\*\*\* Check fail|\s*@ +0x|terminate called"
     r"|  what\(\)|\d+$|\s*$|RPC: |The tasks have crashed"
+    r"|=== Source Location Trace|(external|third_party)/\S+:\d+$"  # JAX 0.12
 )
 # What a failed exchange with another process says.
 PEER = re.compile("Gloo|NCCL|[Cc]onnection|[Ss]ocket closed|coordination|heartbeat|UNAVAILABLE|peer")

@@ -17,7 +17,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 QUICK = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1"
 
 
-XLA_FLAGS = os.environ.get("XLA_FLAGS", "")
+XLA_FLAGS = os.environ.get("XLA_FLAGS", "")  # the user's own
 
 
 def xla_flags(devices):
@@ -133,6 +133,17 @@ def cli(*args):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["vdm", *map(str, args)])
         return main.cli()
+
+
+def perturbed(params, size=0.1, seed=0):
+    """Parameters as training may leave them, of which none is at zero any more; by NumPy, which needs
+    no program for each shape."""
+    import jax
+    import numpy as np
+
+    random = np.random.default_rng(seed)
+    add = lambda value: value + np.float32(size * random.normal(size=value.shape))
+    return jax.tree.map(add, jax.device_get(params))
 
 
 def state(workdir, step=12):

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from conftest import TINY, make_config
+from conftest import TINY, make_config, perturbed
 from vdm import component, objective as objective_lib, run as run_lib, step as step_lib, train
 from vdm.config import flat
 from vdm.contract import Draw
@@ -118,12 +118,6 @@ def build(**changes):
 
 
 pytestmark = pytest.mark.usefixtures("single")
-
-
-def perturbed(params):
-    """Parameters of which none is at zero any more."""
-    random = np.random.default_rng(0)
-    return jax.tree.map(lambda v: v + 0.1 * random.normal(size=v.shape).astype(np.float32), params)
 
 
 def test_the_gradient_is_that_of_a_loss_written_by_hand():

@@ -53,12 +53,12 @@ def cases() -> list[Case]:
     """On a CPU the laptop model, and two sizes of the paper's that it can run; elsewhere the paper's model in
     both precisions."""
     if jax.default_backend() == "cpu":
-        small = Case(4, 64, 16, "float32", "dots")
-        large = Case(32, 128, 8, "float32", "dots")
-        laptop = Case(2, 32, 16, "float32", None)
+        small = Case("unet", 4, 64, 16, "float32", "dots")
+        large = Case("unet", 32, 128, 8, "float32", "dots")
+        laptop = Case("pyramid", 2, 32, 16, "float32")
         return [laptop, small, large, *(dataclasses.replace(large, remat=r) for r in ("none", "block"))]
     batch = 128 * jax.device_count()
-    whole = [Case(32, 128, batch, d, r) for d in ("bfloat16", "float32") for r in ("dots", "none")]
+    whole = [Case("unet", 32, 128, batch, d, r) for d in ("bfloat16", "float32") for r in ("dots", "none")]
     return [*whole, dataclasses.replace(whole[0], remat="block")]
 
 

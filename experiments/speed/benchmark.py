@@ -28,27 +28,28 @@ from vdm.evaluation.elbo import make_elbo
 from vdm.runtime import devices
 
 SPEC = Spec((32, 32, 3), 256, 10)
+CONFIGS = {"unet": cifar10, "pyramid": cifar10_laptop}
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is measured: a size of the U-Net of configs/cifar10.py; or, where remat is None, of the pyramid of
-    configs/cifar10_laptop.py, which keeps all for its gradient."""
+    """What is measured: a size of a network of CONFIGS. Only a U-Net has `remat`."""
 
+    net: str
     depth: int
     width: int
     batch: int
     dtype: str
-    remat: str | None
+    remat: str | None = None
 
     def __str__(self) -> str:
-        size = f"{self.depth} × {self.width}, batch {self.batch}, {self.dtype}"
-        return f"laptop, {size}" if self.remat is None else f"{size}, remat {self.remat}"
+        remat = "" if self.remat is None else f", remat {self.remat}"
+        return f"{self.net} {self.depth} × {self.width}, batch {self.batch}, {self.dtype}{remat}"
 
 
 def configure(case: Case) -> ConfigDict:
     """The config of a Case."""
-    config = (cifar10_laptop if case.remat is None else cifar10).get_config()
+    config = CONFIGS[case.net].get_config()
     config.model.net.update(depth=case.depth, width=case.width, dtype=case.dtype)
     if case.remat is not None:
         config.model.net.remat = case.remat
@@ -106,7 +107,7 @@ def measure(case: Case, steps: int) -> dict[str, float]:
     trace, compiled, start, program = compile_times(mapped, args)
     memory = program.memory_analysis()
 
-    if case.remat is None:
+    if case.net == "pyramid":
         first = state.params["net"]["params"]["Dense_0"]["kernel"]
         forward = pyramid_flops(config.model.net, SPEC, first.shape[-2], model.net.out_channels)
     else:

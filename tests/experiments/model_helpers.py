@@ -2,11 +2,9 @@
 
 import json
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
-from conftest import TINY, make_config
+from conftest import TINY, make_config, perturbed
 from record_helpers import line
 from vdm import run as run_lib, workdir as workdir_lib
 from vdm.estimate import write_json
@@ -24,11 +22,9 @@ def tiny_config(name, **fields):
 
 def save_run(folder, config):
     """Writes a workdir as training leaves it; in place of training, noise is added to the parameters."""
-    parts, random = run_lib.build(config), np.random.default_rng(0)
+    parts = run_lib.build(config)
     state = parts.init()
-    params = jax.tree.map(
-        lambda v: v + np.float32(0.1 * random.normal(size=v.shape)), jax.device_get(state.params)
-    )
+    params = perturbed(state.params)
     step = config.train.steps
     state = devices.replicate(state._replace(step=jnp.int32(step), params=params, ema=params))
     folder.mkdir()

@@ -19,7 +19,7 @@ from vdm.runtime import devices
 def test_counted_operations_are_those_of_the_compiler(attention):
     """Within 5%: the compiler also counts norms, and leaves out products with what lies around
     an image."""
-    config = benchmark.configure(benchmark.Case(2, 64, 1, "float32", "none"))
+    config = benchmark.configure(benchmark.Case("unet", 2, 64, 1, "float32", "none"))
     config.model.net.attention = attention
     model = run_lib.build_model(config, benchmark.SPEC)
     net = model.net.clone(unroll=True)  # of a loop the compiler counts one turn
@@ -34,7 +34,7 @@ def test_counted_operations_are_those_of_the_compiler(attention):
 def test_counted_operations_of_a_pyramid_are_those_of_its_trace(fields, monkeypatch):
     """Without the row that a convolution on a CPU has more than the image, which is not counted."""
     monkeypatch.setattr(conv, "convolve_on_cpu", conv.convolve_3x3)
-    config = benchmark.configure(benchmark.Case(2, 32, 1, "float32", None))
+    config = benchmark.configure(benchmark.Case("pyramid", 2, 32, 1, "float32"))
     config.model.net.update(fields)
     net = run_lib.build_model(config, benchmark.SPEC).net
     z, one = np.zeros((1, 32, 32, 7), np.float32), np.zeros(1, np.float32)

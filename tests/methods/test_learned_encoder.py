@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conftest import make_config
+from conftest import make_config, perturbed
 from diffusion_helpers import SPEC, brute_force, rng, small
 import exact
 from vdm import run as run_lib
@@ -243,7 +243,7 @@ def test_where_x_does_not_move_it_is_a_vdm_bit_for_bit(timesteps, single):
     fixed, _, _ = small(**(fields | {"model.name": "diffenc", "model.encoder.name": "identity"}))
     assert type(plain) is Diffusion
     assert isinstance(fixed.encoder, Identity) and isinstance(learned.encoder, Learned)
-    params |= {"net": noisy(plain_params["net"]), "schedule": plain_params["schedule"]}
+    params |= {"net": perturbed(plain_params["net"]), "schedule": plain_params["schedule"]}
     plain_params = {name: params[name] for name in plain_params}
 
     def numbers(model, params):
@@ -253,7 +253,7 @@ def test_where_x_does_not_move_it_is_a_vdm_bit_for_bit(timesteps, single):
         of_noise = draw.denoising._replace(denoiser=None, rng=None)
         return draw.terms, of_noise, weight, model.sample(params, draws, batch)
 
-    moved = params | {"x_t": noisy(params["x_t"])}
+    moved = params | {"x_t": perturbed(params["x_t"])}
     with jax.disable_jit():
         both = [numbers(*one) for one in ((plain, plain_params), (fixed, plain_params), (learned, params))]
         third = numbers(learned, moved)
@@ -264,14 +264,9 @@ def test_where_x_does_not_move_it_is_a_vdm_bit_for_bit(timesteps, single):
     np.testing.assert_array_equal(third[0]["reconstruction"], both[0][0]["reconstruction"])
 
 
-def noisy(params):
-    random = np.random.default_rng(0)
-    return jax.tree.map(lambda v: np.asarray(v) + np.float32(0.1 * random.normal(size=v.shape)), params)
-
-
 def test_x_at_the_start_is_x_and_the_slope_is_that_of_differences(single):
     made, params, batch = small(**LEARNED)
-    params = noisy(params["x_t"])
+    params = perturbed(params["x_t"])
     x, gamma_0 = process.scale(batch["image"], 17), jnp.float32(-7.0)
     at = lambda gamma: made.encoder.x_t(params, x, gamma, gamma_0)
     np.testing.assert_array_equal(at(jnp.full(64, -7.0)), x)

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from conftest import make_config
+from conftest import make_config, perturbed
 from diffusion_helpers import SPEC, rng
 import exact
 from vdm import run as run_lib
@@ -53,11 +53,6 @@ def bound(model, params, gamma, count=4_000):
     return np.array(found)
 
 
-def noisy(params, size=0.5):
-    random = np.random.default_rng(0)
-    return jax.tree.map(lambda v: np.asarray(v) + np.float32(size * random.normal(size=v.shape)), params)
-
-
 def test_spline_is_the_integral_of_its_slope(single):
     heights = np.random.default_rng(0).gamma(1.0, size=6)
     v = np.linspace(0.0, 1.0, 5_001)
@@ -78,7 +73,7 @@ def test_density_is_that_of_the_change_of_variables(layers, single):
     u, log_q = apply(params, x, v)
     np.testing.assert_allclose(u, 2 * v - 1, atol=1e-6)
     np.testing.assert_allclose(log_q, -12 * math.log(2.0), rtol=1e-6)
-    params = noisy(params, 0.2)
+    params = perturbed(params, 0.2)
     flat = lambda v: cells.apply(params, x, v.reshape(x.shape))[0].ravel()
     jacobian = jax.jit(jax.jacrev(flat))(v.ravel())
     u, log_q = apply(params, x, v)
@@ -92,7 +87,7 @@ def test_terms_are_a_bound_on_the_density_and_tight_where_the_denoiser_is_optima
     """Their sum has the mean E_q[log q(z) − log p(z)], under a q that is not uniform."""
     model, count = made(), 30_000
     batch = {"image": jnp.tile(jnp.arange(3), count).reshape(-1, 1, 1, 1)}
-    params = PARAMS | {"cells": noisy(jax.jit(model.init)(jax.random.key(0), batch)["cells"])}
+    params = PARAMS | {"cells": perturbed(jax.jit(model.init)(jax.random.key(0), batch)["cells"], 0.5)}
     terms = jax.jit(lambda batch: model.draw(params, rng(0, 3 * count), batch).terms)(batch)
     nats = np.asarray(sum(terms.values()), np.float64).reshape(-1, 3)
     error = nats.std(axis=0) / math.sqrt(count)
@@ -134,7 +129,7 @@ def test_bound_is_below_the_mass_of_the_cell_and_tight_as_the_flow_grows(single)
 def test_flow_starts_where_the_cells_say(single):
     model = made()
     batch = {"image": jnp.tile(jnp.arange(3), 2).reshape(-1, 1, 1, 1)}
-    params = PARAMS | {"cells": noisy(jax.jit(model.init)(jax.random.key(0), batch)["cells"])}
+    params = PARAMS | {"cells": perturbed(jax.jit(model.init)(jax.random.key(0), batch)["cells"], 0.5)}
     flows = {kind: model.flow(params, rng(0, 6), batch, kind) for kind in model.flow_kinds}
     assert list(flows) == ["uniform", "normal", "variational"]
     ours, uniform = flows["variational"], flows["uniform"]

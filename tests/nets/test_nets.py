@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conftest import make_config
+from conftest import make_config, perturbed
 from vdm import run as run_lib
 from vdm.data.dataset import Spec
 from vdm.errors import UserError
@@ -43,13 +43,6 @@ def given(batch=3):
     return z, jax.random.uniform(keys[1], (batch,)), jax.random.normal(keys[2], (batch, 1))
 
 
-def pushed(params):
-    """Parameters away from their start, where the last layers are zero."""
-    leaves, tree = jax.tree.flatten(params)
-    random = np.random.default_rng(1)
-    return tree.unflatten([np.asarray(v) + np.float32(0.1 * random.normal(size=v.shape)) for v in leaves])
-
-
 @functools.cache
 def start(name):
     """The parameters that a network starts with."""
@@ -80,7 +73,7 @@ def test_starts_at_zero_and_depends_on_all_it_is_given(name):
     assert first.shape == (3, 4, 4, 2)
     np.testing.assert_array_equal(first, 0.0)
 
-    params = pushed(start(name))
+    params = perturbed(start(name), seed=1)
     out = apply(params, z, time, condition)
     for other in (
         (z.at[0, 0, 0, 0].add(1.0), time, condition),
@@ -97,7 +90,7 @@ def test_starts_at_zero_and_depends_on_all_it_is_given(name):
 def test_dropout_belongs_to_the_example(name):
     """Half of a batch, with its keys, drops what it drops in the whole batch."""
     net, (z, time, condition) = NETS[name], given(4)
-    params = pushed(start(name))
+    params = perturbed(start(name), seed=1)
     keys = randomness.Rng(jax.random.key(3), jnp.arange(4), 4).keys(randomness.DROPOUT)
     apply = jax.jit(net.apply)
     whole = apply(params, z, time, condition, keys)
@@ -144,7 +137,7 @@ def out_and_gradient(name, **changes):
         out = net.apply(params, *inputs, keys)
         return jnp.square(out).mean(), out
 
-    gradient, out = jax.jit(jax.grad(loss, has_aux=True))(pushed(start(name)))
+    gradient, out = jax.jit(jax.grad(loss, has_aux=True))(perturbed(start(name), seed=1))
     return out, gradient
 
 
@@ -184,7 +177,7 @@ def test_a_second_derivative_is_refused_where_blocks_are_rematerialised():
     """It would be wrong, whether or not time depends on z; the first is right, and others have a second."""
     net = NETS["unet"].clone(depth=1, attention="middle")
     z, time, _ = given(1)
-    params = pushed(jax.jit(net.init)(jax.random.key(0), z, time))
+    params = perturbed(jax.jit(net.init)(jax.random.key(0), z, time), seed=1)
 
     def second(remat, time_of):
         apply = lambda z: net.clone(remat=remat).apply(params, z, time_of(z))

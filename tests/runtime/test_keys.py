@@ -98,7 +98,7 @@ def assert_distinct(seen, keys):
 def test_each_use_has_a_key_of_its_own(name, monkeypatch):
     """For fresh parameters, for one draw with dropout, and for samples."""
     file, fields, samples = CONFIGS[name]
-    fields |= {"model.sample_steps": 2} if samples else {}
+    fields = fields | ({"model.sample_steps": 2} if samples else {})
     parts = run_lib.build(make_config(fields, f"configs/{file}.py"))
     batch = parts.data.train.read(np.arange(2))
     seen = Seen(monkeypatch)

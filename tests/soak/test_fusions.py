@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conftest import ROOT, make_config
+from conftest import ROOT, make_config, perturbed
 from vdm import run as run_lib
 from vdm.data.batches import eval_batches
 from vdm.evaluation.self_check import FLAG
@@ -21,14 +21,13 @@ ESTIMATORS = ("evaluation/test_estimator.py", "evaluation/test_ode.py", "evaluat
 
 
 def in_a_process(flag, *tests):
-    """The summary of pytest on these, all of which have passed."""
+    """Runs pytest on these, all of which must pass."""
     if flag and not jax.__version__.startswith("0.10."):
         pytest.skip(f"XLA of JAX {jax.__version__} ends at a flag that it does not know")
     line = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *tests]
     env = os.environ | {"XLA_FLAGS": flag, "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
     done = subprocess.run(line, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-3000:]
-    return done.stdout
 
 
 @FLAGS
@@ -49,9 +48,7 @@ def test_gradient_against_float64(single):
     fields |= {f"net.{name}": value for name, value in net.items()}
     config = make_config({f"model.{name}": value for name, value in fields.items()}, "configs/digits.py")
     parts = run_lib.build(config)
-    random = np.random.default_rng(0)
-    params = jax.device_get(parts.init().params)
-    params = jax.tree.map(lambda v: v + np.float32(0.1 * random.normal(size=v.shape)), params)
+    params = perturbed(parts.init().params)
     batch = next(eval_batches(parts.data.train, 16))
     rng = Rng(jax.random.key(3), jnp.arange(16), 16)
 

@@ -31,14 +31,11 @@ class Random(Protocol):
     def keys(self, use: int) -> Array:
         """One key for each example."""
 
-    def shared(self, use: int) -> Array:
-        """One key for the whole batch."""
-
     def normal(self, use: int, shape: tuple[int, ...]) -> Array:
         """Standard normal draws for each example."""
 
-    def strata(self) -> Array:
-        """The place of each example in [0, 1)."""
+    def uniform(self, use: int) -> Array:
+        """Uniform on [0, 1) for each example, and stratified: spread evenly over the batch."""
 
 
 # (rng) → diffusion times t [batch] in [0, 1), and 1/q(t) of the density q that they have.

@@ -159,7 +159,7 @@ def make_step(
         if jax.lax.axis_size(AXIS) > 1:  # XLA keeps a copy of the gradient even for one device
             found = jax.lax.pmean(found, AXIS)
         grads, terms, more, square, new = found
-        # Of the moments the sum, as they count draws, so that devices and parts make no difference.
+        # The moments are counts and sums over draws, so they are summed over devices and parts, not averaged.
         new = jax.tree.map(lambda v: v * (parts * jax.lax.axis_size(AXIS)), new)
 
         before = trained(state.params, state.objective)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from vdm.runtime import randomness
 from vdm.runtime.randomness import QuasiRng
 
 
@@ -27,6 +28,6 @@ def test_noise_is_normal_and_its_passes_lie_apart():
 
 def test_times_cover_each_stratum_once():
     """Of one image over its passes, and of all images over all passes."""
-    strata = np.stack([spread(5, k).strata() for k in range(5)])
-    assert np.all(np.diff(np.sort(strata, axis=0), axis=0) == pytest.approx(0.2, abs=1e-6))
-    assert len(np.unique(np.floor(strata * 80 + 1e-3))) == 80
+    times = np.stack([spread(5, k).uniform(randomness.TIME) for k in range(5)])
+    assert np.all(np.diff(np.sort(times, axis=0), axis=0) == pytest.approx(0.2, abs=1e-6))
+    assert np.all(np.diff(np.sort(times.ravel())) == pytest.approx(1 / 80, abs=1e-6))

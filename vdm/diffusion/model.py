@@ -31,7 +31,7 @@ from vdm.diffusion import (
 from vdm.diffusion.denoiser import Eps, Parameterisation
 from vdm.diffusion.sampler import Ancestral, Sampler
 from vdm.diffusion.schedule import Schedule
-from vdm.diffusion.times import Stratified, Times, stratified
+from vdm.diffusion.times import Stratified, Times
 from vdm.gaussian import Gaussian, total
 from vdm.nets import Network
 from vdm.parameters import Role
@@ -120,11 +120,12 @@ class Diffusion(Model):
         condition = self.condition_of(batch)
         if train and self.drop_label:
             condition = condition_lib.withhold(condition, rng.keys(randomness.LABEL), self.drop_label)
-        # What is drawn: noise from N(0, I), each use by keys of its own, and a time t with a density q. Then
-        # γ_t (and γ_s in a chain), the weight w, and γ_0 and γ_1, which do not depend on the condition.
+        # What is drawn: noise from N(0, I), each use by keys of its own, and a time t with a density q,
+        # uniform without `times`. Then γ_t (and γ_s in a chain), the weight w, and γ_0 and γ_1, which no
+        # condition moves.
         eps_0 = rng.normal(randomness.RECONSTRUCTION, self.shape)
         eps = rng.normal(randomness.NOISE, self.shape)
-        t, one_over_q = times(rng) if times else stratified(rng)
+        t, one_over_q = times(rng) if times else (rng.uniform(randomness.TIME), jnp.ones(()))
         given = self.schedule_given(condition)
         gamma_s, gamma_t, weight = self.schedule.at(params["schedule"], t, self.timesteps, *given)
         gamma_1, gamma_0 = self.gamma(params, jnp.ones(())), self.gamma(params, jnp.zeros(()))
@@ -139,7 +140,7 @@ class Diffusion(Model):
         # Denoising matching: E ½ w(t) ‖ε − ε̂(z_t)‖² over t and ε, z_t = α_t x + σ_t ε. In continuous time w
         # is γ'(t) (VDM eq. 17). In a chain of T steps it is T (e^{γ_t − γ_s} − 1), and the mean over t is the
         # sum over all steps of KL(q(z_s|z_t, x) ‖ p(z_s|z_t)) (VDM eq. 13, 14).
-        signal, target = self.target(params, x, eps, gamma_t, gamma_s)  # (x, ε) in a VDM
+        signal, target = self.target(params, x, eps, gamma_t, gamma_s)  # x and ε in a VDM
         z_t = process.diffuse(signal, process.over_pixels(gamma_t), eps)
         keys = rng.keys(randomness.DROPOUT) if train else None
         predict = lambda z: self.eps_hat(params, z, gamma_t, condition, keys)
@@ -179,8 +180,8 @@ class Diffusion(Model):
     def target(
         self, params: Params, x: Image, eps: Image, gamma: Array, gamma_s: Array | None
     ) -> tuple[Image, Image]:
-        """The mean of q(z_t|x) divided by α_t, and what ε̂ is trained to predict: x and ε. A model
-        that encodes x changes both.
+        """(signal, target): q(z_t|x) = N(α_t signal, σ_t² I), and ε̂ is trained to predict the target. In a
+        VDM these are x and ε; a model that encodes x changes both.
 
         Args:
           gamma: γ_t; one for all, or for each image.

@@ -40,7 +40,7 @@ class Schedule(nn.Module, Component):
 
     @property
     def learned_interior(self) -> bool:
-        """Whether something between the end points is learned that changes no mean of the ELBO."""
+        """Whether γ is learned between its end points, where it does not change the expected ELBO."""
         return False
 
     def check(self) -> None:

@@ -51,8 +51,7 @@ class Stratified(Times):
     """Uniform, and stratified over the global batch (VDM app. I.1): t_i = (u + i/n) mod 1."""
 
     def draw(self, rng, state):
-        u = jax.random.uniform(rng.shared(randomness.TIME))
-        return jnp.mod(u + rng.strata(), 1.0), jnp.ones(())
+        return rng.uniform(randomness.TIME), jnp.ones(())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,17 +81,11 @@ class Importance(Stratified):
         return _DECAY * state + observed
 
 
-def stratified(rng: Random) -> tuple[PerExample, Float[Array, ""]]:
-    """Uniform times, stratified over the batch, and 1/q = 1."""
-    return Stratified().draw(rng, None)
-
-
 def distributed(cdf: Float[Array, "parts_and_one"]) -> DrawTimes:
     """Stratified times, distributed as `warp` has them."""
 
     def draw(rng):
-        u, _ = stratified(rng)
-        return warp(u, cdf)
+        return warp(rng.uniform(randomness.TIME), cdf)
 
     return draw
 
@@ -130,9 +123,9 @@ def cdf(moments: Float[Array, "3 parts"]) -> Float[Array, "parts_and_one"]:
     """How times are best distributed, for `warp`.
 
     The variance of a stratified estimate is least where times have a density in proportion
-    to the standard deviation of what is averaged (Neyman 1934). A part's own variance counts
-    as much as the variance of all parts together where it has _DOUBT draws, and more with
-    more; a tenth stays uniform, so that no weight 1/q is above 10.
+    to the standard deviation of what is averaged (Neyman 1934). A part's variance is estimated
+    from its own draws and from those of all parts, with equal weight where it has _DOUBT draws and
+    with more weight on its own where it has more; a tenth stays uniform, so that no weight 1/q is above 10.
 
     Args:
       moments: as `moments` gives them, or sums of such.

@@ -44,9 +44,11 @@ class Rng(NamedTuple):
         """Standard normal draws."""
         return jax.vmap(lambda key: jax.random.normal(key, shape))(self.keys(use))
 
-    def strata(self) -> Float[Array, "batch"]:
-        """i/n for the i-th of n examples."""
-        return self.index.astype(jnp.float32) / self.size
+    def uniform(self, use: int) -> Float[Array, "batch"]:
+        """Uniform on [0, 1), and stratified over the global batch (VDM app. I.1): (u + i/n) mod 1 for the
+        i-th of n examples."""
+        place = self.index.astype(jnp.float32) / self.size
+        return jnp.mod(jax.random.uniform(self.shared(use)) + place, 1.0)
 
 
 class QuasiRng(NamedTuple):
@@ -94,11 +96,11 @@ class QuasiRng(NamedTuple):
         """Randomness of this pass that is independent of all other passes."""
         return Rng(jax.random.fold_in(self.shared(PASS), self.number), self.index, self.images)
 
-    def strata(self) -> Float[Array, "batch"]:
-        """Pass k of image i has the place (k + i/n) / passes: the places of one image are spread
-        evenly over [0, 1), and so are those of all images."""
+    def uniform(self, use: int) -> Float[Array, "batch"]:
+        """Uniform on [0, 1): (u + (k + i/n) / passes) mod 1 for pass k of image i, so that the draws of one
+        image are spread evenly over [0, 1), and so are those of all images."""
         first = self.number.astype(jnp.float32) + self.index.astype(jnp.float32) / self.images
-        return first / self.passes
+        return jnp.mod(jax.random.uniform(self.shared(use)) + first / self.passes, 1.0)
 
 
 fold_in = jax.vmap(jax.random.fold_in)

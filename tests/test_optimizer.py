@@ -130,3 +130,43 @@ def test_values_that_are_not_accepted(fields, text):
         with pytest.raises(UserError) as error:
             optimizer_lib.build(section(name, **fields), 10, model.roles(params))
         assert str(error.value) == f"config.optimizer.{text}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrong(Optimizer):
+    """It is wrong in the way that `how` says."""
+
+    how: str = "nothing"
+
+    def updates(self, rate, roles):
+        half = lambda tree: jax.tree.map(lambda leaf: -0.5 * leaf, tree)
+        step = {
+            "nothing": lambda grads, state, params: (half(grads), state),
+            "leaves": lambda grads, state, params: (jax.tree.leaves(half(grads)), state),
+            "scalars": lambda grads, state, params: (jax.tree.map(jnp.sum, grads), state),
+            "state": lambda grads, state, params: (half(grads), (state, state)),
+            "error": lambda grads, state, params: (half(grads) * rate, state),
+            "function": None,
+        }[self.how]
+        return optax.GradientTransformation(lambda params: jnp.zeros(()), step) if step else half
+
+
+@pytest.mark.parametrize(
+    ("how", "text"),
+    [
+        ("leaves", "optimiser Wrong gives updates unlike the parameters"),
+        ("scalars", "optimiser Wrong gives updates unlike the parameters"),
+        ("state", "optimiser Wrong gives a state unlike the one before"),
+        ("error", r"optimiser Wrong fails with TypeError: .*test_optimizer.py:\d+"),
+        ("function", r"updates\(\) of optimiser Wrong gives a function; accepted: an optax.Gradient"),
+    ],
+)
+def test_an_optimiser_that_gives_no_update_of_each_parameter_is_refused(how, text):
+    model, params = model_of()
+    like = jax.eval_shape(lambda: params)
+    build = lambda how: optimizer_lib.build(
+        section(f"{__name__}:Wrong", how=how), 10, model.roles(params), like
+    )
+    build("nothing")
+    with pytest.raises(UserError, match=text):
+        build(how)

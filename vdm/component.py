@@ -6,17 +6,20 @@ fields, so `config.model.schedule.gamma_min` is the `gamma_min` of the schedule 
 A name is that of a built-in component, or the import path "module:Class" of your own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import dataclasses
 import importlib
 import importlib.util
+import inspect
 import pathlib
 import re
+import traceback
 from types import ModuleType
 from typing import Any, ClassVar
 
 from vdm import registries
-from vdm.errors import UserError, did_you_mean, require
+from vdm.errors import Failed, Stopped, UserError, did_you_mean, one_line, require
 
 # The import path of a component of your own, and no TFDS version, as in mnist:3.0.1.
 OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -209,3 +212,33 @@ def check(made: Component, section: Any, path: str) -> None:
 
 def _ended(sentence: str) -> str:
     return sentence if sentence.endswith(("?", ".")) else f"{sentence}."
+
+
+def is_own(part: Any) -> bool:
+    """Whether a component was written outside of this package, whose own are tested."""
+    return type(part).__module__.partition(".")[0] != __name__.partition(".")[0]
+
+
+@contextlib.contextmanager
+def blamed(part: Any, name: str) -> Iterator[None]:
+    """An error that a component of your own raises becomes a line with its name, and its file and line.
+
+    Raises:
+      UserError: in place of the error.
+    """
+    try:
+        yield
+    except (UserError, Refused, Failed, Stopped, OSError):
+        raise
+    except Exception as error:
+        if not is_own(part):
+            raise
+        frames = traceback.extract_tb(error.__traceback__)
+        if type(error) is NotImplementedError and not str(error):
+            raise UserError(f"{name} does not define `{frames[-1].name}`.") from error
+        file = inspect.getfile(type(part))
+        place = next(
+            (f" ({file}:{frame.lineno})" for frame in reversed(frames) if frame.filename == file), ""
+        )
+        text = one_line(next((line for line in str(error).splitlines() if line.strip()), ""))
+        raise UserError(f"{name} fails with {type(error).__name__}: {text}{place}") from error

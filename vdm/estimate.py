@@ -115,13 +115,13 @@ def require_possible(estimate: Estimate, what: str = "the bound") -> None:
             "has diverged.",
         )
     bits, se = estimate.mean["bpd"], estimate.se["bpd"]
+    terms = ", ".join(f"{name} {value:.4f}" for name, value in estimate.mean.items() if name != "bpd")
     require(
         bits >= -max(5.0 * se if se == se else 0.0, 1e-3),
         f"{what} is {bits:.4f} bits/dim, which is impossible: no probability of discrete values is above "
-        "1. A term is wrong: γ(t) that falls or whose slope is not its derivative, a `draw` that leaves a "
-        "term out or takes a density for a probability, or weights of times that are not 1/q(t). The terms: "
-        + ", ".join(f"{name} {value:.4f}" for name, value in estimate.mean.items() if name != "bpd")
-        + ".",
+        "1. A term is wrong: its sign, γ(t) that falls or whose slope is not its derivative, a `draw` that "
+        "leaves a term out or takes a density for a probability, or weights of times that are not 1/q(t)."
+        + (f" The terms: {terms}." if terms else ""),
     )
 
 

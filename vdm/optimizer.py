@@ -100,15 +100,18 @@ class Muon(Optimizer):
         )
 
 
-def build(section: Any, steps: int, roles: PyTree[Role]) -> optax.GradientTransformation:
+def build(
+    section: Any, steps: int, roles: PyTree[Role], params: PyTree | None = None
+) -> optax.GradientTransformation:
     """The optimiser that `config.optimizer` describes, for a run of so many steps.
 
     Args:
       roles: of the parameters.
+      params: their shapes and types; by these an optimiser of your own is verified.
 
     Raises:
       UserError: a field has a value that is not accepted, or the model has none of the matrices that the
-        optimiser is for.
+        optimiser is for, or what it gives is no update of each parameter.
     """
     made = component.build("optimizer", section, "config.optimizer")
     require(
@@ -116,12 +119,34 @@ def build(section: Any, steps: int, roles: PyTree[Role]) -> optax.GradientTransf
         f"config.optimizer.name is {section.name!r}, but no parameter of this model is a matrix for it; "
         "accepted for this model: 'adamw'.",
     )
+    name = f"optimiser {type(made).__name__}"
+    with component.blamed(made, name):
+        own = made.updates(learning_rate(made, steps), roles)
+        require(
+            isinstance(own, optax.GradientTransformation),
+            f"updates() of {name} gives a {type(own).__name__}; accepted: an optax.GradientTransformation.",
+        )
+        if params is not None and component.is_own(made):
+            _verify(name, own, params)
     clipping = [optax.stateless(_clip(made.clip, roles))] if made.clip > 0 else []
-    updates = optax.chain(*clipping, made.updates(learning_rate(made, steps), roles))
+    updates = optax.chain(*clipping, own)
     if not any(role.fixed for role in jax.tree.leaves(roles)):
         return updates
     labels = jax.tree.map(lambda role: "fixed" if role.fixed else "trained", roles)
     return optax.partition({"trained": updates, "fixed": optax.set_to_zero()}, labels)
+
+
+def _verify(name: str, updates: optax.GradientTransformation, params: PyTree) -> None:
+    """Raises UserError where it gives no update for each parameter, or a state unlike the one before."""
+    like = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree)
+    state = jax.eval_shape(updates.init, params)
+    update, after = jax.eval_shape(updates.update, params, state, params)
+    for what, found, wanted in (("updates", update, params), ("a state", after, state)):
+        require(
+            like(found) == like(wanted),
+            f"{name} gives {what} unlike {'the parameters' if wanted is params else 'the one before'}; "
+            "accepted: the same tree, shapes and types.",
+        )
 
 
 def learning_rate(optimizer: Optimizer, steps: int) -> Rate:

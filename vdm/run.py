@@ -60,7 +60,8 @@ def build(config: ConfigDict) -> Parts:
     example = next(eval_batches(data.train, 1))
     params, own = jax.eval_shape(lambda: step_lib.init_params(model, objective, config.seed, example))
     roles = step_lib.trained(model.roles(params), None if own is None else objective.roles(own))
-    optimizer = optimizer_lib.build(config.optimizer, config.train.steps, roles)
+    like = step_lib.trained(params, own)
+    optimizer = optimizer_lib.build(config.optimizer, config.train.steps, roles, like)
     init = step_lib.make_init(model, objective, optimizer, config.seed, example)
     # From the shapes of the parameters: to trace a large model's init once more takes a third of a second.
     like = jax.eval_shape(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 import optax
 
+from vdm import component
 from vdm.contract import Batch, Model, Params, check_draw
 from vdm.data import augment
 from vdm.errors import require
@@ -111,9 +112,11 @@ def make_step(
     def loss(both, has_own, rng, batch, moments):
         params, own = separate(both, has_own)
         times = None if model.times is None else lambda rng: model.times.draw(rng, moments)
-        draw = objective.draw(model, params, rng, batch, times)
+        with component.blamed(model, f"model {type(model).__name__}"):
+            draw = objective.draw(model, params, rng, batch, times)
         check_draw(model, draw, len(batch["label"]))
-        minimised = objective(own, draw)  # of the objective "elbo", draw.terms as they are
+        with component.blamed(objective, f"objective {type(objective).__name__}"):
+            minimised = objective(own, draw)  # of the objective "elbo", draw.terms as they are
         check_terms(objective, minimised, batch["label"].shape)
         total = sum(minimised.values())
         terms = {name: jnp.mean(nats) for name, nats in draw.terms.items()}

@@ -248,6 +248,7 @@ class Late(Source):
     [
         ({"value": 4}, r"image 2901 .* has a value 4, and its vocab_size is 4; accepted: 0 to 3"),
         ({"label": 3}, r"image 2901 .* has the label 3, and its classes is 3; accepted: 0 to 2"),
+        ({"label": -1}, r"image 2901 .* has the label -1, and its classes is 3; accepted: 0 to 2"),
     ],
 )
 def test_an_image_beyond_the_levels_is_refused_where_it_is_read(fields, text):
@@ -256,6 +257,12 @@ def test_an_image_beyond_the_levels_is_refused_where_it_is_read(fields, text):
     assert len(data.test.read(np.arange(2_900))["image"]) == 2_900
     with pytest.raises(UserError, match=text):
         data.test.read(np.arange(2_850, 2_950))
+
+
+@pytest.mark.parametrize("labels", [np.zeros(2, int), np.zeros((3, 1), int), np.zeros(3)])
+def test_labels_that_are_not_one_integer_for_each_image_are_refused(labels):
+    with pytest.raises(UserError, match=r"the labels of 3 images are .*; accepted: integers \[3\]"):
+        in_memory(np.zeros((3, 2, 2, 1), np.uint8), labels)
 
 
 def test_the_example_of_a_source():

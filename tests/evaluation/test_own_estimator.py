@@ -51,6 +51,44 @@ class RowAlone(Mine):
         return super().measure(config, run, done).rows[0]
 
 
+@dataclasses.dataclass(frozen=True)
+class RowInRows(Mine):
+    def measure(self, config, run, done):
+        return Result(super().measure(config, run, done).rows[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Empty(Mine):
+    def measure(self, config, run, done):
+        return Result([])
+
+
+@dataclasses.dataclass(frozen=True)
+class Twice(Mine):
+    def measure(self, config, run, done):
+        return Result(super().measure(config, run, done).rows * 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Number(Mine):
+    def measure(self, config, run, done):
+        return Result([Row("mine", "x", 3.0, 1, 0.0)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Scalars(Mine):
+    def measure(self, config, run, done):
+        (row,) = super().measure(config, run, done).rows
+        values = row.estimate.values | {"part": np.zeros(3)}
+        return Result([dataclasses.replace(row, estimate=dataclasses.replace(row.estimate, values=values))])
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken(Mine):
+    def measure(self, config, run, done):
+        return {}["no such key"]
+
+
 class Plain(Mine):
     more: float = 1.0
 
@@ -76,7 +114,17 @@ def test_its_row_stands_beside_the_elbo_and_its_field_is_of_the_config():
     [
         ("Mine", {"bits": -0.5}, "the row 'mine' of .*Mine is -0.5000 bits/dim, which is impossible"),
         ("Mine", {"bits": float("nan")}, "the row 'mine' of estimator .*Mine is no number"),
-        ("RowAlone", {}, "RowAlone gives a Row; accepted: a Result of rows"),
+        ("RowAlone", {}, "RowAlone gives a Row; accepted: a Result whose rows are a list of Row"),
+        ("RowInRows", {}, "RowInRows gives a Result of Row; accepted: a Result whose rows are a list of Row"),
+        ("Empty", {}, "Empty gives no rows and no checks"),
+        ("Twice", {}, "the row 'mine' of estimator .*Twice has the name of another row"),
+        (
+            "Number",
+            {},
+            "the row 'mine' of estimator .*Number has an estimate of float; accepted: an Estimate",
+        ),
+        ("Scalars", {}, r"has 'part' of shape \[3\]; accepted: a number for each image, \[32\]"),
+        ("Broken", {}, r"Broken fails with KeyError: 'no such key' \(.*test_own_estimator.py:\d+\)"),
         ("Text", {}, "needs 'EXACT'; accepted: needs = frozenset of vdm.contract.Ability.EXACT"),
         ("One", {}, "needs <Ability.EXACT.*; accepted: needs = frozenset"),
         ("Plain", {}, "whose field 'more' is none of the config, as the class is no dataclass"),

@@ -7,6 +7,7 @@ from jaxtyping import Int
 import numpy as np
 
 from vdm.arrays import Images
+from vdm.errors import require
 
 Labels = Int[np.ndarray, "images"]
 # "image": uint8 [batch, height, width, channels]; "label": int32 [batch], zeros where there are no labels.
@@ -52,7 +53,17 @@ class Data:
 
 
 def in_memory(images: Images, labels: Labels | None = None) -> Split:
-    """A split over arrays."""
+    """A split over arrays.
+
+    Raises:
+      UserError: the labels are not an integer for each image.
+    """
+    if labels is not None:
+        require(
+            labels.shape == (len(images),) and np.issubdtype(labels.dtype, np.integer),
+            f"the labels of {len(images)} images are {labels.dtype} {list(labels.shape)}; accepted: integers "
+            f"[{len(images)}].",
+        )
     numbers = np.zeros(len(images), np.int32) if labels is None else labels.astype(np.int32)
 
     def read(indices):

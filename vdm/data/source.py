@@ -11,7 +11,7 @@ import pathlib
 from ml_collections import ConfigDict
 import numpy as np
 
-from vdm.component import REGISTRIES, Component, accept, build
+from vdm.component import REGISTRIES, Component, accept, blamed, build
 from vdm.data import augment
 from vdm.data.damaged import without_damaged
 from vdm.data.dataset import Data, Examples, Spec, Split, held_out
@@ -87,7 +87,8 @@ def load(section: ConfigDict) -> Data:
     """
     source = build("source", section, "config.data", name=section.name)
     try:
-        data = source.load()
+        with blamed(source, f"load() of data set {section.name!r}"):
+            data = source.load()
     except UnknownName as unknown:
         builtin = REGISTRIES["source"].builtin
         base = section.name.split("/")[0].split(":")[0]
@@ -159,11 +160,15 @@ def _watched(split: Split, spec: Spec, name: str) -> Split:
             ("the label", found["label"], spec.classes or 1, "classes"),
         ):
             each = values.reshape(len(values), -1)
-            # A uint8 is never above 256 levels.
-            if (what == "the label" or count < 256) and each.size and each.max() >= count:
-                worst = int(each.max(axis=1).argmax())
+            # A uint8 is never below 0, and never above 256 levels.
+            if what == "a value" and count == 256 or not each.size:
+                continue
+            if each.max() >= count or each.min() < 0:
+                wrong = ((each >= count) | (each < 0)).any(axis=1)
+                worst = int(wrong.argmax())
+                bad = each[worst].max() if each[worst].max() >= count else each[worst].min()
                 raise UserError(
-                    f"image {indices[worst]} of data set {name!r} has {what} {each[worst].max()}, and its "
+                    f"image {indices[worst]} of data set {name!r} has {what} {bad}, and its "
                     f"{field} is {count if what == 'a value' else spec.classes}; accepted: 0 to {count - 1}."
                 )
         return found

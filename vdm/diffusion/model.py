@@ -420,11 +420,11 @@ class Diffusion(Model):
     def verify(self, params: Params) -> None:
         verify.schedule(self.schedule, params["schedule"])
         # The others are right where they are built in.
-        if verify.is_own(self.times):
+        if component.is_own(self.times):
             verify.times(self.times)
-        if verify.is_own(self.sampler):
+        if component.is_own(self.sampler):
             verify.sampler(self.sampler)
-        if verify.is_own(self.parameterisation):
+        if component.is_own(self.parameterisation):
             verify.parameterisation(self.parameterisation, params, self.shape, self.vocab_size)
 
     @property

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 import numpy as np
 
+from vdm.component import blamed
 from vdm.diffusion.denoiser import Parameterisation
 from vdm.diffusion.sampler import Sampler
 from vdm.diffusion.schedule import Schedule, with_slope
@@ -21,11 +22,6 @@ from vdm.runtime.randomness import Rng
 NODES = 2**14  # of t, at which γ and its slope are compared
 PARTS = 32  # parts of [0, 1], in each of which they must agree
 DRAWS = 2**12  # of times
-
-
-def is_own(component: Any) -> bool:
-    """Whether a component was written outside of this package, whose own are tested."""
-    return type(component).__module__.partition(".")[0] != __name__.partition(".")[0]
 
 
 def schedule(schedule: Schedule, params: PyTree) -> None:
@@ -47,7 +43,7 @@ def schedule(schedule: Schedule, params: PyTree) -> None:
         gamma = lambda t: schedule.apply(params, t)
         return gamma(jnp.float32(edges)), *with_slope(gamma, jnp.float32(t))
 
-    at, between, slope = _numbers(name, measure, params)
+    at, between, slope = _numbers(name, schedule, measure, params)
     for values, count in ((at, PARTS + 1), (between, nodes)):
         found = (count, *shape)
         require(
@@ -109,7 +105,11 @@ def _declared(name: str, schedule: Schedule, params: PyTree, whole: float) -> No
     """Whether its parameters move what it declares that they do."""
     times = jnp.array([0.0, 1.0, 0.3, 0.7])
     gamma = lambda params: schedule.apply(params, times).reshape(4, -1).mean(axis=1)
-    by_each = jax.tree.leaves(_numbers(name, jax.jacrev(gamma), params)) if jax.tree.leaves(params) else []
+    by_each = (
+        jax.tree.leaves(_numbers(name, schedule, jax.jacrev(gamma), params))
+        if jax.tree.leaves(params)
+        else []
+    )
     # How much one unit of a parameter moves γ, in shares of the way from end to end. Rounding is no move.
     moves = lambda each, part: bool(np.abs(each[part]).max() > 1e-5 * whole)
     interior = [role.interior for role in jax.tree.leaves(schedule.roles(params))]
@@ -146,7 +146,7 @@ def times(times: Times) -> None:
     """
     name = f"times {type(times).__name__}"
     rng = Rng(jax.random.key(0), jnp.arange(DRAWS), DRAWS)
-    t, weight = _numbers(name, lambda: times.draw(rng, times.init()))
+    t, weight = _numbers(name, times, lambda: times.draw(rng, times.init()))
     require(
         t.shape == (DRAWS,) and weight.shape in ((), (DRAWS,)),
         f"{name} gives t of shape {list(t.shape)} and 1/q(t) of {list(weight.shape)} for {DRAWS} examples; "
@@ -188,7 +188,9 @@ def sampler(sampler: Sampler) -> None:
     name = f"sampler {type(sampler).__name__}"
     keys = jax.random.split(jax.random.key(0), 2)
     z_1, gammas = jnp.ones((2, 2, 2, 1)), jnp.linspace(-5.0, 5.0, 4)
-    z_0 = _numbers(name, lambda: sampler.sample(lambda z, gamma: jnp.zeros_like(z), gammas, z_1, keys))
+    z_0 = _numbers(
+        name, sampler, lambda: sampler.sample(lambda z, gamma: jnp.zeros_like(z), gammas, z_1, keys)
+    )
     require(
         isinstance(z_0, np.ndarray) and z_0.shape == z_1.shape and z_0.dtype == np.float32,
         f"{name} gives {_kind(z_0)} for z_1 of float32 {list(z_1.shape)}; accepted: the same.",
@@ -217,7 +219,10 @@ def parameterisation(
         return jnp.zeros((*given.shape[:3], channels))
 
     eps_hat = _numbers(
-        name, lambda params: parameterisation.eps_hat(net, z_t, gamma, params, vocab_size), params
+        name,
+        parameterisation,
+        lambda params: parameterisation.eps_hat(net, z_t, gamma, params, vocab_size),
+        params,
     )
     require(
         isinstance(eps_hat, np.ndarray) and eps_hat.shape == z_t.shape and eps_hat.dtype == np.float32,
@@ -229,16 +234,11 @@ def parameterisation(
     )
 
 
-def _numbers(name: str, function: Callable[..., Any], *args: Any) -> Any:
+def _numbers(name: str, part: Any, function: Callable[..., Any], *args: Any) -> Any:
     """What a component gives, as NumPy; what it raises becomes a line with its name."""
-    try:
+    with blamed(part, name):
         # Of a large model only these come to the host, and no program is made for all its devices.
         return jax.tree.map(np.asarray, jax.jit(function)(*jax.device_get(args)))
-    except UserError:
-        raise
-    except Exception as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), "")
-        raise UserError(f"{name} fails with {type(error).__name__}: {first}") from error
 
 
 def _kind(value: Any) -> str:

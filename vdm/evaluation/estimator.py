@@ -15,7 +15,7 @@ from vdm.component import OWN, REGISTRIES, Component
 from vdm.config import estimator_section, own_estimators
 from vdm.contract import Ability, Model, check_needs
 from vdm.errors import one_of, require
-from vdm.estimate import require_possible
+from vdm.estimate import Estimate, require_possible
 from vdm.evaluation.profile import Profile
 from vdm.evaluation.table import Row
 from vdm.reporting.text import fixed
@@ -131,9 +131,10 @@ def measure(config: ConfigDict, run: Run, chosen: Sequence[str]) -> Measured:
     found, every = Measured([], {}, [], None), find(config)
     for name in chosen:
         done = [*found.rows, *(row for rows in found.series.values() for row in rows)]
-        result = every[name].measure(config, run, done)
+        with component.blamed(every[name], f"estimator {name}"):
+            result = every[name].measure(config, run, done)
         if OWN.fullmatch(name):
-            check_result(name, result)
+            check_result(name, result, [row.name for row in done])
         found.rows.extend([row for row in result.rows if not any(row is other for other in found.rows)])
         if result.series:
             found.series[name] = list(result.series)
@@ -142,15 +143,37 @@ def measure(config: ConfigDict, run: Run, chosen: Sequence[str]) -> Measured:
     return found
 
 
-def check_result(name: str, result: Any) -> None:
-    """Raises UserError where an estimator of your own gives no Result, or a row that cannot be."""
+def check_result(name: str, result: Any, taken: Sequence[str] = ()) -> None:
+    """Raises UserError where an estimator of your own gives no Result, or a row that cannot be; `taken` are
+    the names of the rows that are there already."""
     require(
-        isinstance(result, Result) and all(isinstance(row, Row) for row in result.rows),
-        f"estimator {name} gives a {type(result).__name__}; accepted: a Result of rows.",
+        isinstance(result, Result)
+        and isinstance(result.rows, Sequence)
+        and all(isinstance(row, Row) for row in result.rows),
+        f"estimator {name} gives a {type(result).__name__}"
+        f"{f' of {type(result.rows).__name__}' if isinstance(result, Result) else ''}; accepted: a Result "
+        "whose rows are a list of Row.",
     )
+    require(result.rows or result.series or result.checks, f"estimator {name} gives no rows and no checks.")
+    names = [*taken, *(row.name for row in result.rows)]
     for row in result.rows:
+        what = f"the row {row.name!r} of estimator {name}"
+        require(
+            names.count(row.name) == 1, f"{what} has the name of another row; accepted: a name of its own."
+        )
+        require(
+            isinstance(row.estimate, Estimate),
+            f"{what} has an estimate of {type(row.estimate).__name__}; accepted: an Estimate, as combine() "
+            "of vdm/estimate.py gives it.",
+        )
+        for term, values in row.estimate.values.items():
+            require(
+                values.shape == (row.estimate.images,),
+                f"{what} has {term!r} of shape {list(values.shape)}; accepted: a number for each image, "
+                f"[{row.estimate.images}].",
+            )
         if not row.from_below:
-            require_possible(row.estimate, f"the row {row.name!r} of estimator {name}")
+            require_possible(row.estimate, what)
 
 
 def _named(config: ConfigDict) -> list[str]:

@@ -96,18 +96,25 @@ def progress_bar(images: int, config: ConfigDict, passes: int, title: str, shown
 
 
 def run_passes(
-    function: PerExample, config: ConfigDict, run: Run, passes: int, title: str, images: int | None = None
+    function: PerExample,
+    config: ConfigDict,
+    run: Run,
+    passes: int,
+    title: str,
+    images: int | None = None,
+    number_of_set: int = 0,
 ) -> dict[str, Float[np.ndarray, "passes images ..."]]:
     """The results of one set of so many passes, stacked, float64; `function` gets 0 for its `extra`.
 
     Args:
       images: how many; None for config.eval.images.
+      number_of_set: sets of different numbers are independent of each other; two of one number are equal.
     """
     images = images or config.eval.images or run.data.test.size
     one_pass = over_split(function, config, run.data)
     with progress_bar(images, config, passes, title) as bar:
         results = [
-            one_pass(run.state.ema, Pass(0, number, passes), np.float32(0), images, bar)
+            one_pass(run.state.ema, Pass(number_of_set, number, passes), np.float32(0), images, bar)
             for number in range(passes)
         ]
     return jax.tree.map(lambda *values: np.stack(values), *results)

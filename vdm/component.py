@@ -129,8 +129,14 @@ class Registry:
                 "module in the current folder, or of an installed one."
             ) from error
         except Exception as error:
+            # The module may hold other classes, and one of these may be what is wrong.
+            frames = reversed(traceback.extract_tb(error.__traceback__))
+            last = module.rpartition(".")[2]
+            at = next(
+                (f" (line {one.lineno})" for one in frames if pathlib.Path(one.filename).stem == last), ""
+            )
             raise UserError(
-                f"{field} is {name!r}, which cannot be imported: {type(error).__name__}: {error}"
+                f"{field} is {name!r}, but {module!r} cannot be imported: {type(error).__name__}: {error}{at}"
             ) from error
         base = _class(self.base)
         own = [
@@ -221,7 +227,8 @@ def is_own(part: Any) -> bool:
 
 @contextlib.contextmanager
 def blamed(part: Any, name: str) -> Iterator[None]:
-    """An error that a component of your own raises becomes a line with its name, and its file and line.
+    """An error that a component of your own raises, or one of its fields, becomes a line with its name, and
+    its file and line.
 
     Raises:
       UserError: in place of the error.
@@ -231,14 +238,18 @@ def blamed(part: Any, name: str) -> Iterator[None]:
     except (UserError, Refused, Failed, Stopped, OSError):
         raise
     except Exception as error:
-        if not is_own(part):
-            raise
+        own = {inspect.getfile(type(part)): name} if is_own(part) else {}
+        for field in dataclasses.fields(part):
+            value = getattr(part, field.name, None)
+            if isinstance(value, Component) and is_own(value):
+                own[inspect.getfile(type(value))] = f"{field.name} {type(value).__name__}"
         frames = traceback.extract_tb(error.__traceback__)
+        place = next((frame for frame in reversed(frames) if frame.filename in own), None)
+        if place is None and not is_own(part):
+            raise
         if type(error) is NotImplementedError and not str(error):
             raise UserError(f"{name} does not define `{frames[-1].name}`.") from error
-        file = inspect.getfile(type(part))
-        place = next(
-            (f" ({file}:{frame.lineno})" for frame in reversed(frames) if frame.filename == file), ""
-        )
+        at = f" ({place.filename}:{place.lineno})" if place else ""
         text = one_line(next((line for line in str(error).splitlines() if line.strip()), ""))
-        raise UserError(f"{name} fails with {type(error).__name__}: {text}{place}") from error
+        said = own[place.filename] if place else name
+        raise UserError(f"{said} fails with {type(error).__name__}: {text}{at}") from error

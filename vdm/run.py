@@ -58,7 +58,8 @@ def build(config: ConfigDict) -> Parts:
     model = build_model(config, data.spec)
     objective = objective_lib.build(config.objective, model)
     example = next(eval_batches(data.train, 1))
-    params, own = jax.eval_shape(lambda: step_lib.init_params(model, objective, config.seed, example))
+    with component.blamed(model, f"model {type(model).__name__}"):
+        params, own = jax.eval_shape(lambda: step_lib.init_params(model, objective, config.seed, example))
     roles = step_lib.trained(model.roles(params), None if own is None else objective.roles(own))
     like = step_lib.trained(params, own)
     optimizer = optimizer_lib.build(config.optimizer, config.train.steps, roles, like)

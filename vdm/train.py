@@ -116,7 +116,11 @@ def _train(config: ConfigDict, workdir: pathlib.Path, newest: int | None) -> Non
     if lead:
         print(text.parameter_table(parts.like.params))
         print(describe(config, parts), flush=True)
-    step_fn, batches, wait = compile_step(config, parts, first)
+    try:
+        step_fn, batches, wait = compile_step(config, parts, first)
+    except (TypeError, ValueError, IndexError):
+        parts.model.verify(parts.init().ema)  # where a component is what is wrong, this says so by its name
+        raise
     from vdm.runtime import checkpoint  # only now, as Orbax takes a while to import
 
     checkpoints = checkpoint.Checkpoints(workdir, train.keep)
@@ -269,9 +273,9 @@ def require_finite(step: int, metrics: Mapping[str, float]) -> None:
     of_terms = f" (of its terms {', '.join(terms)})" if terms and what == "loss" else ""
     raise UserError(
         f"the {what} is {metrics[what]}{of_terms} at step {step}: training has diverged, or a component "
-        "gives no number: the network or the parameterisation, where it is the term diffusion. Lower "
-        "config.optimizer.learning_rate, or set config.optimizer.clip, and look at γ(0) and γ(1) of a "
-        "schedule of your own; give another --workdir. The checkpoints before it are kept.",
+        "gives no number: the network, the parameterisation or the objective, where it is the term "
+        "diffusion. Lower config.optimizer.learning_rate, or set config.optimizer.clip, and look at γ(0) and "
+        "γ(1) of a schedule of your own; give another --workdir. The checkpoints before it are kept.",
     )
 
 

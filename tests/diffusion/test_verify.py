@@ -1,5 +1,6 @@
 """Wrong components, each refused in one line that says what is wrong; and right ones, which are not."""
 
+import contextlib
 import dataclasses
 import math
 
@@ -247,6 +248,25 @@ def test_wrong_parameterisation_is_refused(name):
     change, words = PARAMETERISATIONS[name]
     with pytest.raises(UserError, match=words):
         verify.parameterisation(OfParameterisation(change), {}, (2, 2, 1), 17)
+
+
+@pytest.mark.parametrize(("apart", "change"), [(True, "own"), (False, "mean"), (False, "order")])
+def test_images_that_depend_on_each_other_are_refused(apart, change):
+    """Also where the fresh network gives zeros, as its last layer starts at zero."""
+    mix = {
+        "own": lambda z: z,
+        "mean": lambda z: z - 0.1 * z.mean(axis=0),
+        "order": lambda z: z + 0.1 * z[::-1],
+    }[change]
+
+    def eps_hat(params, z, gamma):
+        return params["last"] * jnp.tanh(mix(z)) * gamma.reshape(-1, 1, 1, 1)
+
+    refused = (
+        contextlib.nullcontext() if apart else pytest.raises(UserError, match="^mine gives an ε̂ .* batch")
+    )
+    with refused:
+        verify.images_apart("mine", eps_hat, {"last": jnp.zeros(3)}, (4, 4, 3))
 
 
 OBJECTIVES = {

@@ -426,6 +426,12 @@ class Diffusion(Model):
             verify.sampler(self.sampler)
         if component.is_own(self.parameterisation):
             verify.parameterisation(self.parameterisation, params, self.shape, self.vocab_size)
+        own = [part for part in (self, self.net, self.parameterisation) if component.is_own(part)]
+        if own:
+            example = {"image": np.zeros((3, *self.shape), np.uint8), "label": np.zeros(3, np.int32)}
+            condition = self.condition_of(example)
+            predict = lambda params, z, gamma: self.eps_hat(params, z, gamma, condition)
+            verify.images_apart(" or ".join(type(part).__name__ for part in own), predict, params, self.shape)
 
     @property
     def abilities(self) -> frozenset[Ability]:

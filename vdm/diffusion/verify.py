@@ -146,7 +146,12 @@ def times(times: Times) -> None:
     """
     name = f"times {type(times).__name__}"
     rng = Rng(jax.random.key(0), jnp.arange(DRAWS), DRAWS)
-    t, weight = _numbers(name, times, lambda: times.draw(rng, times.init()))
+    found = _numbers(name, times, lambda: times.draw(rng, times.init()))
+    require(
+        isinstance(found, tuple) and len(found) == 2,
+        f"{name} gives {_kind(found)}; accepted: two arrays, t and 1/q(t).",
+    )
+    t, weight = found
     require(
         t.shape == (DRAWS,) and weight.shape in ((), (DRAWS,)),
         f"{name} gives t of shape {list(t.shape)} and 1/q(t) of {list(weight.shape)} for {DRAWS} examples; "
@@ -231,6 +236,40 @@ def parameterisation(
     require(
         np.all(np.isfinite(eps_hat)),
         f"{name} gives ε̂ that is no number where the network gives 0; accepted: numbers.",
+    )
+
+
+def images_apart(
+    name: str,
+    eps_hat: Callable[[PyTree, jax.Array, jax.Array], jax.Array],
+    params: PyTree,
+    shape: tuple[int, int, int],
+) -> None:
+    """ε̂ of an image does not depend on which other images are in its batch: the likelihood of each would
+    depend on them. As fresh networks may give zeros alone, noise is added to the parameters.
+
+    Args:
+      eps_hat: (params, z, γ) → ε̂ of a batch of 3.
+
+    Raises:
+      UserError: it does.
+    """
+    random = np.random.default_rng(0)
+
+    def noisy(value):
+        value = np.asarray(jax.device_get(value))
+        moves = jnp.issubdtype(value.dtype, jnp.floating)
+        return value + 0.1 * random.standard_normal(value.shape).astype(value.dtype) if moves else value
+
+    params, gamma = jax.tree.map(noisy, params), jnp.array([-3.0, 0.0, 3.0])
+    z = random.standard_normal((3, *shape)).astype(np.float32)
+    others = np.concatenate([z[:1], 2.0 + random.standard_normal((2, *shape)).astype(np.float32)])
+    predict = jax.jit(eps_hat)
+    one, other = (np.asarray(predict(params, images, gamma))[0] for images in (z, others))
+    require(
+        np.allclose(one, other, rtol=1e-3, atol=1e-3 * np.abs(one).max(), equal_nan=True),
+        f"{name} gives an ε̂ of an image that depends on the other images of its batch, so that its "
+        "likelihood would too; accepted: each image on its own (no batch norm, no mean over axis 0).",
     )
 
 

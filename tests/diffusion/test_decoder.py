@@ -49,3 +49,19 @@ def test_decoders_gradient_is_that_of_all_levels_at_once(gamma_0):
     got, want = (jax.grad(f, (0, 1))(z_0, jnp.float32(gamma_0)) for f in (ours, plain))
     np.testing.assert_allclose(got[0], want[0], rtol=1e-3, atol=1e-2)
     np.testing.assert_allclose(got[1], want[1], rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("gamma_0", "vocab_size", "reach"), [(-13.3, 256, 1), (-10.0, 256, 5), (-9.0, 17, 1)]
+)
+def test_levels_within_reach_are_all_that_count(gamma_0, vocab_size, reach):
+    """Against float64 over all levels: around each level, half-way between two, and beyond the ends."""
+    assert decoder.reach(gamma_0, vocab_size) == reach
+    levels = np.repeat(np.arange(vocab_size), 101)
+    offset = np.float32(np.tile(np.linspace(-3.0, 3.0, 101), vocab_size) * 2.0 / vocab_size)
+    got = decoder.log_prob_at(jnp.asarray(levels), jnp.asarray(offset), gamma_0, vocab_size, reach)
+    apart = 2.0 / vocab_size * (np.arange(vocab_size) - levels[:, None])
+    precision = np.exp(-np.float64(np.float32(gamma_0)))
+    logits = 0.5 * precision * apart * (2.0 * np.float64(offset)[:, None] - apart)
+    want = -np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)) - logits.max(-1)
+    np.testing.assert_allclose(got, want, rtol=2e-6, atol=1e-6)

@@ -71,3 +71,15 @@ def test_dropout_keeps_the_mean():
     out = np.asarray(layers.dropout(h, 0.25, keys))
     assert set(np.unique(out)) == {0.0, np.float32(1 / 0.75)}
     assert abs(out.mean() - 1.0) < 4 * np.sqrt(0.25 / 0.75 / out.size)
+
+
+def test_swish_and_its_gradient():
+    """Against float64."""
+    x = np.linspace(-30.0, 30.0, 2_001)
+    sigmoid = 1.0 / (1.0 + np.exp(-x))
+    value, gradient = jax.vmap(jax.value_and_grad(layers.swish))(jnp.float32(x))
+    np.testing.assert_allclose(value, x * sigmoid, atol=4e-6)
+    np.testing.assert_allclose(gradient, sigmoid * (1.0 + x * (1.0 - sigmoid)), atol=4e-6)
+    second = jax.vmap(jax.grad(jax.grad(layers.swish)))(jnp.float32(x))
+    want = sigmoid * (1.0 - sigmoid) * (2.0 + x * (1.0 - 2.0 * sigmoid))
+    np.testing.assert_allclose(second, want, atol=4e-6)

@@ -5,12 +5,15 @@ Dividing by α_0 leaves the logits −½ e^{−γ_0} (z_0/α_0 − x_v)².
 """
 
 from collections.abc import Callable
+import math
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
 from vdm.diffusion import process
+
+BELOW = 20.0  # nats; e^−20 is 0 beside 1 in float32
 
 
 def logits(
@@ -43,8 +46,21 @@ def log_likelihood(
     return of
 
 
+def reach(gamma_0: float, vocab_size: int) -> int:
+    """How many levels on either side of the nearest one count beside it in float32.
+
+    The logit of the k-th of them is at least ½ e^{−γ_0} (2/V)² (k² − k) below that of the nearest.
+    """
+    unit = 0.5 * math.exp(-gamma_0) * (2.0 / vocab_size) ** 2
+    return next(k for k in range(vocab_size) if k + 1 == vocab_size or unit * (k**2 + k) > BELOW)
+
+
 def log_prob_at(
-    levels: Int[Array, "*any"], offset: Float[Array, "*any"], gamma_0: Float[Array, "*#any"], vocab_size: int
+    levels: Int[Array, "*any"],
+    offset: Float[Array, "*any"],
+    gamma_0: Float[Array, "*#any"],
+    vocab_size: int,
+    reach: int | None = None,
 ) -> Float[Array, "*any"]:
     """log p(x|z_0) of each value where z_0/α_0 is x + `offset`, nats. For z_0 = α_0 x + σ_0 ε_0 the offset
     is e^{γ_0/2} ε_0, without the difference z_0/α_0 − x, which loses digits in float32.
@@ -57,7 +73,12 @@ def log_prob_at(
     which is 0 for the true level, so that no log-probability is above 0. The largest is that of the level
     nearest to x + offset, so that one scan over the levels sums all of them, forward and backward, and no
     array of size [..., vocab_size] is made.
+
+    Args:
+      reach: how many levels on either side of the nearest one are summed, where γ_0 is known and with it that
+        no others count; None for all.
     """
+    count = vocab_size if reach is None else min(2 * reach + 1, vocab_size)
     offset, levels, precision = jnp.broadcast_arrays(offset, levels, jnp.exp(-jnp.asarray(gamma_0)))
 
     def relative(v, offset, precision):
@@ -66,12 +87,13 @@ def log_prob_at(
 
     nearest = process.unscale(process.scale(levels, vocab_size) + offset, vocab_size)
     largest = jax.lax.stop_gradient(relative(nearest, offset, precision))
+    first = jnp.clip(nearest - (count - 1) // 2, 0, vocab_size - count)
 
     @jax.checkpoint
-    def add(total, v):
-        return total + jnp.exp(relative(v, offset, precision) - largest), None
+    def add(total, k):
+        return total + jnp.exp(relative(first + k, offset, precision) - largest), None
 
-    total, _ = jax.lax.scan(add, jnp.zeros(offset.shape), jnp.arange(vocab_size), unroll=16)
+    total, _ = jax.lax.scan(add, jnp.zeros(offset.shape), jnp.arange(count), unroll=16)
     return -largest - jnp.log(total)
 
 

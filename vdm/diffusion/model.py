@@ -89,10 +89,12 @@ class Diffusion(Model):
     def draw(self, params, rng, batch, train=False, times=None) -> Draw:
         """The terms of images, with the p(x|z_0) of decoder.py."""
         x, levels = process.scale(batch["image"], self.vocab_size), batch["image"].astype(jnp.int32)
+        fixed = not self.schedule.learned_ends
+        reach = decoder.reach(self.schedule.gamma_min, self.vocab_size) if fixed else None
 
         def log_p(eps_0, gamma_0):
             offset = jnp.exp(0.5 * gamma_0) * eps_0  # z_0/α_0 − x = σ_0/α_0 ε_0
-            each = decoder.log_prob_at(levels, offset, gamma_0, self.vocab_size)
+            each = decoder.log_prob_at(levels, offset, gamma_0, self.vocab_size, reach)
             return jnp.sum(each, axis=(1, 2, 3))
 
         return self.bound(params, rng, batch, x, log_p, train, times)

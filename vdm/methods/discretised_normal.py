@@ -1,5 +1,6 @@
 """A normal distribution that is restricted to the levels, and its mean."""
 
+import functools
 import math
 
 import jax
@@ -27,7 +28,7 @@ def restricted_mean(
     return jnp.where(
         deviation > apart,
         _between_ends(mean, deviation),
-        _of_nearest(mean, jnp.minimum(deviation, apart), vocab_size),
+        _of_nearest(mean, jnp.minimum(variance, apart**2), vocab_size),
     )
 
 
@@ -39,9 +40,34 @@ def _between_ends(mean, deviation):
     return mean + sign * deviation * (density(low) - density(high)) / (ndtr(high) - ndtr(low))
 
 
-def _of_nearest(mean, deviation, vocab_size):
-    nearest = process.unscale(mean, vocab_size)[..., None] + jnp.arange(-NEAREST, NEAREST + 1)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _of_nearest(mean, variance, vocab_size):
+    return _moments(mean, variance, vocab_size)[0]
+
+
+@_of_nearest.defjvp
+def _derivative(vocab_size, at, moves):
+    """∂E[x]/∂m = Var[x]/σ² and ∂E[x]/∂σ² = Cov[x, (x − m)²]/(2 σ⁴). Autodiff would keep each of the levels'
+    weights in memory, where these are moments of the same sum."""
+    mean, variance = at
+    value, by_mean, by_variance = _moments(mean, variance, vocab_size)
+    return value, by_mean * moves[0] + by_variance * moves[1]
+
+
+def _moments(mean, variance, vocab_size):
+    """E[x] over the nearest levels, and its derivatives by mean and variance."""
+    apart = 2.0 / vocab_size
+    nearest = process.unscale(mean, vocab_size)
     x = process.scale(nearest, vocab_size)
-    logits = -0.5 * jnp.square((x - mean[..., None]) / deviation[..., None])
-    exists = (nearest >= 0) & (nearest < vocab_size)
-    return jnp.sum(jax.nn.softmax(logits, axis=-1, where=exists) * x, axis=-1)
+    ratio, offset = jnp.square(apart) / variance, (x - mean) / apart
+    total, first, second, third = 1.0, 0.0, 0.0, 0.0  # of k, the level counted from the nearest
+    for k in (k for k in range(-NEAREST, NEAREST + 1) if k):
+        exists = (nearest + k >= 0) & (nearest + k < vocab_size)
+        # Relative to the nearest level, whose exponent is the largest.
+        weight = jnp.exp(jnp.where(exists, -0.5 * ratio * (k * k + 2.0 * k * offset), -jnp.inf))
+        total, first = total + weight, first + k * weight
+        second, third = second + k**2 * weight, third + k**3 * weight
+    first, second, third = first / total, second / total, third / total
+    spread = second - jnp.square(first)
+    skewed = third - first * second + 2.0 * offset * spread
+    return x + apart * first, ratio * spread, 0.5 * ratio / variance * apart * skewed

@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from vdm.component import accept
 from vdm.nets.conv import Conv
-from vdm.nets.layers import ZEROS, Embedding, dropout, fold, layer_keys, unfold
+from vdm.nets.layers import ZEROS, Embedding, dropout, fold, layer_keys, swish, unfold
 from vdm.nets.network import Network, check_layers
 from vdm.parameters import Role, by_path
 
@@ -25,9 +25,9 @@ class Block(nn.Module):
     def __call__(self, h, embedding, keys):
         width = h.shape[-1]
         scale, shift = jnp.split(nn.Dense(2 * width, kernel_init=ZEROS)(embedding), 2, axis=-1)
-        out = Conv(width, self.dtype)(nn.silu(h))
+        out = Conv(width, self.dtype)(swish(h))
         out = out * (1.0 + scale[:, None, None]) + shift[:, None, None]
-        out = dropout(nn.silu(out), self.dropout, keys).astype(self.dtype)
+        out = dropout(swish(out), self.dropout, keys).astype(self.dtype)
         return h + Conv(width, self.dtype, kernel_init=ZEROS)(out)
 
 
@@ -95,6 +95,6 @@ class Pyramid(Network):
         h = blocks(h)
         for skip in reversed(skips):
             h = blocks(skip + unfold(nn.Dense(4 * skip.shape[-1], dtype=dtype)(h), 2))
-        h = nn.silu(h.astype(jnp.float32))
+        h = swish(h.astype(jnp.float32))
         out = nn.Dense(self.patch**2 * self.out_channels, kernel_init=ZEROS)(h)
         return unfold(out, self.patch)

@@ -44,8 +44,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no_average": {"train.ema": 0.0},
     "adamw": {"optimizer.name": "adamw", "optimizer.learning_rate": 2e-3},
     "one_scale": {"model.net.scales": 1},
-    "patches_of_2": {"model.net.patch": 2, "model.net.width": 64},  # as dear a step as the config's
-    "wider": {"model.net.width": 48},
+    "patches_of_2": {"model.net.patch": 2, "model.net.width": 96},  # as dear a step as the config's
+    "narrower": {"model.net.width": 32},
     "deeper": {"model.net.depth": 3},
     "labels": {"model.condition": "label"},
     "batch_64": {"train.batch_size": 64},

@@ -55,7 +55,7 @@ def cases() -> list[Case]:
     if jax.default_backend() == "cpu":
         small = Case("unet", 4, 64, 16, "float32", "dots")
         large = Case("unet", 32, 128, 8, "float32", "dots")
-        laptop = Case("pyramid", 2, 32, 16, "float32")
+        laptop = Case("pyramid", 2, 48, 16, "float32")
         return [laptop, small, large, *(dataclasses.replace(large, remat=r) for r in ("none", "block"))]
     batch = 128 * jax.device_count()
     whole = [Case("unet", 32, 128, batch, d, r) for d in ("bfloat16", "float32") for r in ("dots", "none")]

@@ -21,7 +21,7 @@ from vdm.data.dataset import Data, Spec, in_memory
 from vdm.evaluation.elbo import make_elbo
 from vdm.runtime import devices
 
-PLATFORMS = {"cuda": "gpu", "tpu": "tpu"}  # and what jax.default_backend() says there
+PLATFORMS = {"cuda": "gpu", "tpu": "tpu"}  # and what devices.platform() says there
 PROGRAMS = ("step", "evaluation", "sampler")
 
 # What a program may call that is no operation of StableHLO: how arrays lie on devices, random bits on a GPU,
@@ -82,7 +82,7 @@ def lowered(name, platform, monkeypatch, config):
     """The StableHLO of a program."""
     with few_devices(), monkeypatch.context() as patch:
         if platform != "cpu":
-            patch.setattr(jax, "default_backend", lambda: PLATFORMS[platform])
+            patch.setattr(devices, "platform", lambda: PLATFORMS[platform])
         function, split_in, split_out, args = program(name, config, patch)
 
         def on_shard(*args):

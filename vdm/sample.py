@@ -4,14 +4,14 @@ from collections.abc import Callable
 import pathlib
 
 import jax
-from jaxtyping import UInt8
+from jaxtyping import Array, UInt8
 from ml_collections import ConfigDict
 import numpy as np
 from tqdm import tqdm
 
 from vdm import run as run_lib
 from vdm.contract import Model
-from vdm.data.dataset import Data
+from vdm.data.dataset import Data, Spec
 from vdm.errors import require
 from vdm.reporting import sample_sheet
 from vdm.runtime import devices, lock
@@ -21,6 +21,27 @@ Samples = UInt8[np.ndarray, "samples height width channels"]
 
 # Folded into the seed: sampling's noise is its own, the same for every checkpoint.
 _SAMPLE = 3
+
+
+SPLIT = (False, True), (True,)  # of `of_device`: which arguments are, and which results
+
+
+def of_device(model: Model, config: ConfigDict, spec: Spec) -> Callable[..., tuple[Array]]:
+    """The function of one device that `make_sampler` maps: (params, numbers of samples) → samples."""
+
+    def on_device(params, index):
+        key = jax.random.fold_in(jax.random.key(config.seed), _SAMPLE)
+        batch = {"label": index % max(1, spec.classes), "augmented": np.zeros(index.shape, np.float32)}
+        images = model.sample(params, Rng(key, index, config.sample.num), batch)
+        like = f"uint8 {[len(index), *spec.shape]}"
+        require(
+            f"{images.dtype} {list(images.shape)}" == like,
+            f"model {type(model).__name__} gives samples as {images.dtype} {list(images.shape)}; accepted: "
+            f"{like}.",
+        )
+        return (images,)
+
+    return on_device
 
 
 def make_sampler(model: Model, config: ConfigDict, data: Data) -> Callable[..., Samples]:
@@ -36,25 +57,11 @@ def make_sampler(model: Model, config: ConfigDict, data: Data) -> Callable[..., 
     num, batch_size = config.sample.num, config.sample.batch_size
     require(num > 0, f"config.sample.num is {num}; accepted: 1 or more.")
     require(
-        batch_size > 0 and batch_size % jax.device_count() == 0,
-        f"config.sample.batch_size is {batch_size}; accepted: a multiple of the "
-        f"{jax.device_count()} devices.",
+        batch_size > 0 and batch_size % devices.count() == 0,
+        f"config.sample.batch_size is {batch_size}; accepted: a multiple of the {devices.count()} devices.",
     )
 
-    def on_device(params, index):
-        key = jax.random.fold_in(jax.random.key(config.seed), _SAMPLE)
-        label = index % max(1, data.spec.classes)
-        batch = {"label": label, "augmented": np.zeros(index.shape, np.float32)}
-        images = model.sample(params, Rng(key, index, num), batch)
-        like = f"uint8 {[len(index), *data.spec.shape]}"
-        require(
-            f"{images.dtype} {list(images.shape)}" == like,
-            f"model {type(model).__name__} gives samples as {images.dtype} {list(images.shape)}; accepted: "
-            f"{like}.",
-        )
-        return (images,)
-
-    mapped = devices.over_devices(on_device, config.parallel, split_in=(False, True), split_out=(True,))
+    mapped = devices.over_devices(of_device(model, config, data.spec), config.parallel, *SPLIT)
     share = batch_size // jax.process_count()
 
     def sample(params, progress=False):

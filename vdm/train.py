@@ -36,7 +36,7 @@ def check(config: ConfigDict) -> None:
         value = train[name]
         require(value >= 0, f"config.train.{name} is {value}; accepted: 0 (never) or more.")
     require(0 <= train.ema < 1, f"config.train.ema is {train.ema}; accepted: 0 up to, but not, 1.")
-    count = jax.device_count()
+    count = devices.count()
     parts = count * train.accumulate
     require(
         train.batch_size % parts == 0,
@@ -193,7 +193,7 @@ def compile_step(
         step, config.parallel, split_in=(False, False, True), split_out=(False, False), donate=(0,)
     )
     # A call cannot be interrupted, and a step of large products takes seconds on a CPU.
-    slow = jax.default_backend() == "cpu" and parts.model.heavy
+    slow = devices.platform() == "cpu" and parts.model.heavy
     batches = train_batches(
         parts.data.train, config, chunks(first, config.train, 1 if slow else config.train.substeps)
     )
@@ -254,7 +254,7 @@ def report(
 
 def describe(config: ConfigDict, parts: run_lib.Parts) -> str:
     """One line on what is trained on what."""
-    count, kind = jax.device_count(), jax.devices()[0].device_kind
+    count, kind = devices.count(), jax.devices()[0].device_kind
     data = parts.data
     return (
         f"{config.data.name}, {data.train.size:,} training and "

@@ -20,7 +20,7 @@ from vdm.data.dataset import Spec
 from vdm.diffusion import condition as condition_lib
 from vdm.nets.causal import Causal
 from vdm.parameters import Role
-from vdm.runtime import randomness
+from vdm.runtime import devices, randomness
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Autoregressor(Model):
             "config.model.net",
             tokens=math.prod(spec.shape),
             vocab_size=spec.vocab_size,
-            unroll=jax.default_backend() == "cpu",  # as in nets.build
+            unroll=devices.platform() == "cpu",  # as in nets.build
         )
         made = cls(net, spec.shape, spec.classes, section.condition)
         component.check(made, section, "config.model")

@@ -18,11 +18,12 @@ from vdm.errors import require
 from vdm.estimate import Estimate, combine, require_possible
 from vdm.evaluation import self_check
 from vdm.evaluation.estimator import Estimator, Result, print_row
-from vdm.evaluation.passes import Pass, over_split, progress_bar
+from vdm.evaluation.passes import Pass, PerExample, over_split, progress_bar
 from vdm.evaluation.profile import UNIFORM, Profile, of_time
 from vdm.evaluation.table import Row
 from vdm.reporting.text import estimate_table
 from vdm.run import Run
+from vdm.runtime import devices
 
 OWN = "the model"  # whose likelihood is bounded, where the model is no chain of any depth
 
@@ -75,6 +76,18 @@ SET = 10
 _TIME = ("t", "time_weight", "error")
 
 
+def one_draw(model: Model) -> PerExample:
+    """One draw of the terms, with times distributed as `extra` says; and with these, where it draws any."""
+    draws_time = Ability.TIME in model.abilities
+
+    def draw_terms(params, rng, batch, cdf):
+        draw = model.draw(params, rng, batch, times=distributed(cdf) if draws_time else None)
+        check_draw(model, draw, len(batch["label"]))
+        return {**draw.terms, **of_time(draw.denoising)} if draws_time else draw.terms
+
+    return draw_terms
+
+
 def make_elbo(model: Model, config: ConfigDict, data: Data) -> Callable[..., tuple[Estimate, Profile | None]]:
     """Returns evaluate(params, passes, progress=False, target_se=0.0, title="ELBO") → (Estimate, Profile).
 
@@ -95,15 +108,7 @@ def make_elbo(model: Model, config: ConfigDict, data: Data) -> Callable[..., tup
     target = config.eval.target_se
     require(target >= 0, f"config.eval.target_se is {target}; accepted: 0 (none) or more.")
     draws_time = Ability.TIME in model.abilities
-
-    def one_draw(params, rng, batch, cdf):
-        draw = model.draw(params, rng, batch, times=distributed(cdf) if draws_time else None)
-        check_draw(model, draw, len(batch["label"]))
-        if not draws_time:
-            return draw.terms
-        return {**draw.terms, **of_time(draw.denoising)}
-
-    one_pass = over_split(one_draw, config, data)
+    one_pass = over_split(one_draw(model), config, data)
 
     @functools.cache
     def data_of(images):
@@ -111,7 +116,7 @@ def make_elbo(model: Model, config: ConfigDict, data: Data) -> Callable[..., tup
 
     def evaluate(params, passes, progress=False, target_se=0.0, title="ELBO"):
         images = config.eval.images or data.test.size
-        here = min(config.eval.batch_size, images) // jax.device_count()
+        here = min(config.eval.batch_size, images) // devices.count()
         self_check.require_right_sums(max(here, 1), data.spec.shape, data.spec.vocab_size)
         profile = Profile(images) if draws_time else None
         sets = []

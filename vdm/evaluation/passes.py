@@ -38,6 +38,22 @@ class Pass(NamedTuple):
     passes: int
 
 
+SPLIT = (False, False, False, True), (True,)  # of `of_device`: which arguments are, and which results
+
+
+def of_device(function: PerExample, config: ConfigDict) -> Callable[..., tuple[dict[str, Array]]]:
+    """The function of one device that `over_split` maps: (params, Pass and number of images, extra, batch) →
+    its results."""
+
+    def on_device(params, which, extra, batch):
+        set_number, number, passes, images = which
+        key = jax.random.fold_in(jax.random.key(config.seed), _EVALUATION)
+        rng = QuasiRng(jax.random.fold_in(key, set_number), batch["index"], number, images, passes)
+        return (function(params, rng, batch, extra),)
+
+    return on_device
+
+
 def over_split(function: PerExample, config: ConfigDict, data: Data) -> Callable[..., PerImage]:
     """Maps a function of examples over images of the test split.
 
@@ -52,23 +68,15 @@ def over_split(function: PerExample, config: ConfigDict, data: Data) -> Callable
     """
     batch_size = config.eval.batch_size
     require(
-        batch_size > 0 and batch_size % jax.device_count() == 0,
-        f"config.eval.batch_size is {batch_size}; accepted: a multiple of the {jax.device_count()} devices.",
+        batch_size > 0 and batch_size % devices.count() == 0,
+        f"config.eval.batch_size is {batch_size}; accepted: a multiple of the {devices.count()} devices.",
     )
     require(
         0 <= config.eval.images <= data.test.size,
         f"config.eval.images is {config.eval.images}; accepted: 0 (all) to {data.test.size}.",
     )
 
-    def on_device(params, which, extra, batch):
-        set_number, number, passes, images = which
-        key = jax.random.fold_in(jax.random.key(config.seed), _EVALUATION)
-        rng = QuasiRng(jax.random.fold_in(key, set_number), batch["index"], number, images, passes)
-        return (function(params, rng, batch, extra),)
-
-    mapped = devices.over_devices(
-        on_device, config.parallel, split_in=(False, False, False, True), split_out=(True,)
-    )
+    mapped = devices.over_devices(of_device(function, config), config.parallel, *SPLIT)
     whole = functools.cache(lambda: in_memory_if_it_fits(data.test, config.data))
     test = (lambda: data.test) if config.eval.images else whole  # of some images, only these are read
 
@@ -76,7 +84,7 @@ def over_split(function: PerExample, config: ConfigDict, data: Data) -> Callable
         parts = []
         which = np.array([*which, images], np.int32)
         # Few images take a batch no larger than they are, and a multiple of the devices.
-        size = min(batch_size, -(-images // jax.device_count()) * jax.device_count())
+        size = min(batch_size, -(-images // devices.count()) * jax.device_count())
         for batch in eval_batches(test(), size // jax.process_count(), images):
             real = batch.pop("real")
             (values,) = mapped(params, which, extra, devices.per_device(batch))

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import jax
-
 from vdm import component
 from vdm.nets.network import Network
+from vdm.runtime import devices
 
 __all__ = ["Network", "build"]
 
@@ -30,5 +29,5 @@ def build(
         shape=shape,
         vocab_size=vocab_size,
         out_channels=out_channels,
-        unroll=jax.default_backend() == "cpu" and not heavy,
+        unroll=devices.platform() == "cpu" and not heavy,
     )

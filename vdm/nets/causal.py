@@ -16,6 +16,7 @@ from vdm.component import Component, choose
 from vdm.nets.layers import PRODUCT, ZEROS, Heads, Keys, attend, attend_on_cpu, dropout, layer_keys, scan
 from vdm.nets.network import REMAT, check_heads, check_layers
 from vdm.parameters import Role, matrices_of_loops
+from vdm.runtime import devices
 
 
 class Layer(nn.Module):
@@ -46,7 +47,7 @@ class Layer(nn.Module):
         qkv = qkv.reshape(batch, tokens, 3, self.heads, -1)
         qkv = [qkv[:, :, i] for i in range(3)]
         if kept is None:
-            on_cpu = jax.default_backend() == "cpu"
+            on_cpu = devices.platform() == "cpu"
             out = attend_on_cpu(*qkv, attend_in_blocks) if on_cpu else jax.checkpoint(attend_before)(*qkv)
             out, own = checkpoint_name(out, PRODUCT), None
         else:

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from vdm.arrays import Image
 from vdm.nets.layers import product_of_parts
+from vdm.runtime import devices
 
 Kernel = Float[Array, "3 3 inputs outputs"]
 
@@ -34,7 +35,7 @@ class Conv(nn.Module):
         channels = sum(part.shape[-1] for part in parts)
         kernel = self.param("kernel", self.kernel_init, (3, 3, channels, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        convolve = convolve_on_cpu if jax.default_backend() == "cpu" else convolve_3x3
+        convolve = convolve_on_cpu if devices.platform() == "cpu" else convolve_3x3
         return product_of_parts(convolve, parts, kernel, bias, self.dtype)
 
 

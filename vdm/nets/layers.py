@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from vdm.arrays import Image
-from vdm.runtime import randomness
+from vdm.runtime import devices, randomness
 
 ZEROS = nn.initializers.zeros
 
@@ -168,7 +168,7 @@ class Attention(nn.Module):
         flat = h.reshape(-1, width)
         qkv = nn.Dense(3 * width, dtype=self.dtype, name="qkv")(flat)
         qkv = qkv.reshape(batch, tokens, 3, self.heads, -1)
-        on_cpu = jax.default_backend() == "cpu"
+        on_cpu = devices.platform() == "cpu"
         fast = attend_on_cpu if on_cpu else jax.checkpoint(jax.nn.dot_product_attention)
         out = fast(*(qkv[:, :, i] for i in range(3))).reshape(-1, width)
         out = checkpoint_name(out, PRODUCT)

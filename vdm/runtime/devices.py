@@ -5,8 +5,9 @@ what is shared (the state, the data set) is one replicated array without a devic
 what is split (batches, results per example) has a leading axis of devices.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+import contextlib
 from typing import Any
 
 import jax
@@ -22,8 +23,39 @@ AXIS = "batch"
 KINDS = ("pmap", "shard_map")
 
 
+_described: Sequence[jax.Device] | None = None
+
+
+@contextlib.contextmanager
+def described(devices: Sequence[jax.Device]) -> Iterator[None]:
+    """Within it, functions are mapped over these devices, of a topology that is only described
+    (jax.experimental.topologies): they can be lowered and compiled, and not called."""
+    global _described
+    before, _described = _described, devices
+    try:
+        yield
+    finally:
+        _described = before
+
+
+def every() -> Sequence[jax.Device]:
+    """The devices that functions are mapped over."""
+    return jax.devices() if _described is None else _described
+
+
+def count() -> int:
+    """How many devices functions are mapped over."""
+    return len(every())
+
+
+def platform() -> str:
+    """What these devices are: "cpu", "gpu" or "tpu"."""
+    kind = every()[0].platform
+    return "gpu" if kind in ("cuda", "rocm") else kind
+
+
 def _sharding(*spec):
-    mesh = jax.sharding.Mesh(jax.devices(), (AXIS,))
+    mesh = jax.sharding.Mesh(every(), (AXIS,))
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
@@ -51,7 +83,14 @@ def over_devices(
         axes_in, axes_out = (
             tuple(0 if split else None for split in splits) for splits in (split_in, split_out)
         )
-        return jax.pmap(function, axis_name=AXIS, in_axes=axes_in, out_axes=axes_out, donate_argnums=donate)
+        return jax.pmap(
+            function,
+            axis_name=AXIS,
+            in_axes=axes_in,
+            out_axes=axes_out,
+            donate_argnums=donate,
+            devices=_described,
+        )
 
     specs_in, specs_out = (
         tuple(PartitionSpec(AXIS) if split else PartitionSpec() for split in splits)

@@ -1,0 +1,228 @@
+"""What a compiled program does, counted from the text of its optimised HLO.
+
+A computation counts as often as it is gone through: the body of a loop as often as the loop turns, where the
+compiler knows that.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+import dataclasses
+import math
+import re
+
+BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s32": 4,
+         "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16}  # fmt: skip
+# What is no work of its own.
+FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
+        "after-all", "partition-id", "replica-id", "opt-barrier", "add-dependency", "domain"}  # fmt: skip
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
+               "collective-broadcast")  # fmt: skip
+HOST = re.compile(r"callback|MoveToHost|MoveToDevice|Host(?!ed)", re.IGNORECASE)
+_SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line. `shapes` are (type, sizes) of its results, `inside` is what its bracket has, and `rest` what
+    stands behind it."""
+
+    name: str
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+    kind: str
+    operands: tuple[str, ...]
+    inside: str
+    rest: str
+    root: bool
+
+    @property
+    def bytes(self) -> float:
+        return sum(_bytes(shape) for shape in self.shapes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """Of one device, in one call.
+
+    Attributes:
+      kernels: how often a kernel is started, or a library called, by kind.
+      collectives: how often, by kind; and the bytes of their results.
+      host: transfers to or from the host, and calls of it.
+      operations: floating-point operations of products and convolutions, by the type of what is multiplied.
+      products: how many products and convolutions there are in the text, by that type.
+      moved: bytes that are read and written, where every kernel reads its operands and writes its results.
+      copies: copies and transposes on their own, by kind.
+      unknown_trips: loops of which the compiler does not say how often they turn: they count once.
+    """
+
+    kernels: Counter[str]
+    collectives: Counter[str]
+    collective_bytes: Counter[str]
+    host: int
+    operations: Counter[str]
+    products: Counter[str]
+    moved: float
+    copies: Counter[str]
+    unknown_trips: int
+
+
+def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
+    """The instructions of each computation, and the name of the entry."""
+    found: dict[str, list[Instruction]] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        head = re.match(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$", line)
+        if head:
+            current = found.setdefault(head[2], [])
+            entry = head[2] if head[1] else entry
+        elif current is not None and (match := _INSTRUCTION.match(line)):
+            name, shape, kind, rest = match.groups()
+            shapes = tuple((t, tuple(map(int, filter(None, s.split(","))))) for t, s in _SHAPE.findall(shape))
+            inside, behind = _bracket(rest)
+            operands = tuple(re.findall(r"%([\w.\-]+)", inside))
+            current.append(Instruction(name, shapes, kind, operands, inside, behind, "ROOT " in line[:12]))
+    return found, entry
+
+
+def count(text: str) -> Counts:
+    """The Counts of a program."""
+    computations, entry = parse(text)
+    byname = {name: {one.name: one for one in lines} for name, lines in computations.items()}
+    kernels, collectives, sizes = Counter(), Counter(), Counter()
+    operations, products, copies = Counter(), Counter(), Counter()
+    host = unknown = 0
+    moved = 0.0
+    for name, times, known in walk(computations, entry):
+        unknown += not known
+        for one in computations[name]:
+            kind = one.kind.removesuffix("-start")
+            if one.kind in FREE or one.kind.endswith(("-done", "-update")):
+                continue
+            if kind in COLLECTIVES:
+                collectives[kind] += times
+                sizes[kind] += times * one.bytes
+                continue
+            if kind in ("infeed", "outfeed") or "is_host_transfer=true" in one.rest or _calls_host(one):
+                host += times
+            kernels[_label(one)] += times
+            if kind in ("copy", "transpose"):
+                copies[kind] += times
+            moved += times * _moved(one, byname[name], computations)
+            for dtype, work in _work(one, byname[name], computations, byname):
+                operations[dtype] += times * work
+                products[dtype] += 1
+    return Counts(kernels, collectives, sizes, host, operations, products, moved, copies, unknown)
+
+
+def walk(computations: dict[str, list[Instruction]], entry: str) -> Iterator[tuple[str, int, bool]]:
+    """(computation, how often it is gone through, whether that is known) for each that is no part of a
+    fusion; of the branches of a conditional only the first."""
+    waiting = [(entry, 1, True)]
+    while waiting:
+        name, times, known = waiting.pop()
+        yield name, times, known
+        for one in computations[name]:
+            if one.kind == "while":
+                body = re.search(r"body=%?([\w.\-]+)", one.rest)
+                trips = trip_count(one, computations)
+                waiting.append((body[1], times * (trips or 1), trips is not None))
+            elif one.kind == "conditional":
+                branch = re.search(r"(?:branch_computations=\{|true_computation=)%?([\w.\-]+)", one.rest)
+                waiting.append((branch[1], times, True))
+            elif one.kind in ("call", "async-start"):
+                called = re.search(r"(?:to_apply|calls|called_computation)=%?([\w.\-]+)", one.rest)
+                if called:
+                    waiting.append((called[1], times, True))
+
+
+def trip_count(loop: Instruction, computations: dict[str, list[Instruction]]) -> int | None:
+    """How often a while loop turns, as the compiler says, or as its condition compares a counter with a
+    constant; None where neither is there."""
+    said = re.search(r'known_trip_count"?:\{"n":"(\d+)"', loop.rest)
+    if said:
+        return int(said[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)
+    lines = computations.get(condition[1], []) if condition else []
+    limits = [int(one.inside) for one in lines if one.kind == "constant" and one.inside.isdigit()]
+    return limits[0] if len(limits) == 1 else None
+
+
+def _bracket(text):
+    """What is inside of the bracket that is open, and what is behind it."""
+    depth = 1
+    for place, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if not depth:
+            return text[:place], text[place + 1 :]
+    return text, ""
+
+
+def _bytes(shape):
+    dtype, sizes = shape
+    return BYTES.get(dtype, 1 if dtype.startswith("f8") else 0) * math.prod(sizes)
+
+
+def _label(one):
+    target = re.search(r'custom_call_target="([^"]+)"', one.rest)
+    return target[1] if target else re.sub(r"[.\d]+$", "", one.name)
+
+
+def _calls_host(one):
+    target = re.search(r'custom_call_target="([^"]+)"', one.rest)
+    return bool(target and HOST.search(target[1]))
+
+
+def _called(one):
+    found = re.search(r"calls=%?([\w.\-]+)", one.rest) if one.kind == "fusion" else None
+    return found[1] if found else None
+
+
+def _moved(one, here, computations):
+    """Bytes that an instruction reads and writes. Of a slice of an array only the slice counts."""
+    sizes = [here[name].bytes if name in here else 0.0 for name in one.operands]
+    if one.kind in ("dynamic-slice", "slice", "gather"):
+        return 2 * one.bytes
+    if one.kind == "dynamic-update-slice":
+        return 2 * sizes[1]
+    body = computations.get(_called(one) or "", [])
+    if not body:
+        return sum(sizes) + one.bytes
+    inside = {line.name: line for line in body}
+    parameters = {line.name: int(line.inside) for line in body if line.kind == "parameter"}
+    written = one.bytes
+    for line in body:
+        if line.kind == "dynamic-update-slice":  # in place
+            written += 2 * inside[line.operands[1]].bytes - line.bytes if line.root else 0.0
+            if line.root and line.operands[0] in parameters:
+                sizes[parameters[line.operands[0]]] = 0.0
+    for name, place in parameters.items():
+        users = [line for line in body if name in line.operands]
+        if users and all(line.kind in ("dynamic-slice", "slice", "gather") for line in users):
+            sizes[place] = min(sizes[place], sum(line.bytes for line in users))
+    return sum(sizes) + max(written, 0.0)
+
+
+def _work(one, here, computations, byname):
+    """(type, floating-point operations) of each product and convolution in an instruction or its fusion."""
+    called = _called(one)
+    if called:
+        found = []
+        for line in computations[called]:
+            found += _work(line, byname[called], computations, byname)
+        return found
+    operands = [here[name].shapes[0] for name in one.operands if name in here and here[name].shapes]
+    target = re.search(r'custom_call_target="([^"]+)"', one.rest)
+    if one.kind == "dot" or target and "matmul" in target[1] or target and "gemm" in target[1]:
+        axes = re.search(r'lhs_contracting_dim(?:s=\{|ensions":\[)([\d",]*)', one.rest)
+        shared = math.prod(operands[0][1][int(axis)] for axis in re.findall(r"\d+", axes[1])) if axes else 1
+        return [(operands[0][0], 2 * math.prod(one.shapes[0][1]) * shared)]
+    if one.kind == "convolution" or target and "conv" in target[1].lower() and "dim_labels" in one.rest:
+        _, of_kernel, _ = re.split(r"_|->", re.search(r"dim_labels=([\w?]+_[\w?]+->[\w?]+)", one.rest)[1])
+        backward = target[1] if target else ""
+        if "BackwardFilter" in backward:
+            result, kernel = operands[1], one.shapes[0]
+        else:
+            result, kernel = operands[0] if "BackwardInput" in backward else one.shapes[0], operands[1]
+        out = kernel[1][of_kernel.index("o")]
+        return [(operands[0][0], 2 * math.prod(result[1]) * math.prod(kernel[1]) // max(1, out))]
+    return []

@@ -1,0 +1,164 @@
+"""The programs of a config, compiled for devices that are only described: the training step, the evaluation
+and the sampler, as training maps them over devices."""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
+import numpy as np
+
+from experiments.accelerators.targets import Target
+from vdm import (
+    objective as objective_lib,
+    optimizer as optimizer_lib,
+    run as run_lib,
+    sample as sample_lib,
+    step as step_lib,
+)
+from vdm.data import source
+from vdm.data.batches import resident_shapes
+from vdm.data.dataset import Spec, Split
+from vdm.errors import UserError, one_of, require
+from vdm.evaluation import passes
+from vdm.evaluation.elbo import one_draw
+from vdm.evaluation.profile import UNIFORM
+from vdm.runtime import devices
+
+PROGRAMS = ("step", "evaluation", "sampler")
+
+# Published data sets, which need not be there for a program that is only compiled: how many training images,
+# and of which kind.
+KNOWN = {
+    "cifar10": (50_000, Spec((32, 32, 3), 256, 10)),
+    "mnist": (60_000, Spec((28, 28, 1), 256, 10)),
+    "imagenet32": (1_281_149, Spec((32, 32, 3), 256, 0)),
+    "imagenet64": (1_281_149, Spec((64, 64, 3), 256, 0)),
+    "downsampled_imagenet/32x32": (1_281_149, Spec((32, 32, 3), 256, 0)),
+    "downsampled_imagenet/64x64": (1_281_149, Spec((64, 64, 3), 256, 0)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A program for one device of a target.
+
+    Attributes:
+      text: the optimised HLO.
+      memory: JAX's CompiledMemoryStats, bytes a device.
+      seconds: to trace, and to compile.
+      images: that one device takes in a call.
+      parameters: of the model.
+    """
+
+    text: str
+    memory: Any
+    seconds: tuple[float, float]
+    images: int
+    parameters: int
+
+
+def data_of(config: ConfigDict) -> tuple[Split, Spec]:
+    """The training split and the Spec; of a known data set without its images.
+
+    Raises:
+      UserError: it is neither known nor there.
+    """
+    name = config.data.name.partition(":")[0]
+    if config.data.get("image_size", 0):
+        side = config.data.image_size
+        size, spec = KNOWN["imagenet64"]
+        return _empty(size, Spec((side, side, 3), 256, 0)), dataclasses.replace(spec, shape=(side, side, 3))
+    if name in KNOWN:
+        size, spec = KNOWN[name]
+        return _empty(size, spec), spec
+    data = source.load(config.data)
+    return data.train, data.spec
+
+
+def _empty(size, spec):
+    def read(indices):
+        images = np.zeros((len(indices), *spec.shape), np.uint8)
+        return {"image": images, "label": np.zeros(len(indices), np.int32)}
+
+    return Split(size, read, size * int(np.prod(spec.shape)))
+
+
+def compile_for(target: Target, config: ConfigDict, name: str) -> Compiled:
+    """One of PROGRAMS for a Target.
+
+    Raises:
+      UserError: the batch is no multiple of the devices, or the program needs more memory than a device has,
+        or cannot be compiled.
+    """
+    one_of("the program", name, PROGRAMS)
+    split, spec = data_of(config)
+    batch = {"step": config.train, "evaluation": config.eval, "sampler": config.sample}[name].batch_size
+    parts = target.count * (config.train.accumulate if name == "step" else 1)
+    field = {"step": "train", "evaluation": "eval", "sampler": "sample"}[name]
+    require(
+        batch % parts == 0,
+        f"config.{field}.batch_size is {batch}; accepted for {target.name}: a multiple of {parts}, such as "
+        f"{-(-batch // parts) * parts}.",
+    )
+    with devices.described(target.devices()):
+        function, splits, args, params = _program(name, config, split, spec, batch // target.count)
+        donate = (0,) if name == "step" else ()
+        mapped = devices.over_devices(function, config.parallel, *splits, donate=donate)
+        began = time.perf_counter()
+        lowered = mapped.lower(*args)
+        traced = time.perf_counter()
+        try:
+            program = lowered.compile()
+        except Exception as error:
+            raise UserError(f"{target.name}, {name}: {_short(error)}") from error
+    took = (traced - began, time.perf_counter() - traced)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return Compiled(program.as_text(), program.memory_analysis(), took, batch // target.count, count)
+
+
+def _short(error):
+    """The first lines of a compiler's message, which says the memory that is missing and for which arrays."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:4])[:600]
+
+
+def _program(
+    name: str, config: ConfigDict, split: Split, spec: Spec, share: int
+) -> tuple[Any, tuple[Any, Any], tuple[PyTree, ...], PyTree]:
+    """A function of one device, which of its arguments and results are split, shapes of its arguments, and
+    those of the model's parameters."""
+    model = run_lib.build_model(config, spec)
+    objective = objective_lib.build(config.objective, model)
+    count = devices.count()
+    shaped = lambda shape, dtype=np.int32: jax.ShapeDtypeStruct(shape, dtype)
+    example = {
+        "image": np.zeros((1, *spec.shape), np.uint8),
+        "label": np.zeros(1, np.int32),
+        "augmented": np.zeros(1, np.float32),
+    }
+    params, own = jax.eval_shape(lambda: step_lib.init_params(model, objective, config.seed, example))
+    if name == "evaluation":
+        batch = {
+            "image": shaped((count, share, *spec.shape), np.uint8),
+            "label": shaped((count, share)),
+            "augmented": shaped((count, share), np.float32),
+            "index": shaped((count, share)),
+        }
+        args = (params, shaped((4,)), jax.eval_shape(lambda: jnp.asarray(UNIFORM, jnp.float32)), batch)
+        return passes.of_device(one_draw(model), config), passes.SPLIT, args, params
+    if name == "sampler":
+        function = sample_lib.of_device(model, config, spec)
+        return function, sample_lib.SPLIT, (params, shaped((count, share))), params
+    roles = step_lib.trained(model.roles(params), None if own is None else objective.roles(own))
+    optimizer = optimizer_lib.build(config.optimizer, config.train.steps, roles)
+    state = jax.eval_shape(lambda p, o: step_lib.first_state(model, optimizer, p, o), params, own)
+    arrays = resident_shapes(split, config.data)
+    front = (count, config.train.substeps, share)
+    streamed = {"image": shaped((*front, *spec.shape), np.uint8), "label": shaped(front)}
+    batch = {"index": shaped(front)} if arrays else streamed
+    function = step_lib.make_step(model, objective, optimizer, config, spec.shape)
+    return function, ((False, False, True), (False, False)), (state, arrays, batch), params

@@ -1,0 +1,179 @@
+"""Accelerators by name: what they can do by their makers' figures, and JAX devices that stand for them.
+
+A program is compiled for such devices ahead of time, on a machine that has none of them.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import math
+import os
+import re
+
+import jax
+from jax.experimental import topologies
+
+from vdm.errors import UserError, one_of, require
+
+EXTRA = "pip install -e '.[accelerators]'"
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One device by its maker's figures, dense and not sparse.
+
+    Attributes:
+      memory: bytes.
+      bandwidth: of that memory, bytes a second.
+      bfloat16: floating-point operations a second of products of bfloat16.
+      float32: of products of float32, as JAX computes them by default: of TensorFloat-32 on a GPU, and on a
+        TPU of bfloat16, in one pass.
+      link: bytes a second that a device sends to the others of its host or slice.
+    """
+
+    memory: float
+    bandwidth: float
+    bfloat16: float
+    float32: float
+    link: float
+
+
+TPUS = {
+    "v4": Chip(32 * 2**30, 1.23e12, 275e12, 275e12, 300e9),
+    "v5e": Chip(16 * 2**30, 0.82e12, 197e12, 197e12, 200e9),
+    "v5p": Chip(95 * 2**30, 2.77e12, 459e12, 459e12, 600e9),
+    "v6e": Chip(32 * 2**30, 1.64e12, 918e12, 918e12, 448e9),
+}
+GPUS = {
+    "a100": Chip(80e9, 2.04e12, 312e12, 156e12, 300e9),
+    "h100": Chip(80e9, 3.35e12, 989e12, 495e12, 450e9),
+    "h200": Chip(141e9, 4.8e12, 989e12, 495e12, 450e9),
+    "b200": Chip(180e9, 7.7e12, 2250e12, 1125e12, 900e9),
+}
+HOST = 8  # GPUs of a host
+
+# Of a GPU, what XLA's compiler asks for: streaming multiprocessors and their arithmetic units, clock in GHz,
+# bytes of L2, of shared memory of a multiprocessor and of a block, compute capability, and its name.
+_CUDA = {
+    "a100": (108, 64, 1.41, 41943040, 167936, 166912, (8, 0), "NVIDIA A100-SXM4-80GB"),
+    "h100": (132, 128, 1.98, 52428800, 233472, 232448, (9, 0), "NVIDIA H100 80GB HBM3"),
+    "h200": (132, 128, 1.98, 52428800, 233472, 232448, (9, 0), "NVIDIA H200"),
+    "b200": (148, 128, 1.965, 132644864, 233472, 232448, (10, 0), "NVIDIA B200"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """So many chips of a kind, such as v5e:2x2 or h100:8."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+
+    @property
+    def chip(self) -> Chip:
+        return (TPUS | GPUS)[self.kind]
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.kind in GPUS
+
+    def devices(self) -> Sequence[jax.Device]:
+        """Devices that stand for it, for devices.described.
+
+        Raises:
+          UserError: the compiler is not installed, or there is no such topology.
+        """
+        return _gpus(self) if self.is_gpu else _tpus(self)
+
+
+def parse(text: str) -> Target:
+    """A Target by its name: TPU v4, v5e, v5p, v6e and their topology, as v5e:2x2; or a100, h100, h200, b200
+    and how many of them, as h100:8.
+
+    Raises:
+      UserError: there is none of this name.
+    """
+    kind, _, size = text.partition(":")
+    one_of(f"the kind of target {text!r}", kind, (*TPUS, *GPUS))
+    if kind in GPUS:
+        count = int(size) if re.fullmatch(r"[1-9]\d*", size) else 1 if not size else 0
+        require(
+            0 < count <= HOST or count and count % HOST == 0,
+            f"target {text!r} has {size!r} GPUs; accepted: 1 to {HOST}, or a multiple of {HOST}, on hosts of "
+            f"{HOST}.",
+        )
+        return Target(text, kind, (max(1, count // HOST), min(count, HOST)))
+    axes = 3 if kind in ("v4", "v5p") else 2
+    require(
+        re.fullmatch(r"[1-9]\d*" + r"x[1-9]\d*" * (axes - 1), size),
+        f"target {text!r} has the topology {size!r}; accepted: {axes} sizes, such as "
+        f"'{kind}:{'x'.join(['2', '2', '1'][:axes])}'.",
+    )
+    return Target(text, kind, tuple(map(int, size.split("x"))))
+
+
+def _tpus(target):
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else it asks the network for a TPU of this machine
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=target.name).devices
+    except Exception as error:
+        raise _missing(target, "libtpu", error) from error
+
+
+def _gpus(target):
+    try:
+        return topologies.get_topology_desc(
+            platform="cuda",
+            topology="x".join(map(str, (1, *target.shape))),
+            target_config=_description(target.kind),
+        ).devices
+    except Exception as error:
+        raise _missing(target, "jax-cuda12-plugin", error) from error
+
+
+def _missing(target, package, error):
+    import importlib.util
+
+    module = package.replace("-", "_")
+    if importlib.util.find_spec(module) is None:
+        return UserError(
+            f"target {target.name!r} needs the package {package}, which is not installed: {EXTRA}."
+        )
+    text = next(iter(str(error).splitlines()), "")
+    return UserError(f"target {target.name!r} cannot be described: {text}")
+
+
+def _description(kind):
+    """A GpuTargetConfigProto as text."""
+    cores, units, clock, cache, shared, of_block, (major, minor), name = _CUDA[kind]
+    chip = GPUS[kind]
+    return f"""
+gpu_device_info {{
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  shared_memory_per_block: 49152
+  shared_memory_per_core: {shared}
+  threads_per_core_limit: 2048
+  core_count: {cores}
+  fpus_per_core: {units}
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  memory_bandwidth: {chip.bandwidth:.0f}
+  l2_cache_size: {cache}
+  clock_rate_ghz: {clock}
+  device_memory_size: {chip.memory:.0f}
+  shared_memory_per_block_optin: {of_block}
+  cuda_compute_capability {{ major: {major} minor: {minor} }}
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 }}
+runtime_version {{ major: 12 minor: 8 }}
+device_description_str: "{name}"
+"""

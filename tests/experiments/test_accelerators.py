@@ -1,0 +1,175 @@
+"""What is counted in the text of compiled programs, where it is known; and targets by name."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from conftest import TINY, make_config
+from experiments.accelerators import __main__ as tool, hlo, programs, targets
+from vdm.errors import UserError
+from vdm.runtime import devices
+
+MATRIX = jax.ShapeDtypeStruct((16, 32), jnp.float32)
+SQUARE = jax.ShapeDtypeStruct((32, 32), jnp.float32)
+IMAGES = jax.ShapeDtypeStruct((4, 8, 8, 6), jnp.float32)
+KERNEL = jax.ShapeDtypeStruct((3, 3, 6, 10), jnp.float32)
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+CONVOLUTION = 2 * 4 * 8 * 8 * 10 * 9 * 6
+
+
+def counted(function, *shapes):
+    return hlo.count(jax.jit(function).lower(*shapes).compile().as_text())
+
+
+def convolve(h, kernel):
+    return jax.lax.conv_general_dilated(h, kernel, (1, 1), "SAME", dimension_numbers=LAYOUT)
+
+
+def test_a_product_counts_two_operations_for_each_multiply_add():
+    assert counted(jnp.matmul, MATRIX, SQUARE).operations == {"f32": 2 * 16 * 32 * 32}
+
+
+def test_a_loop_counts_as_often_as_it_turns():
+    def power(a, b):
+        return jax.lax.fori_loop(0, 7, lambda _, a: jnp.tanh(a @ b), a)
+
+    def nested(a, b):
+        return jax.lax.scan(lambda a, _: (power(a, b), None), a, length=5)[0]
+
+    assert counted(power, MATRIX, SQUARE).operations == {"f32": 7 * 2 * 16 * 32 * 32}
+    found = counted(nested, MATRIX, SQUARE)
+    assert found.operations == {"f32": 35 * 2 * 16 * 32 * 32} and found.unknown_trips == 0
+    assert sum(found.kernels.values()) >= 35
+
+
+def test_a_loop_that_nobody_knows_the_end_of_counts_once():
+    def until(a, b):
+        return jax.lax.while_loop(lambda a: jnp.sum(a) < 1e3, lambda a: a @ b, a)
+
+    found = counted(until, MATRIX, SQUARE)
+    assert found.unknown_trips == 1 and found.operations == {"f32": 2 * 16 * 32 * 32}
+
+
+def test_a_convolution_and_its_gradients():
+    assert counted(convolve, IMAGES, KERNEL).operations == {"f32": CONVOLUTION}
+
+    def gradients(h, kernel):
+        return jax.grad(lambda h, kernel: jnp.sum(convolve(h, kernel) ** 2), (0, 1))(h, kernel)
+
+    # Three of as many operations, but that zeros around a gradient's window are counted too.
+    assert 3 * CONVOLUTION <= counted(gradients, IMAGES, KERNEL).operations["f32"] <= 4 * CONVOLUTION
+
+
+def test_bytes_of_a_sum_of_arrays():
+    big = jax.ShapeDtypeStruct((1000, 1000), jnp.float32)
+    assert counted(jnp.add, big, big).moved == pytest.approx(3 * 4e6, rel=0.01)
+
+
+def test_of_an_array_that_is_read_slice_by_slice_only_the_slices_move():
+    many = jax.ShapeDtypeStruct((100, 50_000), jnp.float32)
+    of_rows = counted(lambda a: jax.lax.scan(lambda t, row: (t + row, None), jnp.zeros(50_000), a)[0], many)
+    assert 2 * 2e7 < of_rows.moved < 6 * 2e7  # 100 rows of 200 kB, and the sum read and written
+
+
+def test_calls_of_the_host_are_seen():
+    def asks(a):
+        return jax.pure_callback(lambda a: a, MATRIX, a)
+
+    assert counted(asks, MATRIX).host == 1
+    assert counted(jnp.tanh, MATRIX).host == 0
+
+
+ALL_REDUCE = """HloModule step, entry_computation_layout={(f32[8]{0})->f32[8]{0}}
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+ENTRY %main (x: f32[8]) -> (f32[8], bf16[4,2]) {
+  %x = f32[8]{0} parameter(0)
+  %y = bf16[4,2]{1,0} custom-call(%x), custom_call_target="mine"
+  %start = (f32[8]{0}, bf16[4,2]{1,0}) all-reduce-start(%x, %y), replica_groups={{0,1}}, to_apply=%add
+  ROOT %done = (f32[8]{0}, bf16[4,2]{1,0}) all-reduce-done(%start)
+}
+"""
+
+
+def test_a_collective_of_several_arrays_is_one():
+    found = hlo.count(ALL_REDUCE)
+    assert found.collectives == {"all-reduce": 1} and found.collective_bytes == {"all-reduce": 8 * 4 + 8 * 2}
+    assert found.kernels == {"mine": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("v5e:2x2", 4), ("v5p:2x2x1", 4), ("v6e:4x4", 16), ("h100", 1), ("h100:8", 8), ("b200:16", 16)],
+)
+def test_targets_by_name(name, count):
+    found = targets.parse(name)
+    assert found.count == count and found.is_gpu == (name[0] in "abh")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("v7:2x2", "the kind of target 'v7:2x2' is 'v7'; accepted: 'v4', 'v5e'"),
+        ("h10:8", "Did you mean 'h100'"),
+        ("v5e", "has the topology ''; accepted: 2 sizes, such as 'v5e:2x2'"),
+        ("v5p:2x2", "accepted: 3 sizes, such as 'v5p:2x2x1'"),
+        ("h100:12", "accepted: 1 to 8, or a multiple of 8"),
+        ("h100:x", "has 'x' GPUs"),
+    ],
+)
+def test_an_unknown_target_is_refused(name, text):
+    with pytest.raises(UserError, match=text):
+        targets.parse(name)
+
+
+# ---- the programs of a config, on CPU devices that stand for those of a target -----------------
+
+
+class OfCPU(targets.Target):
+    def devices(self):
+        return jax.devices()[: self.count]
+
+
+FEW = {name.removeprefix("config."): value for name, value in TINY.items() if "config." in name}
+
+
+@pytest.mark.parametrize("name", programs.PROGRAMS)
+@pytest.mark.parametrize("count", [1, 2])
+def test_each_program_is_compiled_and_counted(name, count, monkeypatch):
+    config = make_config(
+        FEW | {"train.batch_size": 8, "train.substeps": 1, "eval.batch_size": 8, "sample.batch_size": 8},
+        "configs/digits.py",
+    )
+    target = OfCPU(f"v5e:1x{count}", "v5e", (1, count))
+    monkeypatch.setattr(targets, "parse", lambda _: target)
+    found = tool.case(target.name, config, name)
+    assert found["host"] == 0 and found["unknown trips"] == 0 and found["images"] == 8 // count
+    wanted = {"all-reduce"} if name == "step" and count > 1 else set()
+    assert set(found["collectives"]) == wanted
+    assert found["float32"] > 0 and found["moved"] > 0
+    assert len(tool.row(found | {"dtype": "float32"})) == len(tool.COLUMNS)
+
+
+def test_a_known_data_set_need_not_be_there():
+    split, spec = programs.data_of(make_config({}, "configs/imagenet64.py"))
+    assert split.size == 1_281_149 and spec.shape == (64, 64, 3)
+
+
+def test_a_batch_that_is_no_multiple_of_the_devices_is_refused():
+    config = make_config(FEW | {"train.batch_size": 12}, "configs/digits.py")
+    with pytest.raises(
+        UserError, match="config.train.batch_size is 12; accepted for v5e:2x4: a multiple of 8, such as 16"
+    ):
+        programs.compile_for(targets.parse("v5e:2x4"), config, "step")
+
+
+def test_described_devices_are_those_that_functions_are_mapped_over():
+    whole = devices.count()
+    with devices.described(jax.devices()[:1]):
+        assert devices.count() == 1 and devices.platform() == "cpu"
+    assert devices.count() == whole

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -33,6 +34,9 @@ FLAGS = flags.FlagValues()
 flags.DEFINE_list("targets", ["v5e:2x2", "h100:8"], "What to compile for.", flag_values=FLAGS)
 flags.DEFINE_list("programs", ["step"], "Any of step, evaluation, sampler.", flag_values=FLAGS)
 flags.DEFINE_list("dtypes", [], "Values of config.model.net.dtype; its own if none.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "shape", "", "Of images that are not there, as 64x64x3: a million are taken to be.", flag_values=FLAGS
+)
 flags.DEFINE_string("out", "runs/accelerators", "Folder for what is written.", flag_values=FLAGS)
 flags.DEFINE_string("one", "", "One case, in this process: TARGET,PROGRAM.", flag_values=FLAGS)
 
@@ -56,8 +60,8 @@ COLUMNS = {
 }
 
 
-def case(target_name: str, config: Any, program: str) -> dict[str, Any]:
-    """Every number of one program on one target.
+def case(target_name: str, config: Any, program: str, shape: Any = None) -> dict[str, Any]:
+    """Every number of one program on one target; `shape` as in programs.data_of.
 
     Raises:
       UserError: the target is unknown, or the program does not fit or compile.
@@ -65,7 +69,7 @@ def case(target_name: str, config: Any, program: str) -> dict[str, Any]:
     from experiments.accelerators import hlo, programs, targets  # JAX is imported with the right environment
 
     target = targets.parse(target_name)
-    compiled = programs.compile_for(target, config, program)
+    compiled = programs.compile_for(target, config, program, shape)
     counts, chip, memory = hlo.count(compiled.text), target.chip, compiled.memory
     steps = config.train.substeps if program == "step" else 1
     narrow = sum(work for dtype, work in counts.operations.items() if dtype in ("bf16", "f16")) / steps
@@ -134,6 +138,10 @@ def run(given: commandline.Given, others: Sequence[str]) -> None:
     """Compiles every case, each in a process of its own, and writes the table."""
     command.refuse_others(others)
     require(given.file, "which config: --config=configs/cifar10.py, or another.")
+    require(
+        re.fullmatch(r"(\d+x\d+x[13])?", FLAGS.shape),
+        f"--shape is {FLAGS.shape!r}; accepted: height, width and channels, such as 64x64x3.",
+    )
     if FLAGS.one:
         _one(given)
         return
@@ -151,7 +159,7 @@ def run(given: commandline.Given, others: Sequence[str]) -> None:
     for number, (target, program, dtype) in enumerate(cases):
         print(f"[{number + 1}/{len(cases)}] {target}, {program}, {dtype or 'its dtype'} …", flush=True)
         began = time.perf_counter()
-        one = [f"--one={target},{program}", f"--config={given.file}", *given.args]
+        one = [f"--one={target},{program}", f"--shape={FLAGS.shape}", f"--config={given.file}", *given.args]
         one += [f"--config.model.net.dtype={dtype}"] if dtype else []
         line = [sys.executable, "-m", "experiments.accelerators", *one]
         done = subprocess.run(line, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
@@ -176,7 +184,10 @@ def _one(given: commandline.Given) -> None:
 
     target, program = FLAGS.one.split(",")
     config = commandline.apply(config_lib.load(given.file), given.args)
-    print(json.dumps(case(target, config, program) | {"dtype": config.model.net.get("dtype", "float32")}))
+    shape = tuple(map(int, FLAGS.shape.split("x"))) if FLAGS.shape else None
+    print(
+        json.dumps(case(target, config, program, shape) | {"dtype": config.model.net.get("dtype", "float32")})
+    )
 
 
 if __name__ == "__main__":

@@ -35,8 +35,6 @@ PROGRAMS = ("step", "evaluation", "sampler")
 KNOWN = {
     "cifar10": (50_000, Spec((32, 32, 3), 256, 10)),
     "mnist": (60_000, Spec((28, 28, 1), 256, 10)),
-    "imagenet32": (1_281_149, Spec((32, 32, 3), 256, 0)),
-    "imagenet64": (1_281_149, Spec((64, 64, 3), 256, 0)),
     "downsampled_imagenet/32x32": (1_281_149, Spec((32, 32, 3), 256, 0)),
     "downsampled_imagenet/64x64": (1_281_149, Spec((64, 64, 3), 256, 0)),
 }
@@ -61,20 +59,19 @@ class Compiled:
     parameters: int
 
 
-def data_of(config: ConfigDict) -> tuple[Split, Spec]:
-    """The training split and the Spec; of a known data set without its images.
+def data_of(config: ConfigDict, shape: tuple[int, int, int] | None = None) -> tuple[Split, Spec]:
+    """The training split and the Spec: of a known data set, or of a million images of a `shape`, without its
+    images.
 
     Raises:
-      UserError: it is neither known nor there.
+      UserError: it is neither, and not there.
     """
-    name = config.data.name.partition(":")[0]
-    if config.data.get("image_size", 0):
-        side = config.data.image_size
-        size, spec = KNOWN["imagenet64"]
-        return _empty(size, Spec((side, side, 3), 256, 0)), dataclasses.replace(spec, shape=(side, side, 3))
-    if name in KNOWN:
-        size, spec = KNOWN[name]
-        return _empty(size, spec), spec
+    if shape:
+        spec = Spec(shape, 256, 0)
+        return _empty(1_000_000, spec), spec
+    known = KNOWN.get(config.data.name.partition(":")[0])
+    if known:
+        return _empty(*known), known[1]
     data = source.load(config.data)
     return data.train, data.spec
 
@@ -87,15 +84,17 @@ def _empty(size, spec):
     return Split(size, read, size * int(np.prod(spec.shape)))
 
 
-def compile_for(target: Target, config: ConfigDict, name: str) -> Compiled:
-    """One of PROGRAMS for a Target.
+def compile_for(
+    target: Target, config: ConfigDict, name: str, shape: tuple[int, int, int] | None = None
+) -> Compiled:
+    """One of PROGRAMS for a Target; `shape` as in `data_of`.
 
     Raises:
       UserError: the batch is no multiple of the devices, or the program needs more memory than a device has,
         or cannot be compiled.
     """
     one_of("the program", name, PROGRAMS)
-    split, spec = data_of(config)
+    split, spec = data_of(config, shape)
     batch = {"step": config.train, "evaluation": config.eval, "sampler": config.sample}[name].batch_size
     parts = target.count * (config.train.accumulate if name == "step" else 1)
     field = {"step": "train", "evaluation": "eval", "sampler": "sample"}[name]

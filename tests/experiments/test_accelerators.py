@@ -156,8 +156,10 @@ def test_each_program_is_compiled_and_counted(name, count, monkeypatch):
 
 
 def test_a_known_data_set_need_not_be_there():
-    split, spec = programs.data_of(make_config({}, "configs/imagenet64.py"))
-    assert split.size == 1_281_149 and spec.shape == (64, 64, 3)
+    split, spec = programs.data_of(make_config({}, "configs/cifar10.py"))
+    assert split.size == 50_000 and spec.shape == (32, 32, 3)
+    split, spec = programs.data_of(make_config({}, "configs/imagenet64.py"), (64, 64, 3))
+    assert split.nbytes == 1_000_000 * 64 * 64 * 3 and spec.shape == (64, 64, 3)
 
 
 def test_a_batch_that_is_no_multiple_of_the_devices_is_refused():

@@ -221,7 +221,7 @@ def _ended(sentence: str) -> str:
 
 
 def is_own(part: Any) -> bool:
-    """Whether a component was written outside of this package, whose own are tested."""
+    """Whether a component comes from outside of this package; those inside are tested."""
     return type(part).__module__.partition(".")[0] != __name__.partition(".")[0]
 
 

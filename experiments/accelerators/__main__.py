@@ -1,6 +1,6 @@
 """What a config needs and does on TPUs and GPUs, by compiling for them: on any machine, without one of them.
 
-  pip install -e '.[accelerators]'     # the compilers: 1.4 GB on disk
+  pip install -c constraints.txt -e '.[accelerators]'    # the compilers: 1.2 GB on disk
   python -m experiments.accelerators --config=configs/cifar10.py --targets=v5e:2x2,h100:8
 
 Targets are TPU v4, v5e, v5p and v6e with a topology (v5p:2x2x1), and a100, h100, h200 and b200 with a number

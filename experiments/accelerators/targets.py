@@ -14,7 +14,7 @@ from jax.experimental import topologies
 
 from vdm.errors import UserError, one_of, require
 
-EXTRA = "pip install -e '.[accelerators]'"
+EXTRA = "pip install -c constraints.txt -e '.[accelerators]'"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,27 +27,25 @@ class Chip:
       bfloat16: floating-point operations a second of products of bfloat16.
       float32: of products of float32, as JAX computes them by default: of TensorFloat-32 on a GPU, and on a
         TPU of bfloat16, in one pass.
-      link: bytes a second that a device sends to the others of its host or slice.
     """
 
     memory: float
     bandwidth: float
     bfloat16: float
     float32: float
-    link: float
 
 
 TPUS = {
-    "v4": Chip(32 * 2**30, 1.23e12, 275e12, 275e12, 300e9),
-    "v5e": Chip(16 * 2**30, 0.82e12, 197e12, 197e12, 200e9),
-    "v5p": Chip(95 * 2**30, 2.77e12, 459e12, 459e12, 600e9),
-    "v6e": Chip(32 * 2**30, 1.64e12, 918e12, 918e12, 448e9),
+    "v4": Chip(32 * 2**30, 1.23e12, 275e12, 275e12),
+    "v5e": Chip(16 * 2**30, 0.82e12, 197e12, 197e12),
+    "v5p": Chip(95 * 2**30, 2.77e12, 459e12, 459e12),
+    "v6e": Chip(32 * 2**30, 1.64e12, 918e12, 918e12),
 }
 GPUS = {
-    "a100": Chip(80e9, 2.04e12, 312e12, 156e12, 300e9),
-    "h100": Chip(80e9, 3.35e12, 989e12, 495e12, 450e9),
-    "h200": Chip(141e9, 4.8e12, 989e12, 495e12, 450e9),
-    "b200": Chip(180e9, 7.7e12, 2250e12, 1125e12, 900e9),
+    "a100": Chip(80e9, 2.04e12, 312e12, 156e12),
+    "h100": Chip(80e9, 3.35e12, 989e12, 495e12),
+    "h200": Chip(141e9, 4.8e12, 989e12, 495e12),
+    "b200": Chip(180e9, 7.7e12, 2250e12, 1125e12),
 }
 HOST = 8  # GPUs of a host
 

@@ -194,6 +194,7 @@ TIMES = {
     "times outside": (lambda t, w: (2.0 * t, w), "gives times between"),
     "one time for all": (lambda t, w: (t[0], w), "gives t of shape"),
     "no number": (lambda t, w: (t, jnp.log(-t)), "gives weights 1/q"),
+    "times alone": (lambda t, w: t, "accepted: two arrays, t and 1/q"),
 }
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vdm.diffusion import decoder
+from vdm.runtime import devices
 
 
 @pytest.mark.parametrize("vocab_size", [2, 17, 256])
@@ -31,9 +32,11 @@ def test_decoder_is_a_distribution(vocab_size, gamma_0):
     np.testing.assert_allclose(got[near], want[near], atol=1e-4 + 2 * rounding)
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
 @pytest.mark.parametrize("gamma_0", [-7.0, 2.0])
-def test_decoders_gradient_is_that_of_all_levels_at_once(gamma_0):
+def test_decoders_gradient_is_that_of_all_levels_at_once(gamma_0, platform, monkeypatch):
     """By z_0 and by γ_0, against autodiff of the softmax over all logits."""
+    monkeypatch.setattr(devices, "platform", lambda: platform)
     draw = np.random.default_rng(0)
     levels = jnp.asarray(draw.integers(0, 256, (40,)))
     x = (2.0 * levels + 1.0) / 256 - 1.0

@@ -20,30 +20,6 @@ def test_fourier_features_have_the_period_of_the_levels():
     np.testing.assert_allclose(here, there, atol=1e-5)
 
 
-def test_group_norm_against_flax():
-    """Of two parts, as flax has it of both together, and the gradient."""
-    keys = jax.random.split(jax.random.key(0), 4)
-    h = 2.0 + jax.random.normal(keys[0], (3, 4, 5, 16))
-    params = {"scale": jax.random.normal(keys[1], (16,)), "bias": jax.random.normal(keys[2], (16,))}
-    weights = jax.random.normal(keys[3], h.shape)
-
-    def ours(h):
-        parts = jnp.split(h, [6], axis=-1)
-        out = layers.GroupNorm(nn.silu).apply({"params": params}, *parts)
-        return jnp.concatenate(out, axis=-1)
-
-    def flax(h):
-        return nn.silu(nn.GroupNorm(num_groups=4).apply({"params": params}, h))
-
-    def out_and_gradient(f):
-        out, pull = jax.vjp(f, h)
-        return out, *pull(weights)
-
-    (out, gradient), (want, wanted) = (jax.jit(out_and_gradient, static_argnums=0)(f) for f in (ours, flax))
-    np.testing.assert_allclose(out, want, atol=1e-5)
-    np.testing.assert_allclose(gradient, wanted, atol=1e-4)
-
-
 @pytest.mark.parametrize("tokens", [16, 800])  # all images at once, and one by one
 def test_attention_on_a_cpu_is_that_of_jax(tokens):
     q, k, v = jax.random.normal(jax.random.key(0), (3, 3, tokens, 2, 8))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
 from vdm.diffusion import process
+from vdm.runtime import devices
 
 BELOW = 20.0  # nats; e^−20 is 0 beside 1 in float32
 
@@ -93,8 +94,33 @@ def log_prob_at(
     def add(total, k):
         return total + jnp.exp(relative(first + k, offset, precision) - largest), None
 
-    total, _ = jax.lax.scan(add, jnp.zeros(offset.shape), jnp.arange(count), unroll=16)
+    if devices.platform() == "cpu":
+        total, _ = jax.lax.scan(add, jnp.zeros(offset.shape), jnp.arange(count), unroll=16)
+    else:
+        apart = (2.0 / vocab_size) * (first[..., None] + jnp.arange(count) - levels[..., None])
+        total = _total(offset, precision, largest, apart)
     return -largest - jnp.log(total)
+
+
+@jax.custom_jvp
+def _total(offset, precision, largest, apart):
+    """Σ_v exp(logit_v − logit_x − largest), over the last axis of `apart`, x_v − x; on accelerators."""
+    return _moments(offset, precision, largest, apart)[0]
+
+
+def _moments(offset, precision, largest, apart):
+    """Σ_v exp(…) (x_v − x)^n for n = 0, 1, 2: as one sum, or XLA would write all of its terms."""
+    offset, precision, largest = (value[..., None] for value in (offset, precision, largest))
+    term = jnp.exp(0.5 * precision * apart * (2.0 * offset - apart) - largest)
+    return jnp.sum(jnp.stack([term, term * apart, term * jnp.square(apart)]), axis=-1)
+
+
+@_total.defjvp
+def _(primals, tangents):
+    offset, precision, *_ = primals
+    d_offset, d_precision, *_ = tangents
+    total, mean, square = _moments(*primals)
+    return total, precision * mean * d_offset + (offset * mean - 0.5 * square) * d_precision
 
 
 def sample(

@@ -21,7 +21,7 @@ def build(
     Raises:
       UserError: a field has a value that is not accepted.
     """
-    heavy = component.find("network", section.name, f"{path}.name").heavy
+    kind = component.find("network", section.name, f"{path}.name")
     return component.build(
         "network",
         section,
@@ -29,5 +29,5 @@ def build(
         shape=shape,
         vocab_size=vocab_size,
         out_channels=out_channels,
-        unroll=devices.platform() == "cpu" and not heavy,
+        unroll=devices.platform() == kind.unrolled_on,
     )

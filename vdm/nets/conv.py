@@ -16,27 +16,36 @@ Kernel = Float[Array, "3 3 inputs outputs"]
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
-class Conv(nn.Module):
-    """Images [batch, height, width, in] to [batch, height, width, features], zeros around.
-
-    The channels of all `parts`, side by side, are its input.
+class Filters(nn.Module):
+    """The parameters of a convolution: its kernel and its bias.
 
     Attributes:
       features: channels of the result.
-      dtype: of the computation and the result; parameters are float32.
     """
 
     features: int
-    dtype: jnp.dtype = jnp.float32
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
-    def __call__(self, *parts: Image) -> Image:
-        channels = sum(part.shape[-1] for part in parts)
+    def __call__(self, channels: int) -> tuple[Kernel, Float[Array, "features"]]:
         kernel = self.param("kernel", self.kernel_init, (3, 3, channels, self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return kernel, self.param("bias", nn.initializers.zeros, (self.features,))
+
+
+class Conv(Filters):
+    """Images [batch, height, width, channels] to [batch, height, width, features], zeros around.
+
+    Attributes:
+      dtype: of the computation and the result; parameters are float32.
+    """
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, h: Image) -> Image:
+        kernel, bias = super().__call__(h.shape[-1])
         convolve = convolve_on_cpu if devices.platform() == "cpu" else convolve_3x3
-        return product_of_parts(convolve, parts, kernel, bias, self.dtype)
+        return product_of_parts(convolve, [h], kernel, bias, self.dtype)
 
 
 def convolve_3x3(h: Image, kernel: Kernel) -> Image:

@@ -18,7 +18,7 @@ from flax import linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from vdm.arrays import Image
 from vdm.runtime import devices, randomness
@@ -91,18 +91,31 @@ def dropout(h: Float[Array, "batch *any"], rate: float, keys: Keys) -> Float[Arr
     Each value is given 16 random bits, not the 32 of a uniform: half the cost, and a rate
     that is exact to 2^-16.
     """
+    keep = kept(h.shape, rate, keys)
+    return h if keep is None else dropped(h, keep, rate)
+
+
+def kept(shape: tuple[int, ...], rate: float, keys: Keys) -> Bool[Array, "batch *any"] | None:
+    """What dropout keeps of an array of this shape; None for all of it."""
     if keys is None or rate == 0:
-        return h
-    size = math.prod(h.shape[1:])
-    threshold = round(rate * 2**16)
+        return None
+    size = math.prod(shape[1:])
 
     def keep(key):
         words = jax.random.bits(key, (-(-size // 2),), jnp.uint32)
         bits = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)[:size]
-        return (bits >= threshold).reshape(h.shape[1:])
+        return (bits >= _threshold(rate)).reshape(shape[1:])
 
-    kept = checkpoint_name(jax.vmap(keep)(keys), PRODUCT)
-    return jnp.where(kept, h * (1.0 / (1.0 - threshold / 2**16)), 0.0)
+    return checkpoint_name(jax.vmap(keep)(keys), PRODUCT)
+
+
+def dropped(h: Array, keep: Array, rate: float) -> Array:
+    """h where it is kept, larger by what is lost."""
+    return jnp.where(keep, h * (1.0 / (1.0 - _threshold(rate) / 2**16)), 0.0)
+
+
+def _threshold(rate):
+    return round(rate * 2**16)
 
 
 def layer_keys(keys: Keys, layer: int | Array) -> Keys:
@@ -110,46 +123,6 @@ def layer_keys(keys: Keys, layer: int | Array) -> Keys:
     if keys is None:
         return None
     return randomness.fold_in(keys, jnp.broadcast_to(layer, keys.shape))
-
-
-class GroupNorm(nn.Module):
-    """Images [batch, height, width, channels] to mean 0 and variance 1 over the pixels and the
-    channels of each group, scaled and shifted by channel, then given to `activation`.
-
-    The channels of all `parts`, side by side, are its input; a list of as many parts comes back.
-    Sums are taken by channel first, so that only [batch, channels] is ever split into groups, and
-    the rest is activation(h · a + b), which is computed again in the backward pass, as that is
-    cheaper than to keep it.
-
-    There are 32 groups as in the paper, or fewer where these would have less than 4 channels:
-    with 1 channel a group, it would take the embedding, added to whole channels, out again.
-    """
-
-    activation: Callable = lambda h: h
-
-    @nn.compact
-    def __call__(self, *parts: Image) -> list[Image]:
-        sizes = [part.shape[-1] for part in parts]
-        channels = sum(sizes)
-        groups = math.gcd(32, max(1, channels // 4))
-        scale = self.param("scale", nn.initializers.ones, (channels,))
-        bias = self.param("bias", ZEROS, (channels,))
-
-        def by_group(power):
-            by_channel = [jnp.mean(p.astype(jnp.float32) ** power, axis=(1, 2)) for p in parts]
-            grouped = jnp.concatenate(by_channel, axis=-1).reshape(-1, groups, channels // groups)
-            return jnp.repeat(grouped.mean(axis=-1), channels // groups, axis=-1)
-
-        mean, square = checkpoint_name((by_group(1), by_group(2)), PRODUCT)
-        a = scale * jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0.0) + 1e-6)
-        b = bias - mean * a
-
-        @functools.partial(jax.checkpoint, prevent_cse=False)
-        def apply(h, a, b):
-            return self.activation(h * a[:, None, None] + b[:, None, None]).astype(h.dtype)
-
-        ends = list(itertools.accumulate(sizes))[:-1]
-        return [apply(*of) for of in zip(parts, *(jnp.split(v, ends, axis=-1) for v in (a, b)))]
 
 
 class Attention(nn.Module):
@@ -168,12 +141,21 @@ class Attention(nn.Module):
         flat = h.reshape(-1, width)
         qkv = nn.Dense(3 * width, dtype=self.dtype, name="qkv")(flat)
         qkv = qkv.reshape(batch, tokens, 3, self.heads, -1)
-        on_cpu = devices.platform() == "cpu"
-        fast = attend_on_cpu if on_cpu else jax.checkpoint(jax.nn.dot_product_attention)
+        fast = _attention(width // self.heads, self.dtype)
         out = fast(*(qkv[:, :, i] for i in range(3))).reshape(-1, width)
         out = checkpoint_name(out, PRODUCT)
         out = nn.Dense(width, dtype=self.dtype, kernel_init=ZEROS, name="out")(out)
         return out.reshape(h.shape)
+
+
+def _attention(width, dtype):
+    """The fastest here, for heads of this width."""
+    platform = devices.platform()
+    if platform == "cpu":
+        return attend_on_cpu
+    if platform == "gpu" and dtype == jnp.bfloat16 and width % 8 == 0 and width <= 128:  # what cuDNN takes
+        return functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+    return jax.checkpoint(jax.nn.dot_product_attention)
 
 
 def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:

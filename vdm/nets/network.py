@@ -27,8 +27,10 @@ class Network(nn.Module, Component):
       shape: height, width and channels of the images.
       vocab_size: levels of a value, in [−1, 1].
       out_channels: channels of what it gives.
-      unroll: whether layers that are alike are compiled one by one and not as a loop, in which XLA's CPU
-        backend runs small products at half the speed. A network without such layers ignores it.
+      unroll: whether layers that are alike are compiled one by one and not as a loop. A network without such
+        layers ignores it.
+      unrolled_on: where they are. In a loop, XLA's CPU backend runs small products at half the speed, and a GPU
+        starts a kernel for each array that is stored for the gradient.
       heavy: whether its products are large, so that one step of training takes seconds on a CPU.
     """
 
@@ -38,6 +40,7 @@ class Network(nn.Module, Component):
     unroll: bool
 
     heavy: ClassVar[bool] = False
+    unrolled_on: ClassVar[str] = "cpu"
 
     def __call__(
         self,

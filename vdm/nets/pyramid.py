@@ -25,10 +25,10 @@ class Block(nn.Module):
     def __call__(self, h, embedding, keys):
         width = h.shape[-1]
         scale, shift = jnp.split(nn.Dense(2 * width, kernel_init=ZEROS)(embedding), 2, axis=-1)
-        out = Conv(width, self.dtype)(swish(h))
+        out = Conv(width, dtype=self.dtype)(swish(h))
         out = out * (1.0 + scale[:, None, None]) + shift[:, None, None]
         out = dropout(swish(out), self.dropout, keys).astype(self.dtype)
-        return h + Conv(width, self.dtype, kernel_init=ZEROS)(out)
+        return h + Conv(width, dtype=self.dtype, kernel_init=ZEROS)(out)
 
 
 class Pyramid(Network):

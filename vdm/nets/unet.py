@@ -6,6 +6,7 @@ they are one block whose parameters are stacked, scanned over: compile time does
 with depth.
 """
 
+import functools
 from typing import ClassVar
 
 from flax import linen as nn
@@ -15,13 +16,14 @@ from jaxtyping import PyTree
 
 from vdm.component import choose
 from vdm.errors import UserError
-from vdm.nets.conv import Conv
+from vdm.nets.conv import Conv, Filters, convolve_on_cpu
+from vdm.nets.group_norm import Affine, GroupNorm, NormedConv, convolve_normed, normalise_on_cpu, over_images
 from vdm.nets.layers import (
     ZEROS,
     Attention,
     Embedding,
-    GroupNorm,
-    dropout,
+    dropped,
+    kept,
     fourier_features,
     layer_keys,
     product_of_parts,
@@ -30,12 +32,13 @@ from vdm.nets.layers import (
 )
 from vdm.nets.network import Layered, check_heads
 from vdm.parameters import Role, by_path
+from vdm.runtime import devices
 
 
 class Block(nn.Module):
     """Norm, swish, convolution, twice, around a residual; the embedding is added between.
 
-    The channels of all `parts`, side by side, are its input.
+    The channels of all `parts`, side by side, are its input. What the embedding adds is `shift`, if that is known.
     """
 
     width: int
@@ -43,24 +46,48 @@ class Block(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, parts, embedding, keys):
-        h = Conv(self.width, self.dtype)(*GroupNorm(nn.silu)(*parts))
-        shift = nn.Dense(self.width, use_bias=False, kernel_init=ZEROS)(embedding)
-        h += shift[:, None, None, :].astype(self.dtype)
-        (h,) = GroupNorm(nn.silu)(h)
-        h = dropout(h, self.dropout, keys)
-        h = Conv(self.width, self.dtype, kernel_init=ZEROS)(h)
-        return h + (parts[0] if len(parts) == 1 else self.shortcut(parts))
+    def __call__(self, parts, embedding, shift, keys):
+        inputs = sum(part.shape[-1] for part in parts)
+        norm_0 = Affine(name="GroupNorm_0")(inputs)
+        conv_0 = Filters(self.width, name="Conv_0")(inputs)
+        if shift is None:
+            shift = nn.Dense(self.width, use_bias=False, kernel_init=ZEROS)(embedding)
+        norm_1 = Affine(name="GroupNorm_1")(self.width)
+        conv_1 = Filters(self.width, ZEROS, name="Conv_1")(self.width)
+        mix = None
+        if len(parts) > 1:
+            kernel = self.param("shortcut", nn.initializers.lecun_normal(), (inputs, self.width))
+            mix = kernel, self.param("shortcut_bias", ZEROS, (self.width,))
+        keep = kept((*parts[0].shape[:-1], self.width), self.dropout, keys)
+        run = self.on_cpu if devices.platform() == "cpu" else self.on_accelerator
+        return run(parts, norm_0, conv_0, shift, norm_1, conv_1, mix, keep)
 
-    def shortcut(self, parts):
-        """`parts` [batch, height, width, …] mixed to [batch, height, width, width]."""
-        channels = sum(part.shape[-1] for part in parts)
-        kernel = self.param("shortcut", nn.initializers.lecun_normal(), (channels, self.width))
-        bias = self.param("shortcut_bias", ZEROS, (self.width,))
+    @nn.nowrap
+    def on_cpu(self, parts, norm_0, conv_0, shift, norm_1, conv_1, mix, keep):
+        normed = normalise_on_cpu(nn.silu, parts, *norm_0)
+        h = product_of_parts(convolve_on_cpu, normed, *conv_0, self.dtype)
+        h += shift[:, None, None, :].astype(self.dtype)
+        (h,) = normalise_on_cpu(nn.silu, [h], *norm_1)
+        if keep is not None:
+            h = dropped(h, keep, self.dropout)
+        h = product_of_parts(convolve_on_cpu, [h], *conv_1, self.dtype)
+        if mix is None:
+            return h + parts[0]
         # One row a pixel: a product of two matrices, not of four axes, runs at full speed.
         rows = [part.reshape(-1, part.shape[-1]) for part in parts]
-        mixed = product_of_parts(jnp.matmul, rows, kernel, bias, self.dtype)
-        return mixed.reshape(*parts[0].shape[:3], self.width)
+        return h + product_of_parts(jnp.matmul, rows, *mix, self.dtype).reshape(h.shape)
+
+    @nn.nowrap
+    def on_accelerator(self, parts, norm_0, conv_0, shift, norm_1, conv_1, mix, keep):
+        """In few kernels, which keep little for the gradient."""
+        vectors = *norm_0, conv_0[1], *norm_1, conv_1[1] + (0.0 if mix is None else mix[1])
+        scale_0, bias_0, added_0, scale_1, bias_1, added_1 = over_images(len(shift), *vectors)
+        narrow = functools.partial(jax.tree.map, lambda value: value.astype(self.dtype))
+        first = NormedConv(scale_0, bias_0, narrow(conv_0[0]), shortcut=None if mix is None else narrow(mix[0]))
+        second = NormedConv(scale_1, bias_1, narrow(conv_1[0]), added=added_1)
+        h, residual = convolve_normed(0.0, narrow(tuple(parts)), None, first, None)
+        h, _ = convolve_normed(self.dropout, (h,), added_0 + shift, second, keep)
+        return h + residual
 
 
 class AttentionBlock(nn.Module):
@@ -72,7 +99,7 @@ class AttentionBlock(nn.Module):
     @nn.compact
     def __call__(self, h):
         batch, height, width, channels = h.shape
-        (normed,) = GroupNorm()(h)
+        normed = GroupNorm()(h)
         tokens = normed.reshape(batch, height * width, channels)
         return h + Attention(self.heads, self.dtype)(tokens).reshape(h.shape)
 
@@ -91,10 +118,10 @@ class Layer(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, h, skip, known, layer, embedding, keys):
+    def __call__(self, h, skip, known, layer, shift, embedding, keys):
         h = given = h if known is None else with_gradient_of(known, h)
         parts = (h,) if skip is None else (h, skip)
-        h = Block(self.width, self.dropout, self.dtype)(parts, embedding, layer_keys(keys, layer))
+        h = Block(self.width, self.dropout, self.dtype)(parts, embedding, shift, layer_keys(keys, layer))
         if self.attention:
             h = AttentionBlock(self.heads, self.dtype)(h)
         return h, given if skip is None else None
@@ -145,6 +172,7 @@ class UNet(Layered):
     heads: int = 1
 
     heavy: ClassVar[bool] = True
+    unrolled_on: ClassVar[str] = "gpu"
 
     def check(self) -> None:
         super().check()
@@ -178,34 +206,45 @@ class UNet(Layered):
 
         everywhere = self.attention == "everywhere"
         layer_args = (self.width, self.dropout, self.heads, everywhere, dtype)
-        in_axes = (0, 0, 0, nn.broadcast, nn.broadcast)
+        in_axes = (0, 0, 0, 0, nn.broadcast, nn.broadcast)
         numbers = jnp.arange(self.depth)
 
+        # As a loop a block keeps only its input, and one by one XLA would keep more.
+        unroll = self.unroll and self.remat != "block"
+        kept_of_one = "none" if unroll else self.remat
+
         def layers(name, **options):
-            made = scan(Layer, self.depth, self.remat, self.unroll, in_axes, **options)
+            made = scan(Layer, self.depth, self.remat, unroll, in_axes, **options)
             return made(*layer_args, name=name)
 
+        def shifts(name):
+            """Of all blocks of a direction, as one product in place of one a block."""
+            if not unroll or self.is_initializing():
+                return None
+            kernels = self.variables["params"][name]["Block_0"]["Dense_0"]["kernel"]
+            return jnp.einsum("be,lef->lbf", embedding, kernels)
+
         def block(name, h, layer):
-            made = remat(Block, self.remat, in_loop=False)(self.width, self.dropout, dtype, name=name)
-            return made((h,), embedding, layer_keys(keys, layer))
+            made = remat(Block, kept_of_one, in_loop=False)(self.width, self.dropout, dtype, name=name)
+            return made((h,), embedding, None, layer_keys(keys, layer))
 
         middle = self.depth
         down = layers("down")
-        last, skips = down(h, None, None, numbers, embedding, keys)
-        if self.remat == "block" and not self.unroll and not self.is_initializing():
+        last, skips = down(h, None, None, numbers, shifts("down"), embedding, keys)
+        if self.remat == "block" and not self.is_initializing():
             # The loop would keep each block's input twice, as a skip and for the backward pass. So it
             # is gone through again, with the skips for inputs; whose values being known, only the
             # backward pass of that is ever computed, and only the forward pass of the first.
             known = jax.lax.stop_gradient((last, skips))
-            again = down(h, None, known[1], numbers, embedding, keys)
+            again = down(h, None, known[1], numbers, None, embedding, keys)
             last, skips = map(with_gradient_of, known, again)
         h = last
         h = block("middle_0", h, middle)
         h = AttentionBlock(self.heads, dtype, name="middle_attention")(h)
         h = block("middle_1", h, middle + 1)
-        first = remat(Layer, self.remat, in_loop=False)(*layer_args, name="up_first")
-        h, _ = first(h, last, None, middle + 2, embedding, keys)
-        h, _ = layers("up", reverse=True)(h, skips, None, middle + 3 + numbers, embedding, keys)
+        first = remat(Layer, kept_of_one, in_loop=False)(*layer_args, name="up_first")
+        h, _ = first(h, last, None, middle + 2, None, embedding, keys)
+        h, _ = layers("up", reverse=True)(h, skips, None, middle + 3 + numbers, shifts("up"), embedding, keys)
 
-        (h,) = GroupNorm(nn.silu)(h.astype(jnp.float32))
+        h = GroupNorm(nn.silu)(h.astype(jnp.float32))
         return Conv(self.out_channels, kernel_init=ZEROS, name="conv_out")(h)

@@ -7,6 +7,7 @@ knows the posterior of x, which is where a network may start.
 """
 
 import dataclasses
+import functools
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -132,17 +133,26 @@ def posterior(of: Stationary, z_t: Image, gamma: Gamma) -> Posterior:
     alpha, sigma = (process.over_pixels(of_gamma(gamma)) for of_gamma in (process.alpha, process.sigma))
     noisy = jnp.square(alpha) * of.variance + jnp.square(sigma)
     rows, columns = (jnp.asarray(cosines(size), jnp.float32) for size in z_t.shape[1:3])
-    along_axes = jnp.einsum("ijcd,bijc->bijd", of.basis, _over_axes(z_t - alpha * of.mean, rows, columns))
-    shrunk = jnp.einsum("ijcd,bijd->bijc", of.basis, along_axes * (alpha * of.variance / noisy))
+    along_axes = _einsum("ijcd,bijc->bijd", of.basis, _over_axes(z_t - alpha * of.mean, rows, columns))
+    shrunk = _einsum("ijcd,bijd->bijc", of.basis, along_axes * (alpha * of.variance / noisy))
     mean = of.mean + _over_axes(shrunk, rows.T, columns.T)
     left = jnp.square(sigma) * of.variance / noisy
-    of_channels = jnp.einsum("ijcd,bijd->bijc", jnp.square(of.basis), left)
+    of_channels = _einsum("ijcd,bijd->bijc", jnp.square(of.basis), left)
     return Posterior(mean, _over_axes(of_channels, jnp.square(rows).T, jnp.square(columns).T))
 
 
 def _over_axes(image, rows, columns):
-    """A matrix product along the rows and one along the columns of each channel."""
-    return jnp.einsum("ih,bhwc,jw->bijc", rows, image, columns)
+    """A matrix product along the rows and one along the columns of each channel.
+
+    As products of whole images of one channel: XLA's GPU backend cannot compile that of one axis of four.
+    """
+    by_channel = _matmul(rows, _matmul(image.transpose(0, 3, 1, 2), columns.T))
+    return by_channel.transpose(0, 2, 3, 1)
+
+
+# In float32, where accelerators would round what is multiplied to 8 or 11 bits.
+_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+_matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 def dequantised_nats(

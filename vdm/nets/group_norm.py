@@ -182,6 +182,7 @@ def _convolve_normed(rate, parts, offset, params, keep):
     h = jnp.concatenate(parts, axis=-1)
     moments = _moments(h)
     out = convolve_3x3(_normed(rate, h, moments, offset, params, keep), params.kernel)
+    out = checkpoint_name(out, PRODUCT)
     if params.added is not None:
         out += params.added[0].astype(out.dtype)
     mixed = h if params.shortcut is None else h @ params.shortcut

@@ -26,7 +26,7 @@ def default() -> ConfigDict:
     """
     c = ConfigDict()
     c.seed = 0  # of the parameters, the order of the data, and all noise
-    c.parallel = "pmap"  # how the step is mapped over devices: pmap, shard_map
+    c.parallel = "pmap"  # how the step is mapped over devices: pmap, shard_map, fsdp
 
     c.data = ConfigDict()
     c.model = ConfigDict({"schedule": ConfigDict(), "net": ConfigDict()})

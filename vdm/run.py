@@ -28,7 +28,7 @@ class Parts(NamedTuple):
     """What a config describes.
 
     Attributes:
-      init: () → the State before the first step, replicated over the devices.
+      init: () → the State before the first step, where config.parallel wants it.
       like: its shapes, types and devices, known before it is computed.
     """
 
@@ -41,7 +41,7 @@ class Parts(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A run at one of its checkpoints. `state` is replicated over the devices."""
+    """A run at one of its checkpoints."""
 
     data: Data
     model: Model
@@ -68,10 +68,10 @@ def build(config: ConfigDict) -> Parts:
     like = jax.eval_shape(
         lambda params, own: step_lib.first_state(model, optimizer, params, own), params, own
     )
-    like = devices.replicated_like(like)
+    like = devices.state_like(like, config.parallel)
 
     def first() -> step_lib.State:
-        return devices.replicate(init(model.fit(data.train)))
+        return devices.create(init, config.parallel, like)(model.fit(data.train))
 
     return Parts(data, model, objective, optimizer, first, like)
 

@@ -124,8 +124,8 @@ def compile_for(
 
 @contextlib.contextmanager
 def _cudnn():
-    """cuDNN's attention is traced as where there is a GPU: JAX looks for the library and a device, and to compile
-    needs neither."""
+    """cuDNN's attention is traced as where there is a GPU. JAX looks for the library and a device, but needs
+    neither to compile."""
     with (
         mock.patch.object(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000),
         mock.patch.object(fused_attention_stablehlo, "check_compute_capability", lambda _: True),
@@ -169,6 +169,7 @@ def _program(
     roles = step_lib.trained(model.roles(params), None if own is None else objective.roles(own))
     optimizer = optimizer_lib.build(config.optimizer, config.train.steps, roles)
     state = jax.eval_shape(lambda p, o: step_lib.first_state(model, optimizer, p, o), params, own)
+    state = devices.state_like(state, config.parallel)
     arrays = resident_shapes(split, config.data)
     front = (count, config.train.substeps, share)
     streamed = {"image": shaped((*front, *spec.shape), np.uint8), "label": shaped(front)}

@@ -142,6 +142,10 @@ def _missing(target, package, error):
             f"target {target.name!r} needs the package {package}, which is not installed: {EXTRA}."
         )
     text = next(iter(str(error).splitlines()), "")
+    if "lockfile" in text:
+        return UserError(
+            f"target {target.name!r}: another process compiles for TPUs, and libtpu allows one at a time."
+        )
     return UserError(f"target {target.name!r} cannot be described: {text}")
 
 

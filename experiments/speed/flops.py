@@ -47,7 +47,8 @@ def pyramid_flops(net: Any, spec: Spec, in_channels: int, out_channels: int) -> 
     height, width, _ = spec.shape
     pixels = [height * width // (net.patch * 2**scale) ** 2 for scale in range(net.scales)]
     wide = [net.width + scale * net.width // 2 for scale in range(net.scales)]
-    count = [2 * net.depth] * (net.scales - 1) + [net.depth]
+    count = [net.depth] + [net.coarse] * (net.scales - 1)
+    count = [2 * blocks for blocks in count[:-1]] + count[-1:]  # down and up, but in the last
     blocks = sum(n * (18 * area * w**2 + 8 * net.width * w) for n, area, w in zip(count, pixels, wide))
     # Down and up, four pixels of the finer resolution are one of the coarser.
     between = sum(8 * area * fine * coarse for area, fine, coarse in zip(pixels[1:], wide, wide[1:]))

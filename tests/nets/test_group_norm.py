@@ -65,7 +65,9 @@ def plain_convolution(parts, offset, params, keep):
 def test_normed_convolution_against_its_steps(all_of_it):
     images = 3
     kernel = normal("kernel", 3, 3, CHANNELS, FEATURES)
-    params = group_norm.NormedConv(normal("scale", images, CHANNELS), normal("bias", images, CHANNELS), kernel)
+    params = group_norm.NormedConv(
+        normal("scale", images, CHANNELS), normal("bias", images, CHANNELS), kernel
+    )
     offset = keep = None
     if all_of_it:
         params = params._replace(shortcut=normal("shortcut", CHANNELS, FEATURES))

@@ -1,4 +1,4 @@
-"""pmap and shard_map to the same bits, many devices as one, parts of a batch as the whole."""
+"""pmap and shard_map to the same bits; devices as one, parts of a batch as the whole, a state in shares."""
 
 import functools
 
@@ -11,7 +11,7 @@ from conftest import few_devices, make_config
 from vdm import optimizer, run as run_lib, step
 from vdm.data.dataset import Spec
 from vdm.objective import ELBO
-from vdm.runtime import devices
+from vdm.runtime import checkpoint, devices
 
 SPEC = Spec((4, 4, 1), 17, 10)
 
@@ -46,10 +46,11 @@ def trained(kind, count, **changes):
             split_out=(False, False),
             donate=(0,),
         )
-        state = devices.replicate(step.make_init(made, ELBO(), updates, 0, batch)())
+        init = step.make_init(made, ELBO(), updates, 0, batch)
+        state = devices.create(init, kind, devices.state_like(jax.eval_shape(init), kind))()
         index = np.arange(48, dtype=np.int32).reshape(3, count, -1).swapaxes(0, 1)
         resident = devices.replicate({"image": images, "label": labels})
-        return jax.device_get(mapped(state, resident, {"index": index}))
+        return mapped(state, resident, {"index": index})
 
 
 def leaves(tree):
@@ -63,7 +64,8 @@ def test_what_is_compiled_ahead_is_what_is_called(kind):
 
     def step(state, data, batch):
         traced.append(1)
-        return {"sum": state["sum"] + jnp.sum(data["image"][batch])}, batch
+        seen = jax.lax.pmean(jnp.sum(data["image"][batch]), devices.AXIS)
+        return {"sum": state["sum"] + seen}, batch
 
     mapped = devices.over_devices(step, kind, (False, False, True), (False, True), donate=(0,))
     state, data = {"sum": np.zeros(3, np.float32)}, {"image": np.arange(5, dtype=np.uint8)}
@@ -83,7 +85,7 @@ def test_what_is_compiled_ahead_is_what_is_called(kind):
 
 
 def test_pmap_and_shard_map_give_the_same_bits():
-    one, other = (leaves(trained(kind, 8)) for kind in devices.KINDS)
+    one, other = (leaves(jax.device_get(trained(kind, 8))) for kind in ("pmap", "shard_map"))
     for name in one:
         assert one[name].tobytes() == other[name].tobytes(), name
 
@@ -95,6 +97,44 @@ def assert_close(many, one):
     found = leaves(many[0].params)
     for name, value in leaves(one[0].params).items():
         np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=2e-4, err_msg=name)
+
+
+def test_a_state_in_shares_is_trained_as_a_whole_one(monkeypatch):
+    """To rounding; each device holds an eighth of each large array, before and after, and of the average."""
+    monkeypatch.setattr(devices, "SMALL", 64)
+    shares, whole = trained("fsdp", 8), trained("pmap", 8)
+    assert_close(shares, whole)
+    for tree in (shares[0].params, shares[0].ema, shares[0].opt_state):
+        large = [leaf for leaf in jax.tree.leaves(tree) if leaf.size >= 256]
+        assert large and all(leaf.addressable_shards[0].data.size * 8 == leaf.size for leaf in large)
+
+
+def test_an_array_is_cut_along_its_largest_axis_that_the_devices_divide():
+    assert devices._share((32, 3, 3, 128, 256)) == (None, None, None, None, devices.AXIS)
+    assert devices._share((1024, 100, 12)) == (devices.AXIS,)
+    assert devices._share((4097, 1023)) == ()
+    assert devices._share((8, 8)) == ()
+
+
+@pytest.mark.parametrize(
+    "first, then, count", [("fsdp", "pmap", 4), ("pmap", "fsdp", 4), ("fsdp", "fsdp", 2)]
+)
+def test_a_checkpoint_of_one_way_is_one_of_the_other(first, then, count, tmp_path, monkeypatch):
+    """Restored on fewer devices, to the same bits."""
+    monkeypatch.setattr(devices, "SMALL", 64)
+    state, _ = trained(first, 8)
+    checkpoints = checkpoint.Checkpoints(tmp_path, 1)
+    checkpoints.save(3, state, {})
+    checkpoints.close()
+    with few_devices(count):
+        like = devices.state_like(jax.eval_shape(lambda: state), then)
+        found, _ = checkpoint.Checkpoints(tmp_path, 1, read_only=True).restore(like, 3)
+    for name, value in leaves(jax.device_get(state)).items():
+        assert leaves(jax.device_get(found))[name].tobytes() == value.tobytes(), name
+    kernel = max(jax.tree.leaves(found.params), key=lambda leaf: leaf.size)
+    assert len(kernel.sharding.device_set) == count
+    share = kernel.size // count if then == "fsdp" else kernel.size
+    assert kernel.addressable_shards[0].data.size == share
 
 
 def test_eight_devices_see_what_one_sees():

@@ -1,12 +1,12 @@
 """Group normalisation (Wu & He 2018), in a form for a CPU and in one for accelerators.
 
-Images [batch, height, width, channels] to mean 0 and variance 1 over the pixels and the channels of each group,
-then scaled and shifted by channel, which is activation(h · a + b). Sums are taken by channel first, so that only
-[batch, channels] is ever split into groups. What lies between is computed again in the backward pass, as that is
-cheaper than to keep it.
+Images [batch, height, width, channels] are brought to mean 0 and variance 1 over the pixels and the
+channels of each group, then scaled and shifted by channel: activation(h · a + b). Sums are taken by channel
+first, so that only [batch, channels] is ever split into groups. What lies between is computed again in the
+backward pass, as that is cheaper than to keep it.
 
-There are 32 groups as in the paper, or fewer where these would have less than 4 channels: with 1 channel a group,
-it would take the embedding, added to whole channels, out again.
+There are 32 groups as in the paper, or fewer where these would have less than 4 channels: with 1 channel a
+group, it would take the embedding, added to whole channels, out again.
 """
 
 from collections.abc import Callable
@@ -57,7 +57,7 @@ def _groups(channels):
 
 
 def normalise_on_cpu(activation: Activation, parts: list[Image], scale: Vector, bias: Vector) -> list[Image]:
-    """The channels of all `parts`, side by side, are what is normalised; a list of as many parts comes back."""
+    """The channels of all `parts`, side by side, normalised; a list of as many parts comes back."""
     sizes = [part.shape[-1] for part in parts]
     channels = sum(sizes)
     groups = _groups(channels)
@@ -131,8 +131,8 @@ def _apply(h, a, b):
 def _gradients(activation, h, moments, offset, scale, bias, dy, others=()):
     """Of h, in float32, of the offset, scale and bias.
 
-    That of h waits for the `others`, gradients of parameters: XLA would put these off, and keep all that they are
-    made of until then. It takes 0 · x for what it is, as x may be infinite.
+    That of h waits for the `others`, gradients of parameters: XLA would put these off, and until then keep
+    all that they are made of. It leaves 0 · x as it is, as x may be infinite.
     """
     (a, b), of_affine = jax.vjp(_affine, moments, offset, scale, bias)
     _, of_activation = jax.vjp(activation, _apply(h, a, b))
@@ -169,11 +169,10 @@ def convolve_normed(
     params: NormedConv,
     keep: Bool[Array, "batch height width channels"] | None,
 ) -> tuple[Image, Image]:
-    """On accelerators: norm, swish, dropout of a share `rate`, and convolution of h, which is `parts` with their
-    channels side by side, plus an `offset`; and h · shortcut.
+    """On accelerators: norm, swish, dropout of a share `rate`, and convolution of h + `offset`, where h is
+    `parts` with their channels side by side; and h · shortcut.
 
-    Only the parts are kept for the backward pass. The offset is not added to each pixel but to what the norm
-    makes of it; h · shortcut is without it.
+    Only the parts are kept for the backward pass. The offset is added to no pixel, but to the norm's a and b.
     """
     return _convolve_normed(rate, parts, offset, params, keep)[0]
 
@@ -212,7 +211,7 @@ def _of_convolve_normed(rate, saved, gradients):
     )
     dh = (dh + d_mixed.astype(jnp.float32)).astype(h.dtype)
     ends = list(itertools.accumulate(part.shape[-1] for part in parts))[:-1]
-    # All at once, or XLA would make that of a skip only where it is used, much later.
+    # All at once, or XLA would make that of a skip where it is used, much later.
     d_parts = jax.lax.optimization_barrier(tuple(jnp.split(dh, ends, axis=-1)))
     return d_parts, d_offset, NormedConv(dscale, dbias, d_kernel, d_added, d_shortcut), None
 

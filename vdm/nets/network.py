@@ -29,8 +29,8 @@ class Network(nn.Module, Component):
       out_channels: channels of what it gives.
       unroll: whether layers that are alike are compiled one by one and not as a loop. A network without such
         layers ignores it.
-      unrolled_on: where they are. In a loop, XLA's CPU backend runs small products at half the speed, and a GPU
-        starts a kernel for each array that is stored for the gradient.
+      unrolled_on: where they are: "cpu", where XLA runs small products at half the speed in a loop, or "gpu",
+        which starts a kernel for each array that a loop stores for the gradient.
       heavy: whether its products are large, so that one step of training takes seconds on a CPU.
     """
 

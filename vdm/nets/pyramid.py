@@ -36,7 +36,8 @@ class Pyramid(Network):
 
     Attributes:
       scales: resolutions.
-      depth: blocks of each resolution on the way down, and on the way up.
+      depth: blocks of the first on the way down, and on the way up.
+      coarse: blocks of each other one on the way down, and on the way up.
       width: channels of the first.
       patch: side of a square of pixels; with 2^(scales − 1) it divides height and width.
       dropout: share of a block's activations that is dropped.
@@ -45,6 +46,7 @@ class Pyramid(Network):
 
     scales: int = 3
     depth: int = 2
+    coarse: int = 1
     width: int = 32
     patch: int = 1
     dropout: float = 0.0
@@ -53,6 +55,7 @@ class Pyramid(Network):
     def check(self) -> None:
         check_layers(self.depth, self.width, self.dropout, self.dtype)
         accept("scales", self.scales >= 1, "1 or more")
+        accept("coarse", self.coarse >= 1, "1 or more")
         accept("patch", self.patch >= 1, "1 or more")
         accept("width", self.width % 4 == 0, "a multiple of 4")
         height, width, _ = self.shape
@@ -79,22 +82,22 @@ class Pyramid(Network):
         embedding = Embedding(self.width)(time, condition)
         number = 0
 
-        def blocks(h):
+        def blocks(h, scale):
             nonlocal number
-            for _ in range(self.depth):
+            for _ in range(self.coarse if scale else self.depth):
                 h = Block(self.dropout, dtype)(h, embedding, layer_keys(keys, number))
                 number += 1
             return h
 
         h = nn.Dense(widths[0])(fold(z, self.patch)).astype(dtype)
         skips = []
-        for width in widths[1:]:
-            h = blocks(h)
+        for scale, width in enumerate(widths[1:]):
+            h = blocks(h, scale)
             skips.append(h)
             h = nn.Dense(width, dtype=dtype)(fold(h, 2))
-        h = blocks(h)
-        for skip in reversed(skips):
-            h = blocks(skip + unfold(nn.Dense(4 * skip.shape[-1], dtype=dtype)(h), 2))
+        h = blocks(h, self.scales - 1)
+        for scale, skip in reversed(list(enumerate(skips))):
+            h = blocks(skip + unfold(nn.Dense(4 * skip.shape[-1], dtype=dtype)(h), 2), scale)
         h = swish(h.astype(jnp.float32))
         out = nn.Dense(self.patch**2 * self.out_channels, kernel_init=ZEROS)(h)
         return unfold(out, self.patch)

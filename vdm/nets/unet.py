@@ -23,8 +23,8 @@ from vdm.nets.layers import (
     Attention,
     Embedding,
     dropped,
-    kept,
     fourier_features,
+    kept,
     layer_keys,
     product_of_parts,
     remat,
@@ -38,7 +38,8 @@ from vdm.runtime import devices
 class Block(nn.Module):
     """Norm, swish, convolution, twice, around a residual; the embedding is added between.
 
-    The channels of all `parts`, side by side, are its input. What the embedding adds is `shift`, if that is known.
+    The channels of all `parts`, side by side, are its input. What the embedding adds is `shift`, where that
+    is known already.
     """
 
     width: int
@@ -83,7 +84,9 @@ class Block(nn.Module):
         vectors = *norm_0, conv_0[1], *norm_1, conv_1[1] + (0.0 if mix is None else mix[1])
         scale_0, bias_0, added_0, scale_1, bias_1, added_1 = over_images(len(shift), *vectors)
         narrow = functools.partial(jax.tree.map, lambda value: value.astype(self.dtype))
-        first = NormedConv(scale_0, bias_0, narrow(conv_0[0]), shortcut=None if mix is None else narrow(mix[0]))
+        first = NormedConv(
+            scale_0, bias_0, narrow(conv_0[0]), shortcut=None if mix is None else narrow(mix[0])
+        )
         second = NormedConv(scale_1, bias_1, narrow(conv_1[0]), added=added_1)
         h, residual = convolve_normed(0.0, narrow(tuple(parts)), None, first, None)
         h, _ = convolve_normed(self.dropout, (h,), added_0 + shift, second, keep)

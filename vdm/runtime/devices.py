@@ -1,13 +1,16 @@
 """Maps a function of one device over all devices of all hosts, along the axis "batch".
 
-Two ways that give the same bits: `pmap`, and `shard_map` over a global mesh. Either way
-what is shared (the state, the data set) is one replicated array without a device axis, and
-what is split (batches, results per example) has a leading axis of devices.
+`pmap`, and `shard_map` over a global mesh, give the same bits: what is shared (the state, the data set) is
+one replicated array without a device axis, and what is split (batches, results per example) has a leading
+axis of devices. With `fsdp` each device holds a share of the state (ZeRO stage 3, Rajbhandari et al. 2020):
+XLA's partitioner gathers a layer's parameters where they are used, and sends each device its share of their
+gradient. That gives the same numbers to rounding.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 import contextlib
+import math
 from typing import Any
 
 import jax
@@ -20,7 +23,8 @@ import numpy as np
 from vdm.errors import one_of
 
 AXIS = "batch"
-KINDS = ("pmap", "shard_map")
+KINDS = ("pmap", "shard_map", "fsdp")
+SMALL = 2**14  # values; an array of fewer is whole on every device
 
 
 _described: Sequence[jax.Device] | None = None
@@ -70,13 +74,13 @@ def over_devices(
 
     Args:
       function: of arrays of one device; may use the axis name "batch".
-      kind: "pmap" or "shard_map".
-      split_in: for each argument, whether it is split over devices, or else replicated.
+      kind: "pmap", "shard_map" or "fsdp".
+      split_in: for each argument, whether it is split over devices, or else shared.
       split_out: the same for each result.
       donate: the positions of arguments whose memory the result may take.
 
     Raises:
-      UserError: `kind` is neither.
+      UserError: `kind` is none of these.
     """
     one_of("config.parallel", kind, KINDS)
     if kind == "pmap":
@@ -92,6 +96,8 @@ def over_devices(
             devices=_described,
         )
 
+    if kind == "fsdp":
+        return _placing(_partitioned(function, split_in, split_out, donate), split_in)
     specs_in, specs_out = (
         tuple(PartitionSpec(AXIS) if split else PartitionSpec() for split in splits)
         for splits in (split_in, split_out)
@@ -116,6 +122,39 @@ def over_devices(
         donate_argnums=donate,
     )
 
+    return _placing(mapped, split_in)
+
+
+def _partitioned(function, split_in, split_out, donate):
+    """All devices in one program, with their axis in front of what is split, for the partitioner to cut."""
+    axes_in, axes_out = (tuple(0 if split else None for split in splits) for splits in (split_in, split_out))
+    mapped = jax.vmap(function, axes_in, axes_out, axis_name=AXIS, axis_size=count(), spmd_axis_name=AXIS)
+
+    def on_all(*args):
+        results = mapped(*args)
+        place = jax.lax.with_sharding_constraint
+        return tuple(
+            place(result, _sharding(AXIS))
+            if split
+            else jax.tree.map(lambda v: place(v, _sharding(*_share(v.shape))), result)
+            for result, split in zip(results, split_out)
+        )
+
+    return jax.jit(on_all, donate_argnums=donate)
+
+
+def _share(shape):
+    """How the partitioner cuts an array of the state: along the largest axis that the devices divide."""
+    axes = [axis for axis, size in enumerate(shape) if size % count() == 0]
+    if math.prod(shape) < SMALL or not axes:
+        return ()
+    largest = max(axes, key=lambda axis: (shape[axis], axis))
+    return (*[None] * largest, AXIS)
+
+
+def _placing(mapped, split_in):
+    """`mapped`, given host arrays for what is split."""
+
     def placed(args):
         return [split(arg) if is_split else arg for arg, is_split in zip(args, split_in)]
 
@@ -136,7 +175,24 @@ def replicate(tree: PyTree) -> PyTree[Array]:
 
 def replicated_like(tree: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
     """The shapes and types of `tree` as those of what `replicate` gives."""
-    return jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=_sharding()), tree)
+    return state_like(tree, "pmap")
+
+
+def state_like(tree: PyTree, kind: str) -> PyTree[jax.ShapeDtypeStruct]:
+    """The shapes and types of a state, each with where it lies."""
+
+    def one(v):
+        sharding = _sharding(*(_share(v.shape) if kind == "fsdp" else ()))
+        return jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding)
+
+    return jax.tree.map(one, tree)
+
+
+def create(init: Callable[..., PyTree], kind: str, like: PyTree) -> Callable[..., PyTree[Array]]:
+    """`init`, which gives a state, with the state where `state_like` says; no device ever holds more."""
+    if kind == "fsdp":
+        return jax.jit(init, out_shardings=jax.tree.map(lambda shape: shape.sharding, like))
+    return lambda *args: replicate(init(*args))
 
 
 def compile_ahead(function: Any, *args: PyTree) -> Callable[[], Any]:
@@ -174,9 +230,15 @@ def as_global(tree: PyTree) -> PyTree:
 
 
 def split(tree: PyTree) -> PyTree[Array]:
-    """Host arrays with a leading axis of local devices, as one array over all devices."""
+    """Host arrays with a leading axis of local devices, or their shapes, as one array over all devices."""
     sharding = _sharding(AXIS)
-    return jax.tree.map(lambda v: jax.make_array_from_process_local_data(sharding, v), tree)
+
+    def one(v):
+        if isinstance(v, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding)
+        return jax.make_array_from_process_local_data(sharding, v)
+
+    return jax.tree.map(one, tree)
 
 
 def per_device(tree: PyTree) -> PyTree:

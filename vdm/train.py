@@ -190,7 +190,12 @@ def compile_step(
     """
     step = step_lib.make_step(parts.model, parts.objective, parts.optimizer, config, parts.data.spec.shape)
     step_fn = devices.over_devices(
-        step, config.parallel, split_in=(False, False, True), split_out=(False, False), donate=(0,)
+        step,
+        config.parallel,
+        split_in=(False, False, True),
+        split_out=(False, False),
+        donate=(0,),
+        batch_axis=1,
     )
     # A call cannot be interrupted, and a step of large products takes seconds on a CPU.
     slow = devices.platform() == "cpu" and parts.model.heavy

@@ -109,7 +109,8 @@ def compile_for(
     with devices.described(target.devices()), _cudnn():
         function, splits, args, params = _program(name, config, split, spec, batch // target.count)
         donate = (0,) if name == "step" else ()
-        mapped = devices.over_devices(function, config.parallel, *splits, donate=donate)
+        axis = 1 if name == "step" else 0
+        mapped = devices.over_devices(function, config.parallel, *splits, donate=donate, batch_axis=axis)
         began = time.perf_counter()
         lowered = mapped.lower(*args)
         traced = time.perf_counter()

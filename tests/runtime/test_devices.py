@@ -45,6 +45,7 @@ def trained(kind, count, **changes):
             split_in=(False, False, True),
             split_out=(False, False),
             donate=(0,),
+            batch_axis=1,
         )
         init = step.make_init(made, ELBO(), updates, 0, batch)
         state = devices.create(init, kind, devices.state_like(jax.eval_shape(init), kind))()
@@ -99,10 +100,14 @@ def assert_close(many, one):
         np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=2e-4, err_msg=name)
 
 
-def test_a_state_in_shares_is_trained_as_a_whole_one(monkeypatch):
+@pytest.mark.parametrize("net", ["mlp", "transformer"])
+def test_a_state_in_shares_is_trained_as_a_whole_one(net, monkeypatch):
     """To rounding; each device holds an eighth of each large array, before and after, and of the average."""
     monkeypatch.setattr(devices, "SMALL", 64)
-    shares, whole = trained("fsdp", 8), trained("pmap", 8)
+    # By importance, rounding may move a time over the edge of a bin, to another density;
+    # and of a gradient that is 0 but for rounding, Adam would make a step.
+    changes = {"model.net.name": net, "model.times": "stratified", "optimizer.eps": 1e-3}
+    shares, whole = (trained(kind, 8, **changes) for kind in ("fsdp", "pmap"))
     assert_close(shares, whole)
     for tree in (shares[0].params, shares[0].ema, shares[0].opt_state):
         large = [leaf for leaf in jax.tree.leaves(tree) if leaf.size >= 256]

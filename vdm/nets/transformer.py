@@ -18,6 +18,7 @@ from vdm.nets.layers import (
 )
 from vdm.nets.network import Layered, check_heads
 from vdm.parameters import Role, matrices_of_loops
+from vdm.runtime import devices
 
 
 class Layer(nn.Module):
@@ -29,6 +30,7 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, h, layer, embedding, keys):
+        h = devices.by_batch(h)
         width = h.shape[-1]
         # Six matrices, not one that is six times as wide: Muon makes each orthogonal by itself,
         # which costs a quarter.

@@ -122,7 +122,7 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, h, skip, known, layer, shift, embedding, keys):
-        h = given = h if known is None else with_gradient_of(known, h)
+        h = given = devices.by_batch(h if known is None else with_gradient_of(known, h))
         parts = (h,) if skip is None else (h, skip)
         h = Block(self.width, self.dropout, self.dtype)(parts, embedding, shift, layer_keys(keys, layer))
         if self.attention:

@@ -28,6 +28,7 @@ SMALL = 2**14  # values; an array of fewer is whole on every device
 
 
 _described: Sequence[jax.Device] | None = None
+_cutting = False  # whether what is traced is for the partitioner
 
 
 @contextlib.contextmanager
@@ -69,6 +70,7 @@ def over_devices(
     split_in: Sequence[bool],
     split_out: Sequence[bool],
     donate: Sequence[int] = (),
+    batch_axis: int = 0,
 ) -> Any:
     """Maps `function` over the devices.
 
@@ -78,6 +80,7 @@ def over_devices(
       split_in: for each argument, whether it is split over devices, or else shared.
       split_out: the same for each result.
       donate: the positions of arguments whose memory the result may take.
+      batch_axis: which axis of a device's arguments counts examples.
 
     Raises:
       UserError: `kind` is none of these.
@@ -97,7 +100,7 @@ def over_devices(
         )
 
     if kind == "fsdp":
-        return _placing(_partitioned(function, split_in, split_out, donate), split_in)
+        return _placing(_partitioned(function, split_in, split_out, donate, batch_axis), split_in)
     specs_in, specs_out = (
         tuple(PartitionSpec(AXIS) if split else PartitionSpec() for split in splits)
         for splits in (split_in, split_out)
@@ -125,22 +128,42 @@ def over_devices(
     return _placing(mapped, split_in)
 
 
-def _partitioned(function, split_in, split_out, donate):
-    """All devices in one program, with their axis in front of what is split, for the partitioner to cut."""
-    axes_in, axes_out = (tuple(0 if split else None for split in splits) for splits in (split_in, split_out))
-    mapped = jax.vmap(function, axes_in, axes_out, axis_name=AXIS, axis_size=count(), spmd_axis_name=AXIS)
+def _partitioned(function, split_in, split_out, donate, batch_axis):
+    """`function` of the whole batch, as one device that all devices are, for the partitioner to cut."""
+    place = jax.lax.with_sharding_constraint
+
+    def whole(v):
+        """[devices, …, share of the batch, …] to [1, …, batch, …]."""
+        v = jnp.moveaxis(v, 0, batch_axis)
+        v = v.reshape(*v.shape[:batch_axis], -1, *v.shape[batch_axis + 2 :])
+        return place(v, _sharding(*[None] * batch_axis, AXIS))[None]
+
+    def shares(v):
+        """[batch, …] to [devices, share of the batch, …]."""
+        return place(v.reshape(count(), -1, *v.shape[1:]), _sharding(AXIS))
 
     def on_all(*args):
-        results = mapped(*args)
-        place = jax.lax.with_sharding_constraint
+        global _cutting
+        args = [jax.tree.map(whole, arg) if split else arg for arg, split in zip(args, split_in)]
+        axes = tuple(0 if split else None for split in split_in)
+        _cutting = True
+        try:
+            results = jax.vmap(function, axes, axis_name=AXIS, axis_size=1)(*args)
+        finally:
+            _cutting = False
+        results = jax.tree.map(lambda v: v[0], results)
         return tuple(
-            place(result, _sharding(AXIS))
-            if split
-            else jax.tree.map(lambda v: place(v, _sharding(*_share(v.shape))), result)
+            jax.tree.map(shares if split else lambda v: place(v, _sharding(*_share(v.shape))), result)
             for result, split in zip(results, split_out)
         )
 
     return jax.jit(on_all, donate_argnums=donate)
+
+
+def by_batch(h: Array) -> Array:
+    """h [batch, …], of which with "fsdp" each device has its examples. A network says so of what goes from
+    layer to layer, or the partitioner would cut it as it finds the parameters cut."""
+    return jax.lax.with_sharding_constraint(h, _sharding(AXIS)) if _cutting else h
 
 
 def _share(shape):

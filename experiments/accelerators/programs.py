@@ -106,7 +106,7 @@ def compile_for(
         f"config.{field}.batch_size is {batch}; accepted for {target.name}: a multiple of {parts}, such as "
         f"{-(-batch // parts) * parts}.",
     )
-    with devices.described(target.devices()), _cudnn():
+    with devices.described(target.devices()), with_cudnn():
         function, splits, args, params = _program(name, config, split, spec, batch // target.count)
         donate = (0,) if name == "step" else ()
         axis = 1 if name == "step" else 0
@@ -124,7 +124,7 @@ def compile_for(
 
 
 @contextlib.contextmanager
-def _cudnn():
+def with_cudnn():
     """cuDNN's attention is traced as where there is a GPU. JAX looks for the library and a device, but needs
     neither to compile."""
     with (

@@ -72,8 +72,8 @@ def log_prob_at(
       logit_v − logit_x = ½ e^{−γ_0} d (2 offset − d),
 
     which is 0 for the true level, so that no log-probability is above 0. The largest is that of the level
-    nearest to x + offset, so that one scan over the levels sums all of them, forward and backward, and no
-    array of size [..., vocab_size] is made.
+    nearest to x + offset, so that one scan over the levels, or on accelerators one fused sum, adds all of
+    them, forward and backward, and no array of size [..., vocab_size] is made.
 
     Args:
       reach: how many levels on either side of the nearest one are summed, where γ_0 is known and with it that
@@ -90,11 +90,12 @@ def log_prob_at(
     largest = jax.lax.stop_gradient(relative(nearest, offset, precision))
     first = jnp.clip(nearest - (count - 1) // 2, 0, vocab_size - count)
 
-    @jax.checkpoint
-    def add(total, k):
-        return total + jnp.exp(relative(first + k, offset, precision) - largest), None
-
     if devices.platform() == "cpu":
+
+        @jax.checkpoint
+        def add(total, k):
+            return total + jnp.exp(relative(first + k, offset, precision) - largest), None
+
         total, _ = jax.lax.scan(add, jnp.zeros(offset.shape), jnp.arange(count), unroll=16)
     else:
         apart = (2.0 / vocab_size) * (first[..., None] + jnp.arange(count) - levels[..., None])

@@ -80,7 +80,7 @@ def over_devices(
       split_in: for each argument, whether it is split over devices, or else shared.
       split_out: the same for each result.
       donate: the positions of arguments whose memory the result may take.
-      batch_axis: which axis of a device's arguments counts examples.
+      batch_axis: which axis of a device's split arguments counts examples; "fsdp" has to know.
 
     Raises:
       UserError: `kind` is none of these.

@@ -96,7 +96,7 @@ def count(text: str) -> Counts:
         unknown += not known
         for one in computations[name]:
             kind = one.kind.removesuffix("-start")
-            if one.kind in FREE or one.kind.endswith(("-done", "-update")):
+            if one.kind in FREE or one.kind.endswith(("-done", "-update")) or _label(one) == "ConcatBitcast":
                 continue
             if kind in COLLECTIVES:
                 collectives[kind] += times
@@ -179,6 +179,8 @@ def _called(one):
 
 def _moved(one, here, computations):
     """Bytes that an instruction reads and writes. Of a slice of an array only the slice counts."""
+    if one.kind in ("copy-start", "slice-start"):  # its results are both ends, and a flag
+        return 2 * min(filter(None, (_bytes(shape) for shape in one.shapes if shape[1])), default=0.0)
     sizes = [here[name].bytes if name in here else 0.0 for name in one.operands]
     if one.kind in ("dynamic-slice", "slice", "gather"):
         return 2 * one.bytes
@@ -190,10 +192,12 @@ def _moved(one, here, computations):
     inside = {line.name: line for line in body}
     parameters = {line.name: int(line.inside) for line in body if line.kind == "parameter"}
     written = one.bytes
+    results = {line.name for line in body if line.root}
+    results |= {name for line in body if line.root and line.kind == "tuple" for name in line.operands}
     for line in body:
-        if line.kind == "dynamic-update-slice":  # in place
-            written += 2 * inside[line.operands[1]].bytes - line.bytes if line.root else 0.0
-            if line.root and line.operands[0] in parameters:
+        if line.kind == "dynamic-update-slice" and line.name in results:  # in place
+            written += 2 * inside[line.operands[1]].bytes - line.bytes
+            if line.operands[0] in parameters:
                 sizes[parameters[line.operands[0]]] = 0.0
     for name, place in parameters.items():
         users = [line for line in body if name in line.operands]
@@ -217,12 +221,39 @@ def _work(one, here, computations, byname):
         shared = math.prod(operands[0][1][int(axis)] for axis in re.findall(r"\d+", axes[1])) if axes else 1
         return [(operands[0][0], 2 * math.prod(one.shapes[0][1]) * shared)]
     if one.kind == "convolution" or target and "conv" in target[1].lower() and "dim_labels" in one.rest:
-        _, of_kernel, _ = re.split(r"_|->", re.search(r"dim_labels=([\w?]+_[\w?]+->[\w?]+)", one.rest)[1])
+        _, of_kernel, of_result = re.split(
+            r"_|->", re.search(r"dim_labels=([\w?]+_[\w?]+->[\w?]+)", one.rest)[1]
+        )
         backward = target[1] if target else ""
         if "BackwardFilter" in backward:
             result, kernel = operands[1], one.shapes[0]
         else:
             result, kernel = operands[0] if "BackwardInput" in backward else one.shapes[0], operands[1]
         out = kernel[1][of_kernel.index("o")]
-        return [(operands[0][0], 2 * math.prod(result[1]) * math.prod(kernel[1]) // max(1, out))]
+        work = 2 * math.prod(result[1]) * math.prod(kernel[1]) // max(1, out)
+        return [(operands[0][0], work * _share_of_window(one, result[1], of_result))]
     return []
+
+
+def _share_of_window(one, result, labels):
+    """Of a convolution's multiplications, those that do not meet the zeros between an input's values.
+
+    On a TPU products of stacks of matrices are convolutions along the stack: each place sees the whole stack,
+    at a distance at which all but one are such zeros.
+    """
+    window = dict(
+        re.findall(r"(\w+)=([\dx_\-]+)", (re.search(r"window=\{([^}]*)\}", one.rest) or ["", ""])[1])
+    )
+    if "lhs_dilate" not in window or one.kind != "convolution":
+        return 1
+    share = 1.0
+    axes = len(window["size"].split("x"))
+    of_axes = lambda key: [int(n.split("_")[0]) for n in window.get(key, "x".join(["1"] * axes)).split("x")]
+    pads = [int(n.split("_")[0]) for n in window["pad"].split("x")] if "pad" in window else [0] * axes
+    for axis, (size, stride, dilate, spread, pad) in enumerate(
+        zip(*map(of_axes, ("size", "stride", "lhs_dilate", "rhs_dilate")), pads)
+    ):
+        places = range(result[labels.index(str(axis))])
+        met = sum((place * stride + k * spread - pad) % dilate == 0 for place in places for k in range(size))
+        share *= met / (len(places) * size)
+    return share

@@ -102,6 +102,45 @@ def test_a_collective_of_several_arrays_is_one():
     assert found.kernels == {"mine": 1}
 
 
+OF_TPU = """HloModule step, entry_computation_layout={(f32[3,4,5]{2,1,0})->f32[3,4,6]{2,1,0}}
+
+%put (all: f32[9,100], one: f32[1,100], at: s32[]) -> (f32[9,100], f32[100]) {
+  %all = f32[9,100]{1,0} parameter(0)
+  %one = f32[1,100]{1,0} parameter(1)
+  %at = s32[] parameter(2)
+  %zero = s32[] constant(0)
+  %row = f32[100]{0} bitcast(%one)
+  %updated = f32[9,100]{1,0} dynamic-update-slice(%all, %one, %at, %zero)
+  ROOT %both = (f32[9,100]{1,0}, f32[100]{0}) tuple(%updated, %row)
+}
+
+ENTRY %main (x: f32[3,4,5], y: bf16[3,5,6], all: f32[9,100], one: f32[1,100], at: s32[]) -> f32[3,4,6] {
+  %x = f32[3,4,5]{2,1,0} parameter(0)
+  %y = bf16[3,5,6]{2,1,0} parameter(1)
+  %all.1 = f32[9,100]{1,0} parameter(2)
+  %one.1 = f32[1,100]{1,0} parameter(3)
+  %at.1 = s32[] parameter(4)
+  %put.1 = (f32[9,100]{1,0}, f32[100]{0}) fusion(%all.1, %one.1, %at.1), kind=kLoop, calls=%put
+  %start = ((f32[9,100]{1,0}), f32[2,100]{1,0}, s32[]) slice-start(%all.1), slice={[0:2], [0:100]}
+  %done = f32[2,100]{1,0} slice-done(%start)
+  %ahead = (f32[9,100]{1,0}, f32[9,100]{1,0}, u32[]) copy-start(%all.1)
+  %there = f32[9,100]{1,0} copy-done(%ahead)
+  ROOT %z = f32[3,4,6] convolution(%x, %y), dim_labels=0bf_0io->0bf, window={size=3 stride=2 lhs_dilate=3}
+}
+"""
+
+
+def test_on_a_tpu_a_stack_of_products_is_a_convolution_that_meets_zeros():
+    assert hlo.count(OF_TPU).operations == {"f32": 2 * 3 * 4 * 5 * 6}
+
+
+def test_what_is_sent_ahead_is_read_and_written_once_and_what_is_updated_in_place_not_at_all():
+    product = 4 * (3 * 4 * 5 + 3 * 4 * 6) + 2 * 3 * 5 * 6
+    row = 4 * 100
+    put = row + 4 + 2 * row + row  # reads the row and the place; reads and writes its place; writes the other
+    assert hlo.count(OF_TPU).moved == product + put + 2 * 2 * row + 2 * 9 * row
+
+
 @pytest.mark.parametrize(
     ("name", "count"),
     [("v5e:2x2", 4), ("v5p:2x2x1", 4), ("v6e:4x4", 16), ("h100", 1), ("h100:8", 8), ("b200:16", 16)],

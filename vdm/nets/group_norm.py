@@ -190,7 +190,8 @@ def _convolve_normed(rate, parts, offset, params, keep):
 
 def _normed(rate, h, moments, offset, params, keep):
     out = nn.silu(_apply(h, *_affine(moments, offset, params.scale, params.bias)))
-    return (out if keep is None else dropped(out, keep, rate)).astype(h.dtype)
+    out = (out if keep is None else dropped(out, keep, rate)).astype(h.dtype)
+    return jax.lax.optimization_barrier(out)  # or on a TPU each step of the convolution would make it anew
 
 
 def _of_convolve_normed(rate, saved, gradients):
@@ -198,6 +199,7 @@ def _of_convolve_normed(rate, saved, gradients):
     h = jnp.concatenate(jax.lax.optimization_barrier(parts), axis=-1)  # or XLA would keep what comes of it
     _, of_convolution = jax.vjp(convolve_3x3, _normed(rate, h, moments, offset, params, keep), params.kernel)
     d_normed, d_kernel = of_convolution(dy)
+    d_normed = jax.lax.optimization_barrier(d_normed)  # or a TPU would sum up within the convolution's steps
     d_normed = d_normed if keep is None else dropped(d_normed, keep, rate)
     d_added = d_shortcut = None
     if params.added is not None:

@@ -3,6 +3,7 @@
 # make check        the tests that a change needs most, under 90 seconds
 # make test         all tests but those of make soak
 # make soak         whole runs that are stopped, killed, short of room, in many processes, under Slurm
+# make gpu          what the GPU of this machine does, in runs/gpu/report.md, within nine minutes: make gpu DATA=…
 # make lint         ruff (lint and format), mypy, and the order of imports
 # make constraints  a new .venv with the newest versions; where all tests pass, constraints.txt gets them
 # make clean        remove the environment (and nothing that a run wrote)
@@ -18,7 +19,9 @@ CHECK := $(addprefix tests/,data diffusion/test_model_bound.py diffusion/test_pr
 SOAK := tests/soak
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: digits cifar check test soak lint constraints clean
+GPU :=  # flags of experiments.on_gpu
+
+.PHONY: digits cifar check test soak gpu lint constraints clean
 
 digits: .venv/installed
 	$(PY) -m vdm.main --config=configs/digits.py --workdir=runs/digits --config.eval.passes=400
@@ -34,6 +37,9 @@ test: .venv/installed-dev
 
 soak: .venv/installed-dev
 	$(PY) -m pytest -n 3 --dist loadfile $(SOAK)
+
+gpu:
+	$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m experiments.on_gpu --data_dir='$(DATA)' $(GPU)
 
 lint: .venv/installed-dev
 	$(PY) -m ruff check .

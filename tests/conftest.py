@@ -10,7 +10,9 @@ import sys
 
 import pytest
 
-os.environ["JAX_PLATFORMS"] = "cpu"
+# Where experiments.on_gpu runs tests, they are on the device that is there.
+OTHER_DEVICE = "VDM_TESTS_ON" in os.environ
+os.environ["JAX_PLATFORMS"] = os.environ.get("VDM_TESTS_ON", "cpu")
 
 # Most programs here run once, on a few pixels, so that it costs more to optimise them than to run them. What
 # users run is fully optimised: JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests that.
@@ -28,7 +30,8 @@ def xla_flags(devices):
     return f"{XLA_FLAGS} {own}"
 
 
-os.environ["XLA_FLAGS"] = xla_flags(8)
+if not OTHER_DEVICE:
+    os.environ["XLA_FLAGS"] = xla_flags(8)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -222,7 +222,11 @@ def cli() -> int:
     sys.unraisablehook = report
     try:
         if any(re.fullmatch("--?h(elp(=true)?)?", arg) for arg in sys.argv[1:]):
-            show_help()
+            try:
+                show_help()
+                sys.stdout.flush()
+            except BrokenPipeError:  # as in --help | head
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         else:
             main(sys.argv)
     except UserError as error:

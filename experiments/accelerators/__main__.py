@@ -72,13 +72,11 @@ def case(target_name: str, config: Any, program: str, shape: Any = None) -> dict
     compiled = programs.compile_for(target, config, program, shape)
     counts, chip, memory = hlo.count(compiled.text), target.chip, compiled.memory
     steps = config.train.substeps if program == "step" else 1
-    narrow = sum(work for dtype, work in counts.operations.items() if dtype in ("bf16", "f16")) / steps
-    wide = sum(counts.operations.values()) / steps - narrow
     arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     whole = arguments + temporary + max(0, results)
     free = chip.memory - (whole - temporary)
-    seconds = narrow / chip.bfloat16 + wide / chip.float32
+    of_operations, of_bytes = counts.seconds(chip)
     return {
         "target": target.name,
         "program": program,
@@ -92,16 +90,16 @@ def case(target_name: str, config: Any, program: str, shape: Any = None) -> dict
         "collectives": {kind: n / steps for kind, n in counts.collectives.items()},
         "collective bytes": {kind: n / steps for kind, n in counts.collective_bytes.items()},
         "host": counts.host / steps,
-        "bfloat16": narrow,
-        "float32": wide,
+        "bfloat16": counts.narrow / steps,
+        "float32": counts.wide / steps,
         "products": dict(counts.products),
         "kernels": sum(counts.kernels.values()) / steps,
         "kernels by kind": {kind: n / steps for kind, n in counts.kernels.most_common()},
         "copies": {kind: n / steps for kind, n in counts.copies.items()},
         "moved": counts.moved / steps,
         "unknown trips": counts.unknown_trips,
-        "seconds of operations": seconds,
-        "seconds of bytes": counts.moved / steps / chip.bandwidth,
+        "seconds of operations": of_operations / steps,
+        "seconds of bytes": of_bytes / steps,
         "trace": compiled.seconds[0],
         "compile": compiled.seconds[1],
     }
@@ -121,7 +119,7 @@ def row(found: dict[str, Any]) -> list[str]:
         "memory": f"{found['memory'] / 1e9:.2f} ({found['device memory'] / 1e9:.0f})",
         "arguments": f"{found['arguments'] / 1e9:.2f}",
         "temporary": f"{found['temporary'] / 1e9:.2f}",
-        "largest": f"{found['largest']:,}" if found["memory"] <= found["device memory"] else "does not fit",
+        "largest": f"{found['largest']:,}" if found["largest"] <= 100_000 else "over 100,000",
         "collectives": collectives or "none",
         "host": f"{found['host']:.0f}",
         "operations": f"{found['bfloat16'] / 1e12:.3f}, {found['float32'] / 1e12:.3f}",

@@ -10,6 +10,8 @@ import dataclasses
 import math
 import re
 
+from experiments.accelerators.targets import Chip
+
 BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s32": 4,
          "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16}  # fmt: skip
 # What is no work of its own.
@@ -64,6 +66,20 @@ class Counts:
     moved: float
     copies: Counter[str]
     unknown_trips: int
+
+    @property
+    def narrow(self) -> float:
+        """Operations in 16 bits."""
+        return sum(work for dtype, work in self.operations.items() if dtype in ("bf16", "f16"))
+
+    @property
+    def wide(self) -> float:
+        """The other operations."""
+        return sum(self.operations.values()) - self.narrow
+
+    def seconds(self, chip: Chip) -> tuple[float, float]:
+        """What the operations take, and what the bytes take, at a chip's peaks."""
+        return self.narrow / chip.bfloat16 + self.wide / chip.float32, self.moved / chip.bandwidth
 
 
 def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:

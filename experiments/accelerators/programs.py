@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 import numpy as np
 
+from experiments.accelerators import memory
 from experiments.accelerators.targets import Target
 from vdm import (
     objective as objective_lib,
@@ -117,7 +118,12 @@ def compile_for(
         try:
             program = lowered.compile()
         except Exception as error:
+            needed = memory.of_error(str(error))
+            if needed:
+                memory.require_room(target, field, args, batch, needed, lowered.as_text())
             raise UserError(f"{target.name}, {name}: {_short(error)}") from error
+        temporary = program.memory_analysis().temp_size_in_bytes
+        memory.require_room(target, field, args, batch, temporary, lowered.as_text())
     took = (traced - began, time.perf_counter() - traced)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     return Compiled(program.as_text(), program.memory_analysis(), took, batch // target.count, count)

@@ -93,19 +93,38 @@ def compile_times(mapped: Any, args: tuple[Any, ...]) -> tuple[float, float, flo
     return trace, compiled, trace_again + loaded, program
 
 
-def measure(case: Case, steps: int) -> dict[str, float]:
-    """{name: number} of a Case, by so many training steps; times in seconds."""
+@dataclasses.dataclass
+class Trained:
+    """A case whose training step was timed.
+
+    Attributes:
+      numbers: "step", seconds, and "share" of the matrix product, with more of each; "forward GFLOP/image".
+      program: the compiled step.
+      state: after these steps.
+    """
+
+    config: ConfigDict
+    model: Model
+    split: Split
+    numbers: dict[str, float]
+    program: Any
+    state: Any
+
+
+def timed(case: Case, steps: int, compiled: Callable[[Any, tuple[Any, ...]], Any] | None = None) -> Trained:
+    """Times so many training steps of a Case, on random images.
+
+    Args:
+      compiled: makes a program of the mapped function and its arguments.
+    """
     config = configure(case)
     model = run_lib.build_model(config, SPEC)
     random = np.random.default_rng(0)
-    images = random.integers(0, 256, (4 * case.batch, *SPEC.shape)).astype(np.uint8)
-    split = in_memory(images)
-    data = Data(split, split, SPEC)
+    split = in_memory(random.integers(0, 256, (4 * case.batch, *SPEC.shape)).astype(np.uint8))
     mapped, args = training_step(config, model, split, random)
+    program = compiled(mapped, args) if compiled else mapped.lower(*args).compile()
     state, arrays, batch = args
     substeps = batch["index"].shape[1]
-    trace, compiled, start, program = compile_times(mapped, args)
-    memory = program.memory_analysis()
 
     if case.net == "pyramid":
         first = state.params["net"]["params"]["Dense_0"]["kernel"]
@@ -117,7 +136,7 @@ def measure(case: Case, steps: int) -> dict[str, float]:
 
     def train():
         nonlocal state
-        state, metrics = mapped(state, arrays, batch)
+        state, metrics = program(state, arrays, batch)
         return metrics
 
     seconds_of(train)
@@ -129,28 +148,45 @@ def measure(case: Case, steps: int) -> dict[str, float]:
         work / seconds / (0.5 * (before + after)) for seconds, before, after in zip(taken, rates, rates[1:])
     ]
     step = float(np.median(taken)) / substeps
-
-    evaluate = make_elbo(model, config, data)
-    evaluate(state.ema, 1)
-    evaluation = seconds_of(lambda: evaluate(state.ema, 1)[0].values["bpd"])
-    sampler = sample.make_sampler(model, config, data)
-    sampler(state.ema)
-    sampling = seconds_of(lambda: sampler(state.ema))
-    return {
-        "trace": trace,
-        "compile": compiled,
-        "start with cache": start,
+    numbers = {
         "step": step,
+        "substeps": substeps,
         "examples/s": case.batch / step,
         "share": float(np.median(shares)),
         "share, lowest": min(shares),
         "share, highest": max(shares),
         "matmul TFLOP/s": float(np.median(rates)) / 1e12,
         "forward GFLOP/image": forward / 1e9,
-        "temporary MB/image": memory.temp_size_in_bytes * jax.device_count() / case.batch / 1e6,
-        "evaluation images/s": len(images) / evaluation,
-        "sampling evaluations/s": case.batch * config.model.sample_steps / sampling,
-        "input images/s": input_rate(config, split),
+    }
+    return Trained(config, model, split, numbers, program, state)
+
+
+def measure(case: Case, steps: int) -> dict[str, float]:
+    """{name: number} of a Case, by so many training steps; times in seconds."""
+    compiling = {}
+
+    def compiled(mapped, args):
+        *seconds, program = compile_times(mapped, args)
+        compiling.update(zip(("trace", "compile", "start with cache"), seconds))
+        return program
+
+    of = timed(case, steps, compiled)
+    images, ema = of.split.size, of.state.ema
+    data = Data(of.split, of.split, SPEC)
+    evaluate = make_elbo(of.model, of.config, data)
+    evaluate(ema, 1)
+    evaluation = seconds_of(lambda: evaluate(ema, 1)[0].values["bpd"])
+    sampler = sample.make_sampler(of.model, of.config, data)
+    sampler(ema)
+    sampling = seconds_of(lambda: sampler(ema))
+    temporary = of.program.memory_analysis().temp_size_in_bytes
+    return {
+        **compiling,
+        **of.numbers,
+        "temporary MB/image": temporary * jax.device_count() / case.batch / 1e6,
+        "evaluation images/s": images / evaluation,
+        "sampling evaluations/s": case.batch * of.config.model.sample_steps / sampling,
+        "input images/s": input_rate(of.config, of.split),
     }
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from conftest import TINY, make_config
-from experiments.accelerators import __main__ as tool, hlo, programs, targets
+from experiments.accelerators import __main__ as tool, hlo, memory, programs, targets
 from vdm.errors import UserError
 from vdm.runtime import devices
 
@@ -207,6 +207,39 @@ def test_a_batch_that_is_no_multiple_of_the_devices_is_refused():
         UserError, match="config.train.batch_size is 12; accepted for v5e:2x4: a multiple of 8, such as 16"
     ):
         programs.compile_for(targets.parse("v5e:2x4"), config, "step")
+
+
+def test_a_state_that_does_not_fit_is_refused_with_its_largest_array():
+    text = "v5e:2x2 has 17.2 GB a device, and 2.8 GB are missing: .* 20.0 GB, of which a takes 4.0 GB.*fsdp"
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    billion = jax.ShapeDtypeStruct((1000, 1000, 1000), jnp.float32, sharding=sharding)
+    state = {"a": billion, "b": {"c": billion}, "d": [billion] * 3}
+    with pytest.raises(UserError, match=text):
+        memory.require_room(targets.parse("v5e:2x2"), "train", (state,), 128, 0.0)
+
+
+def test_a_batch_that_does_not_fit_is_refused_with_one_that_does():
+    """Of 17.2 GB, half a program of 34.4 GB fits; its arguments are shared by four devices."""
+    args = ({"image": jax.ShapeDtypeStruct((4, 1), jnp.uint8)},)
+    text = "%0 = tensor<64x32x32x128xbf16> %1 = tensor<1024x1024x4096xf32> %2 = tensor<i32>"
+    with pytest.raises(UserError) as refused:
+        memory.require_room(targets.parse("v5e:2x2"), "train", args, 128, 2 * 2**34, text)
+    assert "17.2 GB are missing: 32 images take 34.4 GB, and the arguments 0.0 GB" in str(refused.value)
+    assert "the largest array is 1024x1024x4096xf32, of 17.2 GB" in str(refused.value)
+    assert "lower config.train.batch_size, to about 63, or" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("message", "bytes_needed"),
+    [
+        ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries "
+         "(522.10G) exceeds available HBM (15.75G).", 522.10 * 2**30),
+        ("Ran out of memory in memory space hbm. Used 19.94G of 15.48G hbm.", 19.94 * 2**30),
+        ("INTERNAL: something else", None),
+    ],
+)  # fmt: skip
+def test_what_a_compiler_says_of_missing_memory(message, bytes_needed):
+    assert memory.of_error(message) == bytes_needed
 
 
 def test_described_devices_are_those_that_functions_are_mapped_over():

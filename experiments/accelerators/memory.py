@@ -1,0 +1,70 @@
+"""Whether a program fits on a device; and if not, what takes the memory and which field would help."""
+
+import math
+import re
+
+import jax
+from jaxtyping import PyTree
+
+from experiments.accelerators.targets import Target
+from vdm.errors import UserError
+
+UNITS = {"M": 2**20, "G": 2**30, "T": 2**40}  # bytes, in what a TPU's compiler says
+
+
+def of_error(message: str) -> float | None:
+    """The bytes that a compiler says it needed and did not have; None where it failed for another reason."""
+    found = re.search(r"temporaries \(([\d.]+)([MGT])\)|Used ([\d.]+)([MGT]) of", message)
+    if not found:
+        return None
+    number, unit = found.group(1, 2) if found[1] else found.group(3, 4)
+    return float(number) * UNITS[unit]
+
+
+def require_room(
+    target: Target, field: str, args: PyTree, batch: int, temporary: float, text: str = ""
+) -> None:
+    """Raises UserError where a device has less memory than the arguments and `temporary` bytes need.
+
+    Args:
+      field: of the config, which has the batch's size.
+      args: shapes; where one has no sharding, the devices share it.
+      text: the program as StableHLO, in which the largest array is looked for.
+    """
+
+    def size(leaf):
+        sharding = getattr(leaf, "sharding", None)
+        shape = sharding.shard_shape(leaf.shape) if sharding else leaf.shape
+        return math.prod(shape) * leaf.dtype.itemsize / (1 if sharding else target.count)
+
+    paths = jax.tree_util.tree_flatten_with_path(args)[0]
+    sizes = {jax.tree_util.keystr(path[1:], simple=True, separator="/"): size(leaf) for path, leaf in paths}
+    arguments = sum(sizes.values())
+    free = target.chip.memory - arguments
+    if free >= temporary:
+        return
+    gb = lambda size: f"{size / 1e9:.1f} GB"
+    if free <= 0:
+        largest = max(sizes, key=sizes.__getitem__)
+        what = f"the arguments alone take {gb(arguments)}, of which {largest} takes {gb(sizes[largest])}"
+        mend = "set config.parallel=fsdp, by which the devices share the state, or make the network smaller"
+    else:
+        images = batch // target.count
+        what = f"{images:,} images take {gb(temporary)}, and the arguments {gb(arguments)}"
+        name, bytes_of_largest = largest_array(text)
+        what += f"; the largest array is {name}, of {gb(bytes_of_largest)}" if name else ""
+        fits = int(batch * free / temporary)
+        mend = f"lower config.{field}.batch_size, to about {fits:,}, or take more devices"
+        mend += ", or take the batch in parts by config.train.accumulate" if field == "train" else ""
+    has, missing = gb(target.chip.memory), gb(temporary - free)
+    raise UserError(f"{target.name} has {has} a device, and {missing} are missing: {what}; {mend}.")
+
+
+def largest_array(text: str) -> tuple[str, int]:
+    """The largest array in a program as StableHLO, such as 64x32x32x128xbf16, and its bytes; "" if none."""
+    found = {"": 0}
+    for sizes, dtype in set(re.findall(r"tensor<((?:\d+x)+)([a-z]+\d+)>", text)):
+        bits = int(re.search(r"\d+", dtype)[0])
+        found[sizes + dtype] = math.prod(map(int, sizes.rstrip("x").split("x"))) * max(1, bits // 8)
+    name = max(found, key=found.__getitem__)
+    return name, found[name]

@@ -1,0 +1,332 @@
+"""What the project does on the GPU of this machine, in one report: at most nine minutes, without a network.
+
+  make gpu DATA=$HOME/tensorflow_datasets
+  python -m experiments.on_gpu --data_dir=$HOME/tensorflow_datasets --out=runs/gpu
+
+In this order, each part in a process of its own, so that one that fails or takes too long leaves the others:
+
+  steps     the training step of the models of --sizes in float32 and bfloat16: its share of what the card
+            does in a large product of matrices, and its seconds beside what the compiled program lets expect
+  training  the laptop model at width 128 on CIFAR-10 for --train_seconds, with its ELBO curve
+  codec     images to a file and back on the GPU; and what a file that the CPU wrote says there
+  tests     those of what a GPU computes otherwise than a CPU
+
+Writes report.md, and numbers and logs beside it. On a machine without a GPU it runs on the CPU:
+
+  python -m experiments.on_gpu --sizes=laptop --batch_size=8 --width=32 --train_seconds=60 --images=8
+"""
+
+from collections.abc import Mapping, Sequence
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+from absl import flags
+
+from experiments.running import command
+from experiments.running.output import make_folder, write_json
+from vdm.errors import one_of, require
+from vdm.reporting.text import markdown_table
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("out", "runs/gpu", "Folder of the report.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "data_dir", "~/tensorflow_datasets", "Where CIFAR-10 is (docs/data.md).", flag_values=FLAGS
+)
+flags.DEFINE_float("minutes", 9.0, "All parts together end within these.", flag_values=FLAGS)
+flags.DEFINE_list("sizes", ["laptop", "small", "paper"], "Models whose steps are timed.", flag_values=FLAGS)
+flags.DEFINE_integer("batch_size", 128, "Of the steps and of the training.", flag_values=FLAGS)
+flags.DEFINE_integer("width", 128, "Of the laptop model.", flag_values=FLAGS)
+flags.DEFINE_integer("steps", 5, "Timed calls of each model, of ten steps each on a GPU.", flag_values=FLAGS)
+flags.DEFINE_float("train_seconds", 180.0, "Of the training.", flag_values=FLAGS)
+flags.DEFINE_integer("images", 64, "That the codec compresses.", flag_values=FLAGS)
+flags.DEFINE_list(
+    "tests",
+    ["nets", "methods", "diffusion/test_decoder.py", "diffusion/test_process.py", "diffusion/test_sampler.py",
+     "diffusion/test_model_bound.py"],
+    "Files and folders in tests/ to run; none if empty.",
+    flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_bool("timing", False, "Only the part 'steps', in this process.", flag_values=FLAGS)
+
+SIZES = {"laptop": ("pyramid", 2), "small": ("unet", 4, 64), "paper": ("unet", 32, 128)}
+DTYPES = ("float32", "bfloat16")
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+ASIDE = 60.0  # seconds that a part leaves to those after it
+COLUMNS = {
+    "case": "model",
+    "step": "step, ms",
+    "images": "images/s",
+    "share": "share of matmul",
+    "rate": "matmul, TFLOP/s",
+    "roofline": "roofline, ms",
+    "over": "step / roofline",
+    "kernels": "kernels",
+    "compile": "compile, s",
+}
+
+
+def run(others: Sequence[str]) -> None:
+    """Runs each part and writes the report."""
+    command.refuse_others(others)
+    for name in FLAGS.sizes:
+        one_of("--sizes", name, SIZES)
+    for name in ("minutes", "batch_size", "width", "steps", "train_seconds", "images"):
+        require(FLAGS[name].value > 0, f"--{name} is {FLAGS[name].value}; accepted: a number above 0.")
+    wrong = [path for path in FLAGS.tests if not (ROOT / "tests" / path).exists()]
+    require(not wrong, f"--tests has {wrong}; accepted: files and folders in tests/, such as nets.")
+    folder = make_folder(FLAGS.out).resolve()
+    if FLAGS.timing:
+        time_steps(folder)
+        return
+    shutil.rmtree(folder / "laptop", ignore_errors=True)
+    for name in ("steps.json", "report.md"):
+        (folder / name).unlink(missing_ok=True)
+    end = time.monotonic() + 60.0 * FLAGS.minutes
+    report: list[str] = []
+    for number, (title, part) in enumerate(PARTS.items(), 1):
+        print(f"[{number}/{len(PARTS)}] {title}, {end - time.monotonic():.0f} s left", flush=True)
+        began = time.monotonic()
+        lines = part(folder, end) if end - began > 1 else ["Not begun: the time was over."]
+        report += [f"## {title}", *lines, f"({time.monotonic() - began:.0f} s)"]
+        if number == 1:
+            report.insert(0, f"# {read(folder).get('device', 'no device')}, batch {FLAGS.batch_size}")
+        (folder / "report.md").write_text("\n\n".join(report) + "\n")
+    print(f"{chr(10).join(report)}\n{folder / 'report.md'}")
+
+
+def read(folder: pathlib.Path) -> dict[str, Any]:
+    """steps.json; {} where it is not there."""
+    path = folder / "steps.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def process(
+    folder: pathlib.Path, name: str, args: Sequence[str], seconds: float, env: Mapping[str, str] | None = None
+) -> tuple[int | None, list[str]]:
+    """Runs python -m `args`, its output in NAME.log, and asks it to stop after so many seconds.
+
+    Returns the exit code, None where it was stopped; and the lines of its output.
+    """
+    log = folder / f"{name}.log"
+    with log.open("w") as output:
+        child = subprocess.Popen(
+            [sys.executable, "-m", *args],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | (env or {}),
+            cwd=ROOT,
+            start_new_session=True,
+        )
+        code: int | None
+        try:
+            code = child.wait(max(1.0, seconds))
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:  # also after Ctrl-C: with what it has started itself
+            for number, patience in ((signal.SIGTERM, 20.0), (signal.SIGKILL, 5.0)):
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(child.pid, number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(patience)
+                    break
+    return code, [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+
+
+def ended(code: int | None, lines: Sequence[str], seconds: float) -> str:
+    """How a process that did not end well ended, in a sentence."""
+    last = lines[-1] if lines else "no output"
+    return f"Stopped after {seconds:.0f} s." if code is None else f"Failed with exit code {code}: {last}"
+
+
+# ---- steps ----------------------------------------------------------------------------------------
+
+
+def steps_part(folder: pathlib.Path, end: float) -> list[str]:
+    """The table of the steps, timed in a process of their own."""
+    seconds = max(60.0, end - time.monotonic() - FLAGS.train_seconds - 2 * ASIDE)
+    given = [f"--{name}={FLAGS[name].value}" for name in ("batch_size", "width", "steps")]
+    args = ["experiments.on_gpu", "--timing", f"--out={folder}", f"--sizes={','.join(FLAGS.sizes)}", *given]
+    code, lines = process(folder, "steps", args, seconds)
+    cases = read(folder).get("cases", [])
+    rows = [[text(name, case[name]) for name in COLUMNS] for case in cases]
+    table = [markdown_table(list(COLUMNS.values()), rows)] if rows else []
+    return [*table, *([] if code == 0 else [ended(code, lines, seconds)])]
+
+
+def text(name: str, value: Any) -> str:
+    """A cell of the table of steps."""
+    if value is None:
+        return "–"
+    forms = {"case": "{}", "share": "{:.0%}", "images": "{:,.0f}", "kernels": "{:,.0f}", "compile": "{:.0f}"}
+    return forms.get(name, "{:.3g}").format(value)
+
+
+def time_steps(folder: pathlib.Path) -> None:
+    """Times each model in each precision, and writes steps.json after each."""
+    import jax
+
+    from experiments.accelerators import hlo, targets
+    from experiments.speed.benchmark import Case, timed
+
+    device = jax.devices()[0].device_kind
+    chip = next((chip for name, chip in targets.GPUS.items() if name in device.lower()), None)
+    found: dict[str, Any] = {"device": f"{jax.device_count()} × {device}, JAX {jax.__version__}", "cases": []}
+    for size in FLAGS.sizes:
+        net, depth, *width = SIZES[size]
+        for dtype in DTYPES:
+            remat = "dots" if net == "unet" else None
+            case = Case(net, depth, *(width or [FLAGS.width]), FLAGS.batch_size, dtype, remat)
+            print(case, flush=True)
+            began = time.perf_counter()
+            seconds = []
+
+            def compiled(mapped, args, began=began, seconds=seconds):
+                program = mapped.lower(*args).compile()
+                seconds.append(time.perf_counter() - began)
+                return program
+
+            of = timed(case, FLAGS.steps, compiled)
+            counts = hlo.count(of.program.as_text())
+            substeps = of.numbers["substeps"]
+            roofline = chip and 1e3 * max(counts.seconds(chip)) / substeps
+            step = 1e3 * of.numbers["step"]
+            found["cases"].append(
+                {
+                    "size": size,
+                    "dtype": dtype,
+                    "case": str(case),
+                    "step": step,
+                    "images": of.numbers["examples/s"],
+                    "share": of.numbers["share"],
+                    "rate": of.numbers["matmul TFLOP/s"],
+                    "roofline": roofline,
+                    "over": roofline and step / roofline,
+                    "kernels": sum(counts.kernels.values()) / substeps,
+                    "compile": seconds[0],
+                }
+            )
+            write_json(folder / "steps.json", found)
+            del of
+            jax.clear_caches()
+
+
+# ---- training, codec, tests -----------------------------------------------------------------------
+
+
+def training_part(folder: pathlib.Path, end: float) -> list[str]:
+    """Trains for --train_seconds by the step's measured seconds, and shows the curve."""
+    cases = read(folder).get("cases", [])
+    known = [case["step"] for case in cases if case["size"] == "laptop" and case["dtype"] == "float32"]
+    if not known:
+        return ["Not begun: the seconds of a step of the laptop model are not known."]
+    steps = max(10, int(0.85 * FLAGS.train_seconds / (1e-3 * known[0])) // 10 * 10)
+    fields = {
+        "data.data_dir": FLAGS.data_dir,
+        "model.net.width": FLAGS.width,
+        "train.batch_size": FLAGS.batch_size,
+        "train.accumulate": 1,
+        "train.substeps": 10,
+        "train.steps": steps,
+        "train.log_every": max(10, steps // 500 * 10),
+        "train.eval_every": max(10, steps // 100 * 10),
+        "train.checkpoint_every": max(10, steps // 20 * 10),
+        "eval.batch_size": FLAGS.batch_size,
+        "eval.passes": 3,
+        "eval.passes_in_training": 1,
+    }
+    args = [f"--config.{name}={value}" for name, value in fields.items()]
+    args = ["vdm.main", "--config=configs/cifar10_laptop.py", f"--workdir={folder / 'laptop'}", *args]
+    seconds = min(1.5 * FLAGS.train_seconds + ASIDE, end - time.monotonic() - ASIDE)
+    code, lines = process(folder, "training", args, seconds)
+    shown = ["`python -m " + " ".join(args).replace(f"{folder}/", "") + "`"]
+    final = folder / "laptop" / "eval.json"
+    if code != 0:
+        shown.append(ended(code, lines, seconds))
+    if final.exists():
+        at = next(i for i, line in enumerate(lines) if "bits/dim" in line and "s.e." in line)
+        shown.append("```\n" + "\n".join(lines[at : at + 12]) + "\n```")
+    picture = folder / "laptop" / "elbo.png"
+    return [*shown, *(["![ELBO](laptop/elbo.png)"] if picture.exists() else [])]
+
+
+def codec_part(folder: pathlib.Path, end: float) -> list[str]:
+    """Compresses test images on this device and on the CPU, and reads both files on this device."""
+    import numpy as np
+
+    from vdm import workdir as workdir_lib
+    from vdm.data import source
+
+    workdir = folder / "laptop"
+    if not (workdir / "checkpoints").exists():
+        return ["Not begun: there is no trained model."]
+    test = source.load(workdir_lib.read_config(workdir).data).test
+    image = test.read(np.arange(min(test.size, FLAGS.images)))["image"]
+    np.savez(folder / "images.npz", image=image)
+    on_cpu = {"JAX_PLATFORMS": "cpu"}
+    shown = []
+    for maker, env in (("this device", None), ("the CPU", on_cpu)):
+        file, back = folder / f"{maker.split()[-1]}.vdm", folder / f"{maker.split()[-1]}.npz"
+        file.unlink(missing_ok=True)
+        back.unlink(missing_ok=True)
+        given = [f"--workdir={workdir}", "--config.codec.timesteps=50"]
+        done = codec(
+            folder, end, "compress", [*given, f"--input={folder / 'images.npz'}", f"--output={file}"], env
+        )
+        shown.append(f"- {len(image)} images compressed on {maker}: {done}")
+        for anywhere in ("false", "true"):
+            reading = [*given, f"--input={file}", f"--output={back}", f"--config.codec.anywhere={anywhere}"]
+            if not file.exists() or back.exists():
+                continue
+            done = codec(folder, end, "decompress", reading, None)
+            same = back.exists() and np.array_equal(np.load(back)["image"], image)
+            equal = "the images, bit for bit" if same else "not the images"
+            shown.append(f"- read on this device, `--config.codec.anywhere={anywhere}`: {equal}. {done}")
+    return ["\n".join(shown)]
+
+
+def codec(
+    folder: pathlib.Path, end: float, mode: str, args: Sequence[str], env: Mapping[str, str] | None
+) -> str:
+    """Runs --mode=compress or decompress; what it says at its end."""
+    seconds = min(90.0, end - time.monotonic())
+    code, lines = process(folder, mode, ["vdm.main", f"--mode={mode}", *args], seconds, env)
+    lines = [line.replace(f"{folder}/", "") for line in lines]
+    return "; ".join(lines[-2 if mode == "compress" else -1 :]) if code == 0 else ended(code, lines, seconds)
+
+
+def tests_part(folder: pathlib.Path, end: float) -> list[str]:
+    """Runs tests on this device, in full precision and with all optimisations."""
+    if not FLAGS.tests:
+        return ["None were asked for."]
+    env = {
+        "VDM_TESTS_ON": os.environ.get("JAX_PLATFORMS", ""),
+        "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    }
+    paths = [str(ROOT / "tests" / path) for path in FLAGS.tests]
+    seconds = end - time.monotonic() - 25.0
+    code, lines = process(folder, "tests", ["pytest", "-rf", *paths], seconds, env)
+    failed = [line for line in lines if line.startswith("FAILED")]
+    shown = "\n".join([*failed[:40], *lines[-1:]])
+    return [f"```\n{shown}\n```", *([ended(code, lines, seconds)] if code is None else [])]
+
+
+PARTS = {
+    "Training steps": steps_part,
+    "Training": training_part,
+    "Codec": codec_part,
+    "Tests": tests_part,
+}
+
+
+if __name__ == "__main__":
+    command.main(__doc__, FLAGS, run)

@@ -14,13 +14,13 @@ import pathlib
 
 from absl import flags
 
-from experiments.running import command, curves, tables, workdirs
-from experiments.running.output import make_folder
-from experiments.running.workdirs import Record
 from vdm.config import flat
 from vdm.errors import require
 from vdm.estimate import standard_error
 from vdm.reporting.text import fixed, markdown_table
+from vdm.sweep import command, curves, tables, workdirs
+from vdm.sweep.output import make_folder
+from vdm.sweep.workdirs import Record
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("out", "runs/compare", "Folder for what is written.", flag_values=FLAGS)

@@ -24,14 +24,14 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from experiments import codecs, ladder
-from experiments.running import curves, sweep, workdirs
-from experiments.running.output import save_figure, write_csv
 from vdm import run as run_lib, workdir as workdir_lib
 from vdm.data import source
 from vdm.evaluation import codec
 from vdm.evaluation.depth import depths
 from vdm.evaluation.elbo import elbo_row
 from vdm.reporting.text import fixed, markdown_table
+from vdm.sweep import curves, study, workdirs
+from vdm.sweep.output import save_figure, write_csv
 
 Row = Mapping[str, Any]
 
@@ -162,4 +162,4 @@ def plot(
 
 if __name__ == "__main__":
     fields = {"eval.depths": "10,50,200,1000"}
-    sweep.main(__doc__, grid, results_of, config="configs/digits.py", seeds=1, fields=fields)
+    study.main(__doc__, grid, results_of, config="configs/digits.py", seeds=1, fields=fields)

@@ -14,13 +14,13 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
-from experiments.running import sweep, tables, workdirs
-from experiments.running.curves import plot_curves
-from experiments.running.output import write_csv
 from vdm import run as run_lib, workdir as workdir_lib
 from vdm.estimate import standard_error
 from vdm.evaluation.elbo import make_elbo
 from vdm.reporting.text import fixed, markdown_table
+from vdm.sweep import study, tables, workdirs
+from vdm.sweep.curves import plot_curves
+from vdm.sweep.output import write_csv
 
 TRAINED, EVALUATED = (10, 100, 1_000, 0), (10, 30, 100, 300, 1_000, 0)
 
@@ -90,4 +90,4 @@ def at_each_depth(folder: pathlib.Path) -> dict[str, tuple[float, float]]:
 
 
 if __name__ == "__main__":
-    sweep.main(__doc__, grid, results_of, config="configs/digits.py", seeds=2, fields=sweep.SHORT)
+    study.main(__doc__, grid, results_of, config="configs/digits.py", seeds=2, fields=study.SHORT)

@@ -14,9 +14,9 @@ import pathlib
 
 from absl import flags
 
-from experiments.running import command, curves, workdirs
 from vdm.errors import require
 from vdm.reporting.text import fixed, markdown_table
+from vdm.sweep import command, curves, workdirs
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("out", "runs/curves", "Folder for what is written.", flag_values=FLAGS)

@@ -11,8 +11,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.running import sweep, tables, workdirs
-from experiments.running.curves import plot_curves
+from vdm.sweep import study, tables, workdirs
+from vdm.sweep.curves import plot_curves
 
 
 def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
@@ -43,4 +43,4 @@ def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> list[pathlib.
 
 
 if __name__ == "__main__":
-    sweep.main(__doc__, grid, results_of, config="configs/digits.py", seeds=3, fields=sweep.SHORT)
+    study.main(__doc__, grid, results_of, config="configs/digits.py", seeds=3, fields=study.SHORT)

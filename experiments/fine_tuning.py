@@ -18,14 +18,14 @@ from typing import Any
 from absl import flags
 import numpy as np
 
-from experiments.running import command, tables, workdirs
-from experiments.running.output import make_folder, write_csv
 from vdm import run as run_lib, workdir as workdir_lib
 from vdm.errors import Failed, require
 from vdm.estimate import standard_error
 from vdm.evaluation import ode
 from vdm.reporting.text import fixed, markdown_table
 from vdm.runtime import cache
+from vdm.sweep import command, tables, workdirs
+from vdm.sweep.output import make_folder, write_csv
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "Folder of the study.", flag_values=FLAGS)

@@ -12,9 +12,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.running import sweep, tables, workdirs
-from experiments.running.curves import plot_curves
 from vdm.data import source
+from vdm.sweep import study, tables, workdirs
+from vdm.sweep.curves import plot_curves
 
 
 def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
@@ -39,5 +39,5 @@ def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> list[pathlib.
 
 if __name__ == "__main__":
     # A network that predicts ε must find the levels by itself: so γ starts where z shows them (VDM sec. 5.1).
-    fields = sweep.SHORT | {"model.schedule.gamma_min": -13.3}
-    sweep.main(__doc__, grid, results_of, config="configs/digits.py", seeds=2, fields=fields)
+    fields = study.SHORT | {"model.schedule.gamma_min": -13.3}
+    study.main(__doc__, grid, results_of, config="configs/digits.py", seeds=2, fields=fields)

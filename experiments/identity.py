@@ -22,8 +22,6 @@ from ml_collections import ConfigDict
 import numpy as np
 from tqdm import tqdm
 
-from experiments.running import sweep, workdirs
-from experiments.running.output import save_figure, write_csv
 from vdm import run as run_lib, workdir as workdir_lib
 from vdm.baselines.vae import VAE
 from vdm.contract import Params, bits_per_dim
@@ -32,6 +30,8 @@ from vdm.diffusion import decoder
 from vdm.evaluation.elbo import make_elbo
 from vdm.reporting.text import markdown_table
 from vdm.runtime import checkpoint
+from vdm.sweep import study, workdirs
+from vdm.sweep.output import save_figure, write_csv
 
 LATENTS = (1, 2)
 PASSES = 1_000  # draws of the ELBO for each image
@@ -221,4 +221,4 @@ def _plot_posterior(axes, density, mean, deviation):
 
 if __name__ == "__main__":
     every = {"train.checkpoint_every": 250, "train.keep": 100}
-    sweep.main(__doc__, grid, results_of, config="configs/vae.py", seeds=1, fields=every)
+    study.main(__doc__, grid, results_of, config="configs/vae.py", seeds=1, fields=every)

@@ -25,14 +25,14 @@ from ml_collections import ConfigDict
 import numpy as np
 from tqdm import tqdm
 
-from experiments.running import curves, sweep, tables, workdirs
-from experiments.running.output import save_figure, write_csv
 from vdm import run as run_lib, sample, workdir as workdir_lib
 from vdm.arrays import Images
 from vdm.diffusion import process
 from vdm.estimate import standard_error
 from vdm.reporting import figures
 from vdm.reporting.text import fixed, markdown_table
+from vdm.sweep import curves, study, tables, workdirs
+from vdm.sweep.output import save_figure, write_csv
 
 RUNGS = {
     "naive": "configs/naive.py",
@@ -247,4 +247,4 @@ def side_by_side(
 
 if __name__ == "__main__":
     every = {"train.eval_every": 100}
-    sweep.main(__doc__, grid, results_of, config="configs/digits.py", seeds=2, fields=every)
+    study.main(__doc__, grid, results_of, config="configs/digits.py", seeds=2, fields=every)

@@ -20,8 +20,6 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from experiments import codecs
-from experiments.running import budget, curves, sweep, tables, workdirs
-from experiments.running.output import save_figure
 from vdm import run as run_lib, workdir as workdir_lib
 from vdm.contract import bits_per_dim
 from vdm.data import source
@@ -31,6 +29,8 @@ from vdm.evaluation.elbo import make_elbo
 from vdm.evaluation.profile import EDGES
 from vdm.methods import wiener
 from vdm.reporting.text import fixed, markdown_table
+from vdm.sweep import budget, curves, study, tables, workdirs
+from vdm.sweep.output import save_figure
 
 Rates = Mapping[str, tuple[float, float]]  # bits/dim and their standard error over images, by name
 
@@ -149,6 +149,6 @@ def plot(
 
 if __name__ == "__main__":
     fields = {"data.hold_out": 0.1, "eval.passes": 10}
-    sweep.main(
+    study.main(
         __doc__, grid, results_of, config="configs/cifar10_laptop.py", seeds=2, fields=fields, minutes=10.0
     )

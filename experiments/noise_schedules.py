@@ -20,9 +20,6 @@ from ml_collections import ConfigDict
 import numpy as np
 from tqdm import tqdm
 
-from experiments.running import sweep, tables, workdirs
-from experiments.running.curves import plot_curves, style_of
-from experiments.running.output import save_figure
 from vdm import run as run_lib, workdir as workdir_lib
 from vdm.contract import bits_per_dim
 from vdm.diffusion.times import IID
@@ -31,6 +28,9 @@ from vdm.evaluation.elbo import make_elbo
 from vdm.evaluation.passes import run_passes
 from vdm.evaluation.profile import EDGES
 from vdm.reporting import figures
+from vdm.sweep import study, tables, workdirs
+from vdm.sweep.curves import plot_curves, style_of
+from vdm.sweep.output import save_figure
 
 SCHEDULES = (
     "fixed_linear", "cosine", "linear_beta", "sigmoid", "polynomial", "learned_linear", "learned_net",
@@ -165,4 +165,4 @@ def plot_variance(
 
 
 if __name__ == "__main__":
-    sweep.main(__doc__, grid, results_of, config="configs/digits.py", seeds=2, fields=sweep.SHORT)
+    study.main(__doc__, grid, results_of, config="configs/digits.py", seeds=2, fields=study.SHORT)

@@ -15,12 +15,12 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 import numpy as np
 
-from experiments.running import sweep, tables, workdirs
-from experiments.running.curves import plot_curves
 from experiments.sampling import Distance, energy_distance, images_of
 from vdm import run as run_lib, sample, workdir as workdir_lib
 from vdm.diffusion import process
 from vdm.estimate import standard_error
+from vdm.sweep import study, tables, workdirs
+from vdm.sweep.curves import plot_curves
 
 SAMPLES, EVALUATIONS = 1_000, 50  # for a distance: how many, and of how many steps by dpm2m
 CAPTION = f""""energy distance" is that of {SAMPLES:,} samples by dpm2m in {EVALUATIONS} evaluations from the
@@ -79,4 +79,4 @@ def flat(images: UInt8[np.ndarray, "n *shape"], vocab_size: int) -> Float[np.nda
 
 
 if __name__ == "__main__":
-    sweep.main(__doc__, grid, results_of, config="configs/digits.py", seeds=3, fields=sweep.SHORT)
+    study.main(__doc__, grid, results_of, config="configs/digits.py", seeds=3, fields=study.SHORT)

@@ -30,10 +30,10 @@ from typing import Any
 
 from absl import flags
 
-from experiments.running import command
-from experiments.running.output import make_folder, write_json
 from vdm.errors import one_of, require
 from vdm.reporting.text import markdown_table
+from vdm.sweep import command
+from vdm.sweep.output import make_folder, write_json
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("out", "runs/gpu", "Folder of the report.", flag_values=FLAGS)

@@ -21,7 +21,6 @@ from matplotlib.figure import Figure
 import numpy as np
 from tqdm import tqdm
 
-from experiments.running import command
 from vdm import run as run_lib, sample, workdir as workdir_lib
 from vdm.component import REGISTRIES
 from vdm.contract import Ability
@@ -31,6 +30,7 @@ from vdm.errors import require
 from vdm.reporting import figures
 from vdm.reporting.text import markdown_table
 from vdm.runtime import cache
+from vdm.sweep import command
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "A trained workdir of a diffusion model.", flag_values=FLAGS)

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from experiments.running import command
 from vdm import run as run_lib, workdir as workdir_lib
 from vdm.contract import Ability, Model, Params
 from vdm.diffusion.schedule import Cosine, LinearBeta, Schedule
@@ -29,6 +28,7 @@ from vdm.estimate import Estimate, combine
 from vdm.evaluation.elbo import make_elbo
 from vdm.evaluation.passes import run_passes
 from vdm.reporting.text import markdown_table
+from vdm.sweep import command
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "A trained workdir of a diffusion model.", flag_values=FLAGS)

@@ -16,14 +16,14 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from experiments.running import sweep, tables, workdirs
-from experiments.running.curves import plot_curves
 from vdm import run as run_lib, workdir as workdir_lib
 from vdm.component import REGISTRIES
 from vdm.contract import bits_per_dim
 from vdm.data.batches import eval_batches
 from vdm.estimate import standard_error
 from vdm.runtime.randomness import Rng
+from vdm.sweep import study, tables, workdirs
+from vdm.sweep.curves import plot_curves
 
 REPEATS = 500
 CAPTION = """"Variance of a batch" is that of the mean loss of one batch of test images, as large as in
@@ -86,4 +86,4 @@ def mean_of(numbers: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    sweep.main(__doc__, grid, results_of, config="configs/digits.py", seeds=2, fields=sweep.SHORT)
+    study.main(__doc__, grid, results_of, config="configs/digits.py", seeds=2, fields=study.SHORT)

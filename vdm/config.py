@@ -8,6 +8,7 @@ set, with the component's own defaults, and refuses a field that the component d
 from collections.abc import Mapping
 import difflib
 import pathlib
+import sys
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -198,6 +199,9 @@ def load(file: str) -> ConfigDict:
     path, _, argument = file.partition(":")
     require(pathlib.Path(path).is_file(), f"--config is {file!r}, which does not exist.{_nearest_file(path)}")
     accepted = "accepted: a Python file with get_config() → ConfigDict, such as configs/digits.py"
+    above = str(pathlib.Path(path).resolve().parent.parent)
+    if above not in sys.path:
+        sys.path.append(above)  # as configs of this project import each other
     try:
         module = load_file(path, "config_file")
         return module.get_config(argument) if argument else module.get_config()

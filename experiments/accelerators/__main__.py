@@ -24,11 +24,11 @@ from typing import Any
 
 from absl import flags
 
-from experiments.running import command
-from experiments.running.output import make_folder
 from vdm import commandline
 from vdm.errors import require
 from vdm.reporting.text import markdown_table
+from vdm.sweep import command
+from vdm.sweep.output import make_folder
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_list("targets", ["v5e:2x2", "h100:8"], "What to compile for.", flag_values=FLAGS)

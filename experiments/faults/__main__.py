@@ -28,13 +28,13 @@ from absl import flags
 from tqdm import tqdm
 
 from experiments.faults.disturbances import KILLS, NEEDS_MOUNT, OF_MANY, OTHERS, Fault, Target, mount, unmount
-from experiments.running import command
-from experiments.running.output import make_folder, save_figure, write_csv
-from experiments.running.plan import command as run_command
 from vdm import commandline
 from vdm.errors import Failed, require
 from vdm.reporting.metrics import read_metrics
 from vdm.reporting.text import markdown_table
+from vdm.sweep import command
+from vdm.sweep.output import make_folder, save_figure, write_csv
+from vdm.sweep.plan import command as run_command
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "Folder of the campaign.", flag_values=FLAGS)

@@ -23,11 +23,11 @@ from absl import flags
 import jax
 from tqdm import tqdm
 
-from experiments.running import command
-from experiments.running.output import make_folder
 from experiments.speed.benchmark import Case, measure
 from vdm.errors import require
 from vdm.reporting.text import markdown_table
+from vdm.sweep import command
+from vdm.sweep.output import make_folder
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("out", "runs/speed", "Folder for speed.md and speed.json.", flag_values=FLAGS)

@@ -1,7 +1,6 @@
-"""What a model computes, counted; and what this machine computes in a large product."""
+"""What a model computes, by formula; and what this machine computes in a large product."""
 
 from collections.abc import Callable
-import math
 import time
 from typing import Any
 
@@ -54,32 +53,6 @@ def pyramid_flops(net: Any, spec: Spec, in_channels: int, out_channels: int) -> 
     between = sum(8 * area * fine * coarse for area, fine, coarse in zip(pixels[1:], wide, wide[1:]))
     ends = pixels[0] * net.patch**2 * wide[0] * (in_channels + out_channels)
     return 2 * (blocks + between + ends + 20 * net.width**2)
-
-
-def products(jaxpr: Any) -> int:
-    """Floating-point operations of the products and convolutions in a traced function: two for each
-    multiply-add. A scan counts as often as it is gone through, and of branches the dearest."""
-    total = 0
-    for equation in jaxpr.eqns:
-        kind, params = equation.primitive.name, equation.params
-        if kind == "dot_general":
-            (contracted, _), _ = params["dimension_numbers"]
-            shared = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-            total += 2 * math.prod(equation.outvars[0].aval.shape) * shared
-        elif kind == "conv_general_dilated":
-            kernel, features = equation.invars[1].aval.shape, params["dimension_numbers"].rhs_spec[0]
-            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // kernel[features]
-        elif kind == "cond":
-            total += max(products(branch.jaxpr) for branch in params["branches"])
-        else:
-            times = params["length"] if kind == "scan" else 1
-            inner = (getattr(value, "jaxpr", value) for value in jax.tree.leaves(params, is_leaf=_is_jaxpr))
-            total += times * sum(products(value) for value in inner if hasattr(value, "eqns"))
-    return total
-
-
-def _is_jaxpr(value):
-    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
 
 
 def matmul_rate(dtype: str, seconds: float) -> Callable[[], float]:

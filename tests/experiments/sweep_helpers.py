@@ -14,7 +14,7 @@ import pytest
 import submitit  # noqa: F401  its import closes the streams of other log handlers: so not while redirected
 
 from conftest import ROOT, command
-from experiments.running import plan, sweep
+from vdm.sweep import plan, study
 
 # In place of vdm.main: what it does is in the name of its folder.
 STAND_IN = """
@@ -61,12 +61,12 @@ import json, signal, sys
 # The tests themselves may run where these are ignored, as behind nohup … &.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-from experiments.running import plan, sweep
+from vdm.sweep import plan, study
 from sweep_helpers import write_found
 
 grid = json.loads({grid!r})
 plan.command = lambda file, folder, args: [sys.executable, "-S", {stand_in!r}, str(folder)]
-sweep.main(__doc__, lambda config: grid, write_found, config="configs/digits.py")
+study.main(__doc__, lambda config: grid, write_found, config="configs/digits.py")
 """
 
 
@@ -95,8 +95,8 @@ def start_study(tmp_path, variants, *args):
 
 def study_here(tmp_path, grid, *args):
     """Exit code, stdout and stderr of a study of real runs in tmp_path/W, in this process."""
-    for flag in sweep.FLAGS:
-        sweep.FLAGS[flag].unparse()
+    for flag in study.FLAGS:
+        study.FLAGS[flag].unparse()
     out, err = io.StringIO(), io.StringIO()
     argv = ["study", f"--workdir={tmp_path / 'W'}", *args]
     with (
@@ -107,7 +107,7 @@ def study_here(tmp_path, grid, *args):
         contextlib.redirect_stderr(err),
         pytest.raises(SystemExit) as exit,
     ):
-        sweep.main("The help of a study.", lambda config: grid, write_found, config="configs/digits.py")
+        study.main("The help of a study.", lambda config: grid, write_found, config="configs/digits.py")
     return exit.value.code, out.getvalue(), err.getvalue()
 
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from conftest import TINY, make_config
-from experiments.running import budget, cost
-from experiments.running.budget import Cost
 from experiments.speed import flops
 from model_helpers import tiny_config
 from sweep_helpers import study_here
 from vdm import run as run_lib, train
 from vdm.data.dataset import Spec
 from vdm.nets import conv
+from vdm.sweep import budget, cost
+from vdm.sweep.budget import Cost
 
 pytestmark = pytest.mark.usefixtures("single")
 
@@ -39,7 +39,7 @@ def test_products_of_a_unet_are_those_of_the_formula(depth, remat):
     batch = {"image": np.zeros((1, 32, 32, 3), np.uint8), "augmented": np.zeros(1, np.float32)}
     params = jax.eval_shape(model.init, jax.random.key(0), batch)
     z, ones = np.zeros((2, 32, 32, 3), np.float32), np.ones(2, np.float32)
-    counted = flops.products(jax.make_jaxpr(model.eps_hat)(params, z, ones, ones[:, None]).jaxpr)
+    counted = cost.products(jax.make_jaxpr(model.eps_hat)(params, z, ones, ones[:, None]).jaxpr)
     formula = 2 * flops.unet_flops(config.model.net, spec, 3, condition_size=1)
     assert formula < counted < 1.035 * formula
 
@@ -50,7 +50,7 @@ def test_products_of_a_gradient(size):
     of its kernel's, in a loop over a few images at a time."""
     h, kernel = np.zeros((size, 8, 16, 5), np.float32), np.zeros((3, 3, 5, 7), np.float32)
     both = jax.value_and_grad(lambda h, kernel: jnp.sum(conv.convolve_on_cpu(h, kernel)), (0, 1))
-    counted = flops.products(jax.make_jaxpr(both)(h, kernel).jaxpr)
+    counted = cost.products(jax.make_jaxpr(both)(h, kernel).jaxpr)
     assert counted == 2 * (size * 16 * 9 * 5 * 7) * (9 + 9 + 8)
 
 

@@ -7,10 +7,10 @@ from PIL import Image
 import pytest
 
 from experiments import elbo_curves
-from experiments.running import curves
 from record_helpers import line, write_workdir
 from vdm.errors import UserError
 from vdm.reporting import figures
+from vdm.sweep import curves
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from PIL import Image
 import pytest
 
 from experiments import codecs, natural_images
-from experiments.running import plan
 from model_helpers import save_run, tiny_config
 from record_helpers import read_csv
+from vdm.sweep import plan
 
 pytestmark = pytest.mark.usefixtures("single")
 

@@ -13,6 +13,7 @@ from vdm import objective as objective_lib, optimizer as optimizer_lib, run as r
 from vdm.data.dataset import Spec
 from vdm.nets import conv
 from vdm.runtime import devices
+from vdm.sweep import cost
 
 
 @pytest.mark.parametrize("attention", ["middle", "everywhere"])
@@ -41,7 +42,7 @@ def test_counted_operations_of_a_pyramid_are_those_of_its_trace(fields, monkeypa
     net = run_lib.build_model(config, benchmark.SPEC).net
     z, one = np.zeros((1, 32, 32, 7), np.float32), np.zeros(1, np.float32)
     params = jax.eval_shape(net.init, jax.random.key(0), z, one)
-    counted = flops.products(jax.make_jaxpr(net.apply)(params, z, one).jaxpr)
+    counted = cost.products(jax.make_jaxpr(net.apply)(params, z, one).jaxpr)
     assert counted == flops.pyramid_flops(config.model.net, benchmark.SPEC, 7, net.out_channels)
 
 

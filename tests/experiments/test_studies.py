@@ -18,7 +18,6 @@ from experiments import (
     schedule_invariance,
     time_samplers,
 )
-from experiments.running import plan, workdirs
 from model_helpers import save_run, tiny_config
 from record_helpers import read_csv
 from vdm import run as run_lib, workdir as workdir_lib
@@ -26,6 +25,7 @@ from vdm.contract import bits_per_dim
 from vdm.data.batches import eval_batches
 from vdm.data.dataset import Spec
 from vdm.runtime.randomness import Rng
+from vdm.sweep import plan, workdirs
 
 STUDIES = (noise_schedules, time_samplers, depth, fourier_features, encoders, objectives)
 

@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 
-from experiments.running import plan
 from sweep_helpers import study_here, trial_of
+from vdm.sweep import plan
 
 
 def test_finished_is_the_last_step_evaluated_and_saved(tmp_path):

@@ -9,9 +9,9 @@ import pytest
 
 from conftest import ROOT
 from experiments import compare
-from experiments.running import tables, workdirs
 from record_helpers import line, read_csv, write_workdir
 from vdm.errors import UserError
+from vdm.sweep import tables, workdirs
 
 
 def cells_of(text):

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from experiments.running import workdirs
 from record_helpers import line, write_workdir
 from vdm.errors import UserError
+from vdm.sweep import workdirs
 
 
 def test_final_number_of_runs_at_every_stage(tmp_path):

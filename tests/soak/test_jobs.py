@@ -7,8 +7,8 @@ import sys
 import pytest
 from submitit.slurm.slurm import SlurmJob
 
-from experiments.running import cluster, jobs, plan, pool
 from sweep_helpers import counted, ended, start_study, study_here, trial_of, wait_for
+from vdm.sweep import cluster, jobs, plan, pool
 
 
 def test_no_run_is_done_by_two(tmp_path):

@@ -15,9 +15,9 @@ import time
 import pytest
 
 from conftest import ROOT, TINY, command
-from experiments.running import cluster
 from sweep_helpers import counted, ended, start_study, trial_of, wait_for
 from vdm.errors import UserError
+from vdm.sweep import cluster
 
 HOST = socket.gethostname().partition(".")[0]
 DAEMONS = {"munged", "slurmctld", "slurmd"}
@@ -143,10 +143,10 @@ def queue():
 
 
 STUDY = """'''A study of real runs.'''
-from experiments.running import cluster, sweep
+from vdm.sweep import cluster, study
 
 cluster.LOOK = 0.5
-sweep.main(__doc__, lambda config: {"a": {}}, lambda *_: [], config="configs/digits.py", seeds=1)
+study.main(__doc__, lambda config: {"a": {}}, lambda *_: [], config="configs/digits.py", seeds=1)
 """
 
 

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from conftest import TINY
-from experiments.running import jobs
 from sweep_helpers import counted, ended, start_study, study_here, wait_for
+from vdm.sweep import jobs
 
 
 def test_does_what_is_missing_and_says_what_failed(tmp_path):

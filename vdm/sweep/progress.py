@@ -8,10 +8,10 @@ import time
 
 from tqdm import tqdm
 
-from experiments.running.plan import Trial
-from experiments.running.workdirs import number
 from vdm.reporting.metrics import read_metrics
 from vdm.reporting.text import fixed
+from vdm.sweep.plan import Trial
+from vdm.sweep.workdirs import number
 
 LOOK = 2.0  # seconds between looks at the metrics
 

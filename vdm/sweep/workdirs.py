@@ -19,10 +19,10 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 import numpy as np
 
-from experiments.running.output import write_json
 from vdm import workdir as workdir_lib
 from vdm.errors import UserError, require
 from vdm.reporting.metrics import read_metrics
+from vdm.sweep.output import write_json
 
 Row = Mapping[str, Any]  # a line of metrics.jsonl, or eval.json
 Variants = Mapping[str, Sequence[pathlib.Path]]  # name to the workdirs of its seeds

@@ -6,11 +6,12 @@ import pathlib
 import signal
 import time
 
-from experiments.running import cluster, jobs
-from experiments.running.plan import Trial, finished
-from experiments.running.progress import Progress
+from vdm.sweep import cluster, jobs
+from vdm.sweep.plan import Trial, finished
+from vdm.sweep.progress import Progress
 
-Start = Callable[[list[Trial]], list[jobs.Process] | list[cluster.Job]]
+Started = jobs.Process | cluster.Job
+Start = Callable[[list[Trial]], Sequence[Started]]
 
 
 def run_all(trials: Sequence[Trial], start: Start, at_once: int) -> dict[pathlib.Path, str]:
@@ -23,7 +24,7 @@ def run_all(trials: Sequence[Trial], start: Start, at_once: int) -> dict[pathlib
       KeyboardInterrupt: asked to stop, by Ctrl-C, SIGTERM or the end of the terminal, all have.
     """
     waiting, answered = list(trials), 0
-    running: list[tuple[Trial, jobs.Process | cluster.Job]] = []
+    running: list[tuple[Trial, Started]] = []
     failed: dict[pathlib.Path, str] = {}
     with stop_signals() as asked, contextlib.closing(Progress(trials)) as progress:
         while running or waiting and not asked:

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 import numpy as np
 
-from experiments.running.output import save_figure
-from experiments.running.workdirs import Record, Variants, images_note, number, read_variants
 from vdm.errors import require
 from vdm.reporting import figures
+from vdm.sweep.output import save_figure
+from vdm.sweep.workdirs import Record, Variants, images_note, number, read_variants
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito
 DASHES = ("-", "--", ":")  # the second once all colours are taken
@@ -53,9 +53,10 @@ def plot_curves(variants: Variants, out: pathlib.Path | str, name: str = "curves
     legend = 0.7 + 0.085 * max(len(variant) + 10 for variant in found)  # inches
     size = (max(10.5, 3.5 * wide) + legend, 7 if terms else 4)
     figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplot_mosaic(layout if terms else layout[:1])
+    panels: dict[str, Any] = figure.subplot_mosaic(layout if terms else layout[:1])  # type: ignore[arg-type]
 
-    lines, notes, shown = [], set(), {panel: [] for panel in panels}
+    lines, notes = [], set()
+    shown: dict[str, list[Any]] = {panel: [] for panel in panels}
     for place, (variant, records) in enumerate(found.items()):
         style = style_of(place)
         for panel, axes in panels.items():

@@ -1,6 +1,6 @@
 """What a step of training costs on this machine: seconds, and floating-point operations.
 
-  python -m experiments.running.cost --config=configs/digits.py
+  python -m vdm.sweep.cost --config=configs/digits.py
 
 Takes a few steps, with no cache, so that the start, too, is that of a first run. Nothing else should run
 meanwhile. Prints a line of JSON.
@@ -8,21 +8,22 @@ meanwhile. Prints a line of JSON.
 
 from collections.abc import Sequence
 import json
+import math
 import statistics
 import sys
 import time
+from typing import Any
 
 from absl import flags
 import jax
 from ml_collections import ConfigDict
 
-from experiments.running import command
-from experiments.running.budget import Cost
-from experiments.speed.flops import products
 from vdm import commandline, config as config_lib, run as run_lib, train
 from vdm.data.batches import resident_arrays
 from vdm.errors import require
 from vdm.runtime import devices
+from vdm.sweep import command
+from vdm.sweep.budget import Cost
 
 CALLS = 8  # that are timed; each takes config.train.substeps steps, one on a CPU where these take long
 
@@ -54,6 +55,32 @@ def measure(config: ConfigDict) -> Cost:
     first = time.perf_counter() - start - sum(seconds[1:]) * count - of_step * (count - 1)
     counted = products(jax.make_jaxpr(step)(state, data, batch).jaxpr) / count * jax.device_count()
     return Cost(first, of_step, counted, f"{jax.device_count()} × {jax.devices()[0].device_kind}")
+
+
+def products(jaxpr: Any) -> int:
+    """Floating-point operations of the products and convolutions in a traced function: two for each
+    multiply-add. A scan counts as often as it is gone through, and of branches the dearest."""
+    total = 0
+    for equation in jaxpr.eqns:
+        kind, params = equation.primitive.name, equation.params
+        if kind == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            shared = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+            total += 2 * math.prod(equation.outvars[0].aval.shape) * shared
+        elif kind == "conv_general_dilated":
+            kernel, features = equation.invars[1].aval.shape, params["dimension_numbers"].rhs_spec[0]
+            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // kernel[features]
+        elif kind == "cond":
+            total += max(products(branch.jaxpr) for branch in params["branches"])
+        else:
+            times = params["length"] if kind == "scan" else 1
+            inner = (getattr(value, "jaxpr", value) for value in jax.tree.leaves(params, is_leaf=_is_jaxpr))
+            total += times * sum(products(value) for value in inner if hasattr(value, "eqns"))
+    return total
+
+
+def _is_jaxpr(value):
+    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
 
 
 def run(others: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ from vdm.errors import UserError, one_line
 from vdm.runtime.stop import QUEUE_AGAIN
 
 if TYPE_CHECKING:  # a job imports this module, and needs no JAX
-    from experiments.running.plan import Trial
+    from vdm.sweep.plan import Trial
 
 LIBC = ctypes.CDLL(None)  # loaded here, as little may be done between fork and exec
 POLL = 0.2  # seconds between looks at a process

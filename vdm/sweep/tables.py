@@ -7,11 +7,11 @@ import textwrap
 
 import numpy as np
 
-from experiments.running.output import make_folder, write_csv
-from experiments.running.workdirs import Record, Variants, images_note, number, read_variants
 from vdm.estimate import standard_error
 from vdm.reporting import figures
 from vdm.reporting.text import fixed, markdown_table
+from vdm.sweep.output import make_folder, write_csv
+from vdm.sweep.workdirs import Record, Variants, images_note, number, read_variants
 
 CAPTION = """Bits/dim of the test split and its terms, means over seeds. "± over seeds" is the standard error
 of that mean by how far the seeds are apart. {} It counts what a seed changes: the first parameters, the order

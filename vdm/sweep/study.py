@@ -3,7 +3,7 @@
 A study is a file beside this one that ends with
 
   if __name__ == "__main__":
-      sweep.main(__doc__, grid, results, config="configs/digits.py", seeds=2)
+      study.main(__doc__, grid, results, config="configs/digits.py", seeds=2)
 
 Each run is a plain `python -m vdm.main …` in its own workdir W/VARIANT-SEED, its output in log.txt there.
 Only runs that have not finished are started, and go on from their own checkpoints: after Ctrl-C, SIGKILL
@@ -18,9 +18,9 @@ from typing import Any, NoReturn
 
 from absl import flags
 
-from experiments.running import budget, cluster, command, jobs, plan, pool
 from vdm import commandline
 from vdm.errors import one_of, require
+from vdm.sweep import budget, cluster, command, jobs, plan, pool
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
@@ -129,7 +129,8 @@ def study(grid: plan.Grid, results: Results, file: str, args: Sequence[str]) -> 
         print(dry_run(missing, workdir), end="\n" if missing else "")
         return 0
 
-    start, at_once = jobs.start, FLAGS.jobs
+    start: pool.Start = jobs.start
+    at_once = FLAGS.jobs
     if FLAGS.cluster:
         executor = cluster.make_executor(FLAGS.cluster, workdir / "submitit", FLAGS.cluster_options)
         start, at_once = lambda trials: cluster.submit(executor, trials), len(missing)

@@ -12,11 +12,11 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from experiments.running import plan
-from experiments.running.output import make_folder, write_json
-from experiments.running.plan import Grid, Trial
 from vdm import commandline
 from vdm.errors import UserError, one_of, require
+from vdm.sweep import plan
+from vdm.sweep.output import make_folder, write_json
+from vdm.sweep.plan import Grid, Trial
 
 EVALUATIONS = 8  # of a run, during its training
 
@@ -114,7 +114,7 @@ def measure(trial: Trial) -> Cost:
       UserError: it cannot be trained.
     """
     given = [arg for arg in trial.command[3:] if not arg.startswith("--workdir=")]
-    command = [sys.executable, "-m", "experiments.running.cost", *given]
+    command = [sys.executable, "-m", "vdm.sweep.cost", *given]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit {done.returncode}"]

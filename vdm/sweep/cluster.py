@@ -9,12 +9,12 @@ import subprocess
 import time
 from typing import TYPE_CHECKING, Any
 
-from experiments.running.jobs import Process
 from vdm.errors import UserError, one_line, require
 from vdm.runtime.atomic import write_text
+from vdm.sweep.jobs import Process
 
 if TYPE_CHECKING:
-    from experiments.running.plan import Trial
+    from vdm.sweep.plan import Trial
 
 LOOK = 5.0  # seconds between looks at Slurm's queue
 LATE = 15.0  # seconds after its job has left the queue in which a result may appear on a shared file system

@@ -30,7 +30,7 @@ from vdm.evaluation import codec
 from vdm.evaluation.depth import depths
 from vdm.evaluation.elbo import elbo_row
 from vdm.reporting.text import fixed, markdown_table
-from vdm.sweep import curves, study, workdirs
+from vdm.sweep import look, study, workdirs
 from vdm.sweep.output import save_figure, write_csv
 
 Row = Mapping[str, Any]
@@ -133,7 +133,7 @@ def plot(
     for place, system in enumerate(systems):
         of_it = [row for row in rows if row["system"] == system]
         steps = [row["T"] or math.nan for row in of_it]
-        style = curves.style_of(place)
+        style = look.style_of(place)
         if all(math.isnan(step) for step in steps):
             axes.axhline(of_it[0]["images"], **style, lw=1.0, label=f"{system}: file".replace("_", " "))
             continue

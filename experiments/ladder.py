@@ -31,7 +31,7 @@ from vdm.diffusion import process
 from vdm.estimate import standard_error
 from vdm.reporting import figures
 from vdm.reporting.text import fixed, markdown_table
-from vdm.sweep import curves, study, tables, workdirs
+from vdm.sweep import curves, look, study, tables, workdirs
 from vdm.sweep.output import save_figure, write_csv
 
 RUNGS = {
@@ -210,15 +210,16 @@ def plot_ladder(
         label_axes.set_axis_off()
         axes.set_axis_off()
     left.suptitle("samples, none chosen")
-    plot_progress(right.subplots(), records)
+    plot_progress(right.subplots(), records, workdir)
     return save_figure(figure, workdir, "ladder")
 
 
-def plot_progress(axes: Any, records: Records) -> None:
+def plot_progress(axes: Any, records: Records, workdir: pathlib.Path) -> None:
     """Plots the mean over seeds against training time: the curve of each rung, and its final estimate."""
     ends = []
-    for place, (variant, seeds) in enumerate(records.items()):
-        style = curves.style_of(place)
+    styles = look.styles(list(records), workdir)
+    for variant, seeds in records.items():
+        style = styles[variant]
         label = variant.replace("_", " ")
         if all(record.test for record in seeds):
             each = [curves.curve_of(record, "seconds", "bpd") for record in seeds]

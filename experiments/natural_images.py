@@ -20,16 +20,13 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from experiments import codecs
-from vdm import run as run_lib, workdir as workdir_lib
 from vdm.contract import bits_per_dim
 from vdm.data import source
 from vdm.diffusion import process
 from vdm.estimate import standard_error
-from vdm.evaluation.elbo import make_elbo
-from vdm.evaluation.profile import EDGES
 from vdm.methods import wiener
 from vdm.reporting.text import fixed, markdown_table
-from vdm.sweep import budget, curves, study, tables, workdirs
+from vdm.sweep import budget, curves, density, look, study, tables, workdirs
 from vdm.sweep.output import save_figure
 
 Rates = Mapping[str, tuple[float, float]]  # bits/dim and their standard error over images, by name
@@ -101,18 +98,6 @@ def references(config: ConfigDict) -> Rates:
     return {"Gaussian": (float(bits.mean()), standard_error(bits)), **codecs.bits_per_dim(images)}
 
 
-def density(folder: pathlib.Path) -> dict[str, list[float]]:
-    """Where over γ the bits of a run's diffusion term are: "gamma" at the edges of parts, and "per_gamma",
-    bits/dim per unit of γ in each."""
-    config = workdir_lib.read_config(folder)
-    run = run_lib.restore(config, folder)
-    gamma = np.asarray(run.model.gamma(run.state.ema, EDGES.astype(np.float32)))
-    evaluate = make_elbo(run.model, config, run.data)
-    _, profile = evaluate(run.state.ema, config.eval.passes, progress=True, title=f"{folder.name}, over γ")
-    columns = profile.summary(gamma, 0.0, run.data.spec.shape, run.data.spec.vocab_size)
-    return {"gamma": gamma.tolist(), "per_gamma": columns["per_gamma"].tolist()}
-
-
 def plot(
     workdir: pathlib.Path, found: workdirs.Variants, costs: Mapping[str, budget.Cost], rates: Rates
 ) -> list[pathlib.Path]:
@@ -121,10 +106,11 @@ def plot(
     seed of some. Returns their paths."""
     figure = Figure(figsize=(17, 6), layout="constrained")
     minutes, operations, gamma = figure.subplots(1, 3)
-    for place, (name, records) in enumerate(workdirs.read_variants(found).items()):
-        style = curves.style_of(place)
+    styles = look.styles(list(found), workdir)
+    for name, records in workdirs.read_variants(found).items():
+        style = styles[name]
         if name in DENSITIES:
-            kept = workdirs.kept(records[0].folder, "density", density)
+            kept = workdirs.kept(records[0].folder, "density", density.density)
             gamma.stairs(kept["per_gamma"], kept["gamma"], label=name, color=style["color"], ls=style["ls"])
         tested = [curves.curve_of(record, "step", "bpd") for record in records if record.test]
         if name not in costs or not tested:

@@ -28,8 +28,8 @@ from vdm.evaluation.elbo import make_elbo
 from vdm.evaluation.passes import run_passes
 from vdm.evaluation.profile import EDGES
 from vdm.reporting import figures
-from vdm.sweep import study, tables, workdirs
-from vdm.sweep.curves import plot_curves, style_of
+from vdm.sweep import look, study, tables, workdirs
+from vdm.sweep.curves import plot_curves
 from vdm.sweep.output import save_figure
 
 SCHEDULES = (
@@ -115,8 +115,9 @@ def plot_schedules(workdir: pathlib.Path, measured: Mapping[str, Sequence[Measur
     many values as a band from the lowest to the highest."""
     figure = Figure(figsize=(13, 4), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    for place, (variant, (first, *_)) in enumerate(measured.items()):
-        style = style_of(place)
+    styles = look.styles(list(measured), workdir)
+    for variant, (first, *_) in measured.items():
+        style = styles[variant]
         before, after = (np.array(first[name]) for name in ("before", "after"))
         for axes, form in ((left, lambda gamma: gamma), (middle, lambda gamma: np.exp(-gamma))):
             label = variant if axes is left else None
@@ -144,11 +145,12 @@ def plot_variance(
     """Plots the variance of one draw of the loss over training, and the final variances."""
     figure = Figure(figsize=(13, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    for place, (variant, folders) in enumerate(found.items()):
+    styles = look.styles(list(found), workdir)
+    for variant, folders in found.items():
         seeds = [workdirs.read(folder).train for folder in folders]
         steps = [row["step"] for row in seeds[0]]
         variances = np.mean([[row["draw_sd"] ** 2 for row in rows] for rows in seeds], axis=0)
-        left.plot(steps, variances, label=variant, marker=".", **style_of(place))
+        left.plot(steps, variances, label=variant, marker=".", **styles[variant])
     title = "of one example's loss in a training batch: images, t and noise"
     left.set(xlabel="step", ylabel="variance, (bits/dim)²", yscale="log", title=title)
     figure.legend(loc="outside right upper")

@@ -1,6 +1,7 @@
 """An estimate of bits per dimension: its mean over images, and its standard errors."""
 
 from collections.abc import Mapping, Sequence
+import csv
 import dataclasses
 import json
 import math
@@ -12,7 +13,7 @@ import numpy as np
 
 from vdm.contract import bits_per_dim
 from vdm.errors import require
-from vdm.runtime.atomic import write_text
+from vdm.runtime.atomic import atomic_path, write_text
 
 PerImage = Float[np.ndarray, "images"]
 
@@ -127,6 +128,18 @@ def require_possible(estimate: Estimate, what: str = "the bound") -> None:
 
 def _of_term(name: str) -> str:
     return "" if name == "bpd" else f" in its term {name!r}"
+
+
+def write_images(
+    path: pathlib.Path | str, columns: Mapping[str, Float[np.ndarray, "some"]], images: int
+) -> None:
+    """Writes numbers of each image as a CSV file, whole or not at all. Shorter columns end empty."""
+    with atomic_path(path) as part, part.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", *columns])
+        writer.writerows(
+            [i, *(values[i] if i < len(values) else "" for values in columns.values())] for i in range(images)
+        )
 
 
 def write_json(

@@ -237,7 +237,7 @@ def _work(one, here, computations, byname):
         shared = math.prod(operands[0][1][int(axis)] for axis in re.findall(r"\d+", axes[1])) if axes else 1
         return [(operands[0][0], 2 * math.prod(one.shapes[0][1]) * shared)]
     if one.kind == "convolution" or target and "conv" in target[1].lower() and "dim_labels" in one.rest:
-        _, of_kernel, of_result = re.split(
+        of_input, of_kernel, of_result = re.split(
             r"_|->", re.search(r"dim_labels=([\w?]+_[\w?]+->[\w?]+)", one.rest)[1]
         )
         backward = target[1] if target else ""
@@ -247,29 +247,39 @@ def _work(one, here, computations, byname):
             result, kernel = operands[0] if "BackwardInput" in backward else one.shapes[0], operands[1]
         out = kernel[1][of_kernel.index("o")]
         work = 2 * math.prod(result[1]) * math.prod(kernel[1]) // max(1, out)
-        return [(operands[0][0], work * _share_of_window(one, result[1], of_result))]
+        return [
+            (operands[0][0], work * _share_of_window(one, operands[0][1], of_input, result[1], of_result))
+        ]
     return []
 
 
-def _share_of_window(one, result, labels):
-    """Of a convolution's multiplications, those that do not meet the zeros between an input's values.
+def _share_of_window(one, given, of_given, result, of_result):
+    """Of a convolution's multiplications, those that meet the input; an image's border of zeros counts.
 
-    On a TPU products of stacks of matrices are convolutions along the stack: each place sees the whole stack,
-    at a distance at which all but one are such zeros.
+    On a TPU products are convolutions: of stacks along the stack, where each place sees the whole stack at a
+    distance at which all but one are zeros between its values; or with a border as wide as the input.
     """
-    window = dict(
-        re.findall(r"(\w+)=([\dx_\-]+)", (re.search(r"window=\{([^}]*)\}", one.rest) or ["", ""])[1])
-    )
-    if "lhs_dilate" not in window or one.kind != "convolution":
+    window = re.search(r"window=\{([^}]*)\}", one.rest)
+    if not window or one.kind != "convolution":
         return 1
+    fields = dict(re.findall(r"(\w+)=([\dx_\-]+)", window[1]))
+    sizes = fields["size"].split("x")
+    of_axes = lambda name, usual: [int(n.split("_")[0]) for n in fields.get(name, usual).split("x")]
+    ones, zeros = ("x".join([n] * len(sizes)) for n in "10")
     share = 1.0
-    axes = len(window["size"].split("x"))
-    of_axes = lambda key: [int(n.split("_")[0]) for n in window.get(key, "x".join(["1"] * axes)).split("x")]
-    pads = [int(n.split("_")[0]) for n in window["pad"].split("x")] if "pad" in window else [0] * axes
     for axis, (size, stride, dilate, spread, pad) in enumerate(
-        zip(*map(of_axes, ("size", "stride", "lhs_dilate", "rhs_dilate")), pads)
+        zip(
+            map(int, sizes),
+            of_axes("stride", ones),
+            of_axes("lhs_dilate", ones),
+            of_axes("rhs_dilate", ones),
+            of_axes("pad", zeros),
+        )
     ):
-        places = range(result[labels.index(str(axis))])
-        met = sum((place * stride + k * spread - pad) % dilate == 0 for place in places for k in range(size))
-        share *= met / (len(places) * size)
+        places, values = result[of_result.index(str(axis))], given[of_given.index(str(axis))]
+        if dilate == 1 and pad < values:
+            continue
+        at = [place * stride + k * spread - pad for place in range(places) for k in range(size)]
+        met = sum(where % dilate == 0 and 0 <= where // dilate < values for where in at)
+        share *= met / len(at)
     return share

@@ -134,6 +134,15 @@ def test_on_a_tpu_a_stack_of_products_is_a_convolution_that_meets_zeros():
     assert hlo.count(OF_TPU).operations == {"f32": 2 * 3 * 4 * 5 * 6}
 
 
+def test_on_a_tpu_a_product_can_be_a_convolution_with_a_border_as_wide_as_its_input():
+    line = "convolution(%x, %y), dim_labels=0bf_0io->0bf, window={size=3 stride=2 lhs_dilate=3}"
+    other = "convolution(%x, %y), dim_labels=bf0_o0i->bf0, window={size=4 pad=3_3}"  # of 3 × 4 with 1 value
+    text = OF_TPU.replace(line, other).replace("f32[3,4,5]{2,1,0} parameter", "f32[3,4,1]{2,1,0} parameter")
+    text = text.replace("bf16[3,5,6]{2,1,0} parameter", "bf16[5,4,4]{2,1,0} parameter")
+    text = text.replace("%z = f32[3,4,6]", "%z = f32[3,5,4]")
+    assert hlo.count(text).operations == {"f32": 2 * 3 * 4 * 5 * 4}
+
+
 def test_what_is_sent_ahead_is_read_and_written_once_and_what_is_updated_in_place_not_at_all():
     product = 4 * (3 * 4 * 5 + 3 * 4 * 6) + 2 * 3 * 5 * 6
     row = 4 * 100

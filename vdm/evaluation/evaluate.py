@@ -135,10 +135,4 @@ def _write_images(path: pathlib.Path, rows: Sequence[Row]) -> None:
     terms = first.estimate.values.items()
     columns = {first.key if name == "bpd" else f"{first.key} {name}": values for name, values in terms}
     columns |= {row.key: row.estimate.values["bpd"] for row in others if not row.other_images}
-    with atomic_path(path) as part, part.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", *columns])
-        writer.writerows(
-            [i, *(values[i] if i < len(values) else "" for values in columns.values())]
-            for i in range(first.estimate.images)
-        )
+    estimate.write_images(path, columns, first.estimate.images)

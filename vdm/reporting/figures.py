@@ -69,7 +69,7 @@ def plain_ticks(axis: "Axis") -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def save(figure: "Figure", path: pathlib.Path | str) -> None:
+def save(figure: "Figure", path: pathlib.Path | str, dpi: int = 110) -> None:
     """Writes a figure as what its suffix says, .png or .pdf, whole or not at all."""
     with atomic_path(path) as part:
-        figure.savefig(part, dpi=110)
+        figure.savefig(part, dpi=dpi)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from vdm.arrays import Images
 from vdm.contract import bits_per_dim
 from vdm.data.dataset import Spec
-from vdm.estimate import Estimate, write_json
+from vdm.estimate import Estimate, write_images, write_json
 from vdm.reporting import sample_sheet, text
 from vdm.reporting.curve import save_curve
 from vdm.reporting.metrics import Writer
@@ -117,6 +117,7 @@ class Log:
         """Writes and prints the final estimate."""
         self._writer.write(step, "final", estimate.json() | {"seconds": self.seconds()})
         self._plot()
+        write_images(self._workdir / "eval_images.csv", estimate.values, estimate.images)
         write_json(self._workdir / "eval.json", estimate, step)
         self.say(text.estimate_table(estimate))
         self.say(f"{self._workdir}: eval.json, samples.png, elbo.png, metrics.jsonl, checkpoints/")

@@ -29,6 +29,18 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(map(line, [header, rule, *rows]))
 
 
+def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same table for LaTeX, with the lines of the package booktabs."""
+    signs = {"\\": r"\textbackslash{}", "±": r"$\pm$", "−": "$-$", "∞": r"$\infty$", "–": "--"}
+    signs |= {sign: "\\" + sign for sign in "&%$#_{}"}
+
+    def line(cells):
+        return " & ".join("".join(signs.get(sign, sign) for sign in cell) for cell in cells) + r" \\"
+
+    body = [r"\begin{tabular}{l" + "r" * (len(header) - 1) + "}", r"\toprule", line(header), r"\midrule"]
+    return "\n".join([*body, *map(line, rows), r"\bottomrule", r"\end{tabular}"])
+
+
 def parameter_table(params: Any) -> str:
     """A table of the parameters, a tree of arrays: name, shape, count, and the total."""
     import jax

@@ -18,8 +18,6 @@ from vdm.sweep import plan
 from vdm.sweep.output import make_folder, write_json
 from vdm.sweep.plan import Grid, Trial
 
-EVALUATIONS = 8  # of a run, during its training
-
 
 class Cost(NamedTuple):
     """What training costs.
@@ -54,8 +52,8 @@ def fit(
     only: Sequence[str] = (),
     measure_here: bool = True,
 ) -> Grid:
-    """The grid of the variants whose cost is known, with as many steps for each as the minutes allow, and
-    EVALUATIONS during them. A variant that sets its own steps keeps these.
+    """The grid of the variants whose cost is known, with as many steps for each as the minutes allow. A
+    variant that sets its own steps keeps these.
 
     The costs of the variants `only`, or of all, are measured first, where they are not kept in budget.json of
     the study from before: so all runs of a variant take as many steps.
@@ -98,10 +96,10 @@ def fit(
         found = {}
         for name, fields in grid(config).items():
             if name in steps:
-                every = max(1, steps[name] // EVALUATIONS)
-                often = {field: every for field in ("train.eval_every", "train.checkpoint_every")}
-                often = {field: value for field, value in often.items() if field not in given}
-                found[name] = {"train.steps": steps[name], **often, **fields}
+                own = {"train.steps": steps[name]}
+                if "train.checkpoint_every" not in given:
+                    own["train.checkpoint_every"] = max(1, steps[name] // plan.POINTS)
+                found[name] = {**own, **fields}
         return found
 
     return with_steps

@@ -1,86 +1,178 @@
 """ELBO curves of variants, with bands over their seeds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import math
 import pathlib
-import textwrap
 from typing import Any
 
 from jaxtyping import Float
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 import numpy as np
 
-from vdm.errors import require
+from vdm.errors import one_of, require
 from vdm.reporting import figures
-from vdm.sweep.output import save_figure
-from vdm.sweep.workdirs import Record, Variants, images_note, number, read_variants
+from vdm.sweep import budget, look as look_lib
+from vdm.sweep.density import density
+from vdm.sweep.look import Look
+from vdm.sweep.workdirs import Record, Variants, images_note, kept, number, read_variants
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito
-DASHES = ("-", "--", ":")  # the second once all colours are taken
-
-NOTES = {
-    "band": "bands: mean ± its standard error over seeds, at their mean time",
-    "pair": "bands of two seeds: from one to the other, at their mean time",
-    "bar": "bars of a single run: ± s.e. of its last evaluation (images and Monte-Carlo noise)",
-    "final": "diamonds: final estimates, of config.eval.passes; points: of passes_in_training, "
-    "with the same noise at each",
-    "final_bar": "bars of diamonds: as the bands",
-    "thin": "thin: each seed, where they are not equally far",
-    "faint": "faint: training after the last evaluation, one draw",
+AGAINST = {
+    "step": "step",
+    "images": "images seen",
+    "seconds": "seconds",
+    "operations": "floating-point operations",
 }
-SMALLEST = 1e-3  # bits/dim that a panel shows at least
+OTHER = {
+    "variance": "variance of a draw,\n(bits/dim)²",
+    "gamma": "γ = −log SNR",
+    "density": "bits/dim per unit of γ",
+}
+NOTES = {
+    "points": "Points: the test split's bits/dim, with the same noise at each.",
+    "fewer": "They have {} passes; the tables' estimates have more, and differ by the noise of evaluation.",
+    "band": "Bands: mean ± its standard error over seeds.",
+    "pair": "Bands: from one of two seeds to the other.",
+    "bar": "Bar: ± the standard error of the last evaluation of a single run, over images and noise.",
+    "final": "Diamonds: the estimate at the end of a run without a curve.",
+    "thin": "Thin: each seed, where they are not equally far.",
+    "faint": "Faint: training after the last evaluation, one draw.",
+    "seconds": "Seconds are from a run's start on, compilation and evaluations included.",
+    "variance": "Variance: of the loss of one example of a training batch, over images, times and noise.",
+}
+SMALLEST = 1e-3  # bits/dim that a panel shows at least, and that curves differ by in one that says something
 Curve = Float[np.ndarray, "3 evaluations"]  # step, x and y of each
 
 
-def plot_curves(variants: Variants, out: pathlib.Path | str, name: str = "curves") -> list[pathlib.Path]:
-    """Writes NAME.png and NAME.pdf: bits/dim of the test split against steps and against seconds, and each
-    term against steps. Returns their paths.
+def plot_curves(
+    variants: Variants, out: pathlib.Path | str, name: str = "curves", look: Look | None = None
+) -> list[pathlib.Path]:
+    """Writes NAME.png, NAME.pdf and the caption NAME.txt: bits/dim of the test split against steps and
+    seconds, and the terms that say something; or the panels of the look. Returns their paths.
+
+    Args:
+      look: that of the study in `out` where None, or the usual one.
 
     Raises:
       UserError: as `read_variants` and `make_folder` do, or no run has measured anything yet.
     """
     found = read_variants(variants)
-    rows = [record.newest for records in found.values() for record in records]
+    every = [record for records in found.values() for record in records]
     require(
-        any("bpd" in row for row in rows),
+        any("bpd" in one.newest for one in every),
         "no run has measured anything yet; the first comes after config.train.log_every steps.",
     )
-    rows += [record.final for records in found.values() for record in records]
-    terms = figures.term_names(rows)
-    wide = max(1, len(terms))
-    layout = [["step"] * wide + ["seconds"] * wide, [term for term in terms for _ in range(2)]]
-    legend = 0.7 + 0.085 * max(len(variant) + 10 for variant in found)  # inches
-    size = (max(10.5, 3.5 * wide) + legend, 7 if terms else 4)
-    figure = Figure(figsize=size, layout="constrained")
-    panels: dict[str, Any] = figure.subplot_mosaic(layout if terms else layout[:1])  # type: ignore[arg-type]
+    look = look or look_lib.of_study(out)
+    terms = figures.term_names([row for one in every for row in (one.newest, one.final)])
+    spent = operations(pathlib.Path(out), found)
+    known = [*AGAINST, *terms, *OTHER]
+    if not spent:
+        known.remove("operations")
+    for panel in look.panels:
+        one_of("--panels", panel, known)
+    panels = look.panels or ("step", "seconds", *(term for term in terms if says_something(found, term)))
 
-    lines, notes = [], set()
-    shown: dict[str, list[Any]] = {panel: [] for panel in panels}
-    for place, (variant, records) in enumerate(found.items()):
-        style = style_of(place)
-        for panel, axes in panels.items():
-            x, y = ("step", panel) if panel in terms else (panel, "bpd")
-            plot = _Plot(axes, x, y, style, bars=len(found) <= 4)
-            plot.variant(records)
-            notes |= plot.notes
-            shown[panel] += plot.shown
-        seeds = f" ({len(records)} seeds)" if len(records) > 1 else ""
-        lines.append(Line2D([], [], label=variant + seeds, marker=".", **style))
-    for panel, axes in panels.items():
-        figures.limit_y(axes, shown[panel])
-        widen_y(axes)
-        title = figures.TERMS.get(panel, (panel,))[0] if panel in terms else "test split"
-        axes.set(title=title, xlabel="seconds" if panel == "seconds" else "step")
+    styles = look_lib.styles(list(found), out)
+    notes: set[str] = set()
+    with look.drawing():
+        figure, axes_of = look.figure(panels)
+        for panel, axes in axes_of.items():
+            if panel in ("gamma", "density"):
+                _of_schedule(axes, panel, found, styles)
+            elif panel == "variance":
+                notes |= _variance(axes, found, styles)
+            else:
+                notes |= _panel(axes, panel, terms, found, styles, spent, look)
+            axes.grid(alpha=0.3, lw=0.4)
+        lines = []
+        for variant, records in found.items():
+            seeds = f" ({len(records)} seeds)" if len(records) > 1 else ""
+            lines.append(Line2D([], [], label=variant + seeds, marker=".", **styles[variant]))
+        look_lib.legend_above(figure, lines, look.width)
+        return look_lib.save(figure, out, name, caption(found, notes))
+
+
+def caption(found: Mapping[str, Sequence[Record]], notes: set[str]) -> str:
+    """What stands below a figure of curves."""
+    every = [record for records in found.values() for record in records]
+    passes = sorted({str(row["passes"]) for one in every for row in one.test if "passes" in row})
+    texts = [images_note(every)]
+    if "points" in notes:
+        texts.append(NOTES["points"])
+        if passes and any(one.has_own_final for one in every):
+            texts.append(NOTES["fewer"].format(" or ".join(passes)))
+    texts += [text for note, text in NOTES.items() if note in notes and note not in ("points", "fewer")]
+    return " ".join(text for text in texts if text)
+
+
+def says_something(found: Mapping[str, Sequence[Record]], term: str) -> bool:
+    """Whether a term, and the ELBO without it, differ between evaluations or variants by more than
+    SMALLEST."""
+    rows = [
+        row for records in found.values() for one in records for row in (*one.test, one.final) if term in row
+    ]
+    values = np.array([number(row, term) for row in rows])
+    rest = np.array([number(row, "bpd") for row in rows]) - values
+    return values.size > 0 and np.ptp(values) > SMALLEST and np.ptp(rest) > SMALLEST
+
+
+def operations(out: pathlib.Path, found: Mapping[str, Any]) -> dict[str, float]:
+    """Floating-point operations of a step of each variant, where the study has measured them (--minutes)."""
+    costs = budget.read(out)
+    return {name: costs[name][0].operations for name in found} if all(name in costs for name in found) else {}
+
+
+def _panel(axes, panel, terms, found, styles, spent, look):
+    """A panel of bits/dim against something, or of a term against steps; returns which of NOTES it needs."""
+    shown: list[Any] = []
+    notes: set[str] = set()
+    x, y = (panel, "bpd") if panel in AGAINST else ("step", panel)
+    for variant, records in found.items():
+        scale = {"images": records[0].config.train.batch_size, "operations": spent.get(variant, 1.0)}.get(
+            x, 1.0
+        )
+        plot = _Plot(axes, "seconds" if x == "seconds" else "step", y, styles[variant], scale)
+        plot.variant(records)
+        notes |= plot.notes
+        shown += plot.shown
+    figures.limit_y(axes, shown)
+    widen_y(axes)
+    label = "bits/dim" if y == "bpd" else f"{figures.TERMS.get(y, (y,))[0]}, bits/dim"
+    axes.set(xlabel=AGAINST[x], ylabel=label)
+    if "y" in look.log:
+        axes.set_yscale("log")
+        figures.plain_ticks(axes.yaxis)
+    elif y != "bpd":
         axes.ticklabel_format(axis="y", scilimits=(-2, 4))
-        axes.grid(alpha=0.3)
-    panels["step"].set_ylabel("bits/dim")
-    figure.legend(handles=lines, loc="outside right upper")
-    other = images_note(record for records in found.values() for record in records)
-    texts = [other.rstrip(".")] if other else []
-    caption = "; ".join(texts + [text for note, text in NOTES.items() if note in notes])
-    figure.supxlabel(textwrap.fill(caption, 150), fontsize=9)
-    return save_figure(figure, out, name)
+    if "x" in look.log:
+        axes.set_xscale("log")
+    return notes | ({"seconds"} if x == "seconds" else set())
+
+
+def _variance(axes, found, styles):
+    for variant, records in found.items():
+        rows = [[row for row in one.train if row.get("draw_sd") is not None] for one in records]
+        steps = sorted(
+            {row["step"] for row in rows[0]}.intersection(*({r["step"] for r in some} for some in rows))
+        )
+        if steps:
+            by_step = [{row["step"]: row["draw_sd"] ** 2 for row in some} for some in rows]
+            values = np.mean([[one[step] for step in steps] for one in by_step], axis=0)
+            axes.plot(steps, values, **styles[variant])
+    axes.set(xlabel="step", ylabel=OTHER["variance"], yscale="log")
+    figures.plain_ticks(axes.yaxis)
+    return {"variance"}
+
+
+def _of_schedule(axes, panel, found, styles):
+    """γ(t) of the first seed of each variant, or where over γ its bits are."""
+    for variant, records in found.items():
+        of = kept(records[0].folder, "density", density)
+        gamma = np.array(of["gamma"]).reshape(len(of["gamma"]), -1).mean(axis=1)
+        if panel == "gamma":
+            axes.plot(np.linspace(0.0, 1.0, len(gamma)), gamma, **styles[variant])
+        else:
+            axes.stairs(of["per_gamma"], gamma, **styles[variant])
+    axes.set(xlabel="t" if panel == "gamma" else OTHER["gamma"], ylabel=OTHER[panel])
 
 
 def widen_y(axes: Any) -> None:
@@ -91,11 +183,6 @@ def widen_y(axes: Any) -> None:
         axes.set_ylim(low, low + SMALLEST)
 
 
-def style_of(place: int) -> dict[str, Any]:
-    """Colour and dashes of the variant at a place, for Matplotlib."""
-    return {"color": COLOURS[place % len(COLOURS)], "ls": DASHES[place // len(COLOURS) % len(DASHES)]}
-
-
 class _Plot:
     """One panel with the curve of one variant.
 
@@ -104,25 +191,23 @@ class _Plot:
       notes: which of NOTES it needs.
     """
 
-    def __init__(self, axes, x: str, y: str, style: dict[str, Any], bars: bool):
-        """`bars`: whether points have error bars; those of many variants would hide each other."""
-        self._axes, self._x, self._y, self._style, self._bars = axes, x, y, style, bars
+    def __init__(self, axes, x: str, y: str, style: dict[str, Any], scale: float):
+        """`scale` is by how much x is multiplied."""
+        self._axes, self._x, self._y, self._style, self._scale = axes, x, y, style, scale
         self.shown: list[Any] = []
         self.notes: set[str] = set()
 
     def variant(self, records: Sequence[Record]) -> None:
-        """Plots a variant: its curve, the final estimates, and training after the last evaluation."""
+        """Plots a variant: its curve, or else its final estimates, and training after the last evaluation."""
         for record in records:
             self._training(record)
         tested = [record for record in records if record.test and self._y in record.test[-1]]
-        ended = [record for record in records if record.has_own_final and self._y in record.final]
-        final = len(ended) == len(records)  # a mean waits for every seed
-        if final:
+        ended = [record for record in records if self._y in record.final]
+        if tested:
+            self.notes.add("points")
+            self._single(tested[0]) if len(tested) == 1 else self._seeds(tested)
+        elif ended and len(ended) == len(records):  # a mean waits for every seed
             self._final(ended)
-        if len(tested) == 1:
-            self._single(tested[0], bar=self._bars and not final)
-        elif tested:
-            self._seeds(tested)
 
     def _training(self, record):
         last = record.test[-1]["step"] if record.test else 0
@@ -130,38 +215,30 @@ class _Plot:
         late = [row for row in record.train if row["step"] > last and self._y in row]
         if late:
             self.shown.append([number(row, self._y) for row in late])
-            self._axes.plot([row[self._x] for row in late], self.shown[-1], alpha=0.5, lw=1, **self._style)
+            x = [self._scale * row[self._x] for row in late]
+            self._axes.plot(x, self.shown[-1], alpha=0.5, **{**self._style, "lw": 0.8})
             self.notes.add("faint")
 
     def _final(self, records):
-        x = np.mean([number(record.final, self._x) for record in records])
+        x = self._scale * np.mean([number(record.final, self._x) for record in records])
         values = np.array([number(record.final, self._y) for record in records])
-        mean, (error, _), note = values.mean(), _spread(values), "final_bar"
-        if len(records) == 1:
-            error, note = np.full(2, number(records[0].final, f"{self._y}_se")), "bar"
-        colour = self._style["color"]
-        self._axes.plot(x, mean, color=colour, marker="D", ms=5, ls="none", zorder=3)
-        if self._bars:
-            self._axes.errorbar(x, mean, error[:, None], color=colour, ls="none", capsize=3)
-            self.shown.append([mean - error[0], mean + error[1]])
-            self.notes.add(note)
-        self.shown.append([mean])
+        self._axes.plot(x, values.mean(), color=self._style["color"], marker="D", ls="none", zorder=3)
+        self.shown.append([values.mean()])
         self.notes.add("final")
 
-    def _single(self, record, bar):
+    def _single(self, record):
         _, x, y = curve_of(record, self._x, self._y)
+        x = self._scale * x
         self._axes.plot(x, y, marker=".", **self._style)
-        self.shown.append(y)
-        if bar:
-            se = number(record.test[-1], f"{self._y}_se")
-            self._axes.errorbar(x[-1], y[-1], se, color=self._style["color"], capsize=3)
-            self.shown.append([y[-1] - se, y[-1] + se])
-            self.notes.add("bar")
+        se = number(record.test[-1], f"{self._y}_se")
+        self._axes.errorbar(x[-1], y[-1], se, color=self._style["color"], capsize=2, lw=0.8)
+        self.shown += [y, [y[-1] - se, y[-1] + se]]
+        self.notes.add("bar")
 
     def _seeds(self, records):
         curves = [curve_of(record, self._x, self._y) for record in records]
         x, values = over_seeds(curves)
-        mean = values.mean(axis=0)
+        x, mean = self._scale * x, values.mean(axis=0)
         self._axes.plot(x, mean, marker=".", **self._style)
         (below, above), note = _spread(values)
         self.notes.add(note)
@@ -169,7 +246,7 @@ class _Plot:
         if len({(steps[0], steps[-1]) for steps, *_ in curves}) > 1:
             self.notes.add("thin")
             for _, own_x, own_y in curves:
-                self._axes.plot(own_x, own_y, lw=0.6, **self._style)
+                self._axes.plot(self._scale * own_x, own_y, **{**self._style, "lw": 0.5})
         self.shown += [y for *_, y in curves]
 
 

@@ -1,6 +1,6 @@
 """The trials of a study: which runs it has, and which of them have finished."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
 import functools
 import itertools
@@ -18,6 +18,9 @@ Grid = Callable[[ConfigDict], Mapping[str, Mapping[str, Any]]]
 
 # What the final number of a finished run depends on, and a run that goes on does not.
 DONE_WITH = ("train.steps", "eval.passes", "eval.images")
+
+
+POINTS = 10  # of a curve, where no --config.train.eval_every is given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +57,7 @@ def make_trials(grid: Grid, file: str, args: Sequence[str], workdir: pathlib.Pat
     """
     load = functools.cache(config_lib.load)
     given, trials = commandline.fields_of(args), []
+    configs: dict[str, ConfigDict] = {}
     require("seed" not in given, "--config.seed is the study's to set; give --seeds, how many there are.")
     variants = grid(commandline.apply(load(file), args))
     own = {fields.get("config", file) for fields in variants.values()}
@@ -72,15 +76,41 @@ def make_trials(grid: Grid, file: str, args: Sequence[str], workdir: pathlib.Pat
             f"{variant!r}.",
         )
         # The config is built from the very arguments that the run's process gets.
-        own_fields = {**fields, "seed": seed}
-        all_args = [*args, *(f"--config.{name}={value}" for name, value in own_fields.items())]
-        try:
-            config = commandline.apply(load(own_file), all_args)
-        except UserError as error:
-            raise UserError(f"variant {variant!r}: {error}") from error
+        all_args = [*args, *(f"--config.{name}={value}" for name, value in fields.items())]
+        if variant not in configs:
+            try:
+                configs[variant] = commandline.apply(load(own_file), all_args)
+            except UserError as error:
+                raise UserError(f"variant {variant!r}: {error}") from error
+        config = configs[variant].copy_and_resolve_references()
+        config.seed = seed
+        for name, value in often(config, {*given, *fields}).items():
+            config.train[name] = value
+            all_args.append(f"--config.train.{name}={value}")
+        all_args.append(f"--config.seed={seed}")
         folder = workdir / f"{variant}-{seed}"
         trials.append(Trial(variant, folder, config, command(own_file, folder, all_args)))
     return trials
+
+
+def often(config: ConfigDict, given: Collection[str]) -> dict[str, int]:
+    """Fields of config.train by which a curve has POINTS points or a few more; {} where eval_every is given.
+
+    A call of the device ends where something is due, and each length of a call is compiled. So points part
+    the run evenly, if they can, and what else is due falls on points.
+    """
+    train = config.train
+    if "train.eval_every" in given:
+        return {}
+    most = max(1, train.steps // POINTS)
+    even = [every for every in range(most, most // 2, -1) if train.steps % every == 0]
+    whole = [every for every in even if every % train.substeps == 0 or every < train.substeps]
+    every = [*whole, *even, most][0]
+    own = {"eval_every": every}
+    for name in ("log_every", "checkpoint_every", "sample_every"):
+        if f"train.{name}" not in given and train[name] % every:
+            own[name] = every * max(1, round(train[name] / every))
+    return own
 
 
 def command(file: str, folder: pathlib.Path, args: Sequence[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """Runs a study: variants of a config, each with several seeds, and then what the study makes of them.
 
-A study is a file beside this one that ends with
+A study is a file, such as those of experiments/, that ends with
 
   if __name__ == "__main__":
       study.main(__doc__, grid, results, config="configs/digits.py", seeds=2)
@@ -18,9 +18,21 @@ from typing import Any, NoReturn
 
 from absl import flags
 
-from vdm import commandline
+from vdm import commandline, config as config_lib
 from vdm.errors import one_of, require
-from vdm.sweep import budget, cluster, command, jobs, plan, pool
+from vdm.sweep import (
+    budget,
+    cluster,
+    command,
+    differences,
+    jobs,
+    look as look_lib,
+    plan,
+    pool,
+    saved as saved_lib,
+    status,
+    variants,
+)
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
@@ -29,6 +41,37 @@ flags.DEFINE_string(
 flags.DEFINE_integer(
     "seeds", 2, "How many runs of each variant, of seeds 0, 1, …", lower_bound=1, flag_values=FLAGS
 )
+flags.DEFINE_multi_string(
+    "variant",
+    [],
+    "One more variant: 'NAME: config.FIELD=VALUE config.FIELD=VALUE'. May be repeated; a study keeps those "
+    "from before.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_multi_string(
+    "vary",
+    [],
+    "Variants of a field's values: 'config.FIELD=VALUE,VALUE'; given more than once, every combination.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "baseline", None, "The variant that differences are taken from; the first, if none.", flag_values=FLAGS
+)
+flags.DEFINE_float(
+    "width", 5.5, "Inches of a figure: 5.5 for the text of a page, 3.25 for a column.", flag_values=FLAGS
+)
+flags.DEFINE_list(
+    "panels",
+    [],
+    "Of curves: step, images, seconds, operations, a term of the ELBO, variance, gamma, density; those that "
+    "say something, if none.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_list("log", [], "Axes of curves that are logarithmic: x, y.", flag_values=FLAGS)
+flags.DEFINE_bool(
+    "figures", False, "Draw tables and figures of what is there, and run none.", flag_values=FLAGS
+)
+flags.DEFINE_bool("status", False, "Print how far each run is, and run none.", flag_values=FLAGS)
 flags.DEFINE_list("only", [], "Variants to run; all, where none is given.", flag_values=FLAGS)
 flags.DEFINE_integer("jobs", 1, "Runs at a time on this machine.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_enum(
@@ -56,7 +99,9 @@ flags.DEFINE_bool(
 )
 
 # About half the digits' steps: a study of them ends within an hour on two cores.
-SHORT = {"train.steps": 800, "train.eval_every": 200, "train.checkpoint_every": 400}
+SHORT = {"train.steps": 800, "train.checkpoint_every": 400}
+
+LOOK = ("width", "panels", "log")  # flags of the figures, which study.json keeps
 
 Results = Callable[[pathlib.Path, dict[str, list[pathlib.Path]]], Sequence[pathlib.Path]]
 
@@ -86,14 +131,26 @@ def main(
     FLAGS.set_default("seeds", seeds)
     FLAGS.set_default("minutes", minutes)
     given = commandline.split(sys.argv)
-    set_by_user = commandline.fields_of(given.args)
 
     def run(others):
         command.refuse_others(others)
-        left_out = {*set_by_user, *(SHORT if FLAGS.minutes is not None else ())}
+        require(FLAGS.workdir, "--workdir is missing; give a folder for the study.")
+        workdir = pathlib.Path(FLAGS.workdir).expanduser()
+        saved = saved_lib.read(workdir)
+        file, args = given.file or config, given.args
+        if saved and not (given.file or args):
+            file, args = saved.file, saved.args
+        if saved and not FLAGS["seeds"].present:
+            FLAGS.seeds = saved.seeds
+        require(
+            file,
+            f"--config is missing, and {str(workdir)!r} is no study to go on with; give a file, such as "
+            "configs/digits.py.",
+        )
+        left_out = {*commandline.fields_of(args), *(SHORT if FLAGS.minutes is not None else ())}
         own = [f"--config.{name}={value}" for name, value in (fields or {}).items() if name not in left_out]
         try:
-            return study(grid, results, given.file or config, [*own, *given.args])
+            return study(grid, results, file, args, own, workdir, saved)
         except KeyboardInterrupt:
             print("stopped; the same command goes on from there")
             raise
@@ -101,51 +158,95 @@ def main(
     command.main(doc, FLAGS, run, given.rest)
 
 
-def study(grid: plan.Grid, results: Results, file: str, args: Sequence[str]) -> int:
+def study(
+    grid: plan.Grid,
+    results: Results,
+    file: str,
+    given: Sequence[str],
+    own: Sequence[str],
+    workdir: pathlib.Path,
+    saved: saved_lib.Saved | None,
+) -> int:
     """Does the missing runs, and then the results; returns the exit code.
 
     Args:
       file: of the base config.
-      args: --config.FIELD=VALUE of all runs.
+      given: --config.FIELD=VALUE of all runs, by the user.
+      own: those of the study.
+      saved: what the folder says of the study, from before.
     """
-    require(FLAGS.workdir, "--workdir is missing; give a folder for the study.")
     require(
         FLAGS.cluster or not FLAGS.cluster_options,
         f"--cluster_options is {','.join(FLAGS.cluster_options)!r}, but no --cluster; add --cluster=slurm.",
     )
-    workdir = pathlib.Path(FLAGS.workdir).expanduser()
+    args = [*own, *given]
+    by_flags = variants.merge(
+        saved.variants if saved else {}, variants.of_grid(FLAGS.vary), variants.named(FLAGS.variant)
+    )
+    of_study, grid = grid, lambda config: variants.merge(of_study(config), by_flags)
     if FLAGS.minutes is not None:
         grid = budget.fit(grid, file, args, workdir, FLAGS.minutes, FLAGS.only, not FLAGS.cluster)
     trials = plan.make_trials(grid, file, args, workdir, FLAGS.seeds)
-    variants: dict[str, list[pathlib.Path]] = {trial.variant: [] for trial in trials}
+    look = {
+        **(saved.look if saved else {}),
+        **{n: FLAGS[n].value for n in LOOK if not saved or FLAGS[n].present},
+    }
+    look_lib.of(look).check()
+    found: dict[str, list[pathlib.Path]] = {trial.variant: [] for trial in trials}
     for name in FLAGS.only:
-        one_of("--only", name, variants)
+        one_of("--only", name, found)
+    baseline = FLAGS.baseline or (saved.baseline if saved else next(iter(found)))
+    one_of("--baseline", baseline, found)
+    base = commandline.apply(config_lib.load(file), args)
+    if saved:
+        saved_lib.check_base(workdir, saved, base)
+    saved_lib.require_different({trial.variant: trial.config for trial in trials[: len(found)]})
     done = [trial for trial in trials if plan.finished(trial)]
     plan.check_configs(done)
-    chosen = FLAGS.only or variants
+    chosen = FLAGS.only or found
     missing = [trial for trial in trials if trial not in done and trial.variant in chosen]
 
+    if FLAGS.status:
+        print(status.table(trials))
+        return 0
     if FLAGS.dry_run:
         print(dry_run(missing, workdir), end="\n" if missing else "")
         return 0
-
-    start: pool.Start = jobs.start
-    at_once = FLAGS.jobs
-    if FLAGS.cluster:
-        executor = cluster.make_executor(FLAGS.cluster, workdir / "submitit", FLAGS.cluster_options)
-        start, at_once = lambda trials: cluster.submit(executor, trials), len(missing)
-    print(f"{len(done)} of {len(trials)} runs have finished; {len(missing)} to run", flush=True)
-    failed = pool.run_all(missing, start, at_once) if missing else {}
+    names = saved_lib.in_order(list(found), saved.names if saved else [])
+    path, colon, argument = file.partition(":")
+    absolute = f"{pathlib.Path(path).resolve()}{colon}{argument}"
+    kept = saved_lib.Saved(
+        absolute, list(given), saved_lib.base_of(base), by_flags, names, baseline, FLAGS.seeds, look
+    )
+    saved_lib.write(workdir, kept)
+    failed: dict[pathlib.Path, str] = {}
+    if not FLAGS.figures:
+        failed = run_missing(missing, len(done), len(trials), workdir)
     for trial in filter(plan.finished, trials):
-        variants[trial.variant].append(trial.folder)
-    found = {name: folders for name, folders in variants.items() if folders}
+        found[trial.variant].append(trial.folder)
+    found = {name: found[name] for name in names if found.get(name)}
     if found:
-        print(f"{workdir}:", ", ".join(pathlib.Path(path).name for path in results(workdir, found)))
+        files = results(workdir, found)
+        files = [*files, *differences.write(found, workdir, baseline)]
+        print(f"{workdir}:", ", ".join(pathlib.Path(path).name for path in files))
     if failed:
         print(f"{len(failed)} of {len(missing)} runs failed; the same command tries again:", file=sys.stderr)
     for folder, why in failed.items():
         print(f"  {folder.name}: {why} (see {folder / 'log.txt'})", file=sys.stderr)
     return 1 if failed else 0
+
+
+def run_missing(
+    missing: Sequence[plan.Trial], done: int, total: int, workdir: pathlib.Path
+) -> dict[pathlib.Path, str]:
+    """Runs what is missing, here or on a cluster; returns why each folder failed that did."""
+    start: pool.Start = jobs.start
+    at_once = FLAGS.jobs
+    if FLAGS.cluster:
+        executor = cluster.make_executor(FLAGS.cluster, workdir / "submitit", FLAGS.cluster_options)
+        start, at_once = lambda trials: cluster.submit(executor, trials), len(missing)
+    print(f"{done} of {total} runs have finished; {len(missing)} to run", flush=True)
+    return pool.run_all(missing, start, at_once) if missing else {}
 
 
 def dry_run(missing: Sequence[plan.Trial], workdir: pathlib.Path) -> str:

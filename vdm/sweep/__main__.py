@@ -1,0 +1,39 @@
+"""A study of variants of a config, each with several seeds: trained, tabulated and drawn.
+
+  python -m vdm.sweep --config=configs/digits.py --workdir=runs/schedules --seeds=3 \\
+      --vary=config.model.schedule.name=fixed_linear,cosine,mine:Cubic
+  python -m vdm.sweep --workdir=runs/schedules --variant='slow: config.optimizer.learning_rate=3e-4'
+  python -m vdm.sweep --workdir=runs/schedules --status
+  python -m vdm.sweep --workdir=runs/schedules --figures
+
+Variants are every combination of the values of --vary, and those of --variant='NAME: FIELD=VALUE …', beside
+the config itself, "base", where there is no --vary. --config.FIELD=VALUE sets a field of all. Differences are
+taken from --baseline, or the first variant.
+
+Each run is a `python -m vdm.main` in its own folder, W/VARIANT-SEED. The same command goes on where it was
+stopped; a study grows by more variants or seeds.
+"""
+
+from collections.abc import Sequence
+import pathlib
+
+from ml_collections import ConfigDict
+
+from vdm.sweep import curves, saved, study, tables, variants, workdirs
+
+
+def grid(config: ConfigDict) -> dict[str, variants.Fields]:
+    """The config itself, where no flag says otherwise."""
+    kept = saved.read(pathlib.Path(study.FLAGS.workdir).expanduser())
+    with_base = "base" in kept.names if kept else not study.FLAGS.vary
+    return {"base": {}} if with_base else {}
+
+
+def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> Sequence[pathlib.Path]:
+    """Writes the table and the curves; returns their paths."""
+    tables.write_table(found, workdir)
+    return [workdir / "table.md", workdir / "table.csv", *curves.plot_curves(found, workdir)]
+
+
+if __name__ == "__main__":
+    study.main(__doc__, grid, results_of, config="", seeds=3)

@@ -1,0 +1,109 @@
+"""How the figures of a study look: width, fonts, colours, and where they and their captions are written."""
+
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import dataclasses
+import pathlib
+import textwrap
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from vdm.errors import require
+from vdm.reporting import figures
+from vdm.runtime.atomic import write_text
+from vdm.sweep import saved
+from vdm.sweep.output import make_folder
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe & Ito
+DASHES = ("-", "--", ":", "-.")  # the second once all colours are taken
+DPI = 220  # of a PNG
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """Of all figures of a study.
+
+    Attributes:
+      width: inches: 5.5 is the text of a page, and 3.25 one of two columns.
+      panels: which; () for those that say something.
+      log: axes that are logarithmic: x, y.
+    """
+
+    width: float = 5.5
+    panels: tuple[str, ...] = ()
+    log: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Raises UserError where it is not possible."""
+        require(2.0 <= self.width <= 20.0, f"--width is {self.width}; accepted: 2 to 20 inches.")
+        wrong = sorted({*self.log} - {"x", "y"})
+        require(not wrong, f"--log has {', '.join(wrong)}; accepted: x, y, or both as x,y.")
+
+    @property
+    def columns(self) -> int:
+        """How many panels stand side by side."""
+        return 1 if self.width < 4.0 else 2 if self.width < 8.0 else 3
+
+    @contextlib.contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Fonts of a page's size, and thin lines, for figures that are made and saved meanwhile."""
+        size = 7.0 if self.width < 4.0 else 8.0
+        small: Any = {name: size - 1.0 for name in ("xtick.labelsize", "ytick.labelsize", "legend.fontsize")}
+        with rc_context(
+            {"font.size": size, "axes.titlesize": size, "axes.labelsize": size, "axes.linewidth": 0.6,
+             "lines.linewidth": 1.2, "lines.markersize": 3.0, "pdf.fonttype": 42, **small}
+        ):  # fmt: skip
+            yield
+
+    def figure(self, panels: Sequence[str], height: float = 0.62) -> tuple[Figure, dict[str, Any]]:
+        """A figure with a panel of each name, and the panels by name; `height` is that of one, as a share of
+        its width."""
+        columns = min(self.columns, len(panels))
+        rows = -(-len(panels) // columns)
+        names = [*panels, *["."] * (rows * columns - len(panels))]
+        figure = Figure(figsize=(self.width, rows * height * self.width / columns), layout="constrained")
+        mosaic: Any = [names[row * columns : (row + 1) * columns] for row in range(rows)]
+        return figure, figure.subplot_mosaic(mosaic)
+
+
+def styles(names: Sequence[str], out: pathlib.Path | str) -> dict[str, dict[str, Any]]:
+    """Colour, dashes and width of each variant for Matplotlib, by its place in the study of the folder `out`.
+    Later ones are thinner, so that equal curves do not hide each other."""
+    kept = saved.read(pathlib.Path(out).expanduser())
+    order = saved.in_order(names, kept.names if kept else [])
+    widths = {name: 2.2 - 1.2 * order.index(name) / max(1, len(order) - 1) for name in names}
+    return {name: {**style_of(order.index(name)), "lw": widths[name]} for name in names}
+
+
+def style_of(place: int) -> dict[str, Any]:
+    """Colour and dashes of the variant at a place, for Matplotlib."""
+    return {"color": COLOURS[place % len(COLOURS)], "ls": DASHES[place // len(COLOURS) % len(DASHES)]}
+
+
+def legend_above(figure: Figure, handles: Sequence[Any], width: float) -> None:
+    """A legend above the panels, clear of them, in as many columns as fit."""
+    longest = max(len(handle.get_label()) for handle in handles) + 6
+    columns = max(1, min(len(handles), int(width / (0.053 * longest))))
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False)
+
+
+def save(figure: Figure, out: pathlib.Path | str, name: str, caption: str) -> list[pathlib.Path]:
+    """Writes NAME.png, NAME.pdf and, as NAME.txt, the caption; returns their paths."""
+    files = [make_folder(out) / f"{name}{suffix}" for suffix in (".png", ".pdf", ".txt")]
+    for file in files[:2]:
+        figures.save(figure, file, DPI)
+    write_text(files[2], textwrap.fill(caption, 100) + "\n")
+    return files
+
+
+def of(settings: Mapping[str, Any]) -> Look:
+    """The Look that study.json keeps."""
+    return Look(settings["width"], tuple(settings["panels"]), tuple(settings["log"]))
+
+
+def of_study(out: pathlib.Path | str) -> Look:
+    """That of the study of a folder; the usual one where there is none."""
+    kept = saved.read(pathlib.Path(out).expanduser())
+    return of(kept.look) if kept else Look()

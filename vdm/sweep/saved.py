@@ -1,0 +1,97 @@
+"""What a study's folder says of itself: study.json."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vdm import workdir as workdir_lib
+from vdm.config import flat
+from vdm.errors import UserError, require
+from vdm.runtime.atomic import write_text
+from vdm.sweep.variants import Fields
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """A study as it was last run.
+
+    Attributes:
+      file: of the base config.
+      args: --config.FIELD=VALUE of all runs.
+      base: the base config, {dotted field: value}.
+      variants: by flags, as opposed to those of the study's own.
+      names: of all variants, in the order of their colours.
+      baseline: the variant that differences are taken from.
+      seeds: how many.
+      look: of the figures (look.Look).
+    """
+
+    file: str
+    args: list[str]
+    base: dict[str, Any]
+    variants: dict[str, Fields]
+    names: list[str]
+    baseline: str
+    seeds: int
+    look: dict[str, Any]
+
+
+def read(workdir: pathlib.Path) -> Saved | None:
+    """The Saved of a folder; None where it is that of no study yet.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    path = workdir / "study.json"
+    if not path.exists():
+        return None
+    try:
+        return Saved(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{str(path)!r} is damaged ({error}); delete it, and give all flags again."
+        ) from error
+
+
+def write(workdir: pathlib.Path, saved: Saved) -> None:
+    """Writes study.json, whole or not at all."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_text(workdir / "study.json", json.dumps(dataclasses.asdict(saved), indent=2) + "\n")
+
+
+def check_base(workdir: pathlib.Path, saved: Saved, base: ConfigDict) -> None:
+    """Raises UserError where a folder is that of a study of another base config."""
+    now = json.loads(json.dumps(base.to_dict()))  # tuples as lists, as they were kept
+    found = workdir_lib.differences(saved.base, now)
+    fields = "; ".join(f"{name} was {old!r}, is {new!r}" for name, old, new in found[:5])
+    require(
+        not found,
+        f"{str(workdir)!r} is a study of {saved.file}, with another base config: {fields}. Set these fields "
+        "back, or give another --workdir.",
+    )
+
+
+def base_of(base: ConfigDict) -> dict[str, Any]:
+    """A base config as Saved keeps it."""
+    return json.loads(json.dumps(flat(base)))
+
+
+def require_different(configs: Mapping[str, ConfigDict]) -> None:
+    """Raises UserError where two variants are the same."""
+    seen: dict[str, str] = {}
+    for name, config in configs.items():
+        text = json.dumps(config.to_dict(), sort_keys=True)
+        require(
+            text not in seen,
+            f"variants {seen.get(text)!r} and {name!r} are the same; leave one of them out.",
+        )
+        seen[text] = name
+
+
+def in_order(names: Sequence[str], first: Sequence[str]) -> list[str]:
+    """The names, those of `first` first."""
+    return [*first, *(name for name in names if name not in first)]

@@ -1,0 +1,44 @@
+"""How far each run of a study is, from any terminal or host: by its files alone."""
+
+from collections.abc import Sequence
+import json
+import time
+
+from vdm.reporting.log import duration
+from vdm.reporting.metrics import read_metrics
+from vdm.reporting.text import fixed, markdown_table
+from vdm.sweep import plan
+from vdm.sweep.workdirs import number
+
+STALE = 600.0  # seconds after which a run that writes nothing is not taken to be running
+
+
+def table(trials: Sequence[plan.Trial]) -> str:
+    """Markdown: each run, what it does, its newest bits/dim, and how long it will still take; and how many
+    have finished."""
+    rows, done = [], 0
+    for trial in trials:
+        ended = plan.finished(trial)
+        done += ended
+        rows.append(_row(trial, ended))
+    header = ("run", "state", "step", "of", "bits/dim", "steps/s", "left")
+    return f"{markdown_table(header, rows)}\n\n{done} of {len(trials)} runs have finished."
+
+
+def _row(trial, ended):
+    path = trial.folder / "metrics.jsonl"
+    rows = read_metrics(path)
+    if ended:
+        bpd = number(json.loads((trial.folder / "eval.json").read_text()), "bpd")
+        return [trial.folder.name, "finished", str(trial.steps), str(trial.steps), fixed(bpd), "", ""]
+    if not rows:
+        state = "starting" if (trial.folder / "log.txt").exists() else "waiting"
+        return [trial.folder.name, state, "0", str(trial.steps), "–", "", ""]
+    age = time.time() - path.stat().st_mtime
+    state = "running" if age < STALE else f"still for {duration(age)}"
+    step = rows[-1]["step"]
+    tested = [row for row in rows if row["split"] == "test"] or rows
+    rate = next((row["steps_per_second"] for row in reversed(rows) if "steps_per_second" in row), 0.0)
+    left = duration((trial.steps - step) / rate) if rate else "–"
+    bpd = fixed(number(tested[-1], "bpd"))
+    return [trial.folder.name, state, str(step), str(trial.steps), bpd, f"{rate:.3g}", left]

@@ -10,14 +10,15 @@ from experiments import elbo_curves
 from record_helpers import line, write_workdir
 from vdm.errors import UserError
 from vdm.reporting import figures
-from vdm.sweep import curves
+from vdm.sweep import curves, look, saved
+from vdm.sweep.look import Look
 
 
 @pytest.fixture
 def panels(monkeypatch):
     """The panels of the last figure, which is not written."""
     panels = []
-    monkeypatch.setattr(figures, "save", lambda figure, _: panels.__setitem__(slice(None), figure.axes))
+    monkeypatch.setattr(figures, "save", lambda figure, *_: panels.__setitem__(slice(None), figure.axes))
     return panels
 
 
@@ -41,12 +42,10 @@ def test_curves_show_means_bands_and_training(tmp_path, panels):
     ]
     fresh = write_workdir(tmp_path / "fresh", [line(s, 3.5 - s / 100, split="train") for s in (50, 90)])
     files = curves.plot_curves({"three": seeds, "two": seeds[:2], "fresh": [fresh]}, tmp_path / "out")
-    assert [file.name for file in files] == ["curves.png", "curves.pdf"]
+    assert [file.name for file in files] == ["curves.png", "curves.pdf", "curves.txt"]
     by_step, by_seconds, diffusion, prior = panels
-    assert (diffusion.get_title(), prior.get_title()) == (
-        figures.TERMS["diffusion"][0],
-        figures.TERMS["prior"][0],
-    )
+    assert diffusion.get_ylabel().startswith(figures.TERMS["diffusion"][0])
+    assert prior.get_ylabel().startswith(figures.TERMS["prior"][0])
     three, two, training = by_step.lines
     np.testing.assert_allclose(three.get_xydata(), np.c_[[100, 300], values.mean(0)])
     np.testing.assert_allclose(two.get_ydata(), values[:2].mean(0))
@@ -62,39 +61,49 @@ def test_curves_show_means_bands_and_training(tmp_path, panels):
     se = values[:, 1].std(ddof=1) / math.sqrt(3)
     np.testing.assert_allclose(ends(by_step.collections[0]), [2.3 - se, 2.3 + se])
     np.testing.assert_allclose(ends(by_step.collections[1]), [2.0, 2.3])
-    caption = by_step.figure.get_supxlabel()
-    assert all(word in caption for word in ("standard error over seeds", "two seeds", "faint"))
-    assert "diamonds" not in caption
+    caption = (tmp_path / "out" / "curves.txt").read_text().replace("\n", " ")
+    assert all(word in caption for word in ("standard error over seeds", "two seeds", "Faint"))
+    assert "Diamonds" not in caption
 
 
-def test_final_estimates_are_marked(tmp_path, panels):
-    """A diamond with an error bar, apart from the curve, which ends with the last point that compares; both
-    with a line of "final", and in a workdir whose last test line has more passes."""
-    values = np.array([2.0, 2.3, 2.6])
-    seeds = [
-        write_workdir(
-            tmp_path / f"a-{s}",
-            [line(100, 3.0), line(300, v - 0.1), line(300, v, split="final", passes=20)],
-            s,
-            final=line(300, v, passes=20),
-        )
-        for s, v in enumerate(values)
+def test_each_model_has_one_number_in_a_figure(tmp_path, panels):
+    """The curve's, which compares from point to point; the final estimate of more passes where there is no
+    curve. The caption says that the tables have others."""
+    final = line(300, 2.0, passes=20)
+    rows = [line(100, 3.0), line(300, 1.9, 0.01), line(300, 2.0, split="final", passes=20)]
+    curved = write_workdir(tmp_path / "curved", rows, final=final)
+    bare = write_workdir(tmp_path / "bare", [line(300, 2.1, split="train")], final=line(300, 2.2, passes=20))
+    curves.plot_curves({"curved": [curved], "bare": [bare]}, tmp_path / "out")
+    points = [(shown.get_marker(), shown.get_xydata().tolist()) for shown in panels[0].lines]
+    assert (".", [[100, 3.0], [300, 1.9]]) in points and ("D", [[300, 2.2]]) in points
+    assert not any(2.0 in np.ravel(values) for _, values in points)
+    caption = (tmp_path / "out" / "curves.txt").read_text().replace("\n", " ")
+    assert "They have 2 passes; the tables' estimates have more" in caption and "Diamonds" in caption
+
+
+def test_panels_that_say_nothing_are_left_out(tmp_path, panels):
+    """A term that stays as it is, and one that is the ELBO but for such a term."""
+    rows = [
+        line(s, 2.0 + 1 / s, terms=("diffusion",)) | {"prior": 0.003, "prior_se": 0.0} for s in (100, 200)
     ]
-    lines = [line(100, 3.0), line(200, 2.5), line(300, 1.7, 0.05, passes=20)]
-    old = write_workdir(tmp_path / "old", lines, final=lines[-1])
-    curves.plot_curves({"three": seeds, "old": [old]}, tmp_path / "out")
-    diamonds = [shown for shown in panels[0].lines if shown.get_marker() == "D"]
-    np.testing.assert_allclose([shown.get_xydata()[0] for shown in diamonds], [[300, 2.3], [300, 1.7]])
-    points = [shown.get_xydata() for shown in panels[0].lines if shown.get_marker() == "."]
-    np.testing.assert_allclose(points[0], [[100, 3.0], [300, 2.2]])
-    np.testing.assert_allclose(points[1], [[100, 3.0], [200, 2.5]])
-    bars = [bar[2][0].get_segments()[0][:, 1] for bar in panels[0].containers]
-    se = values.std(ddof=1) / math.sqrt(3)
-    np.testing.assert_allclose(bars, [[2.3 - se, 2.3 + se], [1.65, 1.75]])
-    caption = panels[0].figure.get_supxlabel().replace("\n", " ")
-    assert "diamonds: final estimates" in caption and "bars of a single run" in caption
-    assert "bars of diamonds: as the bands" in caption
-    assert panels[0].get_ylim()[0] < 1.7
+    rows = [row | {"diffusion": row["bpd"] - 0.003} for row in rows]
+    run = write_workdir(tmp_path / "a", rows)
+    curves.plot_curves({"a": [run]}, tmp_path)
+    assert [axes.get_xlabel() for axes in panels] == ["step", "seconds"]
+    curves.plot_curves({"a": [run]}, tmp_path, look=Look(3.25, ("images", "prior"), ("x",)))
+    assert [axes.get_xlabel() for axes in panels] == ["images seen", "step"]
+    assert panels[0].get_xscale() == "log" and panels[0].figure.get_figwidth() == 3.25
+    np.testing.assert_allclose(panels[0].lines[0].get_xdata(), [100 * 128, 200 * 128])
+    with pytest.raises(UserError, match="--panels is 'prio'; accepted: 'step'.*Did you mean 'prior'"):
+        curves.plot_curves({"a": [run]}, tmp_path, look=Look(5.5, ("prio",)))
+
+
+def test_a_variant_keeps_its_colour_in_all_figures_of_a_study(tmp_path):
+    study = saved.Saved("c.py", [], {}, {}, ["a", "b", "c"], "a", 1, {"width": 5.5, "panels": [], "log": []})
+    saved.write(tmp_path, study)
+    whole, part = look.styles(["a", "b", "c"], tmp_path), look.styles(["c", "d"], tmp_path)
+    assert part["c"] == {**whole["c"], "lw": part["c"]["lw"]}
+    assert len({style["color"] for style in (*whole.values(), part["d"])}) == 4
 
 
 def test_curves_of_seeds_that_do_not_overlap(tmp_path, panels):
@@ -136,8 +145,9 @@ def test_axis_is_for_what_comes_after_the_first_steps(tmp_path, panels):
 
 def test_a_term_of_next_to_nothing_is_not_blown_up(tmp_path, panels):
     lines = [line(step, 1e-8 * step, 1e-9) for step in (100, 200, 300)]
-    curves.plot_curves({"none": [write_workdir(tmp_path / "a", lines, steps=300)]}, tmp_path)
-    low, high = panels[-1].get_ylim()  # the prior, up to 3e-7
+    run = write_workdir(tmp_path / "a", lines, steps=300)
+    curves.plot_curves({"none": [run]}, tmp_path, look=Look(5.5, ("prior",)))
+    low, high = panels[-1].get_ylim()  # up to 3e-7
     assert low == 0.0 and high == pytest.approx(1e-3)
 
 
@@ -152,7 +162,11 @@ def test_elbo_curves_of_runs_that_go_on(tmp_path, capsys):
         ["a, seed 1", "0", "300", "–", "–", "–", "–"],
     ]
     png, pdf = tmp_path / "out" / "elbo_curves.png", tmp_path / "out" / "elbo_curves.pdf"
-    assert {*(tmp_path / "out").iterdir()} == {png, pdf} and pdf.read_bytes().startswith(b"%PDF")
+    assert {*(tmp_path / "out").iterdir()} == {
+        png,
+        pdf,
+        png.with_suffix(".txt"),
+    } and pdf.read_bytes().startswith(b"%PDF")
     with Image.open(png) as image:
         assert image.format == "PNG" and image.size[0] > 1000
     (going / "metrics.jsonl").write_text("")

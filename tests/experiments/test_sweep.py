@@ -38,10 +38,12 @@ def test_dry_run_prints_what_a_shell_reads_as_the_arguments_run(tmp_path):
     subprocess.run(["sh", "-c", out], env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}, check=True)
     start = ["-m", "vdm.main", "--config=configs/digits.py"]
     by_user = [*data, "--config.train.keep=5"]
-    plain = [*start, f"--workdir={tmp_path}/W/plain-0", *by_user, "--config.seed=0"]
+    every = {"eval_every": 200, "checkpoint_every": 400}
+    points = [f"--config.train.{name}={value}" for name, value in every.items()]
+    plain = [*start, f"--workdir={tmp_path}/W/plain-0", *by_user, *points, "--config.seed=0"]
     cosine = [
         *start, f"--workdir={tmp_path}/W/cosine-0", *by_user, "--config.model.schedule.name=cosine",
-        "--config.train.ema=1e-05", "--config.train.log_every=7", "--config.seed=0",
+        "--config.train.ema=1e-05", "--config.train.log_every=7", *points, "--config.seed=0",
     ]  # fmt: skip
     read = [(tmp_path / f"args{number}").read_text().splitlines() for number in range(2)]
     assert read == [plain, cosine]

@@ -11,7 +11,7 @@ from conftest import ROOT
 from experiments import compare
 from record_helpers import line, read_csv, write_workdir
 from vdm.errors import UserError
-from vdm.sweep import tables, workdirs
+from vdm.sweep import differences, tables, workdirs
 
 
 def cells_of(text):
@@ -92,22 +92,25 @@ def test_difference_image_by_image(tmp_path):
     y = x + random.normal(0.1, 0.01, 4)
     finals = [line(300, v.mean(), v.std(ddof=1) / 2) for v in (x, y)]
     first, other = (
-        write_workdir(tmp_path / name, [], final=final, images=values)
-        for name, final, values in (("x", finals[0], x), ("y", finals[1], y))
+        write_workdir(tmp_path / name, [], seed, final=final, images=values)
+        for name, seed, final, values in (("x", 0, finals[0], x), ("y", 5, finals[1], y))
     )
-    mean, se, how = compare.difference(workdirs.read(other), workdirs.read(first))
-    assert how == "image by image"
-    np.testing.assert_allclose([mean, se], [np.mean(y - x), np.std(y - x, ddof=1) / 2])
+    between = lambda one, other: differences.between([workdirs.read(one)], [workdirs.read(other)])
+    found = between(other, first)
+    assert found.how == "images" and found.freedom == 3
+    np.testing.assert_allclose([found.mean, found.se], [np.mean(y - x), np.std(y - x, ddof=1) / 2])
 
     stale = write_workdir(tmp_path / "stale", [], final=line(300, 2.5, 0.3), images=y)
-    mean, se, how = compare.difference(workdirs.read(stale), workdirs.read(first))
-    assert how == "unpaired"
-    np.testing.assert_allclose([mean, se], [2.5 - x.mean(), math.hypot(0.3, finals[0]["bpd_se"])])
+    found = between(stale, first)
+    assert found.how == "unpaired"
+    np.testing.assert_allclose([found.mean, found.se], [2.5 - x.mean(), math.hypot(0.3, finals[0]["bpd_se"])])
+    np.testing.assert_allclose(
+        [found.half, found.could_tell], np.array([1.959964, 2.801585]) * found.se, 1e-6
+    )
 
     elsewhere = {"name": "mnist", "data_dir": ""}
     mnist = write_workdir(tmp_path / "mnist", [], final=finals[1], images=y, data=elsewhere)
-    assert compare.difference(workdirs.read(mnist), workdirs.read(first))[2] == "other data"
-    assert np.isnan(compare.difference(workdirs.read(mnist), workdirs.read(first))[0])
+    assert between(mnist, first).how == "other data" and np.isnan(between(mnist, first).mean)
 
 
 def test_compare_shows_configs_numbers_and_errors(tmp_path, capsys):
@@ -123,17 +126,17 @@ def test_compare_shows_configs_numbers_and_errors(tmp_path, capsys):
         ["objective.weighting", "absent", '"sigmoid"'], ["optimizer.clip", "1.0", "0.5"],
         ["(eval.passes)", "2", "9"],
     ]  # fmt: skip
-    assert rows[-2][:5] == ["a", "2.0000", "0.0300", "0.0150", ""]
-    assert rows[-1][:7] == ["b", "2.5000", "0.0400", "0.0200", "0.5000", "0.0500", "unpaired"]
-    assert rows[-1][-1] == "200 of 300"
-    names = {"compare.md", "compare.png", "compare.pdf"}
+    assert rows[-2][:5] == ["a", "2.0000", "–", "0.0300", ""]
+    assert rows[-1][:6] == ["b", "2.5000", "–", "0.0400", "+0.5000", "0.0500"]
+    assert rows[-1][6:] == ["+0.4020 to +0.5980", "0.1401", "unpaired", "1", "4", "2", "200 of 300"]
+    names = {"compare.md", "compare.png", "compare.pdf", "compare.txt"}
     assert names == {path.name for path in (tmp_path / "out").iterdir()}
     assert (tmp_path / "out" / "compare.md").read_text().startswith(text.split("\n\n\n")[0][:200])
 
     for folders, words in (
         ([], "no folder is given"),
         ([str(first)], "'.*a' is one run; give the workdirs of two or more"),
-        ([str(first), str(first)], "'a' is 2 runs"),
+        ([str(first), str(first)], "is one run; give"),
         ([str(first), str(tmp_path / "none")], "does not exist"),
     ):
         with pytest.raises(UserError, match=words):

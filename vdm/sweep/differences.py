@@ -5,10 +5,12 @@ import dataclasses
 import math
 import pathlib
 import textwrap
+from typing import Any
 
 from jaxtyping import Float
 import numpy as np
 
+from vdm.estimate import standard_error
 from vdm.reporting.text import fixed, latex_table, markdown_table
 from vdm.runtime.atomic import write_text
 from vdm.sweep.output import make_folder, write_csv
@@ -21,15 +23,18 @@ difference to that variant, {how}. Its standard error and its {level:.0%} interv
 freedom by Satterthwaite) count {what}. "could tell" is the difference that these seeds and images would find
 with a probability of {power:.0%}: a smaller one can be there unseen."""
 HOW = {
-    "images": "seed by seed and image by image, on the same images with the same noise",
+    "seeds and images": "seed by seed and image by image, on the same images with the same noise",
+    "images": "image by image, on the same images",
     "seeds": "seed by seed, as a run has no eval_images.csv",
-    "none": "not taken, as not all were evaluated on the same images",
+    "unpaired": "of single runs, of which one has no eval_images.csv",
+    "other data": "not taken, as not all were evaluated on the same images",
 }
 WHAT = {
-    "images": "both which seeds and which images were drawn",
-    "one seed": "which images were drawn; one seed says nothing of others",
+    "seeds and images": "both which seeds and which images were drawn",
+    "images": "which images were drawn, and not what another seed would change",
     "seeds": "which seeds were drawn",
-    "none": "nothing",
+    "unpaired": "which images were drawn, as if these were not the same: too many",
+    "other data": "nothing",
 }
 
 
@@ -63,6 +68,8 @@ class Difference:
     def _quantile(self, share):
         from scipy import stats  # only now, as it takes a while to import
 
+        if math.isinf(self.freedom):
+            return float(stats.norm.ppf(share))
         return float(stats.t.ppf(share, self.freedom)) if self.freedom > 0 else math.nan
 
 
@@ -89,39 +96,42 @@ def of_grid(values: Float[np.ndarray, "seeds images"]) -> tuple[float, float, fl
 
 
 def between(ours: Sequence[Record], others: Sequence[Record]) -> Difference:
-    """How far the runs of a variant end above those of another, by the seeds that both have."""
-    by_seed = {record.config.seed: record for record in others if record.final}
-    pairs = [
-        (record, by_seed[record.config.seed])
-        for record in ours
-        if record.final and record.config.seed in by_seed
-    ]
+    """How far the runs of a variant end above those of another, by the seeds that both have; of two single
+    runs, whatever their seeds are."""
+    ours, others = ([one for one in runs if one.final] for runs in (ours, others))
+    by_seed = {one.config.seed: one for one in others}
+    pairs = [(one, by_seed[one.config.seed]) for one in ours if one.config.seed in by_seed]
+    if len(ours) == len(others) == 1:
+        pairs = [(ours[0], others[0])]
     if not pairs or not all(same_images(one, other) for one, other in pairs):
-        return Difference(math.nan, math.nan, 0.0, len(pairs), "none")
-    images = [(image_values(one), image_values(other)) for one, other in pairs]
-    rows = [
-        one - other
-        for one, other in images
-        if one is not None and other is not None and len(one) == len(other)
-    ]
-    if len(rows) == len(pairs) and len({len(row) for row in rows}) == 1 and len(rows[0]) > 1:
-        return Difference(*of_grid(np.stack(rows)), len(pairs), "images")
-    means = np.array([number(one.final, "bpd") - number(other.final, "bpd") for one, other in pairs])
-    spread = float(means.std(ddof=1)) / math.sqrt(len(means)) if len(means) > 1 else math.nan
-    return Difference(float(means.mean()), spread, len(means) - 1.0, len(pairs), "seeds")
+        return Difference(math.nan, math.nan, 0.0, len(pairs), "other data" if pairs else "–")
+    rows = [_by_image(one, other) for one, other in pairs]
+    whole = [row for row in rows if row is not None]
+    if len(whole) == len(rows) and len({len(row) for row in whole}) == 1:
+        how = "seeds and images" if len(rows) > 1 else "images"
+        return Difference(*of_grid(np.stack(whole)), len(pairs), how)
+    drops = np.array([number(one.final, "bpd") - number(other.final, "bpd") for one, other in pairs])
+    if len(drops) > 1:
+        return Difference(float(drops.mean()), standard_error(drops), len(drops) - 1.0, len(pairs), "seeds")
+    own = math.hypot(*(number(one.final, "bpd_se") for one in pairs[0]))
+    return Difference(float(drops[0]), own, math.inf, 1, "unpaired")
 
 
-def table(variants: Mapping[str, Sequence[Record]], baseline: str) -> list[dict[str, object]]:
+def _by_image(one, other):
+    ours, others = image_values(one), image_values(other)
+    if ours is None or others is None or len(ours) != len(others) or len(ours) < 2:
+        return None
+    return ours - others
+
+
+def table(variants: Mapping[str, Sequence[Record]], baseline: str) -> list[dict[str, Any]]:
     """A row of numbers for each variant."""
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for name, records in variants.items():
         final = np.array([number(record.final, "bpd") for record in records])
-        spread = float(final.std(ddof=1)) / math.sqrt(len(final)) if len(final) > 1 else math.nan
         own = float(np.mean([number(record.final, "bpd_se") for record in records]))
-        row: dict[str, object] = {
-            "variant": name, "bpd": float(final.mean()), "bpd_se_seeds": spread, "bpd_se_run": own,
-            "seeds": len(records),
-        }  # fmt: skip
+        row: dict[str, Any] = {"variant": name, "bpd": float(final.mean()), "seeds": len(records)}
+        row |= {"bpd_se_seeds": standard_error(final), "bpd_se_run": own}
         if name != baseline and baseline in variants:
             found = between(records, variants[baseline])
             low, high = found.mean - found.half, found.mean + found.half
@@ -142,23 +152,27 @@ def write(variants: Variants, out: pathlib.Path, baseline: str) -> list[pathlib.
     if len(found) < 2 or baseline not in found:
         return []
     rows = table(found, baseline)
-    header = ("variant", "bits/dim", "± over seeds", "± of one run", f"minus {baseline}", "±",
-              f"{LEVEL:.0%} interval", "could tell", "seeds")  # fmt: skip
-    cells = [_cells(row) for row in rows]
+    names, shown = header(baseline), [cells(row) for row in rows]
     of = [str(row["how"]) for row in rows if "how" in row]
-    how = next((kind for kind in ("none", "seeds", "images") if kind in of), "none")
-    what = "one seed" if how == "images" and min(len(records) for records in found.values()) == 1 else how
-    caption = CAPTION.format(baseline=baseline, how=HOW[how], what=WHAT[what], level=LEVEL, power=POWER)
-    text = f"{markdown_table(header, cells)}\n\n{textwrap.fill(caption, 110)}\n"
+    how = next((kind for kind in reversed(HOW) if kind in of), "other data")
+    caption = CAPTION.format(baseline=baseline, how=HOW[how], what=WHAT[how], level=LEVEL, power=POWER)
+    text = f"{markdown_table(names, shown)}\n\n{textwrap.fill(caption, 110)}\n"
     print(text)
     paths = [make_folder(out) / f"differences{suffix}" for suffix in (".md", ".csv", ".tex")]
     write_text(paths[0], text)
     write_csv(paths[1], rows)
-    write_text(paths[2], latex_table(header, cells) + "\n")
+    write_text(paths[2], latex_table(names, shown) + "\n")
     return paths
 
 
-def _cells(row):
+def header(baseline: str) -> list[str]:
+    """Of the table."""
+    numbers = ["bits/dim", "± over seeds", "± of one run", f"minus {baseline}", "±"]
+    return ["variant", *numbers, f"{LEVEL:.0%} interval", "could tell", "seeds"]
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """A row of `table` as text."""
     numbers = [fixed(row[name]) for name in ("bpd", "bpd_se_seeds", "bpd_se_run")]
     if "difference" not in row:
         return [row["variant"], *numbers, "", "", "", "", str(row["seeds"])]

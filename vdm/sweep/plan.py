@@ -97,7 +97,7 @@ def often(config: ConfigDict, given: Collection[str]) -> dict[str, int]:
     """Fields of config.train by which a curve has POINTS points or a few more; {} where eval_every is given.
 
     A call of the device ends where something is due, and each length of a call is compiled. So points part
-    the run evenly, if they can, and what else is due falls on points.
+    the run evenly, if they can, and what else is due falls on points, or evenly between.
     """
     train = config.train
     if "train.eval_every" in given:
@@ -108,7 +108,7 @@ def often(config: ConfigDict, given: Collection[str]) -> dict[str, int]:
     every = [*whole, *even, most][0]
     own = {"eval_every": every}
     for name in ("log_every", "checkpoint_every", "sample_every"):
-        if f"train.{name}" not in given and train[name] % every:
+        if f"train.{name}" not in given and train[name] and train[name] % every and every % train[name]:
             own[name] = every * max(1, round(train[name] / every))
     return own
 

@@ -1,6 +1,6 @@
 """What a study's folder says of itself: study.json."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import dataclasses
 import json
 import pathlib
@@ -80,16 +80,16 @@ def base_of(base: ConfigDict) -> dict[str, Any]:
     return json.loads(json.dumps(flat(base)))
 
 
-def require_different(configs: Mapping[str, ConfigDict]) -> None:
-    """Raises UserError where two variants are the same."""
+def require_different(configs: Mapping[str, ConfigDict], by_flags: Collection[str]) -> None:
+    """Raises UserError where a variant by flags is the same as another."""
     seen: dict[str, str] = {}
     for name, config in configs.items():
         text = json.dumps(config.to_dict(), sort_keys=True)
+        other = seen.setdefault(text, name)
         require(
-            text not in seen,
-            f"variants {seen.get(text)!r} and {name!r} are the same; leave one of them out.",
+            other == name or not {other, name} & {*by_flags},
+            f"variants {other!r} and {name!r} are the same; leave one of them out.",
         )
-        seen[text] = name
 
 
 def in_order(names: Sequence[str], first: Sequence[str]) -> list[str]:

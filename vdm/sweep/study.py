@@ -200,7 +200,7 @@ def study(
     base = commandline.apply(config_lib.load(file), args)
     if saved:
         saved_lib.check_base(workdir, saved, base)
-    saved_lib.require_different({trial.variant: trial.config for trial in trials[: len(found)]})
+    saved_lib.require_different({trial.variant: trial.config for trial in trials[: len(found)]}, by_flags)
     done = [trial for trial in trials if plan.finished(trial)]
     plan.check_configs(done)
     chosen = FLAGS.only or found

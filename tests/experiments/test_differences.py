@@ -1,0 +1,100 @@
+"""Differences from a baseline: by hand, and in simulated studies of variants that are equal."""
+
+import csv
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from record_helpers import line, write_workdir
+from vdm.reporting.text import latex_table
+from vdm.sweep import differences, workdirs
+
+
+def test_without_effects_of_seeds_it_is_a_paired_test_of_images():
+    """Where all seeds have the same values, these are a sample of images, and seeds say nothing more."""
+    values = np.random.default_rng(0).normal(0.3, 1.0, 50)
+    mean, se, _ = differences.of_grid(np.stack([values] * 4))
+    np.testing.assert_allclose([mean, se], [values.mean(), stats.sem(values)])
+
+
+def test_without_effects_of_images_it_is_a_paired_test_of_seeds():
+    values = np.random.default_rng(0).normal(0.3, 1.0, 5)
+    mean, se, freedom = differences.of_grid(np.repeat(values[:, None], 70, axis=1))
+    np.testing.assert_allclose([mean, se, freedom], [values.mean(), stats.sem(values), 4.0])
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize(
+    ("of_seed", "of_image", "rest"), [(0.02, 0.0, 1.0), (0.0, 0.3, 1.0), (0.05, 0.5, 1.0), (0.3, 0.01, 0.1)]
+)
+def test_intervals_hold_the_difference_of_equal_variants(seeds, of_seed, of_image, rest):
+    """In 95% of 2,000 studies, within 92 and 98.5%: each has its own seeds and images."""
+    random, images, held = np.random.default_rng(0), 200, 0
+    for _ in range(2_000):
+        values = of_seed * random.normal(size=(seeds, 1)) + of_image * random.normal(size=images)
+        values = values + rest * random.normal(size=(seeds, images))
+        found = differences.Difference(*differences.of_grid(values), seeds, "seeds and images")
+        held += abs(found.mean) < found.half
+    assert 0.92 < held / 2_000 < 0.985
+
+
+def test_a_difference_as_large_as_could_be_told_is_found_in_four_of_five_studies():
+    random, found = np.random.default_rng(0), 0
+    exact = differences.Difference(0.0, 0.2 / math.sqrt(6), 5.0, 6, "seeds")
+    for _ in range(4_000):
+        drops = random.normal(exact.could_tell, 0.2, 6)
+        own = differences.Difference(drops.mean(), stats.sem(drops), 5.0, 6, "seeds")
+        found += own.mean - own.half > 0
+    assert found / 4_000 == pytest.approx(differences.POWER, abs=0.04)
+
+
+def test_runs_are_paired_by_their_seeds(tmp_path):
+    """Of seeds 0, 1, 2 and 1, 2, 7 two pairs; in the table, the LaTeX and the CSV."""
+    random = np.random.default_rng(1)
+    images = {(name, seed): random.normal(2.0, 0.5, 4) for name in "ab" for seed in (0, 1, 2, 7)}
+    folders = {
+        name: [
+            write_workdir(
+                tmp_path / f"{name}-{seed}", [], seed, images=images[name, seed],
+                final=line(300, images[name, seed].mean(), 0.2),
+            )
+            for seed in seeds
+        ]
+        for name, seeds in (("a", (0, 1, 2)), ("b", (1, 2, 7)))
+    }  # fmt: skip
+    found = differences.between(*(
+        [workdirs.read(folder) for folder in folders[name]] for name in ("b", "a")
+    ))  # fmt: skip
+    pairs = np.stack([images["b", seed] - images["a", seed] for seed in (1, 2)])
+    assert (found.seeds, found.how) == (2, "seeds and images")
+    np.testing.assert_allclose([found.mean, found.se], differences.of_grid(pairs)[:2])
+
+    paths = differences.write(folders, tmp_path, "a")
+    assert [path.name for path in paths] == ["differences.md", "differences.csv", "differences.tex"]
+    with paths[1].open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[1]["difference"]) == pytest.approx(found.mean) and rows[1]["pairs"] == "2"
+    assert f"{found.mean:+.4f}".replace("-", "−") in paths[0].read_text()
+    assert paths[2].read_text().count(r"\\") == 3  # the header and two rows
+
+
+def test_without_images_runs_are_paired_seed_by_seed(tmp_path):
+    drops = np.array([0.1, 0.3, 0.2])
+    runs = [
+        [
+            workdirs.read(write_workdir(tmp_path / f"{name}-{seed}", [], seed, final=line(300, bpd)))
+            for seed, bpd in enumerate(values)
+        ]
+        for name, values in (("a", 2.0 + 0 * drops), ("b", 2.0 + drops))
+    ]
+    found = differences.between(runs[1], runs[0])
+    assert (found.how, found.freedom) == ("seeds", 2.0)
+    np.testing.assert_allclose([found.mean, found.se], [drops.mean(), stats.sem(drops)])
+    assert math.isnan(differences.between(runs[1], []).mean)
+
+
+def test_latex_escapes_what_it_reads_otherwise():
+    text = latex_table(["a_b", "± 5%"], [["x & y", "−1"]])
+    assert r"a\_b & $\pm$ 5\% \\" in text and r"x \& y & $-$1 \\" in text and r"\toprule" in text

@@ -29,6 +29,8 @@ def default() -> ConfigDict:
     c.seed = 0  # of the parameters, the order of the data, and all noise
     c.parallel = "pmap"  # how the step is mapped over devices: pmap, shard_map, fsdp
 
+    c.loggers = ""  # beside TensorBoard: wandb, mlflow, aim
+
     c.data = ConfigDict()
     c.model = ConfigDict({"schedule": ConfigDict(), "net": ConfigDict()})
     c.objective = ConfigDict()

@@ -7,6 +7,7 @@
   python -m vdm.main --workdir=/tmp/digits --mode=decompress --input=/tmp/test.vdm --output=/tmp/test.npz
   python -m vdm.main --workdir=/tmp/digits --mode=export --output=/tmp/model
   python -m vdm.main --workdir=/tmp/W --mode=import --input=/tmp/model
+  python -m vdm.main --workdir=/tmp/again --rerun=/tmp/digits
 
 The first command trains; given again, it goes on where it was stopped. Any field of the config can be set,
 as in --config.train.steps=5000, and so can a component, as in --config.model.schedule.name=cosine.
@@ -69,6 +70,11 @@ flags.DEFINE_string(
     "a new folder.",
 )
 flags.DEFINE_string(
+    "rerun",
+    None,
+    "Workdir of a run: its config is trained again in --workdir, and its numbers are compared, bit for bit.",
+)
+flags.DEFINE_string(
     "components",
     None,
     "Folder of modules whose components the config names by import path, such as the folder components/ of a "
@@ -97,6 +103,11 @@ def main(argv: Sequence[str]) -> None:
     if FLAGS.distributed:
         hosts.join(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
     cache.enable(FLAGS.cache)
+    if FLAGS.rerun:
+        from vdm import rerun
+
+        rerun.run(config, workdir, pathlib.Path(FLAGS.rerun).expanduser())
+        return
     module, function = MODES[FLAGS.mode].split(":")
     getattr(importlib.import_module(module), function)(config, workdir, *files)
 
@@ -157,9 +168,14 @@ def read_config(given: commandline.Given, workdir: pathlib.Path) -> ConfigDict:
 
     if FLAGS.components:
         workdir_lib.load_modules(pathlib.Path(FLAGS.components).expanduser())
+    if FLAGS.rerun:
+        require(
+            not given.file and FLAGS.mode == "train",
+            "--rerun takes the config of its run, and trains; leave out --config and --mode.",
+        )
     if given.file:
         return commandline.apply(config_lib.load(given.file), given.args)
-    folder = pathlib.Path(FLAGS.input).expanduser() if FLAGS.mode == "import" else workdir
+    folder = pathlib.Path(FLAGS.rerun or (FLAGS.input if FLAGS.mode == "import" else workdir)).expanduser()
     require(
         (folder / "config.json").is_file(),
         f"--config is missing, and {str(folder)!r} holds no run whose config could be taken; "

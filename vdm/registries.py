@@ -105,6 +105,14 @@ KINDS: dict[str, tuple[str, dict[str, str]]] = {
         "vdm.optimizer:Optimizer",
         {"adamw": "vdm.optimizer:AdamW", "muon": "vdm.optimizer:Muon"},
     ),
+    "logger": (
+        "vdm.reporting.loggers:Logger",
+        {
+            "wandb": "vdm.reporting.loggers:WandB",
+            "mlflow": "vdm.reporting.loggers:MLflow",
+            "aim": "vdm.reporting.loggers:Aim",
+        },
+    ),
     # In the order in which they are measured.
     "estimator": (
         "vdm.evaluation.estimator:Estimator",

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 import pathlib
+import sys
 from typing import Any
 
 import jax
@@ -13,14 +14,14 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 import numpy as np
 
-from vdm import run as run_lib, sample as sample_lib, step as step_lib, workdir as workdir_lib
+from vdm import provenance, run as run_lib, sample as sample_lib, step as step_lib, workdir as workdir_lib
 from vdm.contract import Params
 from vdm.data import fingerprint
 from vdm.data.batches import resident_arrays, resident_shapes, train_batches
 from vdm.errors import Failed, UserError, require
 from vdm.evaluation import estimator
 from vdm.evaluation.elbo import make_elbo
-from vdm.reporting import text
+from vdm.reporting import loggers, text
 from vdm.reporting.log import Log, NoLog
 from vdm.runtime import checksums, devices, lock
 from vdm.runtime.stop import Stop
@@ -29,6 +30,7 @@ from vdm.runtime.stop import Stop
 def check(config: ConfigDict) -> None:
     """Raises UserError where a number of config.train cannot be, or one that only evaluation reads."""
     estimator.check(config)
+    loggers.build(config.loggers)
     train = config.train
     for name in ("steps", "batch_size", "accumulate", "substeps", "keep"):
         require(train[name] >= 1, f"config.train.{name} is {train[name]}; accepted: 1 or more.")
@@ -127,6 +129,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, newest: int | None) -> Non
     state, rest = (parts.init(), {}) if newest is None else checkpoints.restore(parts.like, first)
     if lead:
         workdir_lib.write_config(workdir, config)
+        provenance.write(workdir, first, sys.argv)
     log = (Log if lead else NoLog)(config, workdir, first, rest.get("seconds", 0.0), parts.data.spec)
     running = Running(rest.get("running"))
     data = devices.replicate(resident_arrays(parts.data.train, config.data))

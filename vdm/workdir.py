@@ -38,6 +38,7 @@ HARMLESS = (
     "data.data_dir",
     "data.on_device_gib",
     "parallel",
+    "loggers",
 )
 
 
@@ -226,7 +227,7 @@ def _own_modules(workdir, config):
 
 def _own_names(config):
     """The import paths among the names of components of a config: any text in a section that describes one,
-    as a name may stand in place of its section, and the estimators."""
+    as a name may stand in place of its section, and the estimators and loggers."""
     found = {
         value
         for field, value in flat({part: config.get(part) for part in config_lib.COMPONENTS}).items()
@@ -234,4 +235,5 @@ def _own_names(config):
     }
     evaluation = config.get("eval")
     names = evaluation.get("estimators") if isinstance(evaluation, Mapping | ConfigDict) else None
-    return found | set(config_lib.own_estimators(names))
+    loggers = config.get("loggers")
+    return found | {name for text in (names, loggers) for name in config_lib.own_estimators(text)}

@@ -4,6 +4,7 @@ import pickle
 import signal
 import sys
 
+from ml_collections import ConfigDict
 import pytest
 from submitit.slurm.slurm import SlurmJob
 
@@ -11,9 +12,21 @@ from sweep_helpers import counted, ended, start_study, study_here, trial_of, wai
 from vdm.sweep import cluster, jobs, plan, pool
 
 
+def test_runs_see_the_gpu_of_their_slot(tmp_path):
+    """Four runs in two slots: each number at most once at a time."""
+    script = "import os, time; time.sleep(0.3); print(os.environ['CUDA_VISIBLE_DEVICES'])"
+    line = [sys.executable, "-S", "-c", script]
+    config = ConfigDict({"train": {"steps": 3}})
+    trials = [plan.Trial(f"r{n}", tmp_path / f"r{n}-0", config, line) for n in range(4)]
+    failed = pool.run_all(trials, jobs.start, ["2", "5"])
+    assert len(failed) == 4  # they leave no checkpoint
+    seen = sorted((trial.folder / "log.txt").read_text().strip() for trial in trials)
+    assert seen == ["2", "2", "5", "5"]
+
+
 def test_no_run_is_done_by_two(tmp_path):
     trial = trial_of(tmp_path, "stubborn-0")
-    first, second = jobs.start([trial])[0], jobs.start([trial])[0]
+    first, second = jobs.start([trial], [""])[0], jobs.start([trial], [""])[0]
     wait_for(lambda: counted(tmp_path, "ready"))
     assert first.poll() is None and "another process" in second.poll()
     first.send(signal.SIGKILL)
@@ -49,7 +62,7 @@ def test_submitit_is_named_where_it_is_absent(tmp_path, monkeypatch):
 def test_submitted_to_submitit_on_this_machine(tmp_path):
     trials = [trial_of(tmp_path, name) for name in ("good-0", "bad-0")]
     executor = cluster.make_executor("local", tmp_path / "submitit", [])
-    failed = pool.run_all(trials, lambda new: cluster.submit(executor, new), len(trials))
+    failed = pool.run_all(trials, lambda new, _: cluster.submit(executor, new), [""] * len(trials))
     assert failed == {tmp_path / "bad-0": "no such data"}
     assert plan.finished(trials[0]) and counted(tmp_path, "starts") == {"good-0": 1, "bad-0": 1}
 

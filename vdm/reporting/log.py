@@ -11,11 +11,13 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from vdm.arrays import Images
+from vdm.config import flat
 from vdm.contract import bits_per_dim
 from vdm.data.dataset import Spec
 from vdm.estimate import Estimate, write_images, write_json
 from vdm.reporting import sample_sheet, text
 from vdm.reporting.curve import save_curve
+from vdm.reporting.loggers import Loggers
 from vdm.reporting.metrics import Writer
 from vdm.runtime.atomic import atomic_path
 
@@ -31,7 +33,8 @@ class Log:
         self._train = config.train
         self._workdir = workdir
         self._spec = spec
-        self._writer = Writer(workdir, first)
+        loggers = Loggers(config.loggers, workdir, flat(config)) if config.loggers else None
+        self._writer = Writer(workdir, first, loggers)
         self._bar = tqdm(
             total=config.train.steps, initial=first, unit="step", disable=None, dynamic_ncols=True
         )

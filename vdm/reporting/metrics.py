@@ -9,6 +9,7 @@ from typing import Any
 from jaxtyping import UInt8
 import numpy as np
 
+from vdm.reporting.loggers import Loggers
 from vdm.runtime.atomic import write_text
 
 
@@ -21,8 +22,11 @@ class Writer:
     starts.
     """
 
-    def __init__(self, workdir: pathlib.Path | str, step: int):
+    def __init__(self, workdir: pathlib.Path | str, step: int, loggers: Loggers | None = None):
         """Goes on after `step`: what an interrupted run wrote beyond it is taken out.
+
+        Args:
+          loggers: what takes all of it too.
 
         Raises:
           OSError: it cannot be written; so do the methods.
@@ -32,6 +36,7 @@ class Writer:
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in keep))
         self._file = self.path.open("a")
         self._board = Board(workdir, step)
+        self._loggers = loggers
 
     def write(self, step: int, split: str, metrics: Mapping[str, float | str | None]) -> None:
         """Writes one line, and its numbers to TensorBoard as "split/metric"; None is a number that is not
@@ -40,6 +45,8 @@ class Writer:
         self._file.flush()
         numbers = {k: v for k, v in metrics.items() if v is not None and not isinstance(v, str)}
         self._board.scalars(step, {f"{split}/{name}": value for name, value in numbers.items()})
+        if self._loggers:
+            self._loggers.log(step, split, numbers)
 
     def image(self, step: int, name: str, path: pathlib.Path | str) -> None:
         """Shows a PNG in TensorBoard."""
@@ -47,11 +54,15 @@ class Writer:
 
         with Image.open(path) as opened:
             self._board.image(step, name, np.asarray(opened.convert("RGB")))
+        if self._loggers:
+            self._loggers.image(step, name, path)
 
     def close(self) -> None:
-        """Flushes both."""
+        """Flushes all."""
         self._file.close()
         self._board.close()
+        if self._loggers:
+            self._loggers.end()
 
 
 class Board:

@@ -30,8 +30,9 @@ class Process:
     log.txt is locked for as long as the process lives, so that no run is done by two at once.
     """
 
-    def __init__(self, command: Sequence[str], folder: pathlib.Path):
-        self._command, self._folder = command, folder
+    def __init__(self, command: Sequence[str], folder: pathlib.Path, gpu: str = ""):
+        """`gpu` is the number of the one that it sees; all, if ""."""
+        self._command, self._folder, self._gpu = command, folder, gpu
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0  # where in log.txt its own output starts
         self._refused: str | None = None  # why it could not be started
@@ -45,8 +46,10 @@ class Process:
                 warnings.simplefilter("ignore", RuntimeWarning)
                 lock(log)
                 self._log_start = log.tell()
+                own = {"CUDA_VISIBLE_DEVICES": self._gpu} if self._gpu else {}
                 self._process = subprocess.Popen(
                     self._command,
+                    env=os.environ | own,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -72,7 +75,7 @@ class Process:
     @property
     def begun(self) -> str:
         """How it was started, in words."""
-        return "started"
+        return f"started on GPU {self._gpu}" if self._gpu else "started"
 
     def send(self, number: int) -> None:
         """Sends a signal, where it runs."""
@@ -143,6 +146,6 @@ def before_exec() -> None:
         LIBC.prctl(1, signal.SIGKILL)
 
 
-def start(trials: "Sequence[Trial]") -> list[Process]:
-    """Starts trials on this machine."""
-    return [Process(trial.command, trial.folder).start() for trial in trials]
+def start(trials: "Sequence[Trial]", gpus: Sequence[str]) -> list[Process]:
+    """Starts trials on this machine, each on a GPU of its own, or "" for all that there are."""
+    return [Process(trial.command, trial.folder, gpu).start() for trial, gpu in zip(trials, gpus)]

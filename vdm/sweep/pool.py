@@ -11,26 +11,30 @@ from vdm.sweep.plan import Trial, finished
 from vdm.sweep.progress import Progress
 
 Started = jobs.Process | cluster.Job
-Start = Callable[[list[Trial]], Sequence[Started]]
+Start = Callable[[list[Trial], list[str]], Sequence[Started]]
 
 
-def run_all(trials: Sequence[Trial], start: Start, at_once: int) -> dict[pathlib.Path, str]:
-    """Runs trials, so many at once, and prints how it goes; returns why each folder failed that did.
+def run_all(trials: Sequence[Trial], start: Start, slots: Sequence[str]) -> dict[pathlib.Path, str]:
+    """Runs trials, one in each slot at a time, and prints how it goes; returns why each failed that did.
 
     Args:
-      start: starts trials.
+      start: starts trials, each in a slot.
+      slots: the number of the GPU of each, or "".
 
     Raises:
       KeyboardInterrupt: asked to stop, by Ctrl-C, SIGTERM or the end of the terminal, all have.
     """
     waiting, answered = list(trials), 0
     running: list[tuple[Trial, Started]] = []
+    free, slot_of = list(slots), dict[pathlib.Path, str]()
     failed: dict[pathlib.Path, str] = {}
     with stop_signals() as asked, contextlib.closing(Progress(trials)) as progress:
         while running or waiting and not asked:
-            if waiting and not asked and len(running) < at_once:
-                new = waiting[: at_once - len(running)]
-                started = list(zip(new, start(new)))
+            if waiting and not asked and free:
+                new = waiting[: len(free)]
+                taken, free = free[: len(new)], free[len(new) :]
+                slot_of |= {trial.folder: slot for trial, slot in zip(new, taken)}
+                started = list(zip(new, start(new, taken)))
                 running += started
                 del waiting[: len(new)]
                 for trial, job in started:
@@ -45,6 +49,7 @@ def run_all(trials: Sequence[Trial], start: Start, at_once: int) -> dict[pathlib
                 if why is None:
                     continue
                 running.remove((trial, job))
+                free.append(slot_of.pop(trial.folder))
                 if asked and not finished(trial):
                     progress.say(f"{trial.folder.name}: {why}")
                     continue

@@ -3,17 +3,20 @@
 from collections.abc import Sequence
 import contextlib
 import json
+import pathlib
 import sys
 import time
 
 from tqdm import tqdm
 
+from vdm.reporting.log import duration
 from vdm.reporting.metrics import read_metrics
 from vdm.reporting.text import fixed
 from vdm.sweep.plan import Trial
 from vdm.sweep.workdirs import number
 
 LOOK = 2.0  # seconds between looks at the metrics
+LINES = 60.0  # seconds between lines on each run that goes on, where there is no terminal
 
 
 class Progress:
@@ -25,7 +28,8 @@ class Progress:
         self._most = dict.fromkeys(self._done, 1.0)
         self._ended, self._failed = 0, 0
         self._first = sum(self._done.values())
-        self._began = self._looked = time.monotonic()
+        self._began = self._looked = self._told = time.monotonic()
+        self._of_run: dict[pathlib.Path, tqdm] = {}  # on a terminal
         self._bar = tqdm(
             total=len(trials), initial=round(self._first, 2), unit="run", smoothing=0, disable=None,
             dynamic_ncols=True,
@@ -41,6 +45,34 @@ class Progress:
         self._bar.update(round(sum(self._done.values()) - self._bar.n, 2))
         done = self._ended - self._failed
         self._bar.set_postfix_str(f"{done} done, {self._failed} failed, {len(running)} running")
+        if not self._bar.disable:
+            self._draw(running)
+        elif time.monotonic() - self._told > LINES:
+            self._told = time.monotonic()
+            for trial in running:
+                self.say(f"{trial.folder.name}: {going(trial)}{self._left()}")
+
+    def _draw(self, running):
+        """A bar below for each run that goes on."""
+        for folder in {*self._of_run} - {trial.folder for trial in running}:
+            self._of_run.pop(folder).close()
+        for trial in running:
+            if trial.folder not in self._of_run:
+                self._of_run[trial.folder] = tqdm(
+                    total=trial.steps, desc=trial.folder.name, unit="step", position=len(self._of_run) + 1,
+                    leave=False, dynamic_ncols=True, bar_format="{desc}: {percentage:3.0f}%|{bar}| {postfix}",
+                )  # fmt: skip
+            bar = self._of_run[trial.folder]
+            bar.update(round(share_done(trial) * trial.steps) - bar.n)
+            bar.set_postfix_str(going(trial))
+
+    def _left(self):
+        """The time of all that is left, in words; "" before anything is known of it."""
+        done, left = sum(self._done.values()), sum(self._most.values()) - sum(self._done.values())
+        if not left or done <= self._first:
+            return ""
+        seconds = left * (time.monotonic() - self._began) / (done - self._first)
+        return f"; {tqdm.format_interval(seconds)} left of the study"
 
     def end(self, trial: Trial, why: str | None) -> None:
         """Prints that a trial has ended: its score, or why it failed."""
@@ -49,12 +81,7 @@ class Progress:
         self._failed += bool(why)
         self._done[trial.folder] = share_done(trial) if why else 1.0
         self._most[trial.folder] = self._done[trial.folder]  # what a failed one lacks takes no time
-        done, left = sum(self._done.values()), sum(self._most.values()) - sum(self._done.values())
-        text = f"{self._ended}/{len(self._most)} {trial.folder.name}: {why or score(trial)}"
-        if left and done > self._first:
-            seconds = left * (time.monotonic() - self._began) / (done - self._first)
-            text += f"; {tqdm.format_interval(seconds)} left"
-        self.say(text)
+        self.say(f"{self._ended}/{len(self._most)} {trial.folder.name}: {why or score(trial)}{self._left()}")
 
     def say(self, text: str) -> None:
         """Prints a line without breaking the bar."""
@@ -65,6 +92,8 @@ class Progress:
     def close(self) -> None:
         """Leaves the bar as it is in the end."""
         self.update([])
+        for bar in self._of_run.values():
+            bar.close()
         self._bar.close()
 
 
@@ -72,6 +101,20 @@ def share_done(trial: Trial) -> float:
     """The step of the newest line of metrics, as a share of all."""
     rows = read_metrics(trial.folder / "metrics.jsonl")
     return min(rows[-1]["step"] / trial.steps, 1.0) if rows else 0.0
+
+
+def going(trial: Trial) -> str:
+    """Step, bits/dim, speed and time left of a run that goes on."""
+    rows = read_metrics(trial.folder / "metrics.jsonl")
+    if not rows:
+        return "starting"
+    step = rows[-1]["step"]
+    tested = [row for row in rows if row["split"] == "test"] or rows
+    text = f"step {step}/{trial.steps}, {fixed(number(tested[-1], 'bpd'))} bits/dim"
+    rates = [row["steps_per_second"] for row in rows if row.get("steps_per_second")]
+    if rates:
+        text += f", {rates[-1]:.3g} steps/s, {duration((trial.steps - step) / rates[-1])} left"
+    return text
 
 
 def score(trial: Trial) -> str:

@@ -74,6 +74,13 @@ flags.DEFINE_bool(
 flags.DEFINE_bool("status", False, "Print how far each run is, and run none.", flag_values=FLAGS)
 flags.DEFINE_list("only", [], "Variants to run; all, where none is given.", flag_values=FLAGS)
 flags.DEFINE_integer("jobs", 1, "Runs at a time on this machine.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_list(
+    "gpus",
+    [],
+    "Numbers of GPUs of this machine, as 0,1,2,3: one run on each at a time. One given twice takes "
+    "two runs, if XLA_PYTHON_CLIENT_MEM_FRACTION lets them share its memory.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_enum(
     "cluster",
     None,
@@ -241,12 +248,12 @@ def run_missing(
 ) -> dict[pathlib.Path, str]:
     """Runs what is missing, here or on a cluster; returns why each folder failed that did."""
     start: pool.Start = jobs.start
-    at_once = FLAGS.jobs
+    slots = FLAGS.gpus or [""] * FLAGS.jobs
     if FLAGS.cluster:
         executor = cluster.make_executor(FLAGS.cluster, workdir / "submitit", FLAGS.cluster_options)
-        start, at_once = lambda trials: cluster.submit(executor, trials), len(missing)
+        start, slots = lambda trials, _: cluster.submit(executor, trials), [""] * len(missing)
     print(f"{done} of {total} runs have finished; {len(missing)} to run", flush=True)
-    return pool.run_all(missing, start, at_once) if missing else {}
+    return pool.run_all(missing, start, slots) if missing else {}
 
 
 def dry_run(missing: Sequence[plan.Trial], workdir: pathlib.Path) -> str:

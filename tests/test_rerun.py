@@ -1,0 +1,88 @@
+"""A run once more, compared bit by bit; and what a run was started with."""
+
+import json
+import subprocess
+
+import pytest
+
+from conftest import TINY, make_config
+from vdm import provenance, rerun, train
+from vdm.errors import Failed, UserError
+
+FIELDS = {name.removeprefix("config."): value for name, value in TINY.items() if "config." in name}
+FIELDS |= {"train.steps": 6, "train.substeps": 1, "sample.num": 8, "sample.batch_size": 8}
+
+
+def row(step, bpd, split="test"):
+    return {"step": step, "split": split, "bpd": bpd, "seconds": step / 7}
+
+
+def test_a_run_and_its_rerun_have_the_same_numbers(tmp_path, capsys):
+    """With another batch they have not, and it says since when."""
+    for name in ("first", "again", "other"):
+        (tmp_path / name).mkdir()
+    config = make_config(FIELDS, "configs/digits.py")
+    train.run(config, tmp_path / "first")
+    rerun.run(config, tmp_path / "again", tmp_path / "first")
+    out = capsys.readouterr().out
+    assert "started as before\nthe same as" in out and "to the last bit: " in out and "up to step 6" in out
+    other = make_config(FIELDS | {"train.batch_size": 24}, "configs/digits.py")
+    with pytest.raises(
+        Failed, match=r"not the same as .*first: \w+ \w+ at step \d was .*up to step 0 \(0 lines\)"
+    ):
+        rerun.run(other, tmp_path / "other", tmp_path / "first")
+    with pytest.raises(UserError, match="has measured nothing yet"):
+        rerun.run(config, tmp_path / "again", tmp_path)
+    with pytest.raises(UserError, match="are both"):
+        rerun.run(config, tmp_path / "first", tmp_path / "first")
+
+
+def test_the_clock_is_no_difference_and_one_bit_is():
+    ours = [row(1, 2.0), row(2, 1.5), row(3, 1.25)]
+    others = [one | {"seconds": 99.0} for one in ours]
+    assert "3 lines of metrics up to step 3" in rerun.verdict(ours, others, "W")
+    assert "1 lines of metrics up to step 2" in rerun.verdict(ours, [row(2, 1.5), row(9, 1.0)], "W")
+    with pytest.raises(
+        Failed, match=r"test bpd at step 2 was 1.5000000000000002, is 1.5; .*up to step 1 \(1 lines\)"
+    ):
+        rerun.verdict(ours, [row(1, 2.0), row(2, 1.5000000000000002)], "W")
+    with pytest.raises(Failed, match="not one line"):
+        rerun.verdict(ours, [row(8, 1.0)], "W")
+
+
+def test_a_start_says_commit_change_versions_devices_and_command(tmp_path, monkeypatch):
+    """Of a checkout whose change makes a patch that git takes; of a package in no checkout nothing."""
+    package = tmp_path / "repo" / "vdm"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("one = 1\n")
+
+    def git(*args):
+        author = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run(
+            ["git", "-C", tmp_path / "repo", *author, *args], check=True, capture_output=True
+        )
+
+    assert provenance.of_checkout(package) == {}
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    clean = provenance.of_checkout(package)
+    assert len(clean["commit"]) == 40 and clean["changed"] == [] and "patch" not in clean
+    (package / "__init__.py").write_text("one = 2\n")
+    monkeypatch.setattr(provenance.vdm, "__file__", str(package / "__init__.py"))
+    workdir = tmp_path / "W"
+    workdir.mkdir()
+    provenance.write(workdir, 0, ["vdm.main", "--workdir=W"])
+    provenance.write(workdir, 5, ["vdm.main", "--workdir=W"])
+    first, second = provenance.read(workdir)
+    assert (first["step"], second["step"]) == (0, 5) and first["command"] == ["vdm.main", "--workdir=W"]
+    assert first["changed"] == [" M vdm/__init__.py"] and first["commit"] == clean["commit"]
+    assert {"python", "jax", "devices", "time"} <= set(first)
+    git("checkout", "-q", ".")
+    git("apply", str(workdir / first["patch"]))
+    assert (package / "__init__.py").read_text() == "one = 2\n"
+
+    found = provenance.differences(second | {"jax": "9"}, first)
+    assert found == [f"jax was {first['jax']!r}, is '9'"]
+    (workdir / "provenance.json").write_text("{")
+    assert provenance.read(workdir) == [] and json.dumps(first)

@@ -1,0 +1,77 @@
+"""What a run was started with: provenance.json of its workdir, an entry for each start."""
+
+from collections.abc import Sequence
+import datetime
+import importlib.metadata
+import json
+import pathlib
+import platform
+import subprocess
+import sys
+from typing import Any
+
+import jax
+
+import vdm
+from vdm.runtime import devices
+from vdm.runtime.atomic import write_text
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "ml-collections")
+LARGEST = 2_000_000  # bytes of a patch that is kept
+
+
+def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """The entries, the first start first; [] where there are none."""
+    path = workdir / "provenance.json"
+    try:
+        return json.loads(path.read_text()) if path.exists() else []
+    except ValueError:
+        return []  # it is a note, and no reason not to go on
+
+
+def write(workdir: pathlib.Path, step: int, args: Sequence[str]) -> None:
+    """Adds an entry for a start after `step`: commit, versions, devices and the command `args`; and where the
+    checkout was changed, keeps the change as PATCH.patch, which `git apply` takes."""
+    entry = {"step": step, "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
+    code = of_checkout(pathlib.Path(vdm.__file__).parent)
+    patch = code.pop("patch", "")
+    if patch:
+        name = f"{code['commit'][:12]}-{step}.patch"
+        write_text(workdir / name, patch)
+        code["patch"] = name
+    entry |= {"command": list(args), "vdm": vdm.__version__, **code, **of_machine()}
+    text = json.dumps([*read(workdir), entry], indent=2)
+    write_text(workdir / "provenance.json", text + "\n")
+
+
+def of_machine() -> dict[str, Any]:
+    """Versions and devices."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    kind = f"{devices.count()} × {jax.devices()[0].device_kind}"
+    return {"python": platform.python_version(), "platform": sys.platform, **versions, "devices": kind}
+
+
+def of_checkout(package: pathlib.Path) -> dict[str, Any]:
+    """The commit of the checkout that the package is in, whether it was changed, and how; {} where it is in
+    none."""
+
+    def git(*args):
+        line = ["git", "-C", str(package), *args]
+        return subprocess.run(line, capture_output=True, text=True, errors="replace", check=True).stdout
+
+    try:
+        if git("ls-files", "--error-unmatch", "__init__.py").strip() != "__init__.py":
+            return {}
+        changed = git("status", "--porcelain", "--", ":/").splitlines()
+        found: dict[str, Any] = {"commit": git("rev-parse", "HEAD").strip(), "changed": changed}
+        patch = git("diff", "HEAD") if changed else ""
+    except (OSError, subprocess.CalledProcessError):  # no git, or no checkout
+        return {}
+    return found | ({"patch": patch} if patch and len(patch) < LARGEST else {})
+
+
+def differences(ours: dict[str, Any], others: dict[str, Any]) -> list[str]:
+    """What two entries differ in that may change a bit, in words."""
+    names = ("commit", "changed", "python", *PACKAGES, "devices")
+    of = [(name, others.get(name), ours.get(name)) for name in names]
+    return [f"{name} was {old!r}, is {new!r}" for name, old, new in of if old != new]

@@ -1,0 +1,60 @@
+"""--rerun: the run of another workdir once more, from its start, and whether its numbers are the same."""
+
+from collections.abc import Mapping, Sequence
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vdm import provenance, train
+from vdm.errors import Failed, require
+from vdm.reporting.metrics import read_metrics
+
+CLOCK = ("seconds", "steps_per_second")
+Row = Mapping[str, Any]
+
+
+def run(config: ConfigDict, workdir: pathlib.Path, first: pathlib.Path) -> None:
+    """Trains in `workdir` by a config, that of the run `first`, and compares every line of metrics.jsonl.
+
+    Raises:
+      UserError: as train.run does; or the first run has measured nothing.
+      Failed: a number is not the same.
+    """
+    rows = read_metrics(first / "metrics.jsonl")
+    require(rows, f"{str(first)!r} has measured nothing yet that a rerun could be compared with.")
+    require(
+        first.resolve() != workdir.resolve(),
+        f"--rerun and --workdir are both {str(first)!r}; give another --workdir.",
+    )
+    train.run(config, workdir)
+    then, now = provenance.read(first), provenance.read(workdir)
+    if then and now:
+        found = provenance.differences(now[-1], then[-1])
+        print("started as before" if not found else f"otherwise started: {'; '.join(found)}")
+    print(verdict(read_metrics(workdir / "metrics.jsonl"), rows, str(first)))
+
+
+def verdict(ours: Sequence[Row], others: Sequence[Row], name: str) -> str:
+    """That all lines that both runs have are the same to the last bit.
+
+    Raises:
+      Failed: they are not; it says since when.
+    """
+    key = lambda row: (row["step"], row["split"])
+    here = {key(row): row for row in ours}
+    compared, last = 0, 0
+    for row in others:
+        mine = here.get(key(row))
+        if mine is None:
+            continue
+        for field, value in row.items():
+            if field not in CLOCK and mine.get(field) != value:
+                raise Failed(
+                    f"not the same as {name}: {row['split']} {field} at step {row['step']} was {value!r}, is "
+                    f"{mine.get(field)!r}; the same to the last bit up to step {last} ({compared} lines)."
+                )
+        compared, last = compared + 1, row["step"]
+    if not compared:
+        raise Failed(f"not one line of metrics.jsonl is of a step that {name} has one of.")
+    return f"the same as {name} to the last bit: {compared} lines of metrics up to step {last}"

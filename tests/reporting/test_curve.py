@@ -45,8 +45,8 @@ def test_the_final_estimate_is_a_marker_apart_from_the_curve(tmp_path, panels):
     left, right = panels
     assert labels(left) == [
         "training, one draw",
-        "test (EMA), last 1.800 ± 0.020",
-        "final, 1.829 ± 0.014 (20 passes)",
+        "test (EMA), 2 passes",
+        "final, 20 passes with noise of their own, 1.829 ± 0.014",
     ]
     test, final = left.containers
     assert test[0].get_xydata().tolist() == [[1, 2.0], [2, 1.8]]
@@ -62,7 +62,7 @@ def test_curve_of_metrics_without_a_final_estimate(tmp_path, panels):
     tests = [line(1, "test", 2.0), line(2, "test", 1.8, 20)]
     path.write_text("".join(tests))
     curve.save_curve(tmp_path / "elbo.png", path)
-    assert labels(panels[0]) == ["test (EMA), last 1.800 ± 0.020"]
+    assert labels(panels[0]) == ["test (EMA), 2 passes, last 1.800 ± 0.020"]
     path.write_text("".join([*tests, line(2, "final", 1.8, 20), line(3, "train", 1.7)]))
     curve.save_curve(tmp_path / "elbo.png", path)
-    assert labels(panels[0]) == ["training, one draw", "test (EMA), last 1.800 ± 0.020"]
+    assert labels(panels[0]) == ["training, one draw", "test (EMA), 2 passes, last 1.800 ± 0.020"]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 import math
 import pathlib
+import statistics
 from typing import Any
 
 from vdm.reporting import figures
@@ -24,14 +25,14 @@ def save_curve(path: pathlib.Path | str, metrics: pathlib.Path | str, total_name
     train, test, final = ([row for row in rows if row["split"] == split] for split in splits)
     # A run that was taken up again, to train for longer, has the final estimate of its first end.
     final = [row for row in final[-1:] if row["step"] == rows[-1]["step"]]
-    figure, (left, right) = figures.new_figure(1, 2, (10, 4))
+    figure, (left, right) = figures.new_figure(1, 2, (10, 4.4))
     _plot_total(left, train, test, final)
-    left.set(xlabel="step", ylabel="bits/dim", title=total_name)
+    left.set(xlabel="step", ylabel=f"{total_name}, bits/dim")
     _plot_terms(right, test or train, total_name)
-    right.set(xlabel="step", title="its terms, " + ("test" if test else "training"))
-    for axes in (left, right):
+    right.set(xlabel="step", ylabel="its terms, " + ("test" if test else "training"))
+    for axes, columns in ((left, 1), (right, 2)):
         axes.grid(alpha=0.3)
-        axes.legend()
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, frameon=False)
     figures.save(figure, path)
 
 
@@ -46,18 +47,25 @@ def _plot_total(axes, train: Rows, test: Rows, final: Rows) -> None:
     if test:
         steps, values = _series(test, "bpd")
         _, errors = _series(test, "bpd_se")
+        last = f", last {values[-1]:.3f} ± {errors[-1]:.3f}" if not final else ""
         axes.errorbar(
             steps, values, errors, color="black", marker="o", ms=3, lw=1.5, capsize=2,
-            label=f"test (EMA), last {values[-1]:.3f} ± {errors[-1]:.3f}",
+            label=f"test (EMA), {_passes(test)}{last}",
         )  # fmt: skip
     if final:
         steps, (value,) = _series(final, "bpd")
         _, (error,) = _series(final, "bpd_se")
         axes.errorbar(
             steps, value, error, color="tab:red", marker="D", ms=5, ls="none", capsize=4, zorder=3,
-            label=f"final, {value:.3f} ± {error:.3f} ({final[0]['passes']} passes)",
+            label=f"final, {_passes(final)} with noise of their own, {value:.3f} ± {error:.3f}",
         )  # fmt: skip
     figures.limit_y(axes, [_series(rows, "bpd")[1] for rows in (train, test, final) if rows])
+
+
+def _passes(rows):
+    """How many passes most of the lines have, in words."""
+    count = statistics.mode(row["passes"] for row in rows)
+    return f"{count} pass" + "es" * (count > 1)
 
 
 def _plot_terms(axes, rows: Rows, total_name: str) -> None:

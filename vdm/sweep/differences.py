@@ -161,8 +161,18 @@ def write(variants: Variants, out: pathlib.Path, baseline: str) -> list[pathlib.
     paths = [make_folder(out) / f"differences{suffix}" for suffix in (".md", ".csv", ".tex")]
     write_text(paths[0], text)
     write_csv(paths[1], rows)
-    write_text(paths[2], latex_table(names, shown) + "\n")
+    write_text(paths[2], latex_table(*_for_paper(baseline, rows)) + "\n")
     return paths
+
+
+def _for_paper(baseline, rows):
+    """Header and cells as narrow as a page: an error stands beside its number."""
+    with_error = lambda value, error: f"{value} ± {error}" if error not in ("", "–") else value
+    body = []
+    for row in rows:
+        name, bpd, se, _, drop, drop_se, interval, could_tell, _ = cells(row)
+        body.append([name, with_error(bpd, se), with_error(drop, drop_se), interval, could_tell])
+    return ["variant", "bits/dim", f"minus {baseline}", f"{LEVEL:.0%} interval", "could tell"], body
 
 
 def header(baseline: str) -> list[str]:

@@ -95,7 +95,7 @@ UNREAD = {
     "a typo of a section": (
         config.default().to_dict() | {"evaluation": {"passes": 3}},
         "config.evaluation is set",
-        "accepted: codec, data, eval, model",
+        "accepted: codec, data, eval, loggers, model",
     ),
     "a typo of a component": (
         raw(model={"schedule": {"name": "cosin"}}),

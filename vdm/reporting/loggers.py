@@ -6,6 +6,7 @@ folder that their workdir is in, which is that of a study.
 """
 
 from collections.abc import Mapping
+import dataclasses
 import importlib.util
 import json
 import os
@@ -19,6 +20,7 @@ from vdm.errors import UserError, require
 from vdm.runtime.atomic import write_text
 
 
+@dataclasses.dataclass
 class Logger(Component):
     """A tracker of experiments.
 
@@ -43,6 +45,7 @@ class Logger(Component):
         """Ends the run."""
 
 
+@dataclasses.dataclass
 class WandB(Logger):
     """Weights & Biases, offline in the workdir unless WANDB_MODE says otherwise; `wandb sync` uploads it."""
 
@@ -76,6 +79,7 @@ class WandB(Logger):
         self._run.finish()
 
 
+@dataclasses.dataclass
 class MLflow(Logger):
     """MLflow, in mlflow.db beside the workdir unless MLFLOW_TRACKING_URI says otherwise."""
 
@@ -106,6 +110,7 @@ class MLflow(Logger):
         self._client.set_terminated(self._id)
 
 
+@dataclasses.dataclass
 class Aim(Logger):
     """Aim, in .aim beside the workdir unless AIM_REPO says otherwise."""
 

@@ -15,7 +15,6 @@ import pathlib
 import textwrap
 from typing import Any
 
-from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 import numpy as np
 
@@ -27,7 +26,6 @@ from vdm.estimate import standard_error
 from vdm.methods import wiener
 from vdm.reporting.text import fixed, markdown_table
 from vdm.sweep import budget, curves, density, look, study, tables, workdirs
-from vdm.sweep.output import save_figure
 
 Rates = Mapping[str, tuple[float, float]]  # bits/dim and their standard error over images, by name
 
@@ -101,36 +99,40 @@ def references(config: ConfigDict) -> Rates:
 def plot(
     workdir: pathlib.Path, found: workdirs.Variants, costs: Mapping[str, budget.Cost], rates: Rates
 ) -> list[pathlib.Path]:
-    """Writes natural_images.png and .pdf: the mean over seeds of each variant, against minutes without
-    evaluations and against operations, with `rates` as horizontal lines; and the density over γ of the first
-    seed of some. Returns their paths."""
-    figure = Figure(figsize=(17, 6), layout="constrained")
-    minutes, operations, gamma = figure.subplots(1, 3)
-    styles = look.styles(list(found), workdir)
-    for name, records in workdirs.read_variants(found).items():
-        style = styles[name]
-        if name in DENSITIES:
-            kept = workdirs.kept(records[0].folder, "density", density.density)
-            gamma.stairs(kept["per_gamma"], kept["gamma"], label=name, color=style["color"], ls=style["ls"])
-        tested = [curves.curve_of(record, "step", "bpd") for record in records if record.test]
-        if name not in costs or not tested:
-            continue
-        step, values = curves.over_seeds(tested)
-        spent = [costs[name].seconds(number) / 60.0 for number in step]
-        for axes, x in ((minutes, spent), (operations, step * costs[name].operations)):
-            axes.plot(x, values.mean(axis=0), marker=".", label=name, **style)
-    for axes, label in ((minutes, "minutes of training"), (operations, "floating-point operations")):
-        for name, (rate, _) in rates.items():
-            axes.axhline(rate, color="0.6", lw=0.8, zorder=0)
-            axes.annotate(name, (1.0, rate), xycoords=("axes fraction", "data"), fontsize=7, ha="right")
-        axes.set(xlabel=label, ylabel="bits/dim")
-    operations.set_xscale("log")
-    gamma.set(xlabel="γ = −log SNR", ylabel="bits/dim per unit of γ", title="where the diffusion term is")
-    gamma.legend()
-    for axes in (minutes, operations, gamma):
-        axes.grid(alpha=0.3)
-    figure.legend(*minutes.get_legend_handles_labels(), loc="outside right upper")
-    return save_figure(figure, workdir, "natural_images")
+    """Plots the mean over seeds of each variant, against minutes without evaluations and against operations,
+    with `rates` as horizontal lines; and the density over γ of the first seed of some. Returns the paths."""
+    styles, of_study = look.styles(list(found), workdir), look.of_study(workdir)
+    with of_study.drawing():
+        figure, panels = of_study.figure(("minutes", "operations", "gamma"), height=0.85)
+        minutes, operations, gamma = (panels[name] for name in ("minutes", "operations", "gamma"))
+        for name, records in workdirs.read_variants(found).items():
+            style = styles[name]
+            if name in DENSITIES:
+                kept = workdirs.kept(records[0].folder, "density", density.density)
+                gamma.stairs(kept["per_gamma"], kept["gamma"], **style)
+            tested = [curves.curve_of(record, "step", "bpd") for record in records if record.test]
+            if name not in costs or not tested:
+                continue
+            step, values = curves.over_seeds(tested)
+            spent = [costs[name].seconds(number) / 60.0 for number in step]
+            for axes, x in ((minutes, spent), (operations, step * costs[name].operations)):
+                axes.plot(x, values.mean(axis=0), marker=".", label=name, **style)
+        for axes, label in ((minutes, "minutes of training"), (operations, "floating-point operations")):
+            for name, (rate, _) in rates.items():
+                axes.axhline(rate, color="0.6", lw=0.8, zorder=0)
+                axes.annotate(name, (1.0, rate), xycoords=("axes fraction", "data"), fontsize=6, ha="right")
+            axes.set(xlabel=label, ylabel="bits/dim")
+        operations.set_xscale("log")
+        gamma.set(xlabel="γ = −log SNR", ylabel="bits/dim per unit of γ")
+        for axes in panels.values():
+            axes.grid(alpha=0.3, lw=0.4)
+        look.legend_above(figure, minutes.get_legend_handles_labels()[0], of_study.width)
+        caption = (
+            "Mean over seeds of each variant, against minutes of training without evaluations, and against "
+            f"operations; gray: codecs of the same images. Where the diffusion term is over γ: of "
+            f"{', '.join(DENSITIES)}."
+        )
+        return look.save(figure, workdir, "natural_images", caption)
 
 
 if __name__ == "__main__":

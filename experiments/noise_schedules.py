@@ -15,7 +15,6 @@ import pathlib
 from typing import Any
 
 import jax.numpy as jnp
-from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 import numpy as np
 from tqdm import tqdm
@@ -30,7 +29,6 @@ from vdm.evaluation.profile import EDGES
 from vdm.reporting import figures
 from vdm.sweep import look, study, tables, workdirs
 from vdm.sweep.curves import plot_curves
-from vdm.sweep.output import save_figure
 
 SCHEDULES = (
     "fixed_linear", "cosine", "linear_beta", "sigmoid", "polynomial", "learned_linear", "learned_net",
@@ -40,6 +38,12 @@ LEAST_VARIANCE = {"min_variance": "learned_net", "piecewise": "piecewise"}  # va
 TWO = ("fixed_linear", "min_variance")  # with each parameterisation
 CAPTION = """"Variance of a draw" is that of one draw of a test image's bits/dim, with its own t and noise, in
 (bits/dim)²: its mean over images and seeds, ± the standard error over images."""
+SCHEDULES_CAPTION = """Left: γ(t) after training; thin: before, where it has moved; bands: from the lowest to
+the highest of an image's values. Right: where in t the diffusion term is. Of the first seed of each
+variant."""
+VARIANCE_CAPTION = """Left: variance of one example's loss in a training batch, over images, times and noise;
+mean over seeds. Right: variance of one draw of a test image's bits/dim after training, over times and noise;
+mean over seeds and images, ± its standard error over images."""
 DRAWS = 50  # independent draws of the ELBO of each test image, for their variance
 
 Measured = Mapping[str, Any]  # of measure()
@@ -111,59 +115,55 @@ def mean_variance(seeds: Sequence[Measured]) -> tuple[float, float]:
 
 
 def plot_schedules(workdir: pathlib.Path, measured: Mapping[str, Sequence[Measured]]) -> list[pathlib.Path]:
-    """Plots γ(t), SNR(t) and the density of the loss of the first seed of each variant; a schedule with γ of
-    many values as a band from the lowest to the highest."""
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
-    styles = look.styles(list(measured), workdir)
-    for variant, (first, *_) in measured.items():
-        style = styles[variant]
-        before, after = (np.array(first[name]) for name in ("before", "after"))
-        for axes, form in ((left, lambda gamma: gamma), (middle, lambda gamma: np.exp(-gamma))):
-            label = variant if axes is left else None
-            axes.plot(EDGES, form(after.mean(axis=1)), label=label, **style)
+    """Plots γ(t) and the density of the loss of the first seed of each variant; a schedule with γ of many
+    values as a band from the lowest to the highest."""
+    styles, of_study = look.styles(list(measured), workdir), look.of_study(workdir)
+    with of_study.drawing():
+        figure, panels = of_study.figure(("gamma", "density"), height=0.75)
+        left, right = panels["gamma"], panels["density"]
+        for variant, (first, *_) in measured.items():
+            style = styles[variant]
+            before, after = (np.array(first[name]) for name in ("before", "after"))
+            left.plot(EDGES, after.mean(axis=1), label=variant, **style)
             if after.shape[1] > 1:
-                low, high = form(after.min(axis=1)), form(after.max(axis=1))
-                axes.fill_between(EDGES, low, high, color=style["color"], alpha=0.2, lw=0)
+                low, high = after.min(axis=1), after.max(axis=1)
+                left.fill_between(EDGES, low, high, color=style["color"], alpha=0.2, lw=0)
             if np.abs(after - before).max() > 0.05:
-                axes.plot(EDGES, form(before.mean(axis=1)), color=style["color"], lw=0.6)
-        right.stairs(first["per_t"], EDGES, color=style["color"], ls=style["ls"])
-    left.set(xlabel="t", ylabel="γ = −log SNR", title="after training; thin: before")
-    middle.set(xlabel="t", ylabel="SNR", yscale="log", title="the same as SNR")
-    right.set(
-        xlabel="t", ylabel="bits/dim per unit of t", title="where in t the diffusion term is", ylim=(0, None)
-    )
-    for axes in (left, middle, right):
-        axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper")
-    return save_figure(figure, workdir, "schedules")
+                left.plot(EDGES, before.mean(axis=1), color=style["color"], lw=0.5)
+            right.stairs(first["per_t"], EDGES, **style)
+        left.set(xlabel="t", ylabel="γ = −log SNR")
+        right.set(xlabel="t", ylabel="bits/dim per unit of t", ylim=(0, None))
+        for axes in (left, right):
+            axes.grid(alpha=0.3, lw=0.4)
+        look.legend_above(figure, left.get_legend_handles_labels()[0], of_study.width)
+        return look.save(figure, workdir, "schedules", SCHEDULES_CAPTION)
 
 
 def plot_variance(
     workdir: pathlib.Path, found: workdirs.Variants, variance: Mapping[str, tuple[float, float]]
 ) -> list[pathlib.Path]:
     """Plots the variance of one draw of the loss over training, and the final variances."""
-    figure = Figure(figsize=(13, 4.5), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    styles = look.styles(list(found), workdir)
-    for variant, folders in found.items():
-        seeds = [workdirs.read(folder).train for folder in folders]
-        steps = [row["step"] for row in seeds[0]]
-        variances = np.mean([[row["draw_sd"] ** 2 for row in rows] for rows in seeds], axis=0)
-        left.plot(steps, variances, label=variant, marker=".", **styles[variant])
-    title = "of one example's loss in a training batch: images, t and noise"
-    left.set(xlabel="step", ylabel="variance, (bits/dim)²", yscale="log", title=title)
-    figure.legend(loc="outside right upper")
-    names = sorted(variance, key=lambda name: variance[name][0])
-    means, errors = zip(*(variance[name] for name in names))
-    right.errorbar(means, range(len(names)), xerr=errors, fmt="o", ms=4, capsize=3, color="black")
-    right.set_yticks(range(len(names)), names)
-    right.set(xscale="log", xlabel="variance, (bits/dim)² ± s.e. over images")
-    right.set(title="of one draw for a test image")
-    for axes, axis in ((left, left.yaxis), (right, right.xaxis)):
-        figures.plain_ticks(axis)
-        axes.grid(alpha=0.3)
-    return save_figure(figure, workdir, "variance")
+    styles, of_study = look.styles(list(found), workdir), look.of_study(workdir)
+    with of_study.drawing():
+        figure, panels = of_study.figure(("training", "final"), height=0.9)
+        left, right = panels["training"], panels["final"]
+        for variant, folders in found.items():
+            seeds = [workdirs.read(folder).train for folder in folders]
+            steps = [row["step"] for row in seeds[0]]
+            variances = np.mean([[row["draw_sd"] ** 2 for row in rows] for rows in seeds], axis=0)
+            left.plot(steps, variances, label=variant, marker=".", **styles[variant])
+        left.set(xlabel="step", ylabel="variance of a draw, (bits/dim)²", yscale="log")
+        names = sorted(variance, key=lambda name: variance[name][0])
+        for place, name in enumerate(names):
+            mean, error = variance[name]
+            right.errorbar(mean, place, xerr=error, fmt="o", ms=3, capsize=2, color=styles[name]["color"])
+        right.set_yticks(range(len(names)), names)
+        right.set(xscale="log", xlabel="variance, (bits/dim)²")
+        for axes, axis in ((left, left.yaxis), (right, right.xaxis)):
+            figures.plain_ticks(axis)
+            axes.grid(alpha=0.3, lw=0.4)
+        look.legend_above(figure, left.get_legend_handles_labels()[0], of_study.width)
+        return look.save(figure, workdir, "variance", VARIANCE_CAPTION)
 
 
 if __name__ == "__main__":

@@ -59,12 +59,12 @@ class Progress:
         for trial in running:
             if trial.folder not in self._of_run:
                 self._of_run[trial.folder] = tqdm(
-                    total=trial.steps, desc=trial.folder.name, unit="step", position=len(self._of_run) + 1,
-                    leave=False, dynamic_ncols=True, bar_format="{desc}: {percentage:3.0f}%|{bar}| {postfix}",
+                    total=trial.steps, position=len(self._of_run) + 1, leave=False, dynamic_ncols=True,
+                    bar_format="{percentage:3.0f}%|{bar:16}| {desc}",
                 )  # fmt: skip
             bar = self._of_run[trial.folder]
             bar.update(round(share_done(trial) * trial.steps) - bar.n)
-            bar.set_postfix_str(going(trial))
+            bar.set_description_str(f"{trial.folder.name}: {going(trial)}")
 
     def _left(self):
         """The time of all that is left, in words; "" before anything is known of it."""

@@ -5,8 +5,8 @@
 
 Takes workdirs, and studies: folders of workdirs named VARIANT-SEED, whose variants are a row each. Prints
 Markdown and writes it to compare.md; plots the curves into compare.png and compare.pdf. Differences are to
-the first, or the baseline of a study: seed by seed and image by image where the runs have that, as the column
-"how" says.
+the first, or, of one study alone, to its baseline: seed by seed and image by image where the runs have that,
+as the column "how" says.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,10 +27,9 @@ flags.DEFINE_string("out", "runs/compare", "Folder for what is written.", flag_v
 
 CAPTION = """
 "± over seeds" is by how far the seeds are apart. "± of one run" counts which test images were drawn, and the
-Monte-Carlo noise of evaluation, but not what another training seed would change. The error and the 95%
-interval of a difference count what "how" says:"""
-UNPAIRED = """ As the images are the same, that is too much where both runs find the same images hard. For a
-difference image by image, give --mode=eval to both."""
+Monte-Carlo noise of evaluation, but not what another training seed would change. How differences are paired,
+and what their errors count:"""
+UNPAIRED = " For a difference image by image, give --mode=eval to both."
 
 
 def config_table(records: Mapping[str, Record]) -> str:
@@ -69,7 +68,7 @@ def number_table(variants: Mapping[str, Sequence[Record]]) -> str:
         )
     header = [*differences.header(baseline)[:-1], "how", "seeds", "images", "passes", "step"]
     hows = [how for how in differences.HOW if how in {row[8] for row in cells}]
-    notes = [f"- {how}: {differences.HOW[how]}; counts {differences.WHAT[how]}." for how in hows]
+    notes = [f"- {how}: {differences.HOW[how]}." for how in hows]
     table = markdown_table(header, cells)
     return "\n".join([table, CAPTION, "", *notes]).rstrip() + UNPAIRED * ("unpaired" in hows)
 

@@ -109,7 +109,7 @@ def plot(
             style = styles[name]
             if name in DENSITIES:
                 kept = workdirs.kept(records[0].folder, "density", density.density)
-                gamma.stairs(kept["per_gamma"], kept["gamma"], **style)
+                gamma.stairs(kept["per_gamma"], kept["gamma"], label=name, **style)
             tested = [curves.curve_of(record, "step", "bpd") for record in records if record.test]
             if name not in costs or not tested:
                 continue

@@ -46,7 +46,7 @@ def test_the_clock_is_no_difference_and_one_bit_is():
         Failed, match=r"test bpd at step 2 was 1.5000000000000002, is 1.5; .*up to step 1 \(1 lines\)"
     ):
         rerun.verdict(ours, [row(1, 2.0), row(2, 1.5000000000000002)], "W")
-    with pytest.raises(Failed, match="not one line"):
+    with pytest.raises(Failed, match="no step in common"):
         rerun.verdict(ours, [row(8, 1.0)], "W")
 
 

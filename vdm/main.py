@@ -175,6 +175,10 @@ def read_config(given: commandline.Given, workdir: pathlib.Path) -> ConfigDict:
         )
     if given.file:
         return commandline.apply(config_lib.load(given.file), given.args)
+    require(
+        not FLAGS.rerun or (pathlib.Path(FLAGS.rerun).expanduser() / "config.json").is_file(),
+        f"--rerun is {FLAGS.rerun!r}, which holds no run; give the workdir of one.",
+    )
     folder = pathlib.Path(FLAGS.rerun or (FLAGS.input if FLAGS.mode == "import" else workdir)).expanduser()
     require(
         (folder / "config.json").is_file(),
@@ -211,11 +215,13 @@ def check_workdir(workdir: pathlib.Path, mode: str) -> None:
 def show_help() -> None:
     """Prints the commands, the flags, and the components with their fields."""
     from vdm import config
+    from vdm.reporting.text import print_to_pipe
 
-    print(f"{__doc__}\n{FLAGS.main_module_help()}\n\nFields of components; their files say what each is:")
-    print(config.describe())
     plain = (f"  {name} = {value!r}" for name, value in config.flat(config.default()).items())
-    print("\nFields of every run; vdm/config.py says what each is:\n" + "\n".join(plain))
+    print_to_pipe(
+        f"{__doc__}\n{FLAGS.main_module_help()}\n\nFields of components; their files say what each is:\n"
+        f"{config.describe()}\n\nFields of every run; vdm/config.py says what each is:\n" + "\n".join(plain)
+    )
 
 
 def report(unraisable: Any) -> None:
@@ -238,11 +244,7 @@ def cli() -> int:
     sys.unraisablehook = report
     try:
         if any(re.fullmatch("--?h(elp(=true)?)?", arg) for arg in sys.argv[1:]):
-            try:
-                show_help()
-                sys.stdout.flush()
-            except BrokenPipeError:  # as in --help | head
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            show_help()
         else:
             main(sys.argv)
     except UserError as error:

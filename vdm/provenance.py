@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import pathlib
@@ -14,7 +15,7 @@ import jax
 
 import vdm
 from vdm.runtime import devices
-from vdm.runtime.atomic import write_text
+from vdm.runtime.atomic import atomic_path, write_text
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "ml-collections")
 LARGEST = 2_000_000  # bytes of a patch that is kept
@@ -30,17 +31,19 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def write(workdir: pathlib.Path, step: int, args: Sequence[str]) -> None:
-    """Adds an entry for a start after `step`: commit, versions, devices and the command `args`; and where the
-    checkout was changed, keeps the change as PATCH.patch, which `git apply` takes."""
-    entry = {"step": step, "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
-    code = of_checkout(pathlib.Path(vdm.__file__).parent)
-    patch = code.pop("patch", "")
+    """Adds an entry for a start after `step`: commit, versions, devices and the command `args`; and where
+    tracked files of the checkout were changed, keeps the change as a patch that `git apply` takes."""
+    time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    before, code = read(workdir), of_checkout(pathlib.Path(vdm.__file__).parent)
+    patch = code.pop("patch", b"")
     if patch:
-        name = f"{code['commit'][:12]}-{step}.patch"
-        write_text(workdir / name, patch)
-        code["patch"] = name
-    entry |= {"command": list(args), "vdm": vdm.__version__, **code, **of_machine()}
-    text = json.dumps([*read(workdir), entry], indent=2)
+        code["diff"] = hashlib.sha256(patch).hexdigest()
+    if patch and len(patch) < LARGEST:
+        code["patch"] = f"start-{len(before)}.patch"
+        with atomic_path(workdir / code["patch"]) as part:
+            part.write_bytes(patch)
+    own = {"step": step, "time": time, "command": list(args), "vdm": vdm.__version__}
+    text = json.dumps([*before, own | code | of_machine()], indent=2)
     write_text(workdir / "provenance.json", text + "\n")
 
 
@@ -56,22 +59,22 @@ def of_checkout(package: pathlib.Path) -> dict[str, Any]:
     none."""
 
     def git(*args):
-        line = ["git", "-C", str(package), *args]
-        return subprocess.run(line, capture_output=True, text=True, errors="replace", check=True).stdout
+        line = ["git", "--no-optional-locks", "-C", str(package), *args]
+        return subprocess.run(line, capture_output=True, check=True, timeout=20).stdout
 
     try:
-        if git("ls-files", "--error-unmatch", "__init__.py").strip() != "__init__.py":
+        if git("ls-files", "--error-unmatch", "__init__.py").strip() != b"__init__.py":
             return {}
-        changed = git("status", "--porcelain", "--", ":/").splitlines()
-        found: dict[str, Any] = {"commit": git("rev-parse", "HEAD").strip(), "changed": changed}
-        patch = git("diff", "HEAD") if changed else ""
-    except (OSError, subprocess.CalledProcessError):  # no git, or no checkout
+        changed = git("status", "--porcelain", "--", ":/").decode(errors="replace").splitlines()
+        found: dict[str, Any] = {"commit": git("rev-parse", "HEAD").decode().strip(), "changed": changed}
+        patch = git("diff", "--binary", "--no-ext-diff", "--no-color", "HEAD") if changed else b""
+    except (OSError, subprocess.SubprocessError):  # no git, or no checkout
         return {}
-    return found | ({"patch": patch} if patch and len(patch) < LARGEST else {})
+    return found | ({"patch": patch} if patch else {})
 
 
 def differences(ours: dict[str, Any], others: dict[str, Any]) -> list[str]:
     """What two entries differ in that may change a bit, in words."""
-    names = ("commit", "changed", "python", *PACKAGES, "devices")
+    names = ("vdm", "commit", "changed", "diff", "python", "platform", *PACKAGES, "devices")
     of = [(name, others.get(name), ours.get(name)) for name in names]
     return [f"{name} was {old!r}, is {new!r}" for name, old, new in of if old != new]

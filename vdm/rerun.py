@@ -30,8 +30,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, first: pathlib.Path) -> None:
     train.run(config, workdir)
     then, now = provenance.read(first), provenance.read(workdir)
     if then and now:
-        found = provenance.differences(now[-1], then[-1])
-        print("started as before" if not found else f"otherwise started: {'; '.join(found)}")
+        found = list(dict.fromkeys(text for one in then for text in provenance.differences(now[-1], one)))
+        print("started as before" if not found else f"started differently: {'; '.join(found)}")
     print(verdict(read_metrics(workdir / "metrics.jsonl"), rows, str(first)))
 
 
@@ -56,5 +56,5 @@ def verdict(ours: Sequence[Row], others: Sequence[Row], name: str) -> str:
                 )
         compared, last = compared + 1, row["step"]
     if not compared:
-        raise Failed(f"not one line of metrics.jsonl is of a step that {name} has one of.")
+        raise Failed(f"metrics.jsonl and that of {name} have no step in common.")
     return f"the same as {name} to the last bit: {compared} lines of metrics up to step {last}"

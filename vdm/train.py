@@ -160,6 +160,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, newest: int | None) -> Non
         if jax.process_count() == 1:  # the others may be gone
             with contextlib.suppress(Failed):  # the checkpoint in hand is still written
                 checkpoints.close()
+            log.close()
         raise
     stop.close()
     checkpoints.close()

@@ -99,7 +99,9 @@ def test_panels_that_say_nothing_are_left_out(tmp_path, panels):
 
 
 def test_a_variant_keeps_its_colour_in_all_figures_of_a_study(tmp_path):
-    study = saved.Saved("c.py", [], {}, {}, ["a", "b", "c"], "a", 1, {"width": 5.5, "panels": [], "log": []})
+    study = saved.Saved(
+        "c.py", [], {}, {}, ["a", "b", "c"], "a", 1, None, {"width": 5.5, "panels": [], "log": []}
+    )
     saved.write(tmp_path, study)
     whole, part = look.styles(["a", "b", "c"], tmp_path), look.styles(["c", "d"], tmp_path)
     assert part["c"] == {**whole["c"], "lw": part["c"]["lw"]}

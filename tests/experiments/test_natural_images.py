@@ -78,7 +78,7 @@ def test_the_study_writes_its_table_and_figure(tmp_path, monkeypatch):
     folder = save_run(tmp_path / "config-0", config)
     (tmp_path / "budget.json").write_text(json.dumps({"config": [2.0, 0.5, 1e12, "a CPU", "digest"]}))
     drawn = []
-    monkeypatch.setattr(natural_images, "save_figure", lambda figure, *args: drawn.append(figure) or [])
+    monkeypatch.setattr(natural_images.look, "save", lambda figure, *args: drawn.append(figure) or [])
     files = natural_images.results_of(tmp_path, {"config": [folder]})
     assert all(path.stat().st_size for path in files)
     minutes, operations, gamma = drawn[0].axes

@@ -10,7 +10,7 @@ from conftest import make_config
 from record_helpers import line, write_workdir
 from sweep_helpers import study_here
 from vdm.errors import UserError
-from vdm.sweep import plan, saved, status, variants
+from vdm.sweep import __main__ as own, plan, saved, status, study, variants
 
 
 def test_a_grid_is_every_combination():
@@ -25,7 +25,7 @@ def test_a_grid_is_every_combination():
         "model.schedule.name": "mine.cubic:Cubic", "optimizer.learning_rate": "3e-3"
     }  # fmt: skip
     assert variants.of_grid([]) == {}
-    assert list(variants.of_grid(["a.b=(1,2),(3,4)"])) == ["b=_1_2_", "b=_3_4_"]
+    assert list(variants.of_grid(["a.b=((1,2),3),4"])) == ["b=__1_2__3_", "b=4"]
 
 
 def test_named_variants():
@@ -86,8 +86,12 @@ def test_a_study_by_flags_is_kept_and_grows(tmp_path):
     code, out, err = study_here(tmp_path, {"plain": {}}, GOOD, cosine, "--seeds=2", "--figures")
     assert code == 0, err
     kept = saved.read(tmp_path / "W")
-    assert (kept.names, kept.baseline, kept.seeds) == (["plain", "cosine"], "plain", 2)
+    assert (kept.names, kept.baseline, kept.seeds) == (["plain", "cosine"], None, 2)
     assert kept.args == [GOOD] and kept.variants == {"cosine": {"model.schedule.name": "cosine"}}
+
+    # A field alone is one more of all, and what a study sets as a rule a variant may set otherwise.
+    code, out, err = study_here(tmp_path, {"plain": {}}, "--config.train.steps=300", "--dry_run")
+    assert code == 0 and all("--config.train.steps=300" in row for row in out.splitlines()), err
 
     fast = "--variant=fast: optimizer.learning_rate=1e-2"
     code, out, err = study_here(tmp_path, {"plain": {}}, fast, "--baseline=cosine", "--dry_run")
@@ -103,6 +107,11 @@ def test_a_study_by_flags_is_kept_and_grows(tmp_path):
         ([GOOD, "--config.train.ema=0.5"], "with another base config: train.ema was"),
         (["--width=1"], "--width is 1.0; accepted: 2 to 20 inches"),
         (["--log=z"], "--log has z; accepted: x, y"),
+        (["--panels=step,step"], "--panels has step twice"),
+        (["--panels=prio"], "--panels is 'prio'; accepted: 'step'"),
+        (["--panels=operations"], "only studies with --minutes measure"),
+        (["--gpus=0", "--jobs=2"], "--gpus and --jobs are both given"),
+        (["--vary=seed=1,2"], "sets the seed; give --seeds"),
     ):
         code, out, err = study_here(tmp_path, {"plain": {}}, *flags)
         assert code == 2 and text in err and err.count("\n") == 1, err
@@ -126,25 +135,28 @@ def test_status_says_what_each_run_does(tmp_path):
     os.utime(still / "metrics.jsonl", (hours_ago, hours_ago))
     (tmp_path / "new-0").mkdir()
     (tmp_path / "new-0" / "log.txt").touch()
-    folders = [done, goes, still, tmp_path / "new-0", tmp_path / "none-0"]
+    (tmp_path / "bad-0").mkdir()
+    (tmp_path / "bad-0" / "log.txt").write_text("one\nerror: no such data\n\n")
+    folders = [done, goes, still, tmp_path / "new-0", tmp_path / "none-0", tmp_path / "bad-0"]
     text = status.table([plan.Trial(folder.name, folder, config, []) for folder in folders])
-    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in text.splitlines()[2:7]]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in text.splitlines()[2:8]]
     assert cells == [
         ["done-0", "finished", "300", "300", "2.0000", "", ""],
         ["goes-0", "running", "150", "300", "2.4000", "10", "0:00:15"],
-        ["still-0", "still for 2:00:00", "100", "300", "2.4000", "0", "–"],
+        ["still-0", "nothing new for 2:00:00", "100", "300", "2.4000", "0", "–"],
         ["new-0", "starting", "0", "300", "–", "", ""],
         ["none-0", "waiting", "0", "300", "–", "", ""],
+        ["bad-0", "failed: no such data", "0", "300", "–", "", ""],
     ]
-    assert text.endswith("1 of 5 runs have finished.")
+    assert text.endswith("1 of 6 runs have finished.")
 
 
-def test_a_study_of_the_package_is_what_flags_say(tmp_path, monkeypatch):
+def test_a_study_of_the_package_is_what_flags_say(tmp_path):
     """ "base" alone, or the values of --vary."""
-    from vdm.sweep import __main__ as own, study
-
-    study.FLAGS([""])
-    monkeypatch.setattr(study.FLAGS, "workdir", str(tmp_path))
-    assert own.grid(None) == {"base": {}}
-    monkeypatch.setattr(study.FLAGS, "vary", ["a=1,2"])
-    assert own.grid(None) == {}
+    for given, grid in (([], {"base": {}}), (["--vary=a=1,2"], {})):
+        for flag in study.FLAGS:
+            study.FLAGS[flag].unparse()
+        study.FLAGS(["", f"--workdir={tmp_path}", *given])
+        assert own.grid(None) == grid
+    for flag in study.FLAGS:
+        study.FLAGS[flag].unparse()

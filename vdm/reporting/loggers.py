@@ -5,7 +5,7 @@ numbers as "split/metric", bits/dim but for what is named otherwise, and images.
 folder that their workdir is in, which is that of a study.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import importlib.util
 import json
@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from filelock import FileLock
 
 from vdm.component import Component, find
-from vdm.errors import UserError, require
+from vdm.errors import UserError, one_line, require
 from vdm.runtime.atomic import write_text
 
 
@@ -93,8 +93,10 @@ class MLflow(Logger):
         found = self._client.get_experiment_by_name(folder.name)
         artifacts = None if elsewhere else (folder / "mlartifacts").as_uri()
         experiment = found.experiment_id if found else self._client.create_experiment(folder.name, artifacts)
-        self._id = known or self._client.create_run(experiment, run_name=workdir.name).info.run_id
-        if not known:
+        if known:
+            self._id = self._client.get_run(known).info.run_id  # or it fails later
+        else:
+            self._id = self._client.create_run(experiment, run_name=workdir.name).info.run_id
             for field, value in config.items():
                 self._client.log_param(self._id, field, value)
         return self._id
@@ -180,15 +182,22 @@ class Loggers:
 
     def log(self, step: int, split: str, numbers: Mapping[str, float]) -> None:
         """Gives all of them the numbers of a step."""
-        for logger in self._loggers.values():
-            logger.log(step, {f"{split}/{name}": value for name, value in numbers.items()})
+        self._each(lambda logger: logger.log(step, {f"{split}/{name}": v for name, v in numbers.items()}))
 
     def image(self, step: int, name: str, path: pathlib.Path | str) -> None:
         """Gives all of them an image."""
-        for logger in self._loggers.values():
-            logger.image(step, name, path)
+        self._each(lambda logger: logger.image(step, name, path))
 
     def end(self) -> None:
         """Ends all."""
-        for logger in self._loggers.values():
-            logger.end()
+        self._each(lambda logger: logger.end())
+
+    def _each(self, call: Callable[[Logger], None]) -> None:
+        """A tracker that fails, as its server is gone, gets no more; the run goes on."""
+        for name, logger in list(self._loggers.items()):
+            try:
+                call(logger)
+            except Exception as error:
+                del self._loggers[name]
+                why = f"{type(error).__name__}: {one_line(error)}"
+                print(f"config.loggers: {name} failed and gets no more of this run: {why}", flush=True)

@@ -1,6 +1,8 @@
 """Numbers and tables as text."""
 
 from collections.abc import Sequence
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +29,14 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     rule = ["-" * width for width in widths]
     rule[1:] = [dashes[:-1] + ":" for dashes in rule[1:]]
     return "\n".join(map(line, [header, rule, *rows]))
+
+
+def print_to_pipe(text: str) -> None:
+    """Prints a text whose reader may be gone before its end, as in `--help | head`."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

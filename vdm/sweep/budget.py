@@ -51,6 +51,7 @@ def fit(
     minutes: float,
     only: Sequence[str] = (),
     measure_here: bool = True,
+    usual: Sequence[str] = (),
 ) -> Grid:
     """The grid of the variants whose cost is known, with as many steps for each as the minutes allow. A
     variant that sets its own steps keeps these.
@@ -62,13 +63,13 @@ def fit(
       UserError: as make_trials does; or a variant cannot be trained, or not one step of it fits; or costs are
         to be measured, but not here.
     """
-    given = commandline.fields_of(args)
+    given = commandline.fields_of([*usual, *args])
     require(0 < minutes < math.inf, f"--minutes is {minutes}; accepted: a number above 0.")
     require(
         "train.steps" not in given,
         "--config.train.steps is set, but --minutes says how long each run trains; leave one of them out.",
     )
-    trials = {trial.variant: trial for trial in plan.make_trials(grid, file, args, workdir, seeds=1)}
+    trials = {trial.variant: trial for trial in plan.make_trials(grid, file, args, workdir, 1, usual)}
     for name in only:
         one_of("--only", name, trials)
     kept = read(workdir)
@@ -76,8 +77,8 @@ def fit(
     missing = [name for name in only or trials if name not in costs]
     require(
         measure_here or not missing,
-        f"--minutes times {', '.join(missing)} on this machine, and --cluster trains on others; first give "
-        "the command with --dry_run in place of --cluster on one of those.",
+        f"--minutes times {', '.join(missing)} on this machine first; give the command without --status and "
+        "--figures, and with --dry_run in place of --cluster on a machine of the cluster.",
     )
     for name in tqdm(missing, "timing a few steps of each", disable=None):
         costs[name] = measure(trials[name])
@@ -96,10 +97,7 @@ def fit(
         found = {}
         for name, fields in grid(config).items():
             if name in steps:
-                own = {"train.steps": steps[name]}
-                if "train.checkpoint_every" not in given:
-                    own["train.checkpoint_every"] = max(1, steps[name] // plan.POINTS)
-                found[name] = {**own, **fields}
+                found[name] = {"train.steps": steps[name], **fields}
         return found
 
     return with_steps

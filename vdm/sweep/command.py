@@ -8,6 +8,7 @@ from typing import NoReturn
 from absl import flags, logging
 
 from vdm.errors import UserError, did_you_mean, one_line
+from vdm.reporting.text import print_to_pipe
 
 
 def main(
@@ -26,7 +27,7 @@ def main(
     """
     args = sys.argv[1:] if args is None else args
     if any(re.fullmatch("--?h(elp(=true)?)?", arg) for arg in args):
-        print(f"{doc}\n{values.get_help()}")
+        print_to_pipe(f"{doc}\n{values.get_help()}")
         sys.exit(0)
     logging.set_verbosity(logging.ERROR)  # the libraries' own reports are not the study's
     try:

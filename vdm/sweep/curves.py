@@ -11,7 +11,7 @@ import numpy as np
 
 from vdm.errors import one_of, require
 from vdm.reporting import figures
-from vdm.sweep import budget, look as look_lib
+from vdm.sweep import budget, look as look_lib, workdirs
 from vdm.sweep.density import density
 from vdm.sweep.look import Look
 from vdm.sweep.workdirs import Record, Variants, images_note, kept, number, read_variants
@@ -39,6 +39,7 @@ NOTES = {
     "seconds": "Seconds are from a run's start on, compilation and evaluations included.",
     "variance": "Variance: of the loss of one example of a training batch, over images, times and noise.",
 }
+NO_OPERATIONS = "--panels has operations, which only studies with --minutes measure; leave it out."
 SMALLEST = 1e-3  # bits/dim that a panel shows at least, and that curves differ by in one that says something
 Curve = Float[np.ndarray, "3 evaluations"]  # step, x and y of each
 
@@ -64,11 +65,9 @@ def plot_curves(
     look = look or look_lib.of_study(out)
     terms = figures.term_names([row for one in every for row in (one.newest, one.final)])
     spent = operations(pathlib.Path(out), found)
-    known = [*AGAINST, *terms, *OTHER]
-    if not spent:
-        known.remove("operations")
     for panel in look.panels:
-        one_of("--panels", panel, known)
+        one_of("--panels", panel, [*AGAINST, *terms, *OTHER])
+    require("operations" not in look.panels or spent, NO_OPERATIONS)
     panels = look.panels or ("step", "seconds", *(term for term in terms if says_something(found, term)))
 
     styles = look_lib.styles(list(found), out)
@@ -89,6 +88,21 @@ def plot_curves(
             lines.append(Line2D([], [], label=variant + seeds, marker=".", **styles[variant]))
         look_lib.legend_above(figure, lines, look.width)
         return look_lib.save(figure, out, name, caption(found, notes))
+
+
+def check_panels(
+    panels: Sequence[str], workdir: pathlib.Path, done: Sequence[pathlib.Path], minutes: float | None
+) -> None:
+    """Raises UserError where a study cannot have one of the panels, as far as its finished runs tell.
+
+    Args:
+      done: the workdirs of these.
+    """
+    own = figures.term_names([workdirs.read(folder).final for folder in done[:1]]) if panels else []
+    known = [*AGAINST, *(name for name in figures.TERMS if name != "bpd"), *own, *OTHER]
+    for panel in panels:
+        one_of("--panels", panel, dict.fromkeys(known))
+    require("operations" not in panels or minutes or budget.read(workdir), NO_OPERATIONS)
 
 
 def caption(found: Mapping[str, Sequence[Record]], notes: set[str]) -> str:
@@ -112,7 +126,11 @@ def says_something(found: Mapping[str, Sequence[Record]], term: str) -> bool:
     ]
     values = np.array([number(row, term) for row in rows])
     rest = np.array([number(row, "bpd") for row in rows]) - values
-    return values.size > 0 and np.ptp(values) > SMALLEST and np.ptp(rest) > SMALLEST
+    return values.size > 0 and _range(values) > SMALLEST and _range(rest) > SMALLEST
+
+
+def _range(values):
+    return np.nanmax(values) - np.nanmin(values)
 
 
 def operations(out: pathlib.Path, found: Mapping[str, Any]) -> dict[str, float]:
@@ -167,7 +185,7 @@ def _of_schedule(axes, panel, found, styles):
     """γ(t) of the first seed of each variant, or where over γ its bits are."""
     for variant, records in found.items():
         of = kept(records[0].folder, "density", density)
-        gamma = np.array(of["gamma"]).reshape(len(of["gamma"]), -1).mean(axis=1)
+        gamma = np.array(of["gamma"])
         if panel == "gamma":
             axes.plot(np.linspace(0.0, 1.0, len(gamma)), gamma, **styles[variant])
         else:

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm import run as run_lib, workdir as workdir_lib
-from vdm.errors import UserError
+from vdm.contract import Ability
+from vdm.errors import require
 from vdm.evaluation.elbo import make_elbo
 from vdm.evaluation.profile import EDGES
 
@@ -16,13 +17,14 @@ def density(folder: pathlib.Path) -> dict[str, list[float]]:
     bits/dim per unit of γ in each."""
     config = workdir_lib.read_config(folder)
     run = run_lib.restore(config, folder)
+    require(
+        Ability.TIME in run.model.abilities,
+        f"{str(folder)!r} has no γ; leave out the panels gamma and density.",
+    )
     gamma = np.asarray(run.model.gamma(run.state.ema, jnp.asarray(EDGES, jnp.float32)))
     gamma = gamma.reshape(len(EDGES), -1).mean(axis=1)  # of a schedule with one for each value, the mean
     evaluate = make_elbo(run.model, config, run.data)
     _, profile = evaluate(run.state.ema, config.eval.passes, progress=True, title=f"{folder.name}, over γ")
-    if profile is None:
-        raise UserError(
-            f"{str(folder)!r} is no diffusion, and has no γ; leave the panels gamma and density out."
-        )
+    assert profile is not None  # of a model that draws a time
     columns = profile.summary(gamma, 0.0, run.data.spec.shape, run.data.spec.vocab_size)
     return {"gamma": gamma.tolist(), "per_gamma": columns["per_gamma"].tolist()}

@@ -19,22 +19,19 @@ from vdm.sweep.workdirs import Record, Variants, image_values, number, read_vari
 LEVEL, POWER = 0.95, 0.8
 CAPTION = """Bits/dim of the test split, mean over seeds. "± over seeds" is its standard error by how far the
 seeds are apart; "± of one run" counts the images and the noise of evaluation. "minus {baseline}" is the mean
-difference to that variant, {how}. Its standard error and its {level:.0%} interval (Student's t, degrees of
-freedom by Satterthwaite) count {what}. "could tell" is the difference that these seeds and images would find
-with a probability of {power:.0%}: a smaller one can be there unseen."""
+difference to that variant, with its standard error and {level:.0%} interval (Student's t, degrees of freedom
+by Satterthwaite). {how} "could tell" is the smallest true difference that as many seeds and images would
+detect with a probability of about {power:.0%}; a smaller one may go unnoticed."""
 HOW = {
-    "seeds and images": "seed by seed and image by image, on the same images with the same noise",
-    "images": "image by image, on the same images",
-    "seeds": "seed by seed, as a run has no eval_images.csv",
-    "unpaired": "of single runs, of which one has no eval_images.csv",
-    "other data": "not taken, as not all were evaluated on the same images",
-}
-WHAT = {
-    "seeds and images": "both which seeds and which images were drawn",
-    "images": "which images were drawn, and not what another seed would change",
-    "seeds": "which seeds were drawn",
-    "unpaired": "which images were drawn, as if these were not the same: too many",
-    "other data": "nothing",
+    "seeds and images": "paired seed by seed and image by image, on the same images with the same noise; the "
+    "error counts both which seeds and which images were drawn",
+    "images": "paired image by image, on the same images; the error counts which images were drawn, and not "
+    "what another seed would change",
+    "seeds": "paired seed by seed, as a run has no eval_images.csv; the error counts which seeds were drawn",
+    "unpaired": "of single runs, of which one has no eval_images.csv; the error counts which images were "
+    "drawn as if each run had its own, so that the interval is too wide",
+    "no common seed": "not taken, as the two have no seed in common",
+    "other data": "not taken, as the two were evaluated on different images",
 }
 
 
@@ -78,7 +75,8 @@ def of_grid(values: Float[np.ndarray, "seeds images"]) -> tuple[float, float, fl
     images that there could be; and the degrees of freedom.
 
     A value is a mean, an effect of its seed, one of its image and a rest. Seeds' means vary by the first and
-    the rest, images' means by the second and the rest: so that the rest is counted twice, and taken off once.
+    the rest, images' means by the second and the rest. Their sum counts the rest twice, so it is subtracted
+    once.
     """
     seeds, images = values.shape
     mean = float(values.mean())
@@ -104,7 +102,7 @@ def between(ours: Sequence[Record], others: Sequence[Record]) -> Difference:
     if len(ours) == len(others) == 1:
         pairs = [(ours[0], others[0])]
     if not pairs or not all(same_images(one, other) for one, other in pairs):
-        return Difference(math.nan, math.nan, 0.0, len(pairs), "other data" if pairs else "–")
+        return Difference(math.nan, math.nan, 0.0, len(pairs), "other data" if pairs else "no common seed")
     rows = [_by_image(one, other) for one, other in pairs]
     whole = [row for row in rows if row is not None]
     if len(whole) == len(rows) and len({len(row) for row in whole}) == 1:
@@ -137,6 +135,8 @@ def table(variants: Mapping[str, Sequence[Record]], baseline: str) -> list[dict[
             low, high = found.mean - found.half, found.mean + found.half
             row |= {"difference": found.mean, "difference_se": found.se, "low": low, "high": high}
             row |= {"could_tell": found.could_tell, "pairs": found.seeds, "how": found.how}
+            if found.seeds < len(records):
+                row["seeds"] = f"{len(records)}, {found.seeds} paired"
         rows.append(row)
     return rows
 
@@ -153,9 +153,11 @@ def write(variants: Variants, out: pathlib.Path, baseline: str) -> list[pathlib.
         return []
     rows = table(found, baseline)
     names, shown = header(baseline), [cells(row) for row in rows]
-    of = [str(row["how"]) for row in rows if "how" in row]
-    how = next((kind for kind in reversed(HOW) if kind in of), "other data")
-    caption = CAPTION.format(baseline=baseline, how=HOW[how], what=WHAT[how], level=LEVEL, power=POWER)
+    of = {kind: [row["variant"] for row in rows if row.get("how") == kind] for kind in HOW}
+    of = {kind: names_of for kind, names_of in of.items() if names_of}
+    notes = [f"{', '.join(names_of)}: {HOW[kind]}." for kind, names_of in of.items()]
+    how = " ".join(notes) if len(of) > 1 else f"It is {HOW[next(iter(of))]}." if of else ""
+    caption = CAPTION.format(baseline=baseline, how=how, level=LEVEL, power=POWER)
     text = f"{markdown_table(names, shown)}\n\n{textwrap.fill(caption, 110)}\n"
     print(text)
     paths = [make_folder(out) / f"differences{suffix}" for suffix in (".md", ".csv", ".tex")]

@@ -38,6 +38,8 @@ class Look:
     def check(self) -> None:
         """Raises UserError where it is not possible."""
         require(2.0 <= self.width <= 20.0, f"--width is {self.width}; accepted: 2 to 20 inches.")
+        twice = sorted({panel for panel in self.panels if self.panels.count(panel) > 1})
+        require(not twice, f"--panels has {', '.join(twice)} twice; give each once.")
         wrong = sorted({*self.log} - {"x", "y"})
         require(not wrong, f"--log has {', '.join(wrong)}; accepted: x, y, or both as x,y.")
 
@@ -100,7 +102,9 @@ def save(figure: Figure, out: pathlib.Path | str, name: str, caption: str) -> li
 
 def of(settings: Mapping[str, Any]) -> Look:
     """The Look that study.json keeps."""
-    return Look(settings["width"], tuple(settings["panels"]), tuple(settings["log"]))
+    usual = dataclasses.asdict(Look())
+    width, panels, log = (settings.get(name, usual[name]) for name in ("width", "panels", "log"))
+    return Look(width, tuple(panels), tuple(log))
 
 
 def of_study(out: pathlib.Path | str) -> Look:

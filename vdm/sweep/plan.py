@@ -44,13 +44,21 @@ class Trial:
         return self.config.train.steps
 
 
-def make_trials(grid: Grid, file: str, args: Sequence[str], workdir: pathlib.Path, seeds: int) -> list[Trial]:
+def make_trials(
+    grid: Grid,
+    file: str,
+    args: Sequence[str],
+    workdir: pathlib.Path,
+    seeds: int,
+    usual: Sequence[str] = (),
+) -> list[Trial]:
     """The trials of every variant and seed, the first seed of all variants first.
 
     Args:
-      grid: as in sweep.main.
+      grid: as in study.main.
       file: of the base config.
       args: --config.FIELD=VALUE of all variants.
+      usual: the same, of those that neither these nor a variant sets.
 
     Raises:
       UserError: the file is none, or the grid sets what is no field, or what `args` set too.
@@ -59,16 +67,17 @@ def make_trials(grid: Grid, file: str, args: Sequence[str], workdir: pathlib.Pat
     given, trials = commandline.fields_of(args), []
     configs: dict[str, ConfigDict] = {}
     require("seed" not in given, "--config.seed is the study's to set; give --seeds, how many there are.")
-    variants = grid(commandline.apply(load(file), args))
+    variants = grid(commandline.apply(load(file), [*usual, *args]))
     own = {fields.get("config", file) for fields in variants.values()}
     require(
-        file in own,
+        resolved(file) in map(resolved, own),
         f"--config is {file!r}, but this study has configs of its own: {', '.join(sorted(own))}; leave it "
         "out, and set fields by --config.FIELD=VALUE.",
     )
     for seed, (variant, fields) in itertools.product(range(seeds), variants.items()):
         own_file = fields.get("config", file)
         fields = {name: value for name, value in fields.items() if name != "config"}
+        require("seed" not in fields, f"variant {variant!r} sets the seed; give --seeds, how many there are.")
         twice = sorted(set(given) & set(fields))
         require(
             not twice,
@@ -76,7 +85,8 @@ def make_trials(grid: Grid, file: str, args: Sequence[str], workdir: pathlib.Pat
             f"{variant!r}.",
         )
         # The config is built from the very arguments that the run's process gets.
-        all_args = [*args, *(f"--config.{name}={value}" for name, value in fields.items())]
+        before = [arg for arg in usual if not {*commandline.fields_of([arg])} & {*given, *fields}]
+        all_args = [*before, *args, *(f"--config.{name}={value}" for name, value in fields.items())]
         if variant not in configs:
             try:
                 configs[variant] = commandline.apply(load(own_file), all_args)
@@ -84,7 +94,7 @@ def make_trials(grid: Grid, file: str, args: Sequence[str], workdir: pathlib.Pat
                 raise UserError(f"variant {variant!r}: {error}") from error
         config = configs[variant].copy_and_resolve_references()
         config.seed = seed
-        for name, value in often(config, {*given, *fields}).items():
+        for name, value in often(config, commandline.fields_of(all_args)).items():
             config.train[name] = value
             all_args.append(f"--config.train.{name}={value}")
         all_args.append(f"--config.seed={seed}")
@@ -109,8 +119,14 @@ def often(config: ConfigDict, given: Collection[str]) -> dict[str, int]:
     own = {"eval_every": every}
     for name in ("log_every", "checkpoint_every", "sample_every"):
         if f"train.{name}" not in given and train[name] and train[name] % every and every % train[name]:
-            own[name] = every * max(1, round(train[name] / every))
+            own[name] = every * max(1, round(min(train[name], train.steps / 2) / every))
     return own
+
+
+def resolved(file: str) -> str:
+    """FILE or FILE:ARGUMENT with the whole path of the file."""
+    path, colon, argument = file.partition(":")
+    return f"{pathlib.Path(path).resolve()}{colon}{argument}"
 
 
 def command(file: str, folder: pathlib.Path, args: Sequence[str]) -> list[str]:

@@ -58,8 +58,10 @@ class Progress:
             self._of_run.pop(folder).close()
         for trial in running:
             if trial.folder not in self._of_run:
+                taken = {-bar.pos for bar in self._of_run.values()}
+                free = min({*range(1, len(taken) + 2)} - taken)
                 self._of_run[trial.folder] = tqdm(
-                    total=trial.steps, position=len(self._of_run) + 1, leave=False, dynamic_ncols=True,
+                    total=trial.steps, position=free, leave=False, dynamic_ncols=True,
                     bar_format="{percentage:3.0f}%|{bar:16}| {desc}",
                 )  # fmt: skip
             bar = self._of_run[trial.folder]

@@ -12,6 +12,7 @@ from vdm import workdir as workdir_lib
 from vdm.config import flat
 from vdm.errors import UserError, require
 from vdm.runtime.atomic import write_text
+from vdm.sweep.output import make_folder
 from vdm.sweep.variants import Fields
 
 
@@ -25,8 +26,9 @@ class Saved:
       base: the base config, {dotted field: value}.
       variants: by flags, as opposed to those of the study's own.
       names: of all variants, in the order of their colours.
-      baseline: the variant that differences are taken from.
+      baseline: the variant that differences are taken from; None for the first.
       seeds: how many.
+      minutes: of each run; None where config.train.steps says how long it trains.
       look: of the figures (look.Look).
     """
 
@@ -35,8 +37,9 @@ class Saved:
     base: dict[str, Any]
     variants: dict[str, Fields]
     names: list[str]
-    baseline: str
+    baseline: str | None
     seeds: int
+    minutes: float | None
     look: dict[str, Any]
 
 
@@ -59,14 +62,14 @@ def read(workdir: pathlib.Path) -> Saved | None:
 
 def write(workdir: pathlib.Path, saved: Saved) -> None:
     """Writes study.json, whole or not at all."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_text(workdir / "study.json", json.dumps(dataclasses.asdict(saved), indent=2) + "\n")
+    write_text(make_folder(workdir) / "study.json", json.dumps(dataclasses.asdict(saved), indent=2) + "\n")
 
 
 def check_base(workdir: pathlib.Path, saved: Saved, base: ConfigDict) -> None:
     """Raises UserError where a folder is that of a study of another base config."""
-    now = json.loads(json.dumps(base.to_dict()))  # tuples as lists, as they were kept
-    found = workdir_lib.differences(saved.base, now)
+    now = base_of(base)
+    both = {*now} & {*saved.base}  # a field that is new in this version is no difference
+    found = workdir_lib.differences(*({name: of[name] for name in both} for of in (saved.base, now)))
     fields = "; ".join(f"{name} was {old!r}, is {new!r}" for name, old, new in found[:5])
     require(
         not found,
@@ -77,7 +80,7 @@ def check_base(workdir: pathlib.Path, saved: Saved, base: ConfigDict) -> None:
 
 def base_of(base: ConfigDict) -> dict[str, Any]:
     """A base config as Saved keeps it."""
-    return json.loads(json.dumps(flat(base)))
+    return json.loads(json.dumps(flat(base)))  # tuples as lists
 
 
 def require_different(configs: Mapping[str, ConfigDict], by_flags: Collection[str]) -> None:

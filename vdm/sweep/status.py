@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import json
+import pathlib
 import time
 
 from vdm.reporting.log import duration
@@ -25,17 +26,26 @@ def table(trials: Sequence[plan.Trial]) -> str:
     return f"{markdown_table(header, rows)}\n\n{done} of {len(trials)} runs have finished."
 
 
+def failure(log: pathlib.Path) -> str:
+    """ "failed: " and why, where the last line of a log is an error; else ""."""
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    last = next((line for line in reversed(lines) if line.strip()), "")
+    return f"failed: {last.removeprefix('error: ')}" if last.startswith("error: ") else ""
+
+
 def _row(trial, ended):
     path = trial.folder / "metrics.jsonl"
     rows = read_metrics(path)
     if ended:
         bpd = number(json.loads((trial.folder / "eval.json").read_text()), "bpd")
         return [trial.folder.name, "finished", str(trial.steps), str(trial.steps), fixed(bpd), "", ""]
+    log = trial.folder / "log.txt"
+    why = failure(log)
     if not rows:
-        state = "starting" if (trial.folder / "log.txt").exists() else "waiting"
+        state = why or ("starting" if log.exists() else "waiting")
         return [trial.folder.name, state, "0", str(trial.steps), "–", "", ""]
     age = time.time() - path.stat().st_mtime
-    state = "running" if age < STALE else f"still for {duration(age)}"
+    state = why or ("running" if age < STALE else f"nothing new for {duration(age)}")
     step = rows[-1]["step"]
     tested = [row for row in rows if row["split"] == "test"] or rows
     rate = next((row["steps_per_second"] for row in reversed(rows) if "steps_per_second" in row), 0.0)

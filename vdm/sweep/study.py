@@ -24,6 +24,7 @@ from vdm.sweep import (
     budget,
     cluster,
     command,
+    curves,
     differences,
     jobs,
     look as look_lib,
@@ -63,15 +64,15 @@ flags.DEFINE_float(
 flags.DEFINE_list(
     "panels",
     [],
-    "Of curves: step, images, seconds, operations, a term of the ELBO, variance, gamma, density; those that "
-    "say something, if none.",
+    "Of curves: step, images, seconds, operations, a term of the ELBO, variance, gamma, density; by default "
+    "step, seconds and the terms that change.",
     flag_values=FLAGS,
 )
-flags.DEFINE_list("log", [], "Axes of curves that are logarithmic: x, y.", flag_values=FLAGS)
+flags.DEFINE_list("log", [], "Axes of the curves of bits/dim that are logarithmic: x, y.", flag_values=FLAGS)
 flags.DEFINE_bool(
-    "figures", False, "Draw tables and figures of what is there, and run none.", flag_values=FLAGS
+    "figures", False, "Draw tables and figures of the finished runs; start none.", flag_values=FLAGS
 )
-flags.DEFINE_bool("status", False, "Print how far each run is, and run none.", flag_values=FLAGS)
+flags.DEFINE_bool("status", False, "Print how far each run is; start none.", flag_values=FLAGS)
 flags.DEFINE_list("only", [], "Variants to run; all, where none is given.", flag_values=FLAGS)
 flags.DEFINE_integer("jobs", 1, "Runs at a time on this machine.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_list(
@@ -144,20 +145,21 @@ def main(
         require(FLAGS.workdir, "--workdir is missing; give a folder for the study.")
         workdir = pathlib.Path(FLAGS.workdir).expanduser()
         saved = saved_lib.read(workdir)
-        file, args = given.file or config, given.args
-        if saved and not (given.file or args):
-            file, args = saved.file, saved.args
-        if saved and not FLAGS["seeds"].present:
-            FLAGS.seeds = saved.seeds
+        file = given.file or (saved.file if saved else config)
+        args = given.args if given.file or not saved else [*saved.args, *given.args]
+        args = list({name: arg for arg in args for name in commandline.fields_of([arg])}.values())
+        for name in ("seeds", "minutes"):
+            if saved and not FLAGS[name].present:
+                FLAGS[name].value = getattr(saved, name)
         require(
             file,
             f"--config is missing, and {str(workdir)!r} is no study to go on with; give a file, such as "
             "configs/digits.py.",
         )
         left_out = {*commandline.fields_of(args), *(SHORT if FLAGS.minutes is not None else ())}
-        own = [f"--config.{name}={value}" for name, value in (fields or {}).items() if name not in left_out]
+        usual = [f"--config.{name}={value}" for name, value in (fields or {}).items() if name not in left_out]
         try:
-            return study(grid, results, file, args, own, workdir, saved)
+            return study(grid, results, file, args, usual, workdir, saved)
         except KeyboardInterrupt:
             print("stopped; the same command goes on from there")
             raise
@@ -169,8 +171,8 @@ def study(
     grid: plan.Grid,
     results: Results,
     file: str,
-    given: Sequence[str],
-    own: Sequence[str],
+    args: Sequence[str],
+    usual: Sequence[str],
     workdir: pathlib.Path,
     saved: saved_lib.Saved | None,
 ) -> int:
@@ -178,38 +180,35 @@ def study(
 
     Args:
       file: of the base config.
-      given: --config.FIELD=VALUE of all runs, by the user.
-      own: those of the study.
+      args: --config.FIELD=VALUE of all runs, by the user.
+      usual: those of the study, where neither the user nor a variant sets the field.
       saved: what the folder says of the study, from before.
     """
-    require(
-        FLAGS.cluster or not FLAGS.cluster_options,
-        f"--cluster_options is {','.join(FLAGS.cluster_options)!r}, but no --cluster; add --cluster=slurm.",
-    )
-    args = [*own, *given]
+    check_flags()
     by_flags = variants.merge(
         saved.variants if saved else {}, variants.of_grid(FLAGS.vary), variants.named(FLAGS.variant)
     )
     of_study, grid = grid, lambda config: variants.merge(of_study(config), by_flags)
-    if FLAGS.minutes is not None:
-        grid = budget.fit(grid, file, args, workdir, FLAGS.minutes, FLAGS.only, not FLAGS.cluster)
-    trials = plan.make_trials(grid, file, args, workdir, FLAGS.seeds)
-    look = {
-        **(saved.look if saved else {}),
-        **{n: FLAGS[n].value for n in LOOK if not saved or FLAGS[n].present},
-    }
-    look_lib.of(look).check()
-    found: dict[str, list[pathlib.Path]] = {trial.variant: [] for trial in trials}
-    for name in FLAGS.only:
-        one_of("--only", name, found)
-    baseline = FLAGS.baseline or (saved.baseline if saved else next(iter(found)))
-    one_of("--baseline", baseline, found)
-    base = commandline.apply(config_lib.load(file), args)
+    base = commandline.apply(config_lib.load(file), [*usual, *args])
     if saved:
         saved_lib.check_base(workdir, saved, base)
+    every = list(grid(base))
+    for name in FLAGS.only:
+        one_of("--only", name, every)
+    baseline = FLAGS.baseline or (saved.baseline if saved else None)
+    one_of("--baseline", baseline or every[0], every)
+    kept_look = saved.look if saved else {}
+    kept_look |= {name: FLAGS[name].value for name in LOOK if not saved or FLAGS[name].present}
+    look_lib.of(kept_look).check()
+    if FLAGS.minutes is not None:
+        here = not (FLAGS.cluster or FLAGS.status or FLAGS.figures)
+        grid = budget.fit(grid, file, args, workdir, FLAGS.minutes, FLAGS.only, here, usual)
+    trials = plan.make_trials(grid, file, args, workdir, FLAGS.seeds, usual)
+    found: dict[str, list[pathlib.Path]] = {trial.variant: [] for trial in trials}
     saved_lib.require_different({trial.variant: trial.config for trial in trials[: len(found)]}, by_flags)
     done = [trial for trial in trials if plan.finished(trial)]
     plan.check_configs(done)
+    curves.check_panels(kept_look["panels"], workdir, [trial.folder for trial in done], FLAGS.minutes)
     chosen = FLAGS.only or found
     missing = [trial for trial in trials if trial not in done and trial.variant in chosen]
 
@@ -219,12 +218,11 @@ def study(
     if FLAGS.dry_run:
         print(dry_run(missing, workdir), end="\n" if missing else "")
         return 0
-    names = saved_lib.in_order(list(found), saved.names if saved else [])
-    path, colon, argument = file.partition(":")
-    absolute = f"{pathlib.Path(path).resolve()}{colon}{argument}"
+    names = saved_lib.in_order(every, saved.names if saved else [])
     kept = saved_lib.Saved(
-        absolute, list(given), saved_lib.base_of(base), by_flags, names, baseline, FLAGS.seeds, look
-    )
+        plan.resolved(file), list(args), saved_lib.base_of(base), by_flags, names, baseline, FLAGS.seeds,
+        FLAGS.minutes, kept_look,
+    )  # fmt: skip
     saved_lib.write(workdir, kept)
     failed: dict[pathlib.Path, str] = {}
     if not FLAGS.figures:
@@ -232,21 +230,39 @@ def study(
     for trial in filter(plan.finished, trials):
         found[trial.variant].append(trial.folder)
     found = {name: found[name] for name in names if found.get(name)}
-    if found:
-        files = results(workdir, found)
-        files = [*files, *differences.write(found, workdir, baseline)]
-        print(f"{workdir}:", ", ".join(pathlib.Path(path).name for path in files))
-    if failed:
-        print(f"{len(failed)} of {len(missing)} runs failed; the same command tries again:", file=sys.stderr)
-    for folder, why in failed.items():
-        print(f"  {folder.name}: {why} (see {folder / 'log.txt'})", file=sys.stderr)
+    try:
+        if found:
+            files = [*results(workdir, found), *differences.write(found, workdir, baseline or names[0])]
+            print(f"{workdir}:", ", ".join(pathlib.Path(path).name for path in files))
+        else:
+            print("no run has finished yet")
+    finally:
+        if failed:
+            print(
+                f"{len(failed)} of {len(missing)} runs failed; the same command tries again:", file=sys.stderr
+            )
+        for folder, why in failed.items():
+            print(f"  {folder.name}: {why} (see {folder / 'log.txt'})", file=sys.stderr)
     return 1 if failed else 0
+
+
+def check_flags() -> None:
+    """Raises UserError where two flags exclude each other."""
+    require(
+        FLAGS.cluster or not FLAGS.cluster_options,
+        f"--cluster_options is {','.join(FLAGS.cluster_options)!r}, but no --cluster; add --cluster=slurm.",
+    )
+    for one, other in (("gpus", "jobs"), ("cluster", "gpus"), ("cluster", "jobs")):
+        require(
+            not (FLAGS[one].present and FLAGS[other].present),
+            f"--{one} and --{other} are both given; leave one of them out.",
+        )
 
 
 def run_missing(
     missing: Sequence[plan.Trial], done: int, total: int, workdir: pathlib.Path
 ) -> dict[pathlib.Path, str]:
-    """Runs what is missing, here or on a cluster; returns why each folder failed that did."""
+    """Runs what is missing, here or on a cluster; returns {folder: reason} of those that failed."""
     start: pool.Start = jobs.start
     slots = FLAGS.gpus or [""] * FLAGS.jobs
     if FLAGS.cluster:

@@ -11,7 +11,6 @@ from vdm.errors import UserError, require
 Fields = Mapping[str, Any]  # {dotted field: value}
 
 _NAME = re.compile(r"[\w.=+-]+")
-_OUTSIDE = re.compile(r",(?![^(\[{]*[)\]}])")  # a comma that stands in no bracket
 
 
 def of_grid(vary: Sequence[str]) -> dict[str, Fields]:
@@ -20,7 +19,7 @@ def of_grid(vary: Sequence[str]) -> dict[str, Fields]:
     A variant is named by its values, joined by +: a component's name, and others as field=value.
 
     Raises:
-      UserError: a text is none such, or two combinations have one name.
+      UserError: a text does not have this form, or two combinations have one name.
     """
     axes: dict[str, list[str]] = {}
     for text in vary:
@@ -32,7 +31,7 @@ def of_grid(vary: Sequence[str]) -> dict[str, Fields]:
             "config.model.schedule.name=fixed_linear,cosine.",
         )
         require(field not in axes, f"--vary has {field!r} twice; give all its values once.")
-        axes[field] = [value.strip() for value in _OUTSIDE.split(values)]
+        axes[field] = [value.strip() for value in _split(values)]
     found: dict[str, Fields] = {}
     for chosen in itertools.product(*axes.values()) if axes else ():
         fields = dict(zip(axes, chosen))
@@ -40,6 +39,18 @@ def of_grid(vary: Sequence[str]) -> dict[str, Fields]:
         require(name not in found, f"--vary makes two variants named {name!r}; name them by --variant.")
         found[name] = fields
     return found
+
+
+def _split(values):
+    """At each comma that stands in no bracket."""
+    parts, depth = [""], 0
+    for letter in values:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
 
 
 def _label(field, value):
@@ -51,7 +62,7 @@ def named(texts: Sequence[str]) -> dict[str, Fields]:
     """{name: fields} of --variant='NAME: FIELD=VALUE FIELD=VALUE'.
 
     Raises:
-      UserError: a text is none such, or a name is there twice.
+      UserError: a text does not have this form, or a name is there twice.
     """
     found: dict[str, Fields] = {}
     for text in texts:

@@ -73,8 +73,8 @@ COLUMNS = {
 }
 
 
-def run(others: Sequence[str]) -> None:
-    """Runs each part and writes the report."""
+def run(others: Sequence[str]) -> int:
+    """Runs each part and writes the report; returns 1 where a part did not come to its end."""
     command.refuse_others(others)
     for name in FLAGS.sizes:
         one_of("--sizes", name, SIZES)
@@ -85,21 +85,24 @@ def run(others: Sequence[str]) -> None:
     folder = make_folder(FLAGS.out).resolve()
     if FLAGS.timing:
         time_steps(folder)
-        return
+        return 0
     shutil.rmtree(folder / "laptop", ignore_errors=True)
     for name in ("steps.json", "report.md"):
         (folder / name).unlink(missing_ok=True)
     end = time.monotonic() + 60.0 * FLAGS.minutes
     report: list[str] = []
+    failed = 0
     for number, (title, part) in enumerate(PARTS.items(), 1):
         print(f"[{number}/{len(PARTS)}] {title}, {end - time.monotonic():.0f} s left", flush=True)
         began = time.monotonic()
         lines = part(folder, end) if end - began > 1 else ["Not begun: the time was over."]
+        failed += any(line.startswith(("Failed", "Not begun", "Stopped")) for line in lines)
         report += [f"## {title}", *lines, f"({time.monotonic() - began:.0f} s)"]
         if number == 1:
             report.insert(0, f"# {read(folder).get('device', 'no device')}, batch {FLAGS.batch_size}")
         (folder / "report.md").write_text("\n\n".join(report) + "\n")
     print(f"{chr(10).join(report)}\n{folder / 'report.md'}")
+    return 1 if failed else 0
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
@@ -143,7 +146,11 @@ def process(
 def ended(code: int | None, lines: Sequence[str], seconds: float) -> str:
     """How a process that did not end well ended, in a sentence."""
     last = lines[-1] if lines else "no output"
-    return f"Stopped after {seconds:.0f} s." if code is None else f"Failed with exit code {code}: {last}"
+    return (
+        f"Stopped after {max(1.0, seconds):.0f} s."
+        if code is None
+        else f"Failed with exit code {code}: {last}"
+    )
 
 
 # ---- steps ----------------------------------------------------------------------------------------
@@ -151,7 +158,8 @@ def ended(code: int | None, lines: Sequence[str], seconds: float) -> str:
 
 def steps_part(folder: pathlib.Path, end: float) -> list[str]:
     """The table of the steps, timed in a process of their own."""
-    seconds = max(60.0, end - time.monotonic() - FLAGS.train_seconds - 2 * ASIDE)
+    left = end - time.monotonic()
+    seconds = max(0.4 * left, left - FLAGS.train_seconds - 2 * ASIDE)
     given = [f"--{name}={FLAGS[name].value}" for name in ("batch_size", "width", "steps")]
     args = ["experiments.on_gpu", "--timing", f"--out={folder}", f"--sizes={','.join(FLAGS.sizes)}", *given]
     code, lines = process(folder, "steps", args, seconds)
@@ -229,7 +237,7 @@ def training_part(folder: pathlib.Path, end: float) -> list[str]:
         return ["Not begun: the seconds of a step of the laptop model are not known."]
     steps = max(10, int(0.85 * FLAGS.train_seconds / (1e-3 * known[0])) // 10 * 10)
     fields = {
-        "data.data_dir": FLAGS.data_dir,
+        "data.data_dir": pathlib.Path(FLAGS.data_dir).expanduser().resolve(),
         "model.net.width": FLAGS.width,
         "train.batch_size": FLAGS.batch_size,
         "train.accumulate": 1,
@@ -251,7 +259,7 @@ def training_part(folder: pathlib.Path, end: float) -> list[str]:
     if code != 0:
         shown.append(ended(code, lines, seconds))
     if final.exists():
-        at = next(i for i, line in enumerate(lines) if "bits/dim" in line and "s.e." in line)
+        at = next((i for i, line in enumerate(lines) if "bits/dim" in line and "s.e." in line), len(lines))
         shown.append("```\n" + "\n".join(lines[at : at + 12]) + "\n```")
     picture = folder / "laptop" / "elbo.png"
     return [*shown, *(["![ELBO](laptop/elbo.png)"] if picture.exists() else [])]

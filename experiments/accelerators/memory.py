@@ -1,5 +1,6 @@
 """Whether a program fits on a device; and if not, what takes the memory and which field would help."""
 
+from collections.abc import Sequence
 import math
 import re
 
@@ -22,23 +23,34 @@ def of_error(message: str) -> float | None:
 
 
 def require_room(
-    target: Target, field: str, args: PyTree, batch: int, temporary: float, text: str = ""
+    target: Target,
+    field: str,
+    args: Sequence[PyTree],
+    split: Sequence[bool],
+    batch: int,
+    temporary: float,
+    text: str = "",
 ) -> None:
     """Raises UserError where a device has less memory than the arguments and `temporary` bytes need.
 
     Args:
       field: of the config, which has the batch's size.
-      args: shapes; where one has no sharding, the devices share it.
-      text: the program as StableHLO, in which the largest array is looked for.
+      args: shapes.
+      split: which of them the devices share.
+      text: the program as StableHLO, in which the largest array is looked for; "" where its shapes are those
+        of all devices together.
     """
 
-    def size(leaf):
+    def size(leaf, shared):
         sharding = getattr(leaf, "sharding", None)
         shape = sharding.shard_shape(leaf.shape) if sharding else leaf.shape
-        return math.prod(shape) * leaf.dtype.itemsize / (1 if sharding else target.count)
+        return math.prod(shape) * leaf.dtype.itemsize / (target.count if shared and not sharding else 1)
 
-    paths = jax.tree_util.tree_flatten_with_path(args)[0]
-    sizes = {jax.tree_util.keystr(path[1:], simple=True, separator="/"): size(leaf) for path, leaf in paths}
+    sizes = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): size(leaf, shared)
+        for arg, shared in zip(args, split)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(arg)[0]
+    }
     arguments = sum(sizes.values())
     free = target.chip.memory - arguments
     if free >= temporary:
@@ -47,7 +59,10 @@ def require_room(
     if free <= 0:
         largest = max(sizes, key=sizes.__getitem__)
         what = f"the arguments alone take {gb(arguments)}, of which {largest} takes {gb(sizes[largest])}"
-        mend = "set config.parallel=fsdp, by which the devices share the state, or make the network smaller"
+        mend = (
+            "set config.parallel=fsdp, by which the devices share the state, take more of them, or make the "
+        )
+        mend += "network smaller"
     else:
         images = batch // target.count
         what = f"{images:,} images take {gb(temporary)}, and the arguments {gb(arguments)}"

@@ -224,7 +224,7 @@ def test_a_state_that_does_not_fit_is_refused_with_its_largest_array():
     billion = jax.ShapeDtypeStruct((1000, 1000, 1000), jnp.float32, sharding=sharding)
     state = {"a": billion, "b": {"c": billion}, "d": [billion] * 3}
     with pytest.raises(UserError, match=text):
-        memory.require_room(targets.parse("v5e:2x2"), "train", (state,), 128, 0.0)
+        memory.require_room(targets.parse("v5e:2x2"), "train", (state,), (False,), 128, 0.0)
 
 
 def test_a_batch_that_does_not_fit_is_refused_with_one_that_does():
@@ -232,10 +232,18 @@ def test_a_batch_that_does_not_fit_is_refused_with_one_that_does():
     args = ({"image": jax.ShapeDtypeStruct((4, 1), jnp.uint8)},)
     text = "%0 = tensor<64x32x32x128xbf16> %1 = tensor<1024x1024x4096xf32> %2 = tensor<i32>"
     with pytest.raises(UserError) as refused:
-        memory.require_room(targets.parse("v5e:2x2"), "train", args, 128, 2 * 2**34, text)
+        memory.require_room(targets.parse("v5e:2x2"), "train", args, (True,), 128, 2 * 2**34, text)
     assert "17.2 GB are missing: 32 images take 34.4 GB, and the arguments 0.0 GB" in str(refused.value)
     assert "the largest array is 1024x1024x4096xf32, of 17.2 GB" in str(refused.value)
     assert "lower config.train.batch_size, to about 63, or" in str(refused.value)
+
+
+def test_what_the_devices_do_not_share_each_of_them_has():
+    params = {"kernel": jax.ShapeDtypeStruct((5, 1000, 1000, 1000), jnp.float32)}
+    memory.require_room(targets.parse("h100:8"), "eval", (params,), (False,), 8, 0.0)
+    memory.require_room(targets.parse("v5e:4x4"), "eval", (params,), (True,), 16, 0.0)
+    with pytest.raises(UserError, match="2.8 GB are missing: the arguments alone take 20.0 GB"):
+        memory.require_room(targets.parse("v5e:4x4"), "eval", (params,), (False,), 16, 0.0)
 
 
 @pytest.mark.parametrize(

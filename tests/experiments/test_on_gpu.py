@@ -61,7 +61,7 @@ def test_the_table_of_steps_is_of_what_was_timed(tmp_path, monkeypatch):
     table, note = on_gpu.steps_part(tmp_path, time.monotonic() + 100.0)
     cells = [cell.strip() for cell in table.splitlines()[-1].strip("|").split("|")]
     assert cells == [CASE["case"], "12.3", "10,369", "42%", "402", "–", "–", "1,164", "33"]
-    assert note == "Stopped after 60 s."
+    assert note == "Stopped after 40 s."
 
 
 def test_without_seconds_of_a_step_there_is_no_training_and_no_codec(tmp_path):

@@ -118,6 +118,14 @@ def test_a_study_by_flags_is_kept_and_grows(tmp_path):
     assert not list(tmp_path.glob("W/*/log.txt"))
 
 
+def test_a_study_of_several_configs_goes_on_by_the_same_command(tmp_path):
+    grid = {"plain": {"config": "configs/digits.py"}, "vae": {"config": "configs/vae.py"}}
+    for flags in (["--seeds=1", "--figures"], ["--seeds=1", "--dry_run"], ["--dry_run"]):
+        code, out, err = study_here(tmp_path, grid, *flags)
+        assert code == 0, err
+    assert out.count("\n") == 2
+
+
 def test_a_damaged_study_is_one_line(tmp_path):
     (tmp_path / "study.json").write_text("{")
     with pytest.raises(UserError, match="study.json' is damaged"):

@@ -15,7 +15,7 @@ Start = Callable[[list[Trial], list[str]], Sequence[Started]]
 
 
 def run_all(trials: Sequence[Trial], start: Start, slots: Sequence[str]) -> dict[pathlib.Path, str]:
-    """Runs trials, one in each slot at a time, and prints how it goes; returns why each failed that did.
+    """Runs trials, one in each slot at a time, and prints how it goes; returns {folder: reason} of failures.
 
     Args:
       start: starts trials, each in a slot.

@@ -6,7 +6,7 @@
 Data: as in configs/cifar10.py; or a subset of it. On 4,068 training images, the 3,000 steps, ten minutes
 on 2 CPU cores, reach 3.475 ± 0.022 bits/dim: the ELBO of the average of the weights, on 1,017 test
 images, 10 passes, one seed (docs/natural_images.md). On a GPU or TPU, take --config.train.accumulate=1
-and a larger batch.
+and a larger batch; for bfloat16 --config.model.net.dtype=bfloat16 --config.optimizer.dtype=bfloat16.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,7 @@
 """Muon: which parameters it takes for matrices, and its steps against NumPy."""
 
 import math
+import re
 
 import jax
 import numpy as np
@@ -182,3 +183,35 @@ def test_muon_moves_what_is_no_matrix_as_nadam():
         looking_ahead = 0.8 * first / (1 - 0.8 ** (n + 1)) + 0.2 * g / (1 - 0.8**n)
         expected = -0.01 * looking_ahead / (np.sqrt(second / (1 - 0.9**n)) + 1e-8)
         np.testing.assert_allclose(flat(update)[path], expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("fields", [{}, SMALL_UNET], ids=["transformer", "unet"])
+def test_in_bfloat16_all_products_are_and_the_rest_is_as_before(fields):
+    """Momentum, parameters and what is no matrix stay float32; an update points where that of float32 does,
+    whose momentum is corrected for its start."""
+    model, params = model_of(**fields)
+    roles, value = model.roles(params), random_like(params)
+    given = {"learning_rate": 0.02, "weight_decay": 0.3, "warmup": 0}
+    narrow, wide = (
+        optimizer_lib.build(section("muon", **given, dtype=dtype), 10, roles)
+        for dtype in ("bfloat16", "float32")
+    )
+    states = [narrow.init(value), wide.init(value)]
+    for n in (1, 2, 3):
+        grads = random_like(params, n)
+        moved, states[0] = jax.jit(narrow.update)(grads, states[0], value)
+        expected, states[1] = jax.jit(wide.update)(grads, states[1], value)
+    assert {leaf.dtype for leaf in jax.tree.leaves(moved)} == {np.dtype("float32")}
+    matrices = {path for of, path, _ in AS_MATRICES if of == fields}
+    for path, found in flat(moved).items():
+        want = np.asarray(flat(expected)[path], np.float64)
+        if path in matrices:
+            cosine = np.sum(found * want) / math.sqrt(np.sum(np.square(found)) * np.sum(want**2))
+            assert cosine > 0.97 and np.std(found) == pytest.approx(np.std(want), rel=0.05), path
+    text = str(jax.make_jaxpr(narrow.update)(grads, states[0], value))
+    products = re.findall(r":(\w+)\[[\d,]*\] = dot_general", text)
+    assert products and set(products) == {"bf16"}
+    others = [path for path in flat(moved) if path.endswith("bias")]
+    assert others
+    for path in others:
+        np.testing.assert_allclose(flat(moved)[path], flat(expected)[path], rtol=1e-5, atol=1e-8)

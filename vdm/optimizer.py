@@ -13,6 +13,8 @@ from vdm.component import Component, accept, choose
 from vdm.errors import require
 from vdm.parameters import Role
 
+MOMENTUM = 0.95  # of Muon, as Optax has it
+
 Rate = Callable[[Any], Any]  # step → learning rate
 
 
@@ -75,20 +77,52 @@ class Muon(Optimizer):
     learning rate serves both.
 
     Optax's Muon has no mask for the weight decay of the others, so it decays a schedule too.
+
+    Attributes:
+      dtype: of the products that make an update orthogonal: float32, or bfloat16 for GPUs. Momentum and
+        parameters are float32; with bfloat16 the momentum is without Optax's correction for its start.
     """
 
     b1: float = 0.9
     b2: float = 0.99
     eps: float = 1e-8
+    dtype: str = "float32"
 
     needs_matrices: ClassVar[bool] = True
 
+    def check(self) -> None:
+        super().check()
+        choose("dtype", self.dtype, ("float32", "bfloat16"))
+
     def updates(self, rate: Rate, roles: PyTree[Role]) -> optax.GradientTransformation:
+        if self.dtype == "float32":
+            return self._muon(rate, roles)
+        # The products have the type of what Optax's Muon is given: so the momentum is taken before.
+        narrow, wide = (
+            optax.stateless(lambda tree, _, to=to: optax.tree.cast(tree, to))
+            for to in (self.dtype, "float32")
+        )
+        matrices = optax.chain(
+            optax.trace(MOMENTUM, nesterov=True),
+            narrow,
+            self._muon(rate, roles, beta=0.0, nesterov=False, mu_dtype=self.dtype),
+            wide,
+        )
+        others = optax.nadamw(rate, self.b1, self.b2, self.eps, weight_decay=self.weight_decay)
+
+        def labels(params):  # of parts of which others may be masked
+            of = lambda role, part: jax.tree.map(lambda _: "matrix" if role.matrix else "other", part)
+            return jax.tree.map(of, roles, params)
+
+        return optax.partition({"matrix": matrices, "other": others}, labels)
+
+    def _muon(self, rate, roles, **momentum):
         def axes(role):
             return optax.contrib.MuonDimensionNumbers(*role.matrix) if role.matrix else None
 
         return optax.contrib.muon(
             rate,
+            **momentum,
             weight_decay=self.weight_decay,
             weight_decay_mask=decayed(roles),
             adam_b1=self.b1,

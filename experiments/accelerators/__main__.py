@@ -182,6 +182,8 @@ def _one(given: commandline.Given) -> None:
 
     target, program = FLAGS.one.split(",")
     config = commandline.apply(config_lib.load(given.file), given.args)
+    if "dtype" in config.optimizer and "optimizer.dtype" not in commandline.fields_of(given.args):
+        config.optimizer.dtype = config.model.net.dtype
     shape = tuple(map(int, FLAGS.shape.split("x"))) if FLAGS.shape else None
     print(
         json.dumps(case(target, config, program, shape) | {"dtype": config.model.net.get("dtype", "float32")})

@@ -51,6 +51,8 @@ def configure(case: Case) -> ConfigDict:
     """The config of a Case."""
     config = CONFIGS[case.net].get_config()
     config.model.net.update(depth=case.depth, width=case.width, dtype=case.dtype)
+    if config.optimizer.name == "muon":
+        config.optimizer.dtype = case.dtype
     if case.remat is not None:
         config.model.net.remat = case.remat
     config.train.batch_size = config.eval.batch_size = case.batch

@@ -1,6 +1,6 @@
 """Whether a program fits on a device; and if not, what takes the memory and which field would help."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import math
 import re
 
@@ -29,7 +29,7 @@ def require_room(
     split: Sequence[bool],
     batch: int,
     temporary: float,
-    text: str = "",
+    text: Callable[[], str] = str,
 ) -> None:
     """Raises UserError where a device has less memory than the arguments and `temporary` bytes need.
 
@@ -37,8 +37,8 @@ def require_room(
       field: of the config, which has the batch's size.
       args: shapes.
       split: which of them the devices share.
-      text: the program as StableHLO, in which the largest array is looked for; "" where its shapes are those
-        of all devices together.
+      text: gives the program as StableHLO, in which the largest array is looked for; "" where its shapes are
+        those of all devices together.
     """
 
     def size(leaf, shared):
@@ -66,7 +66,7 @@ def require_room(
     else:
         images = batch // target.count
         what = f"{images:,} images take {gb(temporary)}, and the arguments {gb(arguments)}"
-        name, bytes_of_largest = largest_array(text)
+        name, bytes_of_largest = largest_array(text())
         what += f"; the largest array is {name}, of {gb(bytes_of_largest)}" if name else ""
         fits = int(batch * free / temporary)
         mend = f"lower config.{field}.batch_size, to about {fits:,}, or take more devices"
@@ -78,7 +78,7 @@ def require_room(
 def largest_array(text: str) -> tuple[str, int]:
     """The largest array in a program as StableHLO, such as 64x32x32x128xbf16, and its bytes; "" if none."""
     found = {"": 0}
-    for sizes, dtype in set(re.findall(r"tensor<((?:\d+x)+)([a-z]+\d+)>", text)):
+    for sizes, dtype in set(re.findall(r"tensor<((?:\d+x)+)([a-z]+\d+)\w*>", text)):
         bits = int(re.search(r"\d+", dtype)[0])
         found[sizes + dtype] = math.prod(map(int, sizes.rstrip("x").split("x"))) * max(1, bits // 8)
     name = max(found, key=found.__getitem__)

@@ -230,9 +230,9 @@ def test_a_state_that_does_not_fit_is_refused_with_its_largest_array():
 def test_a_batch_that_does_not_fit_is_refused_with_one_that_does():
     """Of 17.2 GB, half a program of 34.4 GB fits; its arguments are shared by four devices."""
     args = ({"image": jax.ShapeDtypeStruct((4, 1), jnp.uint8)},)
-    text = "%0 = tensor<64x32x32x128xbf16> %1 = tensor<1024x1024x4096xf32> %2 = tensor<i32>"
+    text = "%0 = tensor<64x32x32x128xbf16> %1 = tensor<1024x1024x4096xf32> tensor<i32> tensor<9x9xf8E4M3FN>"
     with pytest.raises(UserError) as refused:
-        memory.require_room(targets.parse("v5e:2x2"), "train", args, (True,), 128, 2 * 2**34, text)
+        memory.require_room(targets.parse("v5e:2x2"), "train", args, (True,), 128, 2 * 2**34, lambda: text)
     assert "17.2 GB are missing: 32 images take 34.4 GB, and the arguments 0.0 GB" in str(refused.value)
     assert "the largest array is 1024x1024x4096xf32, of 17.2 GB" in str(refused.value)
     assert "lower config.train.batch_size, to about 63, or" in str(refused.value)

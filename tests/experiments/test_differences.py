@@ -40,6 +40,18 @@ def test_intervals_hold_the_difference_of_equal_variants(seeds, of_seed, of_imag
     assert 0.92 < held / 2_000 < 0.985
 
 
+@pytest.mark.parametrize(("seeds", "least"), [(2, 0.87), (3, 0.90)])
+def test_where_seeds_differ_much_few_of_them_hold_it_less_often(seeds, least):
+    """As docs/sweep.md says: Satterthwaite's degrees of freedom are then too many."""
+    random, held = np.random.default_rng(0), 0
+    for _ in range(2_000):
+        values = 0.3 * random.normal(size=(seeds, 1)) + random.normal(size=200)
+        values = values + random.normal(size=(seeds, 200))
+        found = differences.Difference(*differences.of_grid(values), seeds, "seeds and images")
+        held += abs(found.mean) < found.half
+    assert least < held / 2_000 < 0.95
+
+
 def test_a_difference_as_large_as_could_be_told_is_found_in_four_of_five_studies():
     random, found = np.random.default_rng(0), 0
     exact = differences.Difference(0.0, 0.2 / math.sqrt(6), 5.0, 6, "seeds")

@@ -151,7 +151,7 @@ def test_status_says_what_each_run_does(tmp_path):
     assert cells == [
         ["done-0", "finished", "300", "300", "2.0000", "", ""],
         ["goes-0", "running", "150", "300", "2.4000", "10", "0:00:15"],
-        ["still-0", "nothing new for 2:00:00", "100", "300", "2.4000", "0", "–"],
+        ["still-0", "nothing new for 2:00:00", "100", "300", "2.4000", "–", "–"],
         ["new-0", "starting", "0", "300", "–", "", ""],
         ["none-0", "waiting", "0", "300", "–", "", ""],
         ["bad-0", "failed: no such data", "0", "300", "–", "", ""],

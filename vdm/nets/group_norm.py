@@ -199,8 +199,8 @@ def _of_convolve_normed(rate, saved, gradients):
     h = jnp.concatenate(jax.lax.optimization_barrier(parts), axis=-1)  # or XLA would keep what comes of it
     _, of_convolution = jax.vjp(convolve_3x3, _normed(rate, h, moments, offset, params, keep), params.kernel)
     d_normed, d_kernel = of_convolution(dy)
-    d_normed = jax.lax.optimization_barrier(d_normed)  # or a TPU would sum up within the convolution's steps
-    d_kernel = jax.lax.optimization_barrier(d_kernel)  # nor put it in its place among all blocks
+    d_normed = jax.lax.optimization_barrier(d_normed)  # or a TPU would fuse the sums below into it
+    d_kernel = jax.lax.optimization_barrier(d_kernel)  # or its store into the stack of all blocks
     d_normed = d_normed if keep is None else dropped(d_normed, keep, rate)
     d_added = d_shortcut = None
     if params.added is not None:

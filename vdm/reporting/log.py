@@ -33,8 +33,7 @@ class Log:
         self._train = config.train
         self._workdir = workdir
         self._spec = spec
-        loggers = Loggers(config.loggers, workdir, flat(config)) if config.loggers else None
-        self._writer = Writer(workdir, first, loggers)
+        self._writer = Writer(workdir, first, Loggers(config.loggers, workdir, flat(config)))
         self._bar = tqdm(
             total=config.train.steps, initial=first, unit="step", disable=None, dynamic_ncols=True
         )

@@ -31,7 +31,7 @@ class Process:
     """
 
     def __init__(self, command: Sequence[str], folder: pathlib.Path, gpu: str = ""):
-        """`gpu` is the number of the one that it sees; all, if ""."""
+        """`gpu` is the number of the only GPU that the process sees; "" for all."""
         self._command, self._folder, self._gpu = command, folder, gpu
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0  # where in log.txt its own output starts

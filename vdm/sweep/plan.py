@@ -58,7 +58,7 @@ def make_trials(
       grid: as in study.main.
       file: of the base config.
       args: --config.FIELD=VALUE of all variants.
-      usual: the same, of those that neither these nor a variant sets.
+      usual: defaults of the study, --config.FIELD=VALUE, for fields that neither `args` nor a variant sets.
 
     Raises:
       UserError: the file is none, or the grid sets what is no field, or what `args` set too.

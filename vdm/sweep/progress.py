@@ -6,6 +6,7 @@ import json
 import pathlib
 import sys
 import time
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -105,18 +106,33 @@ def share_done(trial: Trial) -> float:
     return min(rows[-1]["step"] / trial.steps, 1.0) if rows else 0.0
 
 
-def going(trial: Trial) -> str:
-    """Step, bits/dim, speed and time left of a run that goes on."""
+class Standing(NamedTuple):
+    """How far a run is, as text: bits/dim of its last evaluation, or of training before there is any."""
+
+    step: str
+    bpd: str
+    rate: str
+    left: str
+
+
+def standing(trial: Trial) -> Standing | None:
+    """How far a run is; None before it has measured anything."""
     rows = read_metrics(trial.folder / "metrics.jsonl")
     if not rows:
-        return "starting"
+        return None
     step = rows[-1]["step"]
     tested = [row for row in rows if row["split"] == "test"] or rows
-    text = f"step {step}/{trial.steps}, {fixed(number(tested[-1], 'bpd'))} bits/dim"
-    rates = [row["steps_per_second"] for row in rows if row.get("steps_per_second")]
-    if rates:
-        text += f", {rates[-1]:.3g} steps/s, {duration((trial.steps - step) / rates[-1])} left"
-    return text
+    rate = next((row["steps_per_second"] for row in reversed(rows) if row.get("steps_per_second")), None)
+    speed = (f"{rate:.3g}", duration((trial.steps - step) / rate)) if rate else ("–", "–")
+    return Standing(str(step), fixed(number(tested[-1], "bpd")), *speed)
+
+
+def going(trial: Trial) -> str:
+    """Step, bits/dim, speed and time left of a run that goes on."""
+    now = standing(trial)
+    if now is None:
+        return "starting"
+    return f"step {now.step}/{trial.steps}, {now.bpd} bits/dim, {now.rate} steps/s, {now.left} left"
 
 
 def score(trial: Trial) -> str:

@@ -6,9 +6,8 @@ import pathlib
 import time
 
 from vdm.reporting.log import duration
-from vdm.reporting.metrics import read_metrics
 from vdm.reporting.text import fixed, markdown_table
-from vdm.sweep import plan
+from vdm.sweep import plan, progress
 from vdm.sweep.workdirs import number
 
 STALE = 600.0  # seconds after which a run that writes nothing is not taken to be running
@@ -34,21 +33,15 @@ def failure(log: pathlib.Path) -> str:
 
 
 def _row(trial, ended):
-    path = trial.folder / "metrics.jsonl"
-    rows = read_metrics(path)
     if ended:
         bpd = number(json.loads((trial.folder / "eval.json").read_text()), "bpd")
         return [trial.folder.name, "finished", str(trial.steps), str(trial.steps), fixed(bpd), "", ""]
     log = trial.folder / "log.txt"
     why = failure(log)
-    if not rows:
+    now = progress.standing(trial)
+    if now is None:
         state = why or ("starting" if log.exists() else "waiting")
         return [trial.folder.name, state, "0", str(trial.steps), "–", "", ""]
-    age = time.time() - path.stat().st_mtime
+    age = time.time() - (trial.folder / "metrics.jsonl").stat().st_mtime
     state = why or ("running" if age < STALE else f"nothing new for {duration(age)}")
-    step = rows[-1]["step"]
-    tested = [row for row in rows if row["split"] == "test"] or rows
-    rate = next((row["steps_per_second"] for row in reversed(rows) if "steps_per_second" in row), 0.0)
-    left = duration((trial.steps - step) / rate) if rate else "–"
-    bpd = fixed(number(tested[-1], "bpd"))
-    return [trial.folder.name, state, str(step), str(trial.steps), bpd, f"{rate:.3g}", left]
+    return [trial.folder.name, state, now.step, str(trial.steps), now.bpd, now.rate, now.left]

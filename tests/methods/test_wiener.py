@@ -96,9 +96,34 @@ def test_posterior_is_that_of_all_values_at_once(gamma):
     want = mean + (z.reshape(2, -1) - alpha * mean) @ gain.T
     left = np.diag(of_x - alpha * gain @ of_x)
 
-    got = wiener.posterior(as_float32(gaussian()), jnp.float32(z), jnp.full((2, 1, 1, 1), gamma, jnp.float32))
+    got, _ = wiener.posterior(
+        as_float32(gaussian()), jnp.float32(z), jnp.full((2, 1, 1, 1), gamma, jnp.float32)
+    )
     np.testing.assert_allclose(got.mean.reshape(2, -1), want, atol=3e-5)
     np.testing.assert_allclose(got.variance.reshape(2, -1), np.broadcast_to(left, want.shape), rtol=1e-4)
+
+
+@pytest.mark.parametrize("gamma", [-13.3, -9.0, -3.0, 0.0, 4.0])
+def test_prediction_is_that_from_all_other_values(gamma):
+    """Of each value i in turn, from the covariance of z_t without its row and column i, in float64."""
+    x = draw(2).reshape(2, -1) * (2.0 / LEVELS) + 1.0 / LEVELS - 1.0
+    mean = np.broadcast_to(gaussian()[0], SHAPE).ravel()
+    alpha2, sigma2 = 1.0 / (1.0 + np.exp(gamma)), 1.0 / (1.0 + np.exp(-gamma))
+    alpha, of_x = np.sqrt(alpha2), covariance()
+    z = np.float32(alpha * x + np.sqrt(sigma2) * np.random.default_rng(3).normal(size=x.shape))
+    of_z = alpha2 * of_x + sigma2 * np.eye(len(of_x))
+    want, spread = np.zeros(z.shape), np.zeros(len(of_x))
+    for i in range(len(of_x)):
+        others = np.arange(len(of_x)) != i
+        gain = alpha * np.linalg.solve(of_z[np.ix_(others, others)], of_x[others, i])
+        want[:, i] = mean[i] + (z - alpha * mean)[:, others] @ gain
+        spread[i] = of_x[i, i] - alpha * gain @ of_x[others, i]
+
+    shaped = jnp.asarray(z.reshape(2, *SHAPE))
+    _, got = wiener.posterior(as_float32(gaussian()), shaped, jnp.full((2, 1, 1, 1), gamma, jnp.float32))
+    np.testing.assert_allclose(got.variance.reshape(2, -1), np.broadcast_to(spread, z.shape), rtol=1e-3)
+    error = (np.asarray(got.mean, np.float64).reshape(2, -1) - want) / np.sqrt(spread)
+    assert np.abs(error).max() < 0.01
 
 
 def test_dequantised_nats():

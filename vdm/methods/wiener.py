@@ -2,8 +2,8 @@
 
 Images are taken to be stationary, with mirrors at their edges: then the cosine transform makes their
 frequencies independent of each other, and what is left of the covariance is one small matrix a frequency, of
-the channels. That is a model of whole images with a few thousand numbers, and of z_t = α x + σ ε it
-knows the posterior of x, which is where a network may start.
+the channels. That is a model of whole images with a few thousand numbers. It predicts each value of x from
+all other values of z_t = α x + σ ε, and that prediction is where a network may start.
 """
 
 import dataclasses
@@ -24,14 +24,17 @@ from vdm.parameters import Role, alike
 
 Gamma = Float[Array, "batch 1 1 1"]
 CHUNK = 1_000  # images that `fit` reads at a time
-LOG_RATIO = (-8.0, 4.0)  # of variances, beyond which exp would run away
+LOG_RATIO = (-10.0, 4.0)  # of variances, beyond which exp would run away
 
 
 @dataclasses.dataclass(frozen=True)
 class Wiener(Parameterisation):
-    """The output changes the posterior N(m, v) of each value that the Gaussian has to N(m + √v a, v e^b), and
-    x̂ is the mean of that, restricted to the levels. So an output of zero is right where the data are
-    Gaussian.
+    """The Gaussian predicts each value x_i from all other values of z_t: N(m, s²). The network's output
+    (a, b) changes this prediction to N(m + s a, s² e^b). Times p(z_i|x_i), it is the posterior of x_i, and
+    x̂ is the posterior's mean over the levels. An output of zero is right where the data are Gaussian.
+
+    What the network has to learn is the prediction of a value from its surroundings, at every γ. To change
+    the posterior itself by (a, b) is harder: at low noise both are small, and depend on γ.
 
     Its parameter "gaussian" is the Gaussian, fitted to the training images and not trained.
     """
@@ -43,11 +46,14 @@ class Wiener(Parameterisation):
         return 2 * channels
 
     def eps_hat(self, net, z_t, gamma, params, vocab_size):
-        features, known = start(params["gaussian"], z_t, gamma)
+        features, prediction = start(params["gaussian"], z_t, gamma)
         shift, log_ratio = jnp.split(net(features), 2, axis=-1)
-        mean = known.mean + jnp.sqrt(known.variance) * shift
-        variance = known.variance * jnp.exp(jnp.clip(log_ratio, *LOG_RATIO))
-        return eps_from_x(restricted_mean(mean, variance, vocab_size), z_t, gamma)
+        mean = prediction.mean + jnp.sqrt(prediction.variance) * shift
+        variance = prediction.variance * jnp.exp(jnp.clip(log_ratio, *LOG_RATIO))
+        observed = observation(z_t, gamma)
+        weight = observed.variance / (observed.variance + variance)  # of the prediction
+        mean = observed.mean + weight * (mean - observed.mean)
+        return eps_from_x(restricted_mean(mean, weight * variance, vocab_size), z_t, gamma)
 
     def init(self, shape):
         return {"gaussian": unit(shape)}
@@ -73,11 +79,11 @@ class Stationary(NamedTuple):
     basis: Float[Array, "height width channels channels"]
 
 
-class Posterior(NamedTuple):
-    """N(mean, variance) of each value of x, given z_t."""
+class Normal(NamedTuple):
+    """A normal distribution of each value of x."""
 
     mean: Image
-    variance: Image
+    variance: Image | Gamma
 
 
 def unit(shape: tuple[int, int, int]) -> Stationary:
@@ -127,18 +133,33 @@ def cosines(size: int) -> Float[np.ndarray, "size size"]:
     return rows
 
 
-def posterior(of: Stationary, z_t: Image, gamma: Gamma) -> Posterior:
-    """p(x|z_t): along each axis of variance λ, the mean is shrunk by α² λ/(α² λ + σ²), and the variance is
-    λ σ²/(α² λ + σ²)."""
+def observation(z_t: Image, gamma: Gamma) -> Normal:
+    """p(z_t|x) as a function of x: N(z_t/α, σ²/α²), where σ²/α² = e^γ."""
+    return Normal(z_t / process.over_pixels(process.alpha(gamma)), process.over_pixels(jnp.exp(gamma)))
+
+
+def posterior(of: Stationary, z_t: Image, gamma: Gamma) -> tuple[Normal, Normal]:
+    """p(x_i|z_t), and p(x_i|z_t without z_i), for each value i.
+
+    Along each axis of variance λ, the posterior's mean is shrunk by α² λ/(α² λ + σ²), and its variance v is
+    λ σ²/(α² λ + σ²). Without z_i the precision of x_i is 1/v − α²/σ². With ρ = 1 − v α²/σ², which along an
+    axis is σ²/(α² λ + σ²), the variance is v/ρ and the mean m + (m − z_i/α) (1 − ρ)/ρ.
+    """
     alpha, sigma = (process.over_pixels(of_gamma(gamma)) for of_gamma in (process.alpha, process.sigma))
     noisy = jnp.square(alpha) * of.variance + jnp.square(sigma)
     rows, columns = (jnp.asarray(cosines(size), jnp.float32) for size in z_t.shape[1:3])
     along_axes = _einsum("ijcd,bijc->bijd", of.basis, _over_axes(z_t - alpha * of.mean, rows, columns))
     shrunk = _einsum("ijcd,bijd->bijc", of.basis, along_axes * (alpha * of.variance / noisy))
     mean = of.mean + _over_axes(shrunk, rows.T, columns.T)
-    left = jnp.square(sigma) * of.variance / noisy
-    of_channels = _einsum("ijcd,bijd->bijc", jnp.square(of.basis), left)
-    return Posterior(mean, _over_axes(of_channels, jnp.square(rows).T, jnp.square(columns).T))
+
+    def of_values(of_axes):
+        of_channels = _einsum("ijcd,bijd->bijc", jnp.square(of.basis), of_axes)
+        return _over_axes(of_channels, jnp.square(rows).T, jnp.square(columns).T)
+
+    variance = of_values(jnp.square(sigma) * of.variance / noisy)
+    left = of_values(jnp.square(sigma) / noisy)  # ρ
+    without = mean + (mean - z_t / alpha) * (1.0 - left) / left
+    return Normal(mean, variance), Normal(without, variance / left)
 
 
 def _over_axes(image, rows, columns):
@@ -171,23 +192,25 @@ def dequantised_nats(
     return nats + variance.size * np.log(vocab_size / 2.0)
 
 
-def start(
-    of: Stationary, z_t: Image, gamma: Gamma
-) -> tuple[Float[Array, "batch height width more"], Posterior]:
-    """What a network is given in place of z_t, and the posterior that it changes."""
+def start(of: Stationary, z_t: Image, gamma: Gamma) -> tuple[Float[Array, "batch height width more"], Normal]:
+    """What a network is given in place of z_t, and the prediction that it changes."""
     # The Gaussian is fitted and not trained: to go back through it would cost a tenth of a training step.
-    known = posterior(jax.lax.stop_gradient(of), z_t, gamma)
-    return features(z_t, gamma, known), known
+    known, prediction = posterior(jax.lax.stop_gradient(of), z_t, gamma)
+    return features(z_t, gamma, known, prediction), prediction
 
 
-def features(z_t: Image, gamma: Gamma, known: Posterior) -> Float[Array, "batch height width more"]:
+def features(
+    z_t: Image, gamma: Gamma, known: Normal, prediction: Normal
+) -> Float[Array, "batch height width more"]:
     """z_t as values near 1 at every γ, where z_t itself shows an image's details as small differences of
     large numbers.
 
     The posterior's mean; ε̂ by it; what is finer than 3 pixels in z_t, and in two octaves of the mean, in
-    units of the noise and of the posterior's standard deviation; the logarithm of that.
+    units of the noise and of the posterior's standard deviation; the logarithm of that; how far z_t is from
+    its prediction, in units of their standard deviation; the logarithm of the prediction's.
     """
     alpha, sigma = (process.over_pixels(of_gamma(gamma)) for of_gamma in (process.alpha, process.sigma))
+    observed = observation(z_t, gamma)
     deviation = jnp.sqrt(known.variance)
     typical = jnp.mean(deviation, axis=(1, 2), keepdims=True)
     blurred = _blur(known.mean)
@@ -200,6 +223,10 @@ def features(z_t: Image, gamma: Gamma, known: Posterior) -> Float[Array, "batch 
             jnp.arcsinh((known.mean - blurred) / typical),
             jnp.arcsinh((blurred - coarse) / typical),
             jnp.log(deviation) / 3.0,
+            jnp.arcsinh(
+                (observed.mean - prediction.mean) / jnp.sqrt(observed.variance + prediction.variance)
+            ),
+            jnp.log(prediction.variance) / 6.0,
         ],
         axis=-1,
     )

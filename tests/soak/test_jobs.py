@@ -1,5 +1,6 @@
 """The runs of a study as processes of this machine, and as jobs of a cluster."""
 
+import os
 import pickle
 import signal
 import sys
@@ -18,15 +19,31 @@ def test_runs_see_the_gpu_of_their_slot(tmp_path):
     line = [sys.executable, "-S", "-c", script]
     config = ConfigDict({"train": {"steps": 3}})
     trials = [plan.Trial(f"r{n}", tmp_path / f"r{n}-0", config, line) for n in range(4)]
-    failed = pool.run_all(trials, jobs.start, ["2", "5"])
+    failed = pool.run_all(trials, jobs.start, [jobs.Slot("2"), jobs.Slot("5")])
     assert len(failed) == 4  # they leave no checkpoint
     seen = sorted((trial.folder / "log.txt").read_text().strip() for trial in trials)
     assert seen == ["2", "2", "5", "5"]
 
 
+def test_runs_at_a_time_share_the_cores(tmp_path):
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        pytest.skip("needs two cores")
+    assert jobs.shares(1) == [jobs.ANYWHERE] and jobs.shares(len(cores) + 1)[0] == jobs.ANYWHERE
+    slots = jobs.shares(2)
+    taken = [core for slot in slots for core in slot.cpus]
+    assert len(slots) == 2 and len(set(taken)) == len(taken) == len(cores) // 2 * 2
+    line = [sys.executable, "-S", "-c", "import os; print(*sorted(os.sched_getaffinity(0)))"]
+    trials = [plan.Trial(f"r{n}", tmp_path / f"r{n}-0", ConfigDict(), line) for n in range(2)]
+    for process in jobs.start(trials, slots):
+        wait_for(lambda process=process: process.poll() is not None)
+    seen = [tuple(map(int, (trial.folder / "log.txt").read_text().split())) for trial in trials]
+    assert seen == [slot.cpus for slot in slots]
+
+
 def test_no_run_is_done_by_two(tmp_path):
     trial = trial_of(tmp_path, "stubborn-0")
-    first, second = jobs.start([trial], [""])[0], jobs.start([trial], [""])[0]
+    first, second = jobs.start([trial], [jobs.ANYWHERE])[0], jobs.start([trial], [jobs.ANYWHERE])[0]
     wait_for(lambda: counted(tmp_path, "ready"))
     assert first.poll() is None and "another process" in second.poll()
     first.send(signal.SIGKILL)

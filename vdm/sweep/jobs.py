@@ -4,13 +4,14 @@ from collections.abc import Sequence
 import contextlib
 import ctypes
 import fcntl
+import functools
 import os
 import pathlib
 import signal
 import subprocess
 import sys
 import time
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 import warnings
 
 from vdm.errors import UserError, one_line
@@ -24,15 +25,44 @@ POLL = 0.2  # seconds between looks at a process
 GRACE = 120.0  # seconds after which a run that was asked to stop goes on, where its job still may
 
 
+class Slot(NamedTuple):
+    """Where on this machine a process runs; by default on all of it.
+
+    Attributes:
+      gpu: number of the only GPU that it sees; "" for all.
+      cpus: numbers of the CPU cores that it runs on; () for all.
+    """
+
+    gpu: str = ""
+    cpus: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        if self.gpu:
+            return f" on GPU {self.gpu}"
+        return f" on CPU {', '.join(map(str, self.cpus))}" if self.cpus else ""
+
+
+ANYWHERE = Slot()
+
+
+def shares(count: int) -> list[Slot]:
+    """Slots for so many processes at a time, each with its share of the cores of this machine: two processes
+    on one core each do more than two that both want both. They share all cores where these are too few."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    share = len(cores) // count
+    if count == 1 or not share:
+        return [ANYWHERE] * count
+    return [Slot(cpus=tuple(cores[share * n : share * (n + 1)])) for n in range(count)]
+
+
 class Process:
     """A command whose output is appended to log.txt of a folder. Submitit calls it as a job of its own.
 
     log.txt is locked for as long as the process lives, so that no run is done by two at once.
     """
 
-    def __init__(self, command: Sequence[str], folder: pathlib.Path, gpu: str = ""):
-        """`gpu` is the number of the only GPU that the process sees; "" for all."""
-        self._command, self._folder, self._gpu = command, folder, gpu
+    def __init__(self, command: Sequence[str], folder: pathlib.Path, slot: Slot = ANYWHERE):
+        self._command, self._folder, self._slot = command, folder, slot
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0  # where in log.txt its own output starts
         self._refused: str | None = None  # why it could not be started
@@ -46,7 +76,7 @@ class Process:
                 warnings.simplefilter("ignore", RuntimeWarning)
                 lock(log)
                 self._log_start = log.tell()
-                own = {"CUDA_VISIBLE_DEVICES": self._gpu} if self._gpu else {}
+                own = {"CUDA_VISIBLE_DEVICES": self._slot.gpu} if self._slot.gpu else {}
                 self._process = subprocess.Popen(
                     self._command,
                     env=os.environ | own,
@@ -54,7 +84,7 @@ class Process:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,  # Ctrl-C reaches it by `send` alone, once
-                    preexec_fn=before_exec,
+                    preexec_fn=functools.partial(before_exec, self._slot.cpus),
                 )
         except (UserError, OSError) as error:
             self._refused = one_line(error)
@@ -75,7 +105,7 @@ class Process:
     @property
     def begun(self) -> str:
         """How it was started, in words."""
-        return f"started on GPU {self._gpu}" if self._gpu else "started"
+        return f"started{self._slot}"
 
     def send(self, number: int) -> None:
         """Sends a signal, where it runs."""
@@ -137,15 +167,17 @@ def lock(file: IO[bytes]) -> None:
         pass  # a file system without locks
 
 
-def before_exec() -> None:
-    """Ignores the signal that time is up, which submitit handles; and has Linux kill the process with its
-    parent."""
+def before_exec(cpus: Sequence[int]) -> None:
+    """Keeps to some cores, where there are any; ignores the signal that time is up, which submitit handles;
+    and has Linux kill the process with its parent."""
+    if cpus:
+        os.sched_setaffinity(0, cpus)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm sends it to all processes of a job
     if sys.platform == "linux":
         # PR_SET_PDEATHSIG. No SIGINT: one comes for each thread of the parent, and a second is "unsaved".
         LIBC.prctl(1, signal.SIGKILL)
 
 
-def start(trials: "Sequence[Trial]", gpus: Sequence[str]) -> list[Process]:
-    """Starts trials on this machine, each on a GPU of its own, or "" for all that there are."""
-    return [Process(trial.command, trial.folder, gpu).start() for trial, gpu in zip(trials, gpus)]
+def start(trials: "Sequence[Trial]", slots: Sequence[Slot]) -> list[Process]:
+    """Starts trials on this machine, each in a slot of its own."""
+    return [Process(trial.command, trial.folder, slot).start() for trial, slot in zip(trials, slots)]

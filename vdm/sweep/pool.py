@@ -11,22 +11,22 @@ from vdm.sweep.plan import Trial, finished
 from vdm.sweep.progress import Progress
 
 Started = jobs.Process | cluster.Job
-Start = Callable[[list[Trial], list[str]], Sequence[Started]]
+Start = Callable[[list[Trial], list[jobs.Slot]], Sequence[Started]]
 
 
-def run_all(trials: Sequence[Trial], start: Start, slots: Sequence[str]) -> dict[pathlib.Path, str]:
+def run_all(trials: Sequence[Trial], start: Start, slots: Sequence[jobs.Slot]) -> dict[pathlib.Path, str]:
     """Runs trials, one in each slot at a time, and prints how it goes; returns {folder: reason} of failures.
 
     Args:
       start: starts trials, each in a slot.
-      slots: the number of the GPU of each, or "".
+      slots: as many as run at a time.
 
     Raises:
       KeyboardInterrupt: asked to stop, by Ctrl-C, SIGTERM or the end of the terminal, all have.
     """
     waiting, answered = list(trials), 0
     running: list[tuple[Trial, Started]] = []
-    free, slot_of = list(slots), dict[pathlib.Path, str]()
+    free, slot_of = list(slots), dict[pathlib.Path, jobs.Slot]()
     failed: dict[pathlib.Path, str] = {}
     with stop_signals() as asked, contextlib.closing(Progress(trials)) as progress:
         while running or waiting and not asked:

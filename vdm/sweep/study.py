@@ -74,7 +74,13 @@ flags.DEFINE_bool(
 )
 flags.DEFINE_bool("status", False, "Print how far each run is; start none.", flag_values=FLAGS)
 flags.DEFINE_list("only", [], "Variants to run; all, where none is given.", flag_values=FLAGS)
-flags.DEFINE_integer("jobs", 1, "Runs at a time on this machine.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer(
+    "jobs",
+    1,
+    "Runs at a time on this machine, each on its share of the cores.",
+    lower_bound=1,
+    flag_values=FLAGS,
+)
 flags.DEFINE_list(
     "gpus",
     [],
@@ -264,10 +270,10 @@ def run_missing(
 ) -> dict[pathlib.Path, str]:
     """Runs what is missing, here or on a cluster; returns {folder: reason} of those that failed."""
     start: pool.Start = jobs.start
-    slots = FLAGS.gpus or [""] * FLAGS.jobs
+    slots = [jobs.Slot(gpu) for gpu in FLAGS.gpus] or jobs.shares(FLAGS.jobs)
     if FLAGS.cluster:
         executor = cluster.make_executor(FLAGS.cluster, workdir / "submitit", FLAGS.cluster_options)
-        start, slots = lambda trials, _: cluster.submit(executor, trials), [""] * len(missing)
+        start, slots = lambda trials, _: cluster.submit(executor, trials), [jobs.ANYWHERE] * len(missing)
     print(f"{done} of {total} runs have finished; {len(missing)} to run", flush=True)
     return pool.run_all(missing, start, slots) if missing else {}
 

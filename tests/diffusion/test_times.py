@@ -132,7 +132,7 @@ def test_importance_is_unbiased_at_any_moment_of_training():
         for number in range(201):
             if number in (0, 1, 7, 200):
                 t, weight = (np.asarray(value, np.float64) for value in fine(state))
-                assert t.min() >= 0.0 and t.max() <= 1.0 and weight.max() < 10.1
+                assert t.min() >= 0.0 and t.max() <= 1.0 and weight.max() < 34.0
                 for f, integral in functions.items():
                     assert np.mean(f(t) * weight) == pytest.approx(integral, rel=2e-4)
             t, _ = draw(number, state)
@@ -141,20 +141,20 @@ def test_importance_is_unbiased_at_any_moment_of_training():
 
 def test_times_are_in_proportion_to_the_deviation_of_their_part():
     """Neyman's allocation in float64: parts of equal counts, whose means differ and whose variances do not
-    follow them; then 9/10 of it and 1/10 uniform."""
+    follow them; then 97/100 of it and 3/100 uniform."""
     random = np.random.default_rng(2)
     count = np.full(times.PARTS, 1e6)
     mean, deviation = random.uniform(1.0, 9.0, times.PARTS), random.uniform(0.1, 2.0, times.PARTS)
     moments = np.stack([count, count * mean, count * (mean**2 + deviation**2)])
     found = np.diff(np.asarray(times.cdf(jnp.float32(moments)), np.float64))
-    want = 0.9 * deviation / deviation.sum() + 0.1 / times.PARTS
+    want = 0.97 * deviation / deviation.sum() + 0.03 / times.PARTS
     np.testing.assert_allclose(found, want, rtol=5e-3)
 
 
 def test_what_was_measured_fades_with_the_steps():
-    """After many steps of the same moments, their sum over 0.99^k."""
+    """After many steps of the same moments, their sum over 0.995^k."""
     made, moments = times.Importance(), times.moments(jnp.array([0.1, 0.9]), jnp.array([1.0, 3.0]))
     state = made.init()
     for _ in range(30):
         state = made.remember(state, moments)
-    np.testing.assert_allclose(state, moments * (1 - 0.99**30) / 0.01, rtol=1e-4)
+    np.testing.assert_allclose(state, moments * (1 - 0.995**30) / 0.005, rtol=1e-4)

@@ -5,6 +5,7 @@
 # make soak         whole runs that are stopped, killed, short of room, in many processes, under Slurm
 # make gpu          what the GPU of this machine does, in runs/gpu/report.md, within nine minutes: make gpu DATA=…
 # make lint         ruff (lint and format), mypy, and the order of imports
+# make reference    docs/reference.md, from the code
 # make constraints  a new .venv with the newest versions; where all tests pass, constraints.txt gets them
 # make clean        remove the environment (and nothing that a run wrote)
 #
@@ -21,7 +22,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
 GPU :=  # flags of experiments.on_gpu
 
-.PHONY: digits cifar check test soak gpu lint constraints clean
+.PHONY: digits cifar check test soak gpu lint reference constraints clean
 
 digits: .venv/installed
 	$(PY) -m vdm.main --config=configs/digits.py --workdir=runs/digits --config.eval.passes=400
@@ -46,6 +47,9 @@ lint: .venv/installed-dev
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	.venv/bin/lint-imports
+
+reference: .venv/installed
+	$(PY) docs/reference.py
 
 constraints: clean
 	$(PYTHON) -m venv .venv

@@ -22,7 +22,7 @@ Labelled = tuple[pathlib.Path, str]  # an image and the name of its label
 
 @dataclasses.dataclass(frozen=True)
 class Folder(Source):
-    """A folder of image files: its subfolders train/ and test/, or a tenth of it is held out.
+    """A folder of image files, of 256 levels: its subfolder test/ (or val/), or a tenth of it, is held out.
 
     Where it has subfolders train/ and test/ (or val/), these are the splits; else a tenth of the images is
     held out. Below that, one more level of folders is the labels. The first image says for all whether they

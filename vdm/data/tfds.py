@@ -15,7 +15,8 @@ from vdm.errors import UserError
 @dataclasses.dataclass(frozen=True)
 class TFDS(Source):
     """The data set of TensorFlow Datasets that config.data.name names, such as mnist:3.0.1 or
-    downsampled_imagenet/32x32, prepared as array_record; its split test, or validation, is held out.
+    downsampled_imagenet/32x32, of 256 levels and prepared as array_record; its split test, or validation, is
+    held out.
 
     Attributes:
       data_dir: where it is prepared; '' for ~/tensorflow_datasets.

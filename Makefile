@@ -16,7 +16,7 @@ PYTHON ?= python3
 DATA ?= $(HOME)/tensorflow_datasets
 PY := .venv/bin/python
 CHECK := $(addprefix tests/,data diffusion/test_model_bound.py diffusion/test_process.py diffusion/test_schedule.py \
-	test_component.py test_config.py test_commandline.py test_workdir.py test_main.py)
+	test_component.py test_config.py test_commandline.py test_documents.py test_workdir.py test_main.py)
 SOAK := tests/soak
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 

@@ -5,6 +5,7 @@
 # make soak         whole runs that are stopped, killed, short of room, in many processes, under Slurm
 # make gpu          what the GPU of this machine does, in runs/gpu/report.md, within nine minutes: make gpu DATA=…
 # make lint         ruff (lint and format), mypy, and the order of imports
+# make reference    docs/reference.md, from the code
 # make constraints  a new .venv with the newest versions; where all tests pass, constraints.txt gets them
 # make clean        remove the environment (and nothing that a run wrote)
 #
@@ -15,13 +16,13 @@ PYTHON ?= python3
 DATA ?= $(HOME)/tensorflow_datasets
 PY := .venv/bin/python
 CHECK := $(addprefix tests/,data diffusion/test_model_bound.py diffusion/test_process.py diffusion/test_schedule.py \
-	test_component.py test_config.py test_commandline.py test_workdir.py test_main.py)
+	test_component.py test_config.py test_commandline.py test_documents.py test_workdir.py test_main.py)
 SOAK := tests/soak
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
 GPU :=  # flags of experiments.on_gpu
 
-.PHONY: digits cifar check test soak gpu lint constraints clean
+.PHONY: digits cifar check test soak gpu lint reference constraints clean
 
 digits: .venv/installed
 	$(PY) -m vdm.main --config=configs/digits.py --workdir=runs/digits --config.eval.passes=400
@@ -46,6 +47,9 @@ lint: .venv/installed-dev
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	.venv/bin/lint-imports
+
+reference: .venv/installed
+	$(PY) docs/reference.py
 
 constraints: clean
 	$(PYTHON) -m venv .venv

@@ -1,10 +1,12 @@
 """Eight virtual CPU devices for every test, so that one process can be many devices; and tiny runs."""
 
 import contextlib
+import fnmatch
 import gc
 import importlib.metadata
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -119,6 +121,14 @@ def run(workdir, devices=1, **flags):
     """Runs a tiny run to its end; returns the finished process with its output."""
     line, env = command(workdir, devices, **flags)
     return subprocess.run(line, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def undescribed(folder, files):
+    """The names in a folder of which FILES, of vdm/workdir.py or vdm/sweep/saved.py, says nothing."""
+    names = [name.removesuffix("/") for of in files for name in of.split(", ")]
+    patterns = [re.sub("[A-Z]{2,}|…", "*", name) for name in names]
+    found = sorted(path.name for path in folder.iterdir())
+    return [name for name in found if not any(fnmatch.fnmatchcase(name, one) for one in patterns)]
 
 
 def one_line(text):

@@ -7,8 +7,8 @@ import types
 import numpy as np
 import pytest
 
-from conftest import TINY, make_config, metrics
-from vdm import run as run_lib, train
+from conftest import TINY, make_config, metrics, undescribed
+from vdm import run as run_lib, train, workdir as workdir_lib
 from vdm.data import fingerprint, source
 from vdm.estimate import Estimate
 from vdm.evaluation import evaluate
@@ -76,6 +76,7 @@ def test_the_heading_says_by_what_the_best_was_chosen(workdir, capsys):
     assert ", the best by 144 validation images" in capsys.readouterr().out
     written = json.loads((workdir / "eval.json").read_text())
     assert "the best by 144 validation" in written["of"] and written["step"] == 4
+    assert not undescribed(workdir, workdir_lib.FILES)
     config.eval.checkpoint = "newest"
     run = run_lib.restore(config, workdir)
     assert evaluate._choice(config, run) == ""

@@ -5,7 +5,7 @@ component has its `name` and fields of that component alone. `complete` then add
 set, with the component's own defaults, and refuses a field that the component does not read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import difflib
 import pathlib
 import sys
@@ -18,18 +18,19 @@ from vdm.errors import UserError, did_you_mean, one_line, require
 
 # The sections that describe a component, with its kind.
 COMPONENTS = {"data": "source", "model": "model", "objective": "objective", "optimizer": "optimizer"}
+# The fields that name components, joined by commas, with their kind.
+LISTS = {"eval.estimators": "estimator", "loggers": "logger"}
 
 
 def default() -> ConfigDict:
     """The fields that every run has, and an empty section for each component.
 
-    `python -m vdm.main --help` lists the components and their fields.
+    What a comment says of a field is in docs/reference.md too.
     """
     c = ConfigDict()
     c.seed = 0  # of the parameters, the order of the data, and all noise
     c.parallel = "pmap"  # how the step is mapped over devices: pmap, shard_map, fsdp
-
-    c.loggers = ""  # beside TensorBoard: wandb, mlflow, aim
+    c.loggers = ""  # where numbers go beside TensorBoard: wandb, mlflow, aim, joined by commas
 
     c.data = ConfigDict()
     c.model = ConfigDict({"schedule": ConfigDict(), "net": ConfigDict()})
@@ -37,49 +38,49 @@ def default() -> ConfigDict:
     c.optimizer = ConfigDict()
 
     c.train = ConfigDict()
-    c.train.steps = 2_000
-    c.train.batch_size = 128  # over all devices of all hosts
+    c.train.steps = 2_000  # how many steps a run trains for
+    c.train.batch_size = 128  # images of a step, over all devices of all hosts
     c.train.accumulate = 1  # parts that a device takes its share of the batch in
     c.train.substeps = 20  # steps that are taken in one call of the device (1 for a unet on a CPU)
-    c.train.ema = 0.999  # decay of the average of the parameters, which is evaluated
-    c.train.log_every = 100  # steps; so are the three below. 0: never
-    c.train.eval_every = 500
-    c.train.checkpoint_every = 500
-    c.train.sample_every = 1_000
-    c.train.keep = 2  # newest checkpoints kept, and the best
+    c.train.ema = 0.999  # largest decay of the average of the parameters, which is evaluated
+    c.train.log_every = 100  # steps between lines on training in metrics.jsonl; 0: after the last alone
+    c.train.eval_every = 500  # steps between evaluations of the test split; 0: after the last alone
+    c.train.checkpoint_every = 500  # steps between checkpoints; 0: after the last alone
+    c.train.sample_every = 1_000  # steps between samples; 0: after the last alone
+    c.train.keep = 2  # newest checkpoints that are kept beside the best
 
     c.eval = ConfigDict()
-    c.eval.batch_size = 120  # over all devices of all hosts
-    c.eval.estimators = "elbo"  # of --mode=eval: elbo, depth, chain, ode, codec; or all
+    c.eval.batch_size = 120  # images of one call of the devices, over all devices of all hosts
+    c.eval.estimators = "elbo"  # of --mode=eval: elbo, depth, chain, ode, codec, joined by commas; or all
     c.eval.passes = 20  # times each image is evaluated with --mode=eval, and at the end of training
-    c.eval.passes_in_training = 10  # and as training goes, with the same noise each time
-    c.eval.checkpoint = "newest"  # which one --mode=eval and sample take: newest, best
-    c.eval.images = 0  # only so many of the test images; 0: all
-    c.eval.target_se = 0.0  # --mode=eval, in bits/dim: instead of `passes`, as many as bring the
-    c.eval.max_passes = 1_000  # Monte-Carlo noise of the ELBO below it, but no more than these
-    c.eval.depths = "1,2,5,10,20,50,100,200,500,1000"  # depth: the T of the chains
+    c.eval.passes_in_training = 10  # the same as training goes, with the same noise each time
+    c.eval.checkpoint = "newest"  # which --mode=eval, sample, compress, export take: newest, best (bits/dim)
+    c.eval.images = 0  # how many of the test images; 0: all
+    c.eval.target_se = 0.0  # noise of the ELBO, bits/dim, to be reached in place of `passes`; 0: none
+    c.eval.max_passes = 1_000  # at most so many passes for `target_se`
+    c.eval.depths = "1,2,5,10,20,50,100,200,500,1000"  # of the estimator depth: the T of the chains
 
-    c.eval.chain = ConfigDict()  # chain: importance weights on a chain
+    c.eval.chain = ConfigDict()  # of the estimator chain: importance weights on a chain
     c.eval.chain.timesteps = 50  # T, of a diffusion; other models have a chain of their own
     c.eval.chain.samples = 16  # K, paths for each image
 
-    c.eval.ode = ConfigDict()  # ode: the likelihood of the probability-flow ODE
+    c.eval.ode = ConfigDict()  # of the estimator ode: the likelihood of the probability-flow ODE
     c.eval.ode.tolerance = 1e-5  # relative and absolute, of z, for each step's own size
-    c.eval.ode.nodes = 128  # intervals in γ of the divergence's integral
-    c.eval.ode.samples = 4  # K of the importance-weighted bound, with the exact divergence,
-    c.eval.ode.images = 48  # on only so many images, as it costs a Jacobian at each node
+    c.eval.ode.nodes = 128  # intervals in γ of the divergence's integral; a multiple of 4
+    c.eval.ode.samples = 4  # K of the importance-weighted bound, with the exact divergence
+    c.eval.ode.images = 48  # how many images have the exact divergence, which costs a Jacobian at each node
 
-    c.codec = ConfigDict()  # --mode=compress, decompress, and the estimator "codec"
+    c.codec = ConfigDict()  # of --mode=compress and decompress, and of the estimator codec
     c.codec.timesteps = 200  # T, of a diffusion; other models have a chain of their own
-    c.codec.lanes = 8  # stacks, whose images go through the network together; each has initial bits
+    c.codec.lanes = 8  # stacks, whose images share a call of the network; each has initial bits of its own
     c.codec.fineness = 16.0  # parts of a latent's smallest standard deviation
     c.codec.anywhere = False  # whether to try a file that another machine or version wrote
     c.codec.seed = 0  # of the initial bits
-    c.codec.images = 360  # the estimator takes only so many of the test images
+    c.codec.images = 360  # how many of the test images the estimator takes; 0: all
 
-    c.sample = ConfigDict()
-    c.sample.num = 64  # images
-    c.sample.batch_size = 64  # over all devices of all hosts
+    c.sample = ConfigDict()  # of --mode=sample, and of the samples as training goes
+    c.sample.num = 64  # how many samples
+    c.sample.batch_size = 64  # samples of one call of the devices, over all devices of all hosts
     return c
 
 
@@ -227,23 +228,31 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def places() -> Iterator[tuple[str, str, list[str]]]:
+    """(section, kind of its component, names of the components that have the section) of every section that
+    describes a component: ("model.schedule", "schedule", ["diffusion", "mhvae", …]). Those of `COMPONENTS`
+    are in every config, and their list is empty."""
+
+    def below(path: str, kind: str, of: list[str]) -> Iterator[tuple[str, str, list[str]]]:
+        yield path, kind, of
+        found: dict[tuple[str, str], list[str]] = {}
+        for name, cls in REGISTRIES[kind].classes().items():
+            for section in cls.sections.items():
+                found.setdefault(section, []).append(name)
+        for (part, of_part), names in found.items():
+            yield from below(f"{path}.{part}", of_part, names)
+
+    for path, kind in COMPONENTS.items():
+        yield from below(path, kind, [])
+
+
 def describe() -> str:
     """The components of every kind and their fields with the defaults, as text."""
     lines = []
-
-    def add(kind, path, of=""):
-        lines.append(f"\nconfig.{path}.name{of}")
-        components = REGISTRIES[kind].classes()
-        for name, cls in components.items():
+    for path, kind, of in places():
+        owners = f" of {', '.join(of)}" if of else ""
+        lines.append(f"\nconfig.{path}.name{owners}")
+        for name, cls in REGISTRIES[kind].classes().items():
             fields = ", ".join(f"{field} = {value!r}" for field, value in cls.config_fields().items())
             lines.append(f"  {name}: {fields or '–'}")
-        below: dict[tuple[str, str], list[str]] = {}
-        for name, cls in components.items():
-            for section in cls.sections.items():
-                below.setdefault(section, []).append(name)
-        for (part, of_part), models in below.items():
-            add(of_part, f"{path}.{part}", f" of {', '.join(models)}")
-
-    for path, kind in COMPONENTS.items():
-        add(kind, path)
     return "\n".join(lines)

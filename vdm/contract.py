@@ -177,8 +177,11 @@ def check_needs(name: str, needs: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Model(Component):
-    """A generative model of images. The first block of methods is every model's; each of the second
-    belongs to the abilities that its docstring names."""
+    """A generative model of images.
+
+    The first block of methods is every model's; each of the second belongs to the abilities that its
+    docstring names.
+    """
 
     @classmethod
     def build(cls, section: Any, spec: Spec) -> "Model":

@@ -219,8 +219,8 @@ def show_help() -> None:
 
     plain = (f"  {name} = {value!r}" for name, value in config.flat(config.default()).items())
     print_to_pipe(
-        f"{__doc__}\n{FLAGS.main_module_help()}\n\nFields of components; their files say what each is:\n"
-        f"{config.describe()}\n\nFields of every run; vdm/config.py says what each is:\n" + "\n".join(plain)
+        f"{__doc__}\n{FLAGS.main_module_help()}\n\ndocs/reference.md says what each of these fields is.\n\n"
+        f"Fields of components:\n{config.describe()}\n\nFields of every run:\n" + "\n".join(plain)
     )
 
 
@@ -232,8 +232,7 @@ def report(unraisable: Any) -> None:
 
 
 def cli() -> int:
-    """Runs main, and returns the exit code: 2 for bad input, 1 where the machine failed, 130 for Ctrl-C, 75
-    where it was asked to stop by a signal and can be queued again; each with one line."""
+    """Runs main, and returns the exit code (stop.EXIT_CODES)."""
     # JAX makes millions of objects as it traces and next to no garbage among them: to look for it
     # as often as Python does by itself takes a quarter of a start.
     gc.set_threshold(100_000)
@@ -249,10 +248,10 @@ def cli() -> int:
             main(sys.argv)
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
+        return stop.BAD_INPUT
     except Failed as failed:
         print(f"error: {one_line(failed)}", file=sys.stderr)
-        return 1
+        return stop.FAILED
     except OSError as error:
         if error.errno not in MACHINE:
             raise
@@ -262,7 +261,7 @@ def cli() -> int:
             "checkpoint that is whole.",
             file=sys.stderr,
         )
-        return 1
+        return stop.FAILED
     except Stopped as stopped:
         return stopped.code
     except (RuntimeError, ValueError) as error:
@@ -272,7 +271,7 @@ def cli() -> int:
         os._exit(stop.QUEUE_AGAIN)  # without waiting for the others at the end
     except KeyboardInterrupt:
         return stop.CTRL_C
-    return 0
+    return stop.DONE
 
 
 if __name__ == "__main__":

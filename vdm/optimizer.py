@@ -23,9 +23,9 @@ class Optimizer(Component):
     """An optimiser, its learning rate and its clipping.
 
     Attributes:
-      learning_rate: after warm-up.
+      learning_rate: the rate after warm-up.
       warmup: steps from 0 to the learning rate.
-      decay: of the learning rate after that: constant, or cosine to 0 at the last step.
+      decay: of the learning rate after warm-up: constant, or cosine to 0 at the last step.
       weight_decay: of the parameters that are decayed, times the learning rate.
       clip: largest norm of the gradient; 0: not clipped. The interior of a schedule is clipped apart, as the
         gradient of a variance is in other units.
@@ -52,7 +52,13 @@ class Optimizer(Component):
 
 @dataclasses.dataclass(frozen=True)
 class AdamW(Optimizer):
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019).
+
+    Attributes:
+      b1: decay of Adam's mean of the gradients.
+      b2: decay of Adam's mean of their squares.
+      eps: what Adam adds to the root of that mean.
+    """
 
     b1: float = 0.9
     b2: float = 0.99

@@ -77,8 +77,8 @@ def make_sampler(model: Model, config: ConfigDict, data: Data) -> Callable[..., 
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """--mode=sample: draws config.sample.num samples into samples.png and samples.npz of the workdir,
-    or of its folder step-STEP while it still trains."""
+    """Draws config.sample.num samples into samples.png and samples.npz of the workdir, or of its folder
+    step-STEP while it still trains."""
     run = run_lib.restore(config, workdir)
     samples = make_sampler(run.model, config, run.data)(run.state.ema, progress=True)
     if jax.process_index() == 0:

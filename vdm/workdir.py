@@ -1,4 +1,4 @@
-"""What a workdir says of its run: the config that it was started with, and how far it came.
+"""What is in a workdir, and what it says of its run: its config, and how far it came.
 
 Files alone, without Orbax, which takes a while to import.
 """
@@ -17,6 +17,43 @@ from vdm.component import OWN, load_file
 from vdm.config import flat
 from vdm.errors import UserError, require
 from vdm.runtime.atomic import atomic_path, write_text
+
+# The files of a workdir and what they are; a folder's name ends with "/". Words in capitals and "…" stand for
+# names that differ.
+FILES = {
+    "config.json": "the complete config; with it a run is found again without `--config`",
+    "components/": "the modules of components that the config names by import path",
+    "provenance.json": "of each start: the commit, which files of the checkout were changed, versions, "
+    "devices and the command",
+    "start-NUMBER.patch": "how the checkout was changed at that start, for `git apply`",
+    "imported.json": "what `--mode=import` made the workdir from",
+    "data.json": "the fingerprints of 256 images of each split: with other images the run is not resumed",
+    "metrics.jsonl": "a line of JSON each time that something was measured: `split` is `train`, `test`, "
+    "`validation` or, at the end, `final`; bits/dim, terms, errors, seconds",
+    "elbo.png": "the curve of metrics.jsonl",
+    "events.out.tfevents…": "the same numbers and the samples, for TensorBoard",
+    "wandb/": "the same for Weights & Biases, with `--config.loggers=wandb`",
+    "loggers.json": "the ids that the run has in its loggers, so that a resumed run continues them",
+    "checkpoints/": "a folder for each step that was kept; its checksums.json has the size and hash of each "
+    "file",
+    "damaged/": "checkpoints that were damaged and set aside",
+    "samples/": "samples as training went, an image for each step",
+    "samples.png, samples.npz": "the newest samples, as an image, and as an array that the data source "
+    "`npz` reads",
+    "eval.json": "the final estimate, or that of the last `--mode=eval`: each term, its standard error and "
+    "the two parts of it; then the other rows",
+    "eval_images.csv": "every number image by image; a column for each row, by the `id` that it has in "
+    "eval.json",
+    "eval.md": "the tables and the checks that `--mode=eval` printed",
+    "profile.csv": "the columns of density.png and distortion.png, of a model with a denoiser",
+    "density.png": "where in t and in γ the bits of the diffusion term are",
+    "distortion.png": "how near so many bits bring an image: rate and distortion",
+    "depth.png": "the ELBO as a chain of T steps, of the estimator `depth`",
+    "step-STEP/": "what `--mode=eval` and `--mode=sample` write while the run trains",
+    "lock, holder.json": "the lock of the process that writes here, and its host and number",
+    "log.txt": "the output of the run, in a study",
+    "job.json": "the job of the run on a cluster, in a study",
+}
 
 # Fields that may differ when a run goes on: how long, what is reported meanwhile, and in what precision and
 # memory the same function is computed.

@@ -1,16 +1,17 @@
 """Variants by flags, what a study keeps of them, and how far its runs are."""
 
 import os
+import pathlib
 import time
 
 from ml_collections import ConfigDict
 import pytest
 
-from conftest import make_config
+from conftest import make_config, undescribed
 from record_helpers import line, write_workdir
 from sweep_helpers import study_here
 from vdm.errors import UserError
-from vdm.sweep import __main__ as own, plan, saved, status, study, variants
+from vdm.sweep import __main__ as own, differences, plan, saved, status, study, variants
 
 
 def test_a_grid_is_every_combination():
@@ -157,6 +158,24 @@ def test_status_says_what_each_run_does(tmp_path):
         ["bad-0", "failed: no such data", "0", "300", "–", "", ""],
     ]
     assert text.endswith("1 of 6 runs have finished.")
+
+
+def test_a_study_writes_what_its_folder_is_said_to_have(tmp_path):
+    found = {}
+    for name, shift in (("plain", 0.0), ("other", 0.1)):
+        found[name] = [
+            write_workdir(
+                tmp_path / f"{name}-{seed}", [line(step, 3.0 + shift) for step in (100, 200, 300)], seed,
+                final=line(300, 2.0 + shift), images=[2.0 + shift, 2.1, 1.9, 2.0 + seed],
+            )
+            for seed in (0, 1)
+        ]  # fmt: skip
+    for flag in study.FLAGS:
+        study.FLAGS[flag].unparse()
+    study.FLAGS([""])
+    written = [*own.results_of(tmp_path, found), *differences.write(found, tmp_path, "plain")]
+    assert {"differences.tex", "curves.pdf", "table.md"} <= {pathlib.Path(path).name for path in written}
+    assert not undescribed(tmp_path, saved.FILES)
 
 
 def test_a_study_of_the_package_is_what_flags_say(tmp_path):

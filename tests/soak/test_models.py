@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from conftest import TINY, make_config, metrics, state
-from vdm import run as run_lib, sample, train
+from conftest import TINY, make_config, metrics, state, undescribed
+from vdm import run as run_lib, sample, train, workdir as workdir_lib
 from vdm.data.batches import resident_arrays, resident_shapes
 from vdm.evaluation import evaluate
 
@@ -96,3 +96,4 @@ def test_evaluated_and_sampled(trained, capsys):
     sample.run(config, workdir)
     with np.load(workdir / "samples.npz") as samples:
         assert samples["image"].shape == (8, 8, 8, 1) and samples["image"].max() <= 16
+    assert not undescribed(workdir, workdir_lib.FILES)

@@ -41,7 +41,9 @@ from vdm.runtime import randomness
 
 @dataclasses.dataclass(frozen=True)
 class LatentDiffusion(Model):
-    """A VDM of what an encoder makes of images. Its config fields are those of Diffusion, and `latent`.
+    """A latent VDM: a VDM of what an encoder makes of images.
+
+    Its config fields are those of Diffusion, and `latent`.
 
     Attributes:
       encoder: x as a vector to μ(x), [batch, latent].

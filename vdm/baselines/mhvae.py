@@ -55,14 +55,14 @@ Chain = LearnedChain | DiffusionChain
 
 @dataclasses.dataclass(frozen=True)
 class MHVAE(Model):
-    """A chain of latents.
+    """A Markovian hierarchical VAE: a chain of latents.
 
     Attributes:
       chain: q, and p but for p(z_T).
       vocab_size: levels of a value.
       timesteps: T, how many latents there are.
-      restrictions: any of I, II, III, by commas.
-      latent: without I, how many numbers a latent has.
+      restrictions: any of I, II, III, joined by commas.
+      latent: without restriction I, how many numbers a latent has.
 
     The sections schedule and parameterisation have a use under II alone.
     """

@@ -30,7 +30,7 @@ Condition = Float[Array, "batch size"] | None
 
 @dataclasses.dataclass(frozen=True)
 class Naive(Model):
-    """A one-shot predictor.
+    """A predictor of half an image from the other half, in one shot.
 
     Attributes:
       net: the upper half and zeros to a number for each value.

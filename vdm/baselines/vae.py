@@ -31,7 +31,7 @@ DEVIATION = 1.0 / 16.0
 
 @dataclasses.dataclass(frozen=True)
 class VAE(Model):
-    """p(x) = ∫ p(z) p(x|z) dz with p(z) = N(0, I) (lecture (2), (14)).
+    """A VAE: p(x) = ∫ p(z) p(x|z) dz with p(z) = N(0, I) (lecture (2), (14)).
 
     Attributes:
       encoder: x as a vector to mean and log variance of q(z|x), [batch, 2 · latent] (lecture (13)).

@@ -1,4 +1,4 @@
-"""scikit-learn's 1,797 handwritten digits, 8 × 8 with 17 levels; 360 are held out. No download."""
+"""The data source "digits", the default."""
 
 import dataclasses
 import gzip
@@ -13,8 +13,11 @@ from vdm.data.source import Source
 
 @dataclasses.dataclass(frozen=True)
 class Digits(Source):
-    """scikit-learn's digits: 64 values and a label a line of its file, read without scikit-learn, which takes
-    a second to import."""
+    """scikit-learn's 1,797 handwritten digits, 8 × 8 with 17 levels and labels; 360, a fixed random choice,
+    are held out. They come with scikit-learn: nothing is downloaded.
+
+    The file has 64 values and a label a line. scikit-learn itself takes a second to import, and is not.
+    """
 
     def load(self) -> Data:
         spec = importlib.util.find_spec("sklearn")

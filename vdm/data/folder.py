@@ -22,15 +22,19 @@ Labelled = tuple[pathlib.Path, str]  # an image and the name of its label
 
 @dataclasses.dataclass(frozen=True)
 class Folder(Source):
-    """A folder of image files.
+    """A folder of image files, of 256 levels: its subfolder test/ (or val/), or a tenth of it, is held out.
 
     Where it has subfolders train/ and test/ (or val/), these are the splits; else a tenth of the images is
     held out. Below that, one more level of folders is the labels. The first image says for all whether they
     are grey or in colour: the first that can be read, where the damaged ones are skipped.
+
+    Attributes:
+      data_dir: the folder.
+      image_size: side that images are cropped to their middle and resized to; 0: as they are.
     """
 
-    data_dir: str = ""  # the folder
-    image_size: int = 0  # crop images to their middle and resize them to this side; 0: as they are
+    data_dir: str = ""
+    image_size: int = 0
 
     def check(self) -> None:
         super().check()

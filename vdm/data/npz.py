@@ -25,15 +25,19 @@ Arrays = tuple[Images, Labels | None]  # the images of a file, and their labels
 
 @dataclasses.dataclass(frozen=True)
 class Npz(Source):
-    """One .npz file, or a folder of them.
+    """One .npz file, or a folder of them; by their names the test split, or a tenth is held out.
 
     A file holds "image" (or "images"), uint8 [n, height, width(, channels)], and perhaps "label"; or, as the
     published ImageNet32/64 batches, "data" uint8 [n, 3 · side · side] and "labels" from 1. In a folder, names
     with "val" or "test" are the test split; one file alone may hold "test_image", else a tenth is held out.
+
+    Attributes:
+      data_dir: the .npz file, or the folder.
+      vocab_size: levels of a value.
     """
 
-    data_dir: str = ""  # the .npz file, or the folder
-    vocab_size: int = 256  # levels of a value
+    data_dir: str = ""
+    vocab_size: int = 256
 
     def check(self) -> None:
         super().check()

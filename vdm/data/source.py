@@ -24,18 +24,21 @@ class Source(Component):
 
     Attributes:
       name: what config.data.name says.
+      augment: changes to the training images: any of flip, rotate, channels, joined by commas.
+      on_device_gib: GiB up to which a training split is kept on the devices.
+      hold_out: share of the training images to test by, in place of the test split; 0: none.
+      validation: share of the training images to choose the best checkpoint by; 0: by the test split.
+      skip_damaged: leave out what cannot be read, for which all images are looked at once.
 
     The fields with a default are fields of config.data, in each source.
     """
 
     name: str
-    augment: str = ""  # changes to the training images: any of flip, rotate, channels, joined by commas
-    on_device_gib: float = 1.0  # a training split up to this size is kept on the devices
-    hold_out: float = 0.0  # share of the training images to test by, in place of the test split; 0: none
-    validation: float = (
-        0.0  # share of the training images to choose the best checkpoint by; 0: by the test split
-    )
-    skip_damaged: bool = False  # leave out what cannot be read, for which all images are looked at once
+    augment: str = ""
+    on_device_gib: float = 1.0
+    hold_out: float = 0.0
+    validation: float = 0.0
+    skip_damaged: bool = False
 
     def check(self) -> None:
         for kind in augment.kinds(self.augment):

@@ -1,4 +1,4 @@
-"""20,000 points of a noisy spiral, as 1 × 1 images of two channels; 2,000 are held out."""
+"""The data source "swirl"."""
 
 import dataclasses
 
@@ -10,9 +10,14 @@ from vdm.data.source import Source, check_levels
 
 @dataclasses.dataclass(frozen=True)
 class Swirl(Source):
-    """Points of a spiral, to look at a density in two dimensions."""
+    """20,000 points of a noisy spiral, as images of 1 × 1 with two channels, to look at a density in two
+    dimensions; 2,000 are held out.
 
-    vocab_size: int = 256  # levels of each coordinate
+    Attributes:
+      vocab_size: levels of each coordinate.
+    """
+
+    vocab_size: int = 256
 
     def check(self) -> None:
         super().check()

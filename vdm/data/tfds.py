@@ -14,10 +14,15 @@ from vdm.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class TFDS(Source):
-    """The TFDS data set that config.data.name names, such as "mnist:3.0.1" or
-    "downsampled_imagenet/32x32"."""
+    """The data set of TensorFlow Datasets that config.data.name names, such as mnist:3.0.1 or
+    downsampled_imagenet/32x32, of 256 levels and prepared as array_record; its split test, or validation, is
+    held out.
 
-    data_dir: str = ""  # where it is prepared; "": ~/tensorflow_datasets
+    Attributes:
+      data_dir: where it is prepared; '' for ~/tensorflow_datasets.
+    """
+
+    data_dir: str = ""
 
     def load(self) -> Data:
         """As in Source.

@@ -43,7 +43,7 @@ LogLikelihood = Callable[[Image], Float[Array, "batch"]]
 
 @dataclasses.dataclass(frozen=True)
 class Diffusion(Model):
-    """A VDM.
+    """A variational diffusion model (VDM).
 
     Attributes:
       schedule: γ(t).
@@ -57,7 +57,8 @@ class Diffusion(Model):
       condition: what the network is conditioned on in addition to γ: none, label or augmented.
       drop_label: share of the training images whose label is withheld, so that the denoiser can do without
         (Ho & Salimans 2022).
-      guidance: w ≥ 0; samples go by (1 + w) ε̂(z, label) − w ε̂(z) (their eq. 6). Needs drop_label.
+      guidance: w ≥ 0; samples go by (1 + w) ε̂(z, label) − w ε̂(z) (Ho & Salimans 2022, eq. 6), which needs
+        drop_label.
       timesteps: T, the depth of the chain; 0 for continuous time.
       sample_steps: the sampler's steps where T is 0.
     """

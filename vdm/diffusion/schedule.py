@@ -109,7 +109,12 @@ class Cosine(Schedule):
 class LinearBeta(Schedule):
     """γ = log expm1(b s + (B − b) s²/2): noise added at a rate that grows from b to B, as in
     DDPM (Ho et al. 2020; Song et al. 2021, app. C), s linear in t between its values at the
-    two end points."""
+    two end points.
+
+    Attributes:
+      slow: b, the rate at s = 0.
+      fast: B, the rate at s = 1.
+    """
 
     slow: float = 0.1  # b
     fast: float = 20.0  # B
@@ -127,8 +132,12 @@ class LinearBeta(Schedule):
 
 
 class Sigmoid(Schedule):
-    """α² falls as a sigmoid does between −3 and 3, from 1 to 0 (Jabri et al. 2022), s linear in t
-    between its values at the two end points."""
+    """α² falls from 1 to 0 as a sigmoid does from `steep` to −`steep` (Jabri et al. 2022), s linear in t
+    between its values at the two end points.
+
+    Attributes:
+      steep: half the length of the piece of the sigmoid; 3 in the paper.
+    """
 
     steep: float = 3.0
 
@@ -210,6 +219,9 @@ class LearnedNet(Interior):
     With weights kept positive, f(t) = l1(t) + l3(sigmoid(l2(l1(t)))) increases, and
     γ(t) = γ_0 + (γ_1 − γ_0) (f(t) − f(0)) / (f(1) − f(0)) has end points that do not
     depend on f: learning the interior cannot move them.
+
+    Attributes:
+      hidden: units of l2, the middle layer.
     """
 
     hidden: int = 1024
@@ -233,7 +245,11 @@ class LearnedNet(Interior):
 
 class Piecewise(Interior):
     """Straight lines over `parts` equal parts of [0, 1], whose shares of the way from γ(0) to γ(1)
-    are learned."""
+    are learned.
+
+    Attributes:
+      parts: how many parts.
+    """
 
     parts: int = 20
 
@@ -273,6 +289,9 @@ class MovingNet(Schedule):
     γ(t) = b + |w| t + 1/n Σ |v_i| tanh(½ (|u_i| (2t − 1) + c_i)), with n = `hidden` (google-research/vdm).
 
     Unlike LearnedNet, all its parameters move γ(0) and γ(1), so that all of them change the ELBO.
+
+    Attributes:
+      hidden: n, how many tanh there are.
     """
 
     hidden: int = 1024

@@ -40,8 +40,8 @@ class Result(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Estimator(Component):
-    """One estimator. Those built in read fields of the whole config; the fields of one of your own are in
-    config.eval.CLASS, in lower case.
+    """An estimator of a model's likelihood. Those built in read fields of the whole config; the fields of one
+    of your own are in config.eval.CLASS, in lower case.
 
     Attributes:
       needs: what the model must be able to do.

@@ -26,7 +26,7 @@ Not in the file, and to be set as there: gamma_min ({gamma_min}), gamma_max ({ga
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, path: str) -> None:
-    """Writes the workdir, with a checkpoint of step 0, and imported.json.
+    """Makes the workdir from the weights --input: a checkpoint of step 0, and imported.json.
 
     Args:
       path: the workdir of a run, a folder that --mode=export wrote, or a checkpoint of google-research/vdm.

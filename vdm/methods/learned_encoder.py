@@ -179,7 +179,7 @@ class Learned(MeanTransform):
 
 @dataclasses.dataclass(frozen=True)
 class DiffEnc(Diffusion):
-    """A Diffusion whose x_t is that of `encoder`."""
+    """A VDM whose x_t is that of `encoder` (DiffEnc: Nielsen et al. 2024)."""
 
     encoder: MeanTransform = Identity()
 

@@ -23,7 +23,7 @@ from vdm.objective import Objective
 @dataclasses.dataclass(frozen=True)
 class LeastVariance(Objective):
     """The negative ELBO; but the schedule's interior, which changes no mean of it, minimises the variance of
-    the diffusion term."""
+    the diffusion term (VDM app. I.2)."""
 
     needs: ClassVar[frozenset[Ability]] = frozenset({Ability.TIME, Ability.INTERIOR})
     is_elbo: ClassVar[bool] = True

@@ -26,7 +26,7 @@ from vdm.runtime import randomness
 
 
 class Multivariate(Schedule):
-    """A schedule for each value of an image (their sec. 3.2).
+    """A γ for each value of an image, bent by the context of a MuLAN (Sahoo et al. 2024, sec. 3.2).
 
     γ_i(t) = γ_0 + (γ_1 − γ_0) f_i(t)/f_i(1), with f_i(t) = ∫_0^t (a τ² + b τ + d)² + δ dτ, where a, b
     and d are learned for each value, and shifted by a linear map of the context where there is
@@ -79,11 +79,13 @@ class Posterior(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class MuLAN(Diffusion):
-    """A Diffusion with a context (their sec. 3.3). A batch has it as "context", and it is the last part of
-    the condition.
+    """A VDM with a context, a learned latent of each image that bends its schedule (MuLAN: Sahoo et al. 2024,
+    sec. 3.3).
+
+    A batch has it as "context", and it is the last part of the condition.
 
     Attributes:
-      context: how many numbers it has.
+      context: how many numbers the context has.
     """
 
     context: int = 8

@@ -36,7 +36,7 @@ class SecondOrder(Objective):
     γ' ‖ε̂ − ε‖² = γ' α² ‖v̂ − v‖², where v is dz/dγ divided by its size, α σ/2.
 
     Attributes:
-      coefficient: λ of the second-order term λ ½ γ'(t) (tr M)²/(d q(t)); theirs is 0.1.
+      coefficient: λ of the second-order term λ ½ γ'(t) (tr M)²/(d q(t)); 0.1 in the authors' code.
     """
 
     coefficient: float = 0.1

@@ -89,13 +89,16 @@ def spline(
 
 @dataclasses.dataclass(frozen=True)
 class Dequantised(Model):
-    """A VDM and q(u|x). Its config fields are those of Diffusion, and `layers`, `bins` and `width`.
+    """A VDM that is not trained, and a flow q(u|x) that is, which draws a point in the cell of an image's
+    levels (Ho et al. 2019).
+
+    Its config fields are those of Diffusion, and `layers`, `bins` and `width`.
 
     Attributes:
       vdm: what is not trained.
-      layers: maps of q.
-      bins: parts of their splines.
-      width: channels of their networks.
+      layers: maps of q(u|x).
+      bins: parts of the splines of q(u|x).
+      width: channels of the networks of q(u|x).
     """
 
     vdm: Diffusion

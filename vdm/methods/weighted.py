@@ -33,8 +33,8 @@ class Weighted(Objective):
                      −log(1 − σ²) = 0.1 τ + ½ (20 − 0.1) τ²
 
     Attributes:
-      weighting: one of these.
-      shift: of sigmoid.
+      weighting: w: sigmoid, edm_monotone, edm, flow_matching or soft_truncation.
+      shift: of the weighting sigmoid.
     """
 
     weighting: str = "sigmoid"

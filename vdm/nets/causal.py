@@ -106,15 +106,18 @@ def attend_kept(
 
 
 class Causal(nn.Module, Component):
-    """See the module's docstring. Dropout is of each layer's two residual branches.
+    """A causal transformer over the values of an image, with dropout of each layer's two residual branches.
 
     Attributes:
       tokens: values of a sequence.
       vocab_size: levels of a value. The logits of each start at zero.
       unroll: see layers.scan.
-      depth, width: layers, and their channels.
+      depth: how many layers.
+      width: channels of a layer.
+      dropout: share of a layer's activations that is dropped.
       heads: attention heads.
-      dtype, remat: see network.Layered.
+      dtype: of the products: float32 or bfloat16. Parameters are float32.
+      remat: what a layer keeps for its gradient: none, dots or block (layers.remat).
     """
 
     tokens: int

@@ -13,7 +13,9 @@ from vdm.parameters import Role, alike
 
 
 class Network(nn.Module, Component):
-    """A Flax module that is called with
+    """A Flax module from images to images.
+
+    It is called with
 
       z: float32 [batch, height, width, channels],
       time: [batch], in about [0, 1],
@@ -99,7 +101,7 @@ class Layered(Network):
       width: channels of a layer.
       dropout: share of a layer's activations that is dropped.
       fourier: how many frequencies of Fourier features there are, each half of the one before (VDM app. C.3).
-      highest: the first of them, in cycles per unit of z; 0 for V/2, the lattice of the V levels.
+      highest: the highest frequency, in cycles per unit of z; 0 for V/2, the lattice of the V levels.
       dtype: of the products: float32 or bfloat16. Parameters are float32.
       remat: what a layer keeps for its gradient: none, dots or block (layers.remat).
     """

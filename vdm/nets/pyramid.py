@@ -32,13 +32,13 @@ class Block(nn.Module):
 
 
 class Pyramid(Network):
-    """See the module's docstring.
+    """A U-Net of several resolutions, the finest of squares of pixels, so that its cost per image is small.
 
     Attributes:
-      scales: resolutions.
-      depth: blocks of the first on the way down, and on the way up.
-      coarse: blocks of each other one on the way down, and on the way up.
-      width: channels of the first.
+      scales: how many resolutions there are.
+      depth: blocks of the first resolution on the way down, and on the way up.
+      coarse: blocks of each other resolution on the way down, and on the way up.
+      width: channels of the first resolution.
       patch: side of a square of pixels; with 2^(scales − 1) it divides height and width.
       dropout: share of a block's activations that is dropped.
       dtype: of the convolutions: float32 or bfloat16.

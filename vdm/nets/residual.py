@@ -12,7 +12,9 @@ from vdm.nets.network import check_layers
 
 
 class Residual(nn.Module, Component):
-    """[batch, any] to float32 [batch, outputs], given, when dropout is on, `keys` [batch].
+    """A residual network from vectors to vectors: [batch, any] to float32 [batch, outputs].
+
+    When dropout is on, it is given `keys` [batch].
 
     Attributes:
       outputs: how many numbers come out.

@@ -56,7 +56,7 @@ class Layer(nn.Module):
 
 
 class Transformer(Layered):
-    """See the module's docstring. Dropout is of each layer's two residual branches.
+    """A small diffusion transformer (Peebles & Xie 2023), with dropout of each layer's two residual branches.
 
     Attributes:
       heads: attention heads.

@@ -164,11 +164,11 @@ MIDDLE = ("middle_0", "middle_attention", "middle_1")
 
 
 class UNet(Layered):
-    """See the module's docstring. Dropout is of each block's inner activations.
+    """The paper's U-Net of one resolution (VDM app. B), with dropout of each block's inner activations.
 
     Attributes:
-      attention: middle, or everywhere.
-      heads: of the attention.
+      attention: where there is attention: in the middle, or everywhere.
+      heads: attention heads.
     """
 
     attention: str = "middle"

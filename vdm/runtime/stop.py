@@ -1,4 +1,4 @@
-"""How a process is asked to end: Ctrl-C, SIGTERM, SIGUSR1."""
+"""How a process is asked to end, by Ctrl-C, SIGTERM or SIGUSR1; and its exit codes."""
 
 import math
 import os
@@ -12,8 +12,20 @@ from tqdm import tqdm
 
 from vdm.errors import Stopped
 
-CTRL_C = 130  # the exit codes: of a process that Ctrl-C ended,
-QUEUE_AGAIN = 75  # and of one that may be queued again: EX_TEMPFAIL of sysexits.h
+DONE, FAILED, BAD_INPUT = 0, 1, 2
+QUEUE_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
+CTRL_C = 130
+
+# What each exit code says of a run or a study.
+EXIT_CODES = {
+    DONE: "all is done",
+    FAILED: "the machine failed, and with that mended the same command goes on; a run of a study failed; or "
+    "--rerun found other numbers",
+    BAD_INPUT: "bad input; one line says the value, what is accepted, and how to mend it",
+    QUEUE_AGAIN: "asked to end by SIGTERM or SIGUSR1, or left by another process; saved where that was "
+    "possible. Queue it again",
+    CTRL_C: "ended by Ctrl-C",
+}
 
 NOT_ASKED = 0  # in place of a signal
 GRACE = 1.0  # seconds for Python to end by itself after Ctrl-C
@@ -129,7 +141,7 @@ def leave(code: int, with_others: bool) -> None:
     """Ends the process at once. It waits for no thread, such as a compilation or a save that failed; and a
     signal while Python tidies up would change the exit code. Of many processes, each waits for the others
     where all went well."""
-    if with_others and code in (0, QUEUE_AGAIN):
+    if with_others and code in (DONE, QUEUE_AGAIN):
         sys.exit(code)
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -36,4 +36,4 @@ def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> Sequence[path
 
 
 if __name__ == "__main__":
-    study.main(__doc__, grid, results_of, config="", seeds=3)
+    study.main(__doc__, grid, results_of, config="", seeds=study.SEEDS)

@@ -9,6 +9,7 @@ from absl import flags, logging
 
 from vdm.errors import UserError, did_you_mean, one_line
 from vdm.reporting.text import print_to_pipe
+from vdm.runtime import stop
 
 
 def main(
@@ -17,8 +18,8 @@ def main(
     run: Callable[[list[str]], int | None],
     args: Sequence[str] | None = None,
 ) -> NoReturn:
-    """Reads `args`, and calls run(those that are no flags); exits with what it returns, or with 2 on bad
-    input.
+    """Reads `args`, and calls run(those that are no flags); exits with the code that it returns, or with
+    BAD_INPUT or CTRL_C.
 
     Args:
       doc: the study's docstring, for --help.
@@ -28,15 +29,15 @@ def main(
     args = sys.argv[1:] if args is None else args
     if any(re.fullmatch("--?h(elp(=true)?)?", arg) for arg in args):
         print_to_pipe(f"{doc}\n{values.get_help()}")
-        sys.exit(0)
+        sys.exit(stop.DONE)
     logging.set_verbosity(logging.ERROR)  # the libraries' own reports are not the study's
     try:
         sys.exit(run(parse(values, args)))
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(stop.BAD_INPUT)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(stop.CTRL_C)
 
 
 def parse(values: flags.FlagValues, args: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a study's folder says of itself: study.json."""
+"""What is in a study's folder, and what it says of itself: study.json."""
 
 from collections.abc import Collection, Mapping, Sequence
 import dataclasses
@@ -14,6 +14,22 @@ from vdm.errors import UserError, require
 from vdm.runtime.atomic import write_text
 from vdm.sweep.output import make_folder
 from vdm.sweep.variants import Fields
+
+# The files of a study's folder and what they are, as workdir.FILES.
+FILES = {
+    "study.json": "the flags and the base config, so that the study goes on by `--workdir` alone",
+    "VARIANT-SEED/": "the workdir of a run",
+    "differences.md, differences.csv, differences.tex": "a row for each variant: bits/dim, and its "
+    "difference from the baseline",
+    "table.md, table.csv": "a row for each variant: bits/dim, terms, steps and seconds",
+    "table_runs.csv": "the same of each run",
+    "curves.png, curves.pdf": "the curves of all variants",
+    "curves.txt": "their caption",
+    "budget.json": "what a step of each variant costs, with `--minutes`",
+    "submitit/": "the files of submitit, with `--cluster`",
+    "mlflow.db, mlartifacts/": "the runs as MLflow keeps them, with `--config.loggers=mlflow`",
+    ".aim/": "the runs as Aim keeps them, with `--config.loggers=aim`",
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ from absl import flags
 
 from vdm import commandline, config as config_lib
 from vdm.errors import one_of, require
+from vdm.runtime import stop
 from vdm.sweep import (
     budget,
     cluster,
@@ -35,12 +36,18 @@ from vdm.sweep import (
     variants,
 )
 
+SEEDS = 3  # of a study that flags alone describe
+
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
     "workdir", None, "Folder of the study: its results, and a workdir for each run.", flag_values=FLAGS
 )
 flags.DEFINE_integer(
-    "seeds", 2, "How many runs of each variant, of seeds 0, 1, …", lower_bound=1, flag_values=FLAGS
+    "seeds",
+    SEEDS,
+    "How many runs of each variant, of seeds 0, 1, …; a study that is a file may have another default.",
+    lower_bound=1,
+    flag_values=FLAGS,
 )
 flags.DEFINE_multi_string(
     "variant",
@@ -64,11 +71,12 @@ flags.DEFINE_float(
 flags.DEFINE_list(
     "panels",
     [],
-    "Of curves: step, images, seconds, operations, a term of the ELBO, variance, gamma, density; by default "
-    "step, seconds and the terms that change.",
+    "What the curves show: bits/dim of the test split against step, images seen, seconds, or operations "
+    "(with --minutes); a term of the ELBO, such as prior; variance, of a draw in training; gamma, γ(t); "
+    "density, where over γ the bits are. By default step, seconds, and the terms that change.",
     flag_values=FLAGS,
 )
-flags.DEFINE_list("log", [], "Axes of the curves of bits/dim that are logarithmic: x, y.", flag_values=FLAGS)
+flags.DEFINE_list("log", [], "Logarithmic axes of bits/dim and terms: x, y.", flag_values=FLAGS)
 flags.DEFINE_bool(
     "figures", False, "Draw tables and figures of the finished runs; start none.", flag_values=FLAGS
 )
@@ -129,7 +137,7 @@ def main(
     fields: Mapping[str, Any] | None = None,
     minutes: float | None = None,
 ) -> NoReturn:
-    """Runs a study from its command line, and exits: with 1 where a run failed, 2 on bad input.
+    """Runs a study from its command line, and exits (stop.EXIT_CODES).
 
     Args:
       doc: the study's docstring, for --help.
@@ -220,10 +228,10 @@ def study(
 
     if FLAGS.status:
         print(status.table(trials))
-        return 0
+        return stop.DONE
     if FLAGS.dry_run:
         print(dry_run(missing, workdir), end="\n" if missing else "")
-        return 0
+        return stop.DONE
     names = saved_lib.in_order(every, saved.names if saved else [])
     kept = saved_lib.Saved(
         plan.resolved(file), list(args), saved_lib.base_of(base), by_flags, names, baseline, FLAGS.seeds,
@@ -249,7 +257,7 @@ def study(
             )
         for folder, why in failed.items():
             print(f"  {folder.name}: {why} (see {folder / 'log.txt'})", file=sys.stderr)
-    return 1 if failed else 0
+    return stop.FAILED if failed else stop.DONE
 
 
 def check_flags() -> None:

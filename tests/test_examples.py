@@ -15,11 +15,11 @@ from diffusion_helpers import rng, small
 import exact
 from examples.beta_times import Beta
 from examples.certificate import Certificate
+from examples.clipped import Clipped
 from examples.edm import EDM
 from examples.euler import Euler
 from examples.huber import Huber
 from examples.log_variance import LogVariance
-from examples.mirrored import Mirrored
 from examples.power import Power
 from vdm import run as run_lib
 from vdm.data import dataset
@@ -103,17 +103,19 @@ def test_euler_solves_the_ode_of_a_gaussian():
     np.testing.assert_allclose(z_0, z_1 * np.sqrt(variance(-6.0) / variance(5.0)), rtol=2e-3)
 
 
-@pytest.mark.parametrize("axis", ["rows", "columns"])
-def test_mirrored_treats_an_image_as_its_mirror_image(axis):
+def test_clipped_has_no_value_beyond_its_limit():
     plain, params, _ = small(**{"model.parameterisation": "v"})
     params = jax.tree.map(lambda v: v + 0.1 * jax.random.normal(jax.random.key(1), v.shape), params)
     fields = {field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)}
-    model = Mirrored(**fields, axis=axis)
-    z, gamma = jax.random.normal(jax.random.key(0), (3, 4, 4, 1)), jnp.array([-5.0, 0.0, 3.0])
-    turn = lambda z: jnp.flip(z, 1 if axis == "rows" else 2)
-    of = lambda model, z: model.eps_hat(params, z, gamma, None)
-    np.testing.assert_allclose(of(model, turn(z)), turn(of(model, z)), rtol=1e-4, atol=1e-5)
-    assert np.abs(of(plain, turn(z)) - turn(of(plain, z))).max() > 0.01
+    z, gamma = jax.random.normal(jax.random.key(0), (3, 4, 4, 1)), np.array([-5.0, 0.0, 3.0])
+    sigma = np.sqrt(1.0 / (1.0 + np.exp(-gamma)))[:, None, None, None]
+    alpha = np.sqrt(1.0 - sigma**2)
+    free, clipped = (
+        (z - sigma * model.eps_hat(params, z, jnp.float32(gamma), None)) / alpha
+        for model in (plain, Clipped(**fields, limit=0.3))
+    )
+    assert np.abs(free).max() > 0.5
+    np.testing.assert_allclose(clipped, np.clip(free, -0.3, 0.3), atol=1e-5)
 
 
 # ---- the certificate, where log p(x) is known ------------------------------------------------

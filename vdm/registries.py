@@ -16,6 +16,7 @@ KINDS: dict[str, tuple[str, dict[str, str]]] = {
             "mhvae": "vdm.baselines.mhvae:MHVAE",
             "latent": "vdm.baselines.latent:LatentDiffusion",
             "diffenc": "vdm.methods.learned_encoder:DiffEnc",
+            "mirrored": "vdm.methods.mirrored:Mirrored",
             "mulan": "vdm.methods.multivariate:MuLAN",
             "dequantised": "vdm.methods.variational_dequantisation:Dequantised",
         },

@@ -26,14 +26,14 @@ FORKS = {
     "huber": {"objective.name": "examples.huber:Huber", "objective.delta": 2.0},
     "stripes": {"data.name": "examples.stripes:Stripes", "data.noise": 1.0},
     "lion": {"optimizer.name": "examples.lion:Lion", "optimizer.weight_decay": 0.1},
-    "mirrored": {"model.name": "examples.mirrored:Mirrored", "model.axis": "rows"},
+    "clipped": {"model.name": "examples.clipped:Clipped", "model.limit": 0.9},
     "log_variance": {"objective.name": "examples.log_variance:LogVariance", "objective.features": 8},
     "euler": {"model.sampler.name": "examples.euler:Euler"},
 }
 # Which of them make one run, and what else it needs.
 RUNS = {
     "parts": (("power", "mixer", "edm", "beta_times", "huber", "stripes", "lion"), {}),
-    "methods": (("mirrored", "log_variance", "euler"), {"model.schedule.name": "fixed_linear"}),
+    "methods": (("clipped", "log_variance", "euler"), {"model.schedule.name": "fixed_linear"}),
 }
 CERTIFICATE = "examples.certificate:Certificate"
 

@@ -2,7 +2,7 @@
 
 `Diffusion.bound` is the ELBO: VDM eq. 11, equation (21) of the lecture (docs/derivation.md). Its formulas are
 here and in schedule.py, process.py, decoder.py and denoiser.py. A method of another paper derives from
-Diffusion (vdm/methods/, examples/mirrored.py), or is one of its parts.
+Diffusion (vdm/methods/, examples/clipped.py), or is one of its parts.
 """
 
 from collections.abc import Callable

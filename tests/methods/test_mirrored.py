@@ -1,0 +1,57 @@
+"""The mirrored model: symmetric where it is evaluated, and one evaluation of the network in training."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_helpers import rng, small
+from vdm.methods.mirrored import Mirrored
+
+
+def both():
+    """A VDM, and the mirrored one with the same fields; parameters, and a batch."""
+    plain, params, batch = small(**{"model.parameterisation": "v"})
+    params = jax.tree.map(lambda v: v + 0.1 * jax.random.normal(jax.random.key(1), v.shape), params)
+    fields = {field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)}
+    return plain, Mirrored(**fields), params, batch
+
+
+def test_an_image_is_treated_as_its_mirror_image(single):
+    plain, mirrored, params, _ = both()
+    z, gamma = jax.random.normal(jax.random.key(0), (3, 4, 4, 1)), jnp.array([-5.0, 0.0, 3.0])
+    turn = lambda z: jnp.flip(z, 2)
+    of = lambda model, z: model.eps_hat(params, z, gamma, None)
+    np.testing.assert_allclose(of(mirrored, turn(z)), turn(of(mirrored, z)), rtol=1e-4, atol=1e-5)
+    assert np.abs(of(plain, turn(z)) - turn(of(plain, z))).max() > 0.01
+
+
+def test_training_is_that_of_the_plain_model(single):
+    plain, mirrored, params, batch = both()
+    terms = [
+        [model.draw(params, rng(2), batch, train=train).terms["diffusion"] for train in (True, False)]
+        for model in (plain, mirrored)
+    ]
+    np.testing.assert_array_equal(terms[0][0], terms[1][0])
+    assert np.abs(terms[0][1] - terms[1][1]).max() > 1e-3
+
+
+def test_its_error_is_no_larger_than_the_mean_of_the_two():
+    """‖ε − ½(a + b)‖² ≤ ½‖ε − a‖² + ½‖ε − b‖², so the ELBO of an image and its mirror image falls."""
+    plain, mirrored, params, batch = both()
+    turned = batch | {"image": np.flip(batch["image"], 2)}
+
+    class Turned:  # the noise of `rng`, turned as the images are
+        def __init__(self, of):
+            self._of = of
+
+        def __getattr__(self, name):
+            return getattr(self._of, name)
+
+        def normal(self, *args):
+            return jnp.flip(self._of.normal(*args), 2)
+
+    of = lambda model, noise, images: model.draw(params, noise, images).terms["diffusion"]
+    mean = 0.5 * (of(plain, rng(2), batch) + of(plain, Turned(rng(2)), turned))
+    assert np.all(of(mirrored, rng(2), batch) < mean)

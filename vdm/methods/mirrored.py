@@ -1,0 +1,33 @@
+"""A VDM under which an image is as likely as its mirror image, as among photographs.
+
+ε̂ is the mean of ε̂ of an image and of its mirror image, so that errors of the network that are not the same
+for both cancel in part. It costs two evaluations of the network for one. In training the network is
+evaluated once, on images that are mirrored at random (config.data.augment = "flip").
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from vdm.diffusion.model import Diffusion
+
+
+@dataclasses.dataclass(frozen=True)
+class Mirrored(Diffusion):
+    """See the module's docstring: columns from left to right, or from right to left."""
+
+    def draw(self, params, rng, batch, train=False, times=None):
+        if not train:
+            return super().draw(params, rng, batch, train, times)
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(Diffusion)}
+        return Diffusion(**fields).draw(params, rng, batch, train, times)
+
+    def eps_hat(self, params, z_t, gamma, condition, dropout_keys=None):
+        gamma_of_mirror = _mirror(gamma) if gamma.ndim > 1 else gamma
+        own = super().eps_hat(params, z_t, gamma, condition, dropout_keys)
+        mirror = super().eps_hat(params, _mirror(z_t), gamma_of_mirror, condition, dropout_keys)
+        return 0.5 * (own + _mirror(mirror))
+
+
+def _mirror(image):
+    return jnp.flip(image, 2)

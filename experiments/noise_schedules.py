@@ -6,8 +6,10 @@ In continuous time the schedule changes no mean of the ELBO, but the variance of
 the training; unless each value of an image has noise of its own (multivariate). The interior of learned_net
 and multivariate is trained by the ELBO itself, that of min_variance, which is the same network, and of
 piecewise for the least variance. Each schedule is trained under the config's parameterisation, and two of
-them under the others too. Writes the table and the curves of the runs, and figures of γ(t) and SNR(t) before
-and after training, of where in t the loss is, and of the variance of one draw of the loss over training.
+them under the others too; multivariate under ε, where the config's own needs one γ for an image. Times are
+stratified: drawn by importance, they would make up for the schedule. Writes the table and the curves of the
+runs, and figures of γ(t) and SNR(t) before and after training, of where in t the loss is, and of the variance
+of one draw of the loss over training.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +21,7 @@ from ml_collections import ConfigDict
 import numpy as np
 from tqdm import tqdm
 
-from vdm import run as run_lib, workdir as workdir_lib
+from vdm import component, run as run_lib, workdir as workdir_lib
 from vdm.contract import bits_per_dim
 from vdm.diffusion.times import IID
 from vdm.estimate import standard_error
@@ -57,10 +59,13 @@ def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
         if name in LEAST_VARIANCE:
             found[name]["objective.name"] = "least_variance"
     found["multivariate_context"] = found["multivariate"] | {"model.name": "mulan", "model.context": 8}
-    for other in sorted({"eps", "v"} - {config.model.parameterisation.name}):
-        for name in TWO:
+    own = config.model.parameterisation.name
+    per_value = [name for name in found if name.startswith("multivariate")]
+    one_gamma = component.find("parameterisation", own, "config.model.parameterisation.name").one_gamma
+    for other in sorted({"eps", "v"} - {own}):
+        for name in [*TWO, *(per_value if one_gamma and other == "eps" else ())]:
             found[f"{name}_{other}"] = found[name] | {"model.parameterisation": other}
-    return found
+    return {name: fields for name, fields in found.items() if not (one_gamma and name in per_value)}
 
 
 def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> list[pathlib.Path]:
@@ -167,4 +172,11 @@ def plot_variance(
 
 
 if __name__ == "__main__":
-    study.main(__doc__, grid, results_of, config="configs/digits.py", seeds=2, fields=study.SHORT)
+    study.main(
+        __doc__,
+        grid,
+        results_of,
+        config="configs/digits.py",
+        seeds=2,
+        fields=study.SHORT | {"model.times": "stratified"},
+    )

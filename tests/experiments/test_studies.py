@@ -24,6 +24,7 @@ from vdm import run as run_lib, workdir as workdir_lib
 from vdm.contract import bits_per_dim
 from vdm.data.batches import eval_batches
 from vdm.data.dataset import Spec
+from vdm.diffusion.denoiser import Eps
 from vdm.runtime.randomness import Rng
 from vdm.sweep import plan, workdirs
 
@@ -118,11 +119,30 @@ def test_studies_write_tables_and_figures(workdir, tmp_path):
     assert [row["evaluated"] for row in rows] == ["T=10", "T=inf"] and rows[0]["trained"] == "piecewise"
 
 
+@pytest.mark.parametrize("file, spec", [("digits", ((8, 8, 1), 17)), ("cifar10_laptop", ((32, 32, 3), 256))])
 @pytest.mark.parametrize("study", STUDIES)
-def test_grids_set_fields_that_there_are(study, tmp_path):
-    trials = plan.make_trials(study.grid, "configs/digits.py", ["--config.train.keep=3"], tmp_path, 1)
+def test_grids_describe_models_that_can_be_built(study, file, spec, tmp_path):
+    given = ["--config.train.keep=3"]
+    trials = plan.make_trials(study.grid, f"configs/{file}.py", given, tmp_path, 1)
     assert len({str(trial.config) for trial in trials}) == len(trials) >= 4
     assert all(trial.config.train.keep == 3 for trial in trials)
+    for trial in trials:
+        run_lib.build_model(trial.config, Spec(*spec, 10))
+
+
+def test_waves_change_what_the_network_is_given_and_nothing_else():
+    z, gamma = jax.random.normal(jax.random.key(0), (2, 4, 4, 1)), jnp.array([-3.0, 1.0])
+    seen = []
+
+    def net(given):
+        seen.append(given)
+        return given[..., :1] + given[..., -1:]
+
+    found = fourier_features.EpsOfWaves().eps_hat(net, z, gamma[:, None, None, None], {}, 16)
+    waves = [wave(2.0 * np.pi * f * z) for wave in (np.sin, np.cos) for f in (8.0, 4.0)]
+    np.testing.assert_allclose(seen[0], np.concatenate([z, *waves], axis=-1), atol=2e-5)
+    of_eps = Eps().eps_hat(lambda given: given + waves[-1], z, gamma[:, None, None, None], {}, 16)
+    np.testing.assert_allclose(found, of_eps, atol=2e-5)
 
 
 def test_other_schedules_between_the_ends_that_were_learned():

@@ -1,7 +1,7 @@
 """A U-Net of several resolutions, whose cost per image is small: convolutions of squares of pixels.
 
 The first resolution is that of `patch` × `patch` squares of pixels, read as channels; each next one is half
-as fine and half a width wider. Nothing is normalised, as the size of what comes in says how certain it is.
+as fine, with as many channels. Nothing is normalised, as the size of what comes in says how certain it is.
 """
 
 from flax import linen as nn
@@ -38,7 +38,7 @@ class Pyramid(Network):
       scales: how many resolutions there are.
       depth: blocks of the first resolution on the way down, and on the way up.
       coarse: blocks of each other resolution on the way down, and on the way up.
-      width: channels of the first resolution.
+      width: channels of each resolution.
       patch: side of a square of pixels; with 2^(scales − 1) it divides height and width.
       dropout: share of a block's activations that is dropped.
       dtype: of the convolutions: float32 or bfloat16.
@@ -57,7 +57,7 @@ class Pyramid(Network):
         accept("scales", self.scales >= 1, "1 or more")
         accept("coarse", self.coarse >= 1, "1 or more")
         accept("patch", self.patch >= 1, "1 or more")
-        accept("width", self.width % 4 == 0, "a multiple of 4")
+        accept("width", self.width % 2 == 0, "a multiple of 2")
         height, width, _ = self.shape
         coarsest = self.patch * 2 ** (self.scales - 1)
         accept(
@@ -78,7 +78,6 @@ class Pyramid(Network):
     @nn.compact
     def __call__(self, z, time, condition=None, keys=None):
         dtype = jnp.dtype(self.dtype)
-        widths = [self.width + scale * self.width // 2 for scale in range(self.scales)]
         embedding = Embedding(self.width)(time, condition)
         number = 0
 
@@ -89,15 +88,15 @@ class Pyramid(Network):
                 number += 1
             return h
 
-        h = nn.Dense(widths[0])(fold(z, self.patch)).astype(dtype)
+        h = nn.Dense(self.width)(fold(z, self.patch)).astype(dtype)
         skips = []
-        for scale, width in enumerate(widths[1:]):
+        for scale in range(self.scales - 1):
             h = blocks(h, scale)
             skips.append(h)
-            h = nn.Dense(width, dtype=dtype)(fold(h, 2))
+            h = nn.Dense(self.width, dtype=dtype)(fold(h, 2))
         h = blocks(h, self.scales - 1)
         for scale, skip in reversed(list(enumerate(skips))):
-            h = blocks(skip + unfold(nn.Dense(4 * skip.shape[-1], dtype=dtype)(h), 2), scale)
+            h = blocks(skip + unfold(nn.Dense(4 * self.width, dtype=dtype)(h), 2), scale)
         h = swish(h.astype(jnp.float32))
         out = nn.Dense(self.patch**2 * self.out_channels, kernel_init=ZEROS)(h)
         return unfold(out, self.patch)

@@ -16,7 +16,7 @@ from vdm.errors import UserError
 
 TEXTS = {
     str(path.relative_to(ROOT)): path.read_text()
-    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 }
 BLOCK = re.compile(r"^```[\s\S]*?^```$|(?:^    .*\n)+", re.MULTILINE)  # fenced, or indented
 SPAN = re.compile(r"`([^`]+)`")

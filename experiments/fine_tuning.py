@@ -31,7 +31,7 @@ FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "Folder of the study.", flag_values=FLAGS)
 flags.DEFINE_list("base", [], "Workdirs of finished runs that differ in their seed.", flag_values=FLAGS)
 flags.DEFINE_integer("steps", 200, "Of training on.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_float("learning_rate", 1e-3, "Of training on, but for q(u|x).", flag_values=FLAGS)
+flags.DEFINE_float("learning_rate", 1e-3, "Of training on, except for q(u|x).", flag_values=FLAGS)
 flags.DEFINE_integer(
     "images", 120, "Test images that the ODE is solved for.", lower_bound=2, flag_values=FLAGS
 )

@@ -116,7 +116,7 @@ def measure(folder: pathlib.Path) -> Measured:
 
 
 def integrate(model: VAE, params: Params, images: Images) -> Sums:
-    """The Sums over a grid of z, in float64 but for the networks."""
+    """The Sums over a grid of z, in float64 except for the networks."""
     size = model.latent
     axis = np.linspace(-HALF, HALF, POINTS[size])
     z = np.stack(np.meshgrid(*[axis] * size, indexing="ij"), axis=-1).reshape(-1, size)

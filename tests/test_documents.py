@@ -109,7 +109,7 @@ FIELD = r"(?:--|^|(?<=[=' ]))config\.([a-z0-9_.]+)(?![\w(])"  # in capitals, a n
 
 
 def flags_of(module):
-    """The flags of a module that can be run, but for those of the config: its own, or those of a study."""
+    """The flags of a module that can be run, except for those of the config: its own, or those of a study."""
     found = importlib.import_module(module)
     if hasattr(found, "__path__"):
         found = importlib.import_module(f"{module}.__main__")

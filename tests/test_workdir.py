@@ -94,7 +94,7 @@ def test_a_field_is_harmless_by_its_whole_name():
     assert workdir_lib.differences({"a": 1}, {"b": 2}) == [("a", 1, None), ("b", None, 2)]
 
 
-# ---- components of one's own ---------------------------------------------------------
+# ---- components of your own ---------------------------------------------------------
 
 CODE = """
 from vdm.diffusion.schedule import Schedule

@@ -44,7 +44,7 @@ class Component:
 
 
 def fields(cls: Any) -> dict[str, Any]:
-    """The dataclass fields of `cls` that have a default, but for its sections and Flax's own."""
+    """The dataclass fields of `cls` that have a default, except for its sections and Flax's own."""
     others = ("parent", "name", *cls.sections)
     return {
         field.name: field.default

@@ -225,7 +225,7 @@ def show_help() -> None:
 
 
 def report(unraisable: Any) -> None:
-    """Python's report of an exception that nobody can catch, but for what TensorStore has after each write
+    """Python's report of an exception that nobody can catch, except for what TensorStore has after each write
     that failed: that is reported where it was asked for."""
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)

@@ -18,9 +18,10 @@ class Role:
 
     Attributes:
       decayed: whether weight decay draws it towards zero.
-      matrix: the axes that a matrix sums over, and those of what it gives; any other axis counts matrices.
-        None where it is none that Muon should make orthogonal.
-      interior: whether it bends a noise schedule between its end points. It is clipped apart from all others.
+      matrix: the axes that a matrix sums over, and those of its result; any other axis counts matrices. None
+        for a parameter whose updates Muon should leave to its other optimiser.
+      interior: whether it bends a noise schedule between its end points. Its gradient is clipped apart from
+        that of all others.
       fixed: whether it stays as it starts.
     """
 

@@ -99,7 +99,7 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
 
 
 def read_raw(workdir: pathlib.Path) -> dict[str, Any]:
-    """config.json as it stands, but for what older versions named otherwise.
+    """config.json as it stands, except for what older versions named otherwise.
 
     Raises:
       UserError: it is not there or damaged.

@@ -8,7 +8,7 @@ Targets are TPU v4, v5e, v5p and v6e with a topology (v5p:2x2x1), and a100, h100
 Prints a table, and writes it to accelerators.md, with all numbers in accelerators.json.
 
 All numbers are of one device and of one step, or of one call of the other programs. They are read off the
-optimised program, but for "roofline", which is an estimate: the seconds of the operations or of the bytes
+optimised program, except for "roofline", which is an estimate: the seconds of the operations or of the bytes
 moved, whichever are more, at the peaks that the device's maker publishes.
 """
 

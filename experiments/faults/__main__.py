@@ -209,7 +209,7 @@ def choose(target: Target, draw: random.Random, count: int) -> Fault:
 
 
 def contents(workdir: pathlib.Path) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
-    """Every array of the newest checkpoint by name, and the lines of metrics.jsonl but for what the clock
+    """Every array of the newest checkpoint by name, and the lines of metrics.jsonl except for what the clock
     says."""
     import jax
     import numpy as np

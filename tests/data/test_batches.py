@@ -165,7 +165,7 @@ READS = []
 
 @dataclasses.dataclass(frozen=True)
 class Own(Source):
-    """A source of one's own that reads a file."""
+    """A source of your own that reads a file."""
 
     path: str = ""
     value: int = 0

@@ -188,7 +188,7 @@ def test_bad_fields_are_refused(fields, text, seventeen):
         load(section("npz", data_dir=seventeen, **fields))
 
 
-# ---- one's own -------------------------------------------------------------------------
+# ---- your own -------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)

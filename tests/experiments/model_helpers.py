@@ -14,7 +14,7 @@ from vdm.runtime.checkpoint import Checkpoints
 
 
 def tiny_config(name, **fields):
-    """The config of a model, with what TINY changes but for its network's kind."""
+    """The config of a model, with what TINY changes except for its network's kind."""
     tiny = {key.removeprefix("config."): value for key, value in TINY.items() if key.startswith("config.")}
     del tiny["model.net.name"], tiny["model.sample_steps"]
     return make_config(tiny | fields, f"configs/{name}.py")

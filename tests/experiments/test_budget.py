@@ -56,7 +56,7 @@ def test_products_of_a_gradient(size):
 
 def test_cost_of_a_step():
     """Of a network of wide layers, nearly all operations are the multiply-adds of its products: one for each
-    number of a matrix and each image forward, and two backward, but for the first layers' inputs."""
+    number of a matrix and each image forward, and two backward, except for the first layers' inputs."""
     fields = {"model.net.name": "mlp", "model.net.width": 512, "train.batch_size": 64, "train.substeps": 3}
     config = tiny_config("digits", **fields)
     found = cost.measure(config)

@@ -82,7 +82,7 @@ def test_each_model_has_one_number_in_a_figure(tmp_path, panels):
 
 
 def test_panels_that_say_nothing_are_left_out(tmp_path, panels):
-    """A term that stays as it is, and one that is the ELBO but for such a term."""
+    """A term that stays as it is, and one that is the ELBO except for such a term."""
     rows = [
         line(s, 2.0 + 1 / s, terms=("diffusion",)) | {"prior": 0.003, "prior_se": 0.0} for s in (100, 200)
     ]

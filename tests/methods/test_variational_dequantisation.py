@@ -41,7 +41,7 @@ def mass(gamma):
 
 
 def bound(model, params, gamma, count=4_000):
-    """E_q[log p(z) − log q(z)] of each level, by a grid of the uniform numbers; float64 but for q."""
+    """E_q[log p(z) − log q(z)] of each level, by a grid of the uniform numbers; float64 except for q."""
     v = ((np.arange(count) + 0.5) / count).astype(np.float32)
     found, apply = [], jax.jit(model.cells.apply)
     for level in X:

@@ -105,7 +105,7 @@ def test_a_state_in_shares_is_trained_as_a_whole_one(net, monkeypatch):
     """To rounding; each device holds an eighth of each large array, before and after, and of the average."""
     monkeypatch.setattr(devices, "SMALL", 64)
     # By importance, rounding may move a time over the edge of a bin, to another density;
-    # and of a gradient that is 0 but for rounding, Adam would make a step.
+    # and of a gradient that is 0 except for rounding, Adam would make a step.
     changes = {"model.net.name": net, "model.times": "stratified", "optimizer.eps": 1e-3}
     shares, whole = (trained(kind, 8, **changes) for kind in ("fsdp", "pmap"))
     assert_close(shares, whole)

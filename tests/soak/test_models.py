@@ -17,7 +17,7 @@ MODELS = ("naive", "autoregressor", "vae", "mhvae", "latent")
 
 
 def tiny(name):
-    """The config of a model, with what TINY changes, but for the kind of its network and what it has not."""
+    """The config of a model, with the changes of TINY to fields that it has, and its own kind of network."""
     fields = {k.removeprefix("config."): v for k, v in TINY.items() if k.startswith("config.")}
     del fields["model.net.name"]
     if name not in ("digits", "latent"):

@@ -120,7 +120,7 @@ def slurm():
 
 
 def processes():
-    """(pid, name, environment) of all that belong to the Slurm of this module, but for this one."""
+    """(pid, name, environment) of all that belong to the Slurm of this module, except for this one."""
     found = []
     for path in pathlib.Path("/proc").glob("[0-9]*"):
         try:

@@ -5,10 +5,10 @@ An encoder takes an image to a point μ(x) in a space of few numbers, and the ch
 
   q(z_t|x) = N(α_t μ(x), σ_t² I),    p(x, z_0 … z_1) = p(z_1) … p(z_s|z_t) … p(x|z_0).
 
-z_0 is the latent of the VAE. Its q(z_0|x) has one variance, σ_0², for all numbers, which is no restriction,
-as each number of μ(x) is scaled at will; and for all images, which is one. The bound is the VDM's
-(VDM eq. 11; lecture (21)), term by term, but for p(x|z_0). No gradient is stopped, so q(z|x), p(z) and p(x|z)
-are trained jointly on it.
+z_0 is the latent of the VAE. Its q(z_0|x) has the same variance σ_0² for all numbers of the latent, which
+costs nothing, as μ(x) can scale each number; and for all images, which is a restriction. The bound is the
+VDM's (VDM eq. 11; lecture (21)), term by term, with another p(x|z_0). No gradient is stopped: q(z|x), p(z)
+and p(x|z) are trained jointly on it.
 
 Conditioned on the label c, the chain is p(z|c). With p(c) uniform over the classes,
 p(x) ≥ p(x, c) = p(c) p(x|c), so that what the label costs, log classes, is a term of its own, and the sum

@@ -58,7 +58,7 @@ class MHVAE(Model):
     """A Markovian hierarchical VAE: a chain of latents.
 
     Attributes:
-      chain: q, and p but for p(z_T).
+      chain: q, and p except for p(z_T).
       vocab_size: levels of a value.
       timesteps: T, how many latents there are.
       restrictions: any of I, II, III, joined by commas.

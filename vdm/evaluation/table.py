@@ -107,14 +107,14 @@ def smallest_step(rows: Sequence[Row]) -> tuple[Row, Row] | None:
 
 
 def order_line(claim: str, above: Row, below: Row) -> str:
-    """Whether `above` is above `below`, image by image, but for three standard errors."""
+    """Whether `above` is above `below`, image by image, up to three standard errors."""
     mean, se = difference(above, below)
     verdict = "NO" if mean < -3.0 * se else "yes"
     return f"{claim}: {verdict}; least surely from {above.name} to {below.name}, by {mean:.4f} ± {se:.4f}."
 
 
 def agreement_line(claim: str, one: Row, other: Row) -> str:
-    """Whether two rows are the same on the images of both, but for three standard errors: how much that is,
+    """Whether two rows are the same on the images of both, up to three standard errors: how much that is,
     the line says, as nothing smaller can be seen."""
     mean, se = difference(one, other)
     verdict = "not known" if math.isnan(se) else f"yes, to {3.0 * se:.4f}" if abs(mean) <= 3.0 * se else "NO"

@@ -147,7 +147,7 @@ class Scaled(MeanTransform):
 class Learned(MeanTransform):
     """x_t = x + (1 − α_t²/α_0²) r(x, γ), r a network that starts at zero: so training starts at a VDM.
 
-    In DiffEnc x_t is α_t² x + σ_t² (r + x), which is this but for α_0² of nearly 1; it starts at Scaled.
+    In DiffEnc x_t is α_t² x + σ_t² (r + x), which is this except for α_0² of nearly 1; it starts at Scaled.
     E[x_t|z_t] is not known beside E[y|z_t], so there is no probability-flow ODE.
 
     Attributes:

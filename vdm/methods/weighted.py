@@ -19,7 +19,7 @@ WEIGHTINGS = ("sigmoid", "edm_monotone", "edm", "flow_matching", "soft_truncatio
 class Weighted(Objective):
     """The diffusion term times w(λ), λ = −γ the log SNR; the other terms as they are.
 
-    Where w does not fall in t (all but edm) this is, but for a constant, the ELBO of images with noise added,
+    Where w does not fall in t (all but edm) this is, up to a constant, the ELBO of images with noise added,
     averaged over how much (Kingma & Gao 2023, sec. 3). The constant is the prior term, whose weight would be
     w(γ_1): that is why the images themselves must be diffused, between ends that are not learned.
 
@@ -72,7 +72,7 @@ _EDM_MEAN, _EDM_SD, _EDM_DATA = 2.4, 2.4, 0.5
 
 
 def _edm(log_snr):
-    """EDM's weighting, but for its constant."""
+    """EDM's weighting, up to a constant."""
     normal = jnp.exp(-0.5 * jnp.square((log_snr - _EDM_MEAN) / _EDM_SD))
     return normal * (jnp.exp(-log_snr) + _EDM_DATA**2)
 

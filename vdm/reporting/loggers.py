@@ -1,7 +1,7 @@
 """Where the numbers of a run go beside metrics.jsonl and TensorBoard: Weights & Biases, MLflow, Aim.
 
 `config.loggers` names them: wandb, mlflow, aim, or the import path of your own, joined by commas. Each takes
-numbers as "split/metric", bits/dim but for what is named otherwise, and images. Runs are grouped by the
+numbers as "split/metric", bits/dim except for what is named otherwise, and images. Runs are grouped by the
 folder that their workdir is in, which is that of a study.
 """
 

@@ -17,7 +17,7 @@ class Writer:
     """metrics.jsonl, one JSON object a line, and TensorBoard events, in a workdir.
 
     A line is {"step": …, "split": "train", "test", "validation" or "final", metric: value, …}, in bits/dim
-    but for what is named otherwise. All lines of "test" have the same passes and draws, so they make one
+    except for what is named otherwise. All lines of "test" have the same passes and draws, so they make one
     curve. "final" is the estimate at the end, of more passes. "seconds" is the time spent training, over all
     starts.
     """

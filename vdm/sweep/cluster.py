@@ -117,7 +117,7 @@ def make_executor(cluster: str, folder: pathlib.Path, options: Sequence[str]) ->
 
 
 def submit(executor: Any, trials: "Sequence[Trial]") -> list[Job]:
-    """Submits trials as one array, but for those whose job is still in Slurm's queue from an earlier start.
+    """Submits trials as one array, without those whose job is in Slurm's queue from an earlier start.
 
     Raises:
       UserError: the cluster refuses it, or such a job does something else.
@@ -154,7 +154,7 @@ def submit(executor: Any, trials: "Sequence[Trial]") -> list[Job]:
 
 
 def _own(trial: "Trial") -> list[str]:
-    """A trial's command, but for the Python and the workdir, which may be spelled otherwise."""
+    """A trial's command, except for the Python and the workdir, which may be spelled otherwise."""
     return [arg for arg in trial.command[1:] if not arg.startswith("--workdir=")]
 
 

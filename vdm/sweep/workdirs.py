@@ -169,8 +169,8 @@ def images_note(records: Iterable[Record]) -> str:
 
 
 def _image_source(record):
-    """What says which test images there are: config.data, but for what touches training alone, and how many
-    were evaluated."""
+    """What determines the test images: config.data without the fields of training alone, and how many
+    images were evaluated."""
     in_training = ("augment", "on_device_gib")
     fields = sorted((name, value) for name, value in record.config.data.items() if name not in in_training)
     return *fields, record.final.get("images")

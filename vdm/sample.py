@@ -79,7 +79,7 @@ def make_sampler(model: Model, config: ConfigDict, data: Data) -> Callable[..., 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Draws config.sample.num samples into samples.png and samples.npz of the workdir, or of its folder
     step-STEP while it still trains."""
-    run = run_lib.restore(config, workdir)
+    run = run_lib.restore(config, workdir, images=False)
     samples = make_sampler(run.model, config, run.data)(run.state.ema, progress=True)
     if jax.process_index() == 0:
         with lock.place_for_results(workdir, int(run.state.step)) as place:

@@ -27,7 +27,8 @@ FILES = {
     "devices and the command",
     "start-NUMBER.patch": "how the checkout was changed at that start, for `git apply`",
     "imported.json": "what `--mode=import` made the workdir from",
-    "data.json": "the fingerprints of 256 images of each split: with other images the run is not resumed",
+    "data.json": "the fingerprints of 256 images of each split, their shape, levels and classes: with other "
+    "images the run is not resumed",
     "metrics.jsonl": "a line of JSON each time that something was measured: `split` is `train`, `test`, "
     "`validation` or, at the end, `final`; bits/dim, terms, errors, seconds",
     "elbo.png": "the curve of metrics.jsonl",

@@ -61,6 +61,8 @@ def make_sampler(model: Model, config: ConfigDict, data: Data) -> Callable[..., 
         f"config.sample.batch_size is {batch_size}; accepted: a multiple of the {devices.count()} devices.",
     )
 
+    # Few samples take a batch no larger than they are, and a multiple of the devices.
+    batch_size = min(batch_size, -(-num // devices.count()) * devices.count())
     mapped = devices.over_devices(of_device(model, config, data.spec), config.parallel, *SPLIT)
     share = batch_size // jax.process_count()
 

@@ -6,6 +6,7 @@ Files alone, without Orbax, which takes a while to import.
 from collections.abc import Mapping
 import importlib.util
 import json
+import os
 import pathlib
 import sys
 from typing import Any
@@ -84,6 +85,24 @@ def newest(workdir: pathlib.Path) -> int | None:
     """The step of the newest checkpoint in the workdir, or None where there is none."""
     names = [path.name for path in pathlib.Path(workdir).glob("checkpoints/*")]
     return max((int(name) for name in names if name.isdigit()), default=None)
+
+
+def make(workdir: pathlib.Path) -> None:
+    """Makes the folder of a run, where it is not there.
+
+    Raises:
+      UserError: nothing can be written there.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"--workdir is {str(workdir)!r}, which cannot be written ({error.strerror}); give a folder that "
+            "can."
+        ) from error
 
 
 # ---- config.json ---------------------------------------------------------------------

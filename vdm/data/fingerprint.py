@@ -92,7 +92,7 @@ def spec_of(known: Mapping[str, Any], path: pathlib.Path) -> Spec | None:
         return None
     try:
         spec = Spec(**known["spec"])
-        spec = dataclasses.replace(spec, shape=tuple(spec.shape))
+        spec = dataclasses.replace(spec, shape=(*spec.shape,))  # type: ignore[arg-type]  # of any length
         numbers = (*spec.shape, spec.vocab_size, spec.classes)
         right = [type(number) for number in numbers] == 5 * [int] and spec.vocab_size <= 256
         right = right and all(number >= least for number, least in zip(numbers, (1, 1, 1, 2, 0)))

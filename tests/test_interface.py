@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,6 +64,20 @@ def test_a_workdir_and_its_export_are_the_same_model(workdir, model):
     assert repr(model) == repr(other) and "'digits', uint8 [8, 8, 1], 17 levels; step 4>" in repr(model)
     ema = {name: value for name, value in state(workdir, 4).items() if "ema" in name}
     assert sorted(ema.values()) == sorted(np.asarray(v).tobytes() for v in jax.tree.leaves(other.params))
+
+
+def test_an_export_is_loaded_where_its_images_are_not(workdir, model, tmp_path):
+    """But not one of an older version, which does not say what a model must know of them."""
+    shutil.copytree(workdir / "model", tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    about = json.loads(path.read_text())
+    about["data"] |= {"name": "cifar10", "data_dir": "/nowhere"}
+    path.write_text(json.dumps(about))
+    np.testing.assert_array_equal(vdm.load(tmp_path / "model").sample(4), model.sample(4))
+    del about["data_set"]
+    path.write_text(json.dumps(about))
+    with pytest.raises(UserError, match="tfds build cifar10 --data_dir=/nowhere"):
+        vdm.load(tmp_path / "model")
 
 
 def test_samples_are_those_of_the_mode(workdir, model):

@@ -63,7 +63,7 @@ class Density(NamedTuple):
     se: Float[np.ndarray, "parts"]
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Trained:
     """A trained model with its parameters.
 

@@ -200,16 +200,9 @@ def check_workdir(workdir: pathlib.Path, mode: str) -> None:
         f"--workdir is {str(workdir)!r}, which does not exist; --mode={mode} needs the workdir "
         "of a run: run --mode=train first.",
     )
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / f".probe-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"--workdir is {str(workdir)!r}, which cannot be written ({error.strerror}); "
-            "give a folder that can."
-        ) from error
+    from vdm import workdir as workdir_lib
+
+    workdir_lib.make(workdir)
 
 
 def show_help() -> None:

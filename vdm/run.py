@@ -16,8 +16,7 @@ from vdm import (
     workdir as workdir_lib,
 )
 from vdm.contract import Model
-from vdm.data import fingerprint, source
-from vdm.data.batches import eval_batches
+from vdm.data import dataset, fingerprint, source
 from vdm.data.dataset import Data, Spec
 from vdm.errors import one_of, require
 from vdm.objective import Objective
@@ -28,7 +27,8 @@ class Parts(NamedTuple):
     """What a config describes.
 
     Attributes:
-      init: () → the State before the first step, where config.parallel wants it.
+      init: (fit=True) → the State before the first step, where config.parallel wants it; without `fit`, not
+        even what Model.fit finds in the images is fitted to them.
       like: its shapes, types and devices, known before it is computed.
     """
 
@@ -36,7 +36,7 @@ class Parts(NamedTuple):
     model: Model
     objective: Objective
     optimizer: optax.GradientTransformation
-    init: Callable[[], step_lib.State]
+    init: Callable[..., step_lib.State]
     like: step_lib.State
 
 
@@ -48,16 +48,20 @@ class Run(NamedTuple):
     state: step_lib.State
 
 
-def build(config: ConfigDict) -> Parts:
-    """The Parts of a run; `config` is complete (config.complete).
+def build(config: ConfigDict, data: Data | None = None) -> Parts:
+    """The Parts of a run.
+
+    Args:
+      config: complete (config.complete).
+      data: in place of the data set that config.data describes.
 
     Raises:
       UserError: the config is not possible.
     """
-    data = source.load(config.data)
+    data = source.load(config.data) if data is None else data
     model = build_model(config, data.spec)
     objective = objective_lib.build(config.objective, model)
-    example = next(eval_batches(data.train, 1))
+    example = dataset.blank(data.spec)
     with component.blamed(model, f"model {type(model).__name__}"):
         params, own = jax.eval_shape(lambda: step_lib.init_params(model, objective, config.seed, example))
     roles = step_lib.trained(model.roles(params), None if own is None else objective.roles(own))
@@ -70,8 +74,8 @@ def build(config: ConfigDict) -> Parts:
     )
     like = devices.state_like(like, config.parallel)
 
-    def first() -> step_lib.State:
-        return devices.create(init, config.parallel, like)(model.fit(data.train))
+    def first(fit: bool = True) -> step_lib.State:
+        return devices.create(init, config.parallel, like)(model.fit(data.train) if fit else {})
 
     return Parts(data, model, objective, optimizer, first, like)
 
@@ -85,8 +89,12 @@ def build_model(config: ConfigDict, spec: Spec) -> Model:
     return component.find("model", config.model.name, "config.model.name").build(config.model, spec)
 
 
-def restore(config: ConfigDict, workdir: pathlib.Path) -> Run:
+def restore(config: ConfigDict, workdir: pathlib.Path, images: bool = True) -> Run:
     """The Run of a workdir at its newest checkpoint, or its best: config.eval.checkpoint.
+
+    Args:
+      images: whether its images are needed. Those of a run that are not need not be there: what the model
+        must know of them is in data.json.
 
     Raises:
       UserError: the workdir has no checkpoint, or was started with another config.
@@ -94,8 +102,13 @@ def restore(config: ConfigDict, workdir: pathlib.Path) -> Run:
     one_of("config.eval.checkpoint", config.eval.checkpoint, ("newest", "best"))
     require(workdir_lib.newest(workdir) is not None, _none_there(workdir))
     workdir_lib.check_config(workdir, config)
-    parts = build(config)
-    fingerprint.check(workdir / "data.json", parts.data, keep=False)
+    known = workdir / "data.json"
+    spec = None if images else fingerprint.spec_of(fingerprint.read(known), known)
+    if spec is None:
+        parts = build(config)
+        fingerprint.check(known, parts.data, keep=False)
+    else:
+        parts = build(config, dataset.without_images(spec, "the images of this run were not loaded."))
     state = _state(config, workdir, parts.like)
     parts.model.verify(state.ema)
     return Run(parts.data, parts.model, state)

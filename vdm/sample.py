@@ -61,6 +61,8 @@ def make_sampler(model: Model, config: ConfigDict, data: Data) -> Callable[..., 
         f"config.sample.batch_size is {batch_size}; accepted: a multiple of the {devices.count()} devices.",
     )
 
+    # Few samples take a batch no larger than they are, and a multiple of the devices.
+    batch_size = min(batch_size, -(-num // devices.count()) * devices.count())
     mapped = devices.over_devices(of_device(model, config, data.spec), config.parallel, *SPLIT)
     share = batch_size // jax.process_count()
 
@@ -79,7 +81,7 @@ def make_sampler(model: Model, config: ConfigDict, data: Data) -> Callable[..., 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Draws config.sample.num samples into samples.png and samples.npz of the workdir, or of its folder
     step-STEP while it still trains."""
-    run = run_lib.restore(config, workdir)
+    run = run_lib.restore(config, workdir, images=False)
     samples = make_sampler(run.model, config, run.data)(run.state.ema, progress=True)
     if jax.process_index() == 0:
         with lock.place_for_results(workdir, int(run.state.step)) as place:

@@ -6,6 +6,7 @@ Files alone, without Orbax, which takes a while to import.
 from collections.abc import Mapping
 import importlib.util
 import json
+import os
 import pathlib
 import sys
 from typing import Any
@@ -27,7 +28,8 @@ FILES = {
     "devices and the command",
     "start-NUMBER.patch": "how the checkout was changed at that start, for `git apply`",
     "imported.json": "what `--mode=import` made the workdir from",
-    "data.json": "the fingerprints of 256 images of each split: with other images the run is not resumed",
+    "data.json": "the fingerprints of 256 images of each split, their shape, levels and classes: with other "
+    "images the run is not resumed",
     "metrics.jsonl": "a line of JSON each time that something was measured: `split` is `train`, `test`, "
     "`validation` or, at the end, `final`; bits/dim, terms, errors, seconds",
     "elbo.png": "the curve of metrics.jsonl",
@@ -83,6 +85,24 @@ def newest(workdir: pathlib.Path) -> int | None:
     """The step of the newest checkpoint in the workdir, or None where there is none."""
     names = [path.name for path in pathlib.Path(workdir).glob("checkpoints/*")]
     return max((int(name) for name in names if name.isdigit()), default=None)
+
+
+def make(workdir: pathlib.Path) -> None:
+    """Makes the folder of a run, where it is not there.
+
+    Raises:
+      UserError: nothing can be written there.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"--workdir is {str(workdir)!r}, which cannot be written ({error.strerror}); give a folder that "
+            "can."
+        ) from error
 
 
 # ---- config.json ---------------------------------------------------------------------

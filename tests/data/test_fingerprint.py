@@ -45,6 +45,25 @@ def test_a_run_is_not_gone_on_with_on_other_data(tmp_path):
         other = dataclasses.replace(data, **{name: in_memory(split)})
         with pytest.raises(UserError, match=f"the {name} images are not those .* then, .* now .*--workdir"):
             fingerprint.check(path, other, keep=True)
+    labelled = dataclasses.replace(data, spec=Spec((2, 2, 1), 5, 3))
+    with pytest.raises(UserError, match="the shape, levels and classes are not .*'classes': 0.* then, .* 3"):
+        fingerprint.check(path, labelled, keep=True)
     path.write_text("{")
     with pytest.raises(UserError, match="is damaged"):
         fingerprint.check(path, data, keep=True)
+
+
+def test_what_an_older_version_wrote_is_compared_and_completed(tmp_path):
+    path, data = tmp_path / "data.json", Data(in_memory(IMAGES), in_memory(IMAGES[:100]), SPEC)
+    fingerprint.check(path, data, keep=True)
+    known = fingerprint.read(path)
+    assert fingerprint.spec_of(known, path) == SPEC
+    older = {name: known[name] for name in ("train", "test")}
+    fingerprint.write(path, older)
+    assert fingerprint.spec_of(older, path) is None
+    with pytest.raises(UserError, match="the test images are not those"):
+        fingerprint.check(path, dataclasses.replace(data, test=in_memory(IMAGES[1:101])), keep=True)
+    fingerprint.check(path, data, keep=False)
+    assert fingerprint.read(path) == older
+    fingerprint.check(path, data, keep=True)
+    assert fingerprint.read(path) == known

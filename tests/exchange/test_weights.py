@@ -8,15 +8,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from conftest import TINY, cli, make_config, state
+from conftest import cli, make_config, state
+from export_helpers import FEW
 from vdm import run as run_lib, train
 from vdm.errors import UserError
 from vdm.exchange import exporting, weights
 
 pytestmark = pytest.mark.usefixtures("single")
-
-FEW = {name.removeprefix("config."): value for name, value in TINY.items() if "config." in name}
-FEW |= {"train.steps": 4, "train.eval_every": 0, "train.sample_every": 0, "train.checkpoint_every": 0}
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +39,7 @@ def test_the_folder_is_what_hubs_expect(run):
     )
     about = json.loads((folder / "config.json").read_text())
     assert about["model_type"] == "vdm" and about["step"] == 4
+    assert about["data_set"] == json.loads((workdir / "data.json").read_text())
     ended, card = json.loads((workdir / "eval.json").read_text()), (folder / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: vdm\n")
     for text in (

@@ -15,7 +15,7 @@ def compress(config: ConfigDict, workdir: pathlib.Path, source: str, target: str
       UserError: the workdir has no checkpoint; or --input, --output or a field of config.codec is not
         accepted.
     """
-    run = run_lib.restore(config, workdir)
+    run = run_lib.restore(config, workdir, images=source == image_io.TEST)
     given = image_io.read(source, run.data)
     made = codec.compress(config, run, given)
     data = archive.to_bytes(made.archive)
@@ -35,7 +35,7 @@ def decompress(config: ConfigDict, workdir: pathlib.Path, source: str, target: s
     """
     given = archive.read(pathlib.Path(source).expanduser())
     image_io.check_target(pathlib.Path(target))
-    run = run_lib.restore(config, workdir)
+    run = run_lib.restore(config, workdir, images=False)
     found = codec.decompress(config, run, given, source)
     image_io.write(pathlib.Path(target), found)
     print(f"{target}: {len(found.image)} images, equal to those that were compressed")

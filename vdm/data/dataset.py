@@ -7,7 +7,7 @@ from jaxtyping import Int
 import numpy as np
 
 from vdm.arrays import Images
-from vdm.errors import require
+from vdm.errors import UserError, require
 
 Labels = Int[np.ndarray, "images"]
 # "image": uint8 [batch, height, width, channels]; "label": int32 [batch], zeros where there are no labels.
@@ -50,6 +50,24 @@ class Data:
     test: Split
     spec: Spec
     validation: Split | None = None
+
+
+def blank(spec: Spec) -> Examples:
+    """One example of level 0, as an Examples with "augmented": where only the shapes are of interest."""
+    return {
+        "image": np.zeros((1, *spec.shape), np.uint8),
+        "label": np.zeros(1, np.int32),
+        "augmented": np.zeros(1, np.float32),
+    }
+
+
+def without_images(spec: Spec, why: str) -> Data:
+    """A data set of which no more than the spec is known. To read an image of it raises UserError: `why`."""
+
+    def read(indices):
+        raise UserError(why)
+
+    return Data(Split(0, read, 0), Split(0, read, 0), spec)
 
 
 def in_memory(images: Images, labels: Labels | None = None) -> Split:

@@ -1,9 +1,12 @@
-"""Fingerprints of images: two bits/dim compare only where these are the same."""
+"""Fingerprints of images: two bits/dim compare only where these are the same. And data.json, which holds them
+and what a model must know of its data."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+import dataclasses
 import hashlib
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -41,35 +44,94 @@ def named(fingerprint: str) -> str:
     return f"{fingerprint} ({KNOWN[fingerprint]})" if fingerprint in KNOWN else fingerprint
 
 
-def check(path: pathlib.Path, data: Data, keep: bool) -> None:
-    """Compares the data with what a run was started with, by a look at some images of each split.
+def about(data: Data) -> dict[str, Any]:
+    """What data.json holds of a data set: "train" and "test", how many images and a fingerprint of some of
+    them; and "spec", the fields of its Spec."""
+    spec, splits = data.spec, {"train": data.train, "test": data.test}
+    return {name: _look(split, spec) for name, split in splits.items()} | {"spec": fields(spec)}
 
-    Args:
-      path: data.json of the workdir.
-      keep: whether to write it where it is not there.
+
+def fields(spec: Spec) -> dict[str, Any]:
+    """The fields of a Spec, for JSON."""
+    return {
+        "shape": [int(side) for side in spec.shape],
+        "vocab_size": int(spec.vocab_size),
+        "classes": int(spec.classes),
+    }
+
+
+def read(path: pathlib.Path) -> dict[str, Any]:
+    """What a data.json holds; nothing where it is not there.
 
     Raises:
-      UserError: there are more or fewer images, or others.
+      UserError: it is damaged.
     """
-    found = {name: _look(split, data.spec) for name, split in (("train", data.train), ("test", data.test))}
     if not path.exists():
-        if keep:
-            write_text(path, json.dumps(found, indent=2) + "\n")
-        return
+        return {}
     try:
-        before = json.loads(path.read_text())
-        if not isinstance(before, dict):
+        found = json.loads(path.read_text())
+        if not isinstance(found, dict):
             raise ValueError("it holds no names")
     except ValueError as error:
         raise UserError(
             f"{str(path)!r} is damaged ({error}); delete it, if the data are still the same."
         ) from error
-    for name, now in found.items():
+    return found
+
+
+def spec_of(known: Mapping[str, Any], path: pathlib.Path) -> Spec | None:
+    """The Spec in what `about` gave; None where an older version gave none.
+
+    Args:
+      path: of the file that holds it, for messages.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    if "spec" not in known:
+        return None
+    try:
+        spec = Spec(**known["spec"])
+        spec = dataclasses.replace(spec, shape=(*spec.shape,))  # type: ignore[arg-type]  # of any length
+        numbers = (*spec.shape, spec.vocab_size, spec.classes)
+        right = [type(number) for number in numbers] == 5 * [int] and spec.vocab_size <= 256
+        right = right and all(number >= least for number, least in zip(numbers, (1, 1, 1, 2, 0)))
+    except TypeError:
+        right = False
+    require(
+        right,
+        f"{str(path)!r} is damaged: its spec is {known['spec']!r}; accepted: 'shape', [height, width, "
+        "channels], 'vocab_size', 2 to 256, and 'classes', 0 or more. Take another copy.",
+    )
+    return spec
+
+
+def write(path: pathlib.Path, known: Mapping[str, Any]) -> None:
+    """Writes a data.json, whole or not at all."""
+    write_text(path, json.dumps(known, indent=2) + "\n")
+
+
+def check(path: pathlib.Path, data: Data, keep: bool) -> None:
+    """Compares the data with what a run was started with, by a look at some images of each split.
+
+    Args:
+      path: data.json of the workdir.
+      keep: whether to write it where it is not there, or holds less.
+
+    Raises:
+      UserError: there are more or fewer images, or others.
+    """
+    before, now = read(path), about(data)
+    then = {"spec": now["spec"]} | (before or now)  # an older version wrote no spec
+    for name in now:
+        what = "shape, levels and classes" if name == "spec" else f"{name} images"
         require(
-            before.get(name) == now,
-            f"the {name} images are not those that this run was started with: {before.get(name)} then, {now} "
+            then.get(name) == now[name],
+            f"the {what} are not those that this run was started with: {then.get(name)} then, {now[name]} "
             f"now ({str(path)!r}). Give the data of that time, or another --workdir.",
         )
+    if keep and before != now:
+        write(path, now)
 
 
 def _look(split: Split, spec: Spec) -> str:

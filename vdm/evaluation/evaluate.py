@@ -6,7 +6,6 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Float
 from ml_collections import ConfigDict
 import numpy as np
@@ -17,7 +16,7 @@ from vdm.evaluation import estimator
 from vdm.evaluation.denoised import Denoised, denoise
 from vdm.evaluation.depth import depths
 from vdm.evaluation.estimator import Measured
-from vdm.evaluation.profile import EDGES, Profile
+from vdm.evaluation.profile import Profile, gamma_at_edges
 from vdm.evaluation.table import Row, difference, tables
 from vdm.reporting import eval_figures
 from vdm.run import Run, restore
@@ -98,11 +97,9 @@ def _write_profile(
     returns their names."""
     spec, model = run.data.spec, run.model
     (continuous,) = (row for row in measured.rows if row.depth == 0)
-    gamma = model.gamma(run.state.ema, jnp.asarray(EDGES, jnp.float32))
     prior = continuous.estimate.mean["prior"] + continuous.estimate.mean.get("context", 0.0)
-    # Where each value has a γ of its own, the mean over values, with a context of 0.
-    mean_gamma = gamma.reshape(len(EDGES), -1).mean(axis=1)
-    columns = profile.summary(np.asarray(mean_gamma), prior, spec.shape, spec.vocab_size)
+    gamma = gamma_at_edges(model, run.state.ema)
+    columns = profile.summary(gamma, prior, spec.shape, spec.vocab_size)
     _write_columns(workdir / "profile.csv", columns)
     eval_figures.save_density(workdir / "density.png", columns, continuous.estimate.mean["diffusion"])
     eval_figures.save_distortion(workdir / "distortion.png", columns, *denoised)

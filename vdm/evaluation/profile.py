@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 import numpy as np
 
-from vdm.contract import Denoising, bits_per_dim
+from vdm.contract import Denoising, Model, Params, bits_per_dim
 from vdm.diffusion import process, times
 from vdm.gaussian import total
 
@@ -21,6 +21,13 @@ def of_time(denoising: Denoising) -> dict[str, Float[Array, "batch"]]:
     d = denoising
     error = process.over_pixels(jnp.exp(d.gamma)) * jnp.square(d.target - d.eps_hat)
     return {"t": d.t, "time_weight": d.time_weight, "error": total(error)}
+
+
+def gamma_at_edges(model: Model, params: Params) -> Float[np.ndarray, "bins_and_one"]:
+    """γ at EDGES, of a model with Ability.TIME. Where each value has a γ of its own, it is the mean over
+    values, with a context of 0."""
+    gamma = np.asarray(model.gamma(params, jnp.asarray(EDGES, jnp.float32)))
+    return gamma.reshape(len(EDGES), -1).mean(axis=1)
 
 
 class Profile:

@@ -1,5 +1,6 @@
 """--mode=export: the model of a workdir as a folder with safetensors, a config and a card."""
 
+from collections.abc import Mapping
 import json
 import pathlib
 from typing import Any
@@ -29,8 +30,9 @@ tags:
 | | |
 |---|---|
 | model | {model}, {parameters:,} parameters (float32, their average over training) |
-| data | {data}, {shape}, {levels} levels, {train:,} training images |
-| test images | {test} |
+| data | {data}, {shape}, {levels} levels |
+| training split | {train} |
+| test split | {test} |
 | training | {steps:,} steps of {batch} images, seed {seed}{seconds} |
 | written by | vdm {version} |
 
@@ -40,7 +42,8 @@ To evaluate, sample or train on:
     python -m vdm.main --mode=eval --workdir=W
     python -m vdm.main --mode=sample --workdir=W
 
-Data that are not built in need `--config.data.data_dir=PATH` with the first command.
+Sampling needs no images. Evaluation and training do: images that are not built in need
+`--config.data.data_dir=PATH` with the first command.
 """
 
 
@@ -50,17 +53,21 @@ def run(config: ConfigDict, workdir: pathlib.Path, target: str) -> None:
     Raises:
       UserError: the workdir has no checkpoint; or --output is there, or cannot be written.
     """
-    restored = run_lib.restore(config, workdir)
+    restored = run_lib.restore(config, workdir, images=False)
+    known = fingerprint.read(workdir / "data.json") | {"spec": fingerprint.fields(restored.data.spec)}
     params = jax.device_get(restored.state.ema)
     folder = pathlib.Path(target)
-    about = {"model_type": "vdm", "step": int(restored.state.step), **config.to_dict()}
-    size = weights.write(folder, params, about, card(config, workdir, restored))
-    print(f"{folder}: {', '.join(weights.FILES)}; {size:,} bytes of weights, step {int(restored.state.step)}")
+    step = int(restored.state.step)
+    about = {"model_type": "vdm", "step": step, **config.to_dict(), weights.DATA: known}
+    if "data_dir" in about["data"]:
+        about["data"] = about["data"] | {"data_dir": ""}  # a path of this machine alone
+    size = weights.write(folder, params, about, card(config, workdir, restored, known))
+    print(f"{folder}: {', '.join(weights.FILES)}; {size:,} bytes of weights, step {step}")
 
 
-def card(config: ConfigDict, workdir: pathlib.Path, of: Run) -> str:
-    """The README.md: what the model is, its bits/dim, its data and its training."""
-    data, step = of.data, int(of.state.step)
+def card(config: ConfigDict, workdir: pathlib.Path, of: Run, known: Mapping[str, Any]) -> str:
+    """The README.md: what the model is, its bits/dim, its data (`known`: fingerprint.about), its training."""
+    spec, step = of.data.spec, int(of.state.step)
     found = _evaluated(workdir, step)
     rows = [row for row in read_metrics(workdir / "metrics.jsonl") if row["step"] <= step]
     seconds = f", {rows[-1]['seconds']:.0f} s with evaluations" if rows else ""
@@ -70,10 +77,10 @@ def card(config: ConfigDict, workdir: pathlib.Path, of: Run) -> str:
         likelihood=_likelihood(found),
         model=config.model.name,
         parameters=sum(value.size for value in jax.tree.leaves(of.state.ema)),
-        shape=" × ".join(map(str, data.spec.shape)),
-        levels=data.spec.vocab_size,
-        train=data.train.size,
-        test=fingerprint.named(fingerprint.of_split(data.test, data.spec, data.test.size)),
+        shape=" × ".join(map(str, spec.shape)),
+        levels=spec.vocab_size,
+        train=known.get("train", "not known"),
+        test=known.get("test", "not known"),
         steps=step,
         batch=config.train.batch_size,
         seed=config.seed,
@@ -96,8 +103,8 @@ def _likelihood(found: dict[str, Any]) -> str:
         return "Its likelihood was not evaluated."
     se, noise = found["bpd_se"], found.get("bpd_se_noise")
     of_noise = f", {noise:.4f} of it Monte-Carlo noise" if noise else ""
+    images = fingerprint.named(found.get("data", "not taken"))
     return (
         f"**{found['bpd']:.4f} ± {se:.4f} bits/dim** ({found['estimator']}; standard error{of_noise}) on "
-        f"{found['images']} test images, fingerprint {found.get('data', 'not taken')}, each evaluated "
-        f"{found['passes']} times."
+        f"{found['images']} test images, fingerprint {images}, each evaluated {found['passes']} times."
     )

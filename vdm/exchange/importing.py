@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from vdm import config as config_lib, run as run_lib, workdir as workdir_lib
-from vdm.data import fingerprint
-from vdm.errors import require
+from vdm.data import dataset, fingerprint, source
+from vdm.data.dataset import Data
+from vdm.errors import UserError, one_line, require
 from vdm.exchange import official, weights
 from vdm.runtime import devices, lock
 from vdm.runtime.atomic import write_text
@@ -39,26 +40,26 @@ def run(config: ConfigDict, workdir: pathlib.Path, path: str) -> None:
         f"--workdir is {str(workdir)!r}, which has a run; give a new folder.",
     )
     folder = pathlib.Path(path).expanduser()
-    if (folder / "checkpoints").is_dir():
-        old = workdir_lib.read_config(folder)
-        old.eval.checkpoint = config.eval.checkpoint
-        given = run_lib.restore(old, folder)
-        parts = run_lib.build(config)
-        params, step = jax.device_get(given.state.ema), int(given.state.step)
-        # What the model has in addition, such as an encoder that is learned, starts afresh.
-        check_shapes(params, {name: parts.like.params.get(name) for name in params}, path)
-    elif folder.is_dir():
-        parts = run_lib.build(config)
-        params = weights.read(folder, parts.like.params)
-        step = json.loads((folder / "config.json").read_text()).get("step")
-    else:
-        read = official.read(path)
+    read = None if folder.is_dir() else official.read(path)
+    if read:
         check_fields(config, read.fields, path)
-        parts = run_lib.build(config)
+    data, known = data_of(config, folder)
+    parts = run_lib.build(config, data)
+    if read:
         params, step = official.parameters(read.ema), read.step
         check_shapes(params, parts.like.params, path)
         print(says(config, path, step))
-    first = jax.device_get(parts.init())
+    elif (folder / "checkpoints").is_dir():
+        old = workdir_lib.read_config(folder)
+        old.eval.checkpoint = config.eval.checkpoint
+        given = run_lib.restore(old, folder, images=False)
+        params, step = jax.device_get(given.state.ema), int(given.state.step)
+        # What the model has in addition, such as an encoder that is learned, starts afresh.
+        check_shapes(params, {name: parts.like.params.get(name) for name in params}, path)
+    else:
+        params = weights.read(folder, parts.like.params)
+        step = json.loads((folder / "config.json").read_text()).get("step")
+    first = jax.device_get(parts.init(fit=bool(parts.like.params.keys() - params.keys())))
     params = {**first.params, **jax.tree.map(jnp.asarray, params)}
     state = first._replace(params=params, ema=jax.tree.map(jnp.copy, params))
     from vdm.runtime import checkpoint  # only now, as Orbax takes a while to import
@@ -67,10 +68,40 @@ def run(config: ConfigDict, workdir: pathlib.Path, path: str) -> None:
         checkpoints = checkpoint.Checkpoints(workdir, config.train.keep)
         checkpoints.save(0, devices.as_global(devices.replicate(state)), {"seconds": 0.0})
         checkpoints.close()
-        fingerprint.check(workdir / "data.json", parts.data, keep=True)
+        fingerprint.write(workdir / "data.json", known)
         write_text(workdir / "imported.json", json.dumps({"file": path, "step": step}) + "\n")
         workdir_lib.write_config(workdir, config)
     print(f"{workdir}: checkpoints/0, config.json, data.json, imported.json")
+
+
+def data_of(config: ConfigDict, folder: pathlib.Path) -> tuple[Data, dict[str, Any]]:
+    """The data set of the new run, and what its data.json is to hold (fingerprint.about). Where the images
+    are not here, that is what `folder` says of its own; then the run can do all that needs no images.
+
+    Raises:
+      UserError: the images are not here, and config.data is not that of `folder`, or `folder` does not say
+        what a model must know of them; or what it says is damaged.
+    """
+    is_workdir = (folder / "checkpoints").is_dir()
+    there = fingerprint.read(folder / "data.json") if is_workdir else weights.known_data(folder)
+    spec = fingerprint.spec_of(there, folder)
+    try:
+        data = source.load(config.data)
+    except UserError as error:
+        if spec is None or workdir_lib.differences(
+            {"data": workdir_lib.read_config(folder).data}, {"data": config.data}
+        ):
+            raise
+        print(
+            f"the images of {config.data.name!r} are not here, and evaluation and training need them: "
+            f"{one_line(error)}"
+        )
+        return dataset.without_images(spec, str(error)), there
+    here = fingerprint.about(data)
+    for name in ("train", "test"):
+        if there.get(name, here[name]) != here[name]:
+            print(f"the {name} images here are others than the model's: {here[name]}, and not {there[name]}")
+    return data, here
 
 
 def says(config: ConfigDict, path: str, step: int) -> str:

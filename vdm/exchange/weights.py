@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from vdm.errors import UserError, require
 
 FILES = ("model.safetensors", "config.json", "README.md")
+DATA = "data_set"  # in config.json: what data.json of a workdir has
 
 
 def write(folder: pathlib.Path, params: Any, config: dict[str, Any], card: str) -> int:
@@ -36,6 +37,22 @@ def write(folder: pathlib.Path, params: Any, config: dict[str, Any], card: str) 
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return (folder / FILES[0]).stat().st_size
+
+
+def known_data(folder: pathlib.Path) -> dict[str, Any]:
+    """What a folder that `write` wrote says of its data (fingerprint.about); nothing where an older version
+    wrote it.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    path = folder / FILES[1]
+    try:
+        known = json.loads(path.read_text()).get(DATA, {}) if path.is_file() else {}
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{str(path)!r} is damaged ({error}); take another copy.") from error
+    require(isinstance(known, dict), f"{str(path)!r} is damaged: its {DATA!r} is {known!r}; copy again.")
+    return known
 
 
 def read(folder: pathlib.Path, like: Any) -> Any:

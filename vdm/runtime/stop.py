@@ -27,6 +27,7 @@ EXIT_CODES = {
     CTRL_C: "ended by Ctrl-C",
 }
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 NOT_ASKED = 0  # in place of a signal
 GRACE = 1.0  # seconds for Python to end by itself after Ctrl-C
 
@@ -73,7 +74,7 @@ class Stop:
         self._many = jax.process_count() > 1
         self._lock = threading.Lock()
         self._count, self._last = 0, math.inf  # the chunks that were done, and after which of them to stop
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for number in SIGNALS:
             signal.signal(number, self._ask)
         self._thread = threading.Thread(target=self._agree, daemon=True)
         if self._many:

@@ -2,14 +2,11 @@
 
 import pathlib
 
-import jax.numpy as jnp
-import numpy as np
-
 from vdm import run as run_lib, workdir as workdir_lib
 from vdm.contract import Ability
 from vdm.errors import require
 from vdm.evaluation.elbo import make_elbo
-from vdm.evaluation.profile import EDGES
+from vdm.evaluation.profile import gamma_at_edges
 
 
 def density(folder: pathlib.Path) -> dict[str, list[float]]:
@@ -21,8 +18,7 @@ def density(folder: pathlib.Path) -> dict[str, list[float]]:
         Ability.TIME in run.model.abilities,
         f"{str(folder)!r} has no γ; leave out the panels gamma and density.",
     )
-    gamma = np.asarray(run.model.gamma(run.state.ema, jnp.asarray(EDGES, jnp.float32)))
-    gamma = gamma.reshape(len(EDGES), -1).mean(axis=1)  # of a schedule with one for each value, the mean
+    gamma = gamma_at_edges(run.model, run.state.ema)
     evaluate = make_elbo(run.model, config, run.data)
     _, profile = evaluate(run.state.ema, config.eval.passes, progress=True, title=f"{folder.name}, over γ")
     assert profile is not None  # of a model that draws a time

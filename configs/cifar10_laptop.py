@@ -18,7 +18,7 @@ def get_config():
     c = cifar10.get_config()
 
     c.model.condition = "none"
-    c.model.parameterisation = "wiener"
+    c.model.parameterisation = "leave_one_out"
     c.model.times = "importance"
     c.model.sampler = "dpm2m"
     c.model.sample_steps = 50

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from vdm.arrays import Image
 from vdm.data import source
 from vdm.diffusion.denoiser import Eps
-from vdm.methods.wiener import Wiener
+from vdm.methods.wiener import LeaveOneOut
 from vdm.nets.layers import fourier_features
 from vdm.sweep import study, tables, workdirs
 from vdm.sweep.curves import plot_curves
@@ -38,7 +38,7 @@ class EpsOfWaves(Eps):
 
 
 @dataclasses.dataclass(frozen=True)
-class WienerOfWaves(Wiener):
+class LeaveOneOutOfWaves(LeaveOneOut):
     """The Gaussian's prediction, changed by a network that is given Fourier features of z_t too."""
 
     def eps_hat(self, net, z_t, gamma, params, vocab_size):
@@ -55,8 +55,8 @@ def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
     """The fields of each variant."""
     if "fourier" not in config.model.net:
         given = {"none_eps": "eps", "lattice_eps": f"{__spec__.name}:EpsOfWaves"}
-        if config.model.parameterisation.name == "wiener":
-            given |= {"none_wiener": "wiener", "lattice_wiener": f"{__spec__.name}:WienerOfWaves"}
+        if config.model.parameterisation.name == "leave_one_out":
+            given |= {"none": "leave_one_out", "lattice": f"{__spec__.name}:LeaveOneOutOfWaves"}
         return {name: {"model.parameterisation": of} for name, of in given.items()}
     off = {"model.parameterisation": "eps", "model.net.fourier": 0}
     on = off | {"model.net.fourier": COUNT}

@@ -34,6 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "config": {},
     "gaussian_alone": {"train.steps": 1, "optimizer.learning_rate": 0.0},
     "no_gaussian": {"model.parameterisation": "eps"},
+    "posterior": {"model.parameterisation": "wiener"},
     "stratified_times": {"model.times": "stratified"},
     "no_flips": {"data.augment": ""},
     "no_average": {"train.ema": 0.0},

@@ -40,7 +40,13 @@ def graph():
     "path", sorted((ROOT / "vdm" / "diffusion").glob("*.py")), ids=lambda path: path.stem
 )
 def test_the_core_names_no_method(path):
-    names = {name.replace("_", " ") for name in METHODS} | {"diffenc", "mulan", "wiener", "methods."}
+    names = {name.replace("_", " ") for name in METHODS} | {
+        "diffenc",
+        "mulan",
+        "wiener",
+        "leave one out",
+        "methods.",
+    }
     text = path.read_text().lower().replace("_", " ")
     assert not [name for name in names if name in text]
 

@@ -57,6 +57,7 @@ KINDS: dict[str, tuple[str, dict[str, str]]] = {
             "v": "vdm.diffusion.denoiser:V",
             "categorical": "vdm.diffusion.denoiser:Categorical",
             "wiener": "vdm.methods.wiener:Wiener",
+            "leave_one_out": "vdm.methods.wiener:LeaveOneOut",
         },
     ),
     "times": (

@@ -141,14 +141,15 @@ def test_importance_is_unbiased_at_any_moment_of_training():
 
 def test_times_are_in_proportion_to_the_deviation_of_their_part():
     """Neyman's allocation in float64: parts of equal counts, whose means differ and whose variances do not
-    follow them; then 97/100 of it and 3/100 uniform."""
+    follow them; then 9/10 of it and 1/10 uniform, or as it is asked for."""
     random = np.random.default_rng(2)
     count = np.full(times.PARTS, 1e6)
     mean, deviation = random.uniform(1.0, 9.0, times.PARTS), random.uniform(0.1, 2.0, times.PARTS)
     moments = np.stack([count, count * mean, count * (mean**2 + deviation**2)])
-    found = np.diff(np.asarray(times.cdf(jnp.float32(moments)), np.float64))
-    want = 0.97 * deviation / deviation.sum() + 0.03 / times.PARTS
-    np.testing.assert_allclose(found, want, rtol=5e-3)
+    for given, uniform in (({}, 0.1), ({"uniform": 0.03}, 0.03)):
+        found = np.diff(np.asarray(times.cdf(jnp.float32(moments), **given), np.float64))
+        want = (1.0 - uniform) * deviation / deviation.sum() + uniform / times.PARTS
+        np.testing.assert_allclose(found, want, rtol=5e-3)
 
 
 def test_what_was_measured_fades_with_the_steps():

@@ -17,9 +17,8 @@ from vdm.runtime import randomness
 PerExample = Float[Array, "batch"]
 
 PARTS = 40  # equal parts of [0, 1) that a loss is watched in
-_DOUBT = 0.2
 _DECAY = 0.995
-_UNIFORM = 0.03
+_TRUST = {"doubt": 0.2, "uniform": 0.03}  # in training, where gradients matter more than the worst weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Importance(Stratified):
 
     def draw(self, rng, state):
         u, _ = super().draw(rng, state)
-        return warp(u, cdf(state))
+        return warp(u, cdf(state, **_TRUST))
 
     def init(self):
         return jnp.zeros((3, PARTS))
@@ -120,24 +119,27 @@ def moments(t: Float[Array, "batch"], loss: Float[Array, "batch"]) -> Float[Arra
     return jnp.zeros((3, PARTS)).at[:, part].add(powers)
 
 
-def cdf(moments: Float[Array, "3 parts"]) -> Float[Array, "parts_and_one"]:
+def cdf(
+    moments: Float[Array, "3 parts"], doubt: float = 5.0, uniform: float = 0.1
+) -> Float[Array, "parts_and_one"]:
     """How times are best distributed, for `warp`.
 
     The variance of a stratified estimate is least where times have a density in proportion
     to the standard deviation of what is averaged (Neyman 1934). A part's variance is estimated
-    from its own draws, and by the weight of _DOUBT draws from those of all parts; a share _UNIFORM stays
-    uniform, so that no weight 1/q is above 34. More of either is safer, and draws many times where there is
-    next to no gradient: on photographs a fifth of them.
+    from its own draws, and with the weight of `doubt` draws from those of all parts.
 
     Args:
       moments: as `moments` gives them, or sums of such.
+      doubt: how many draws.
+      uniform: share of the times that stay uniform, so that no weight 1/q is above 1/uniform. More of both is
+        safer, and draws more times where there is next to no gradient: on photographs 40% of t.
     """
     count, total, square = moments
     some = jnp.maximum(count, 1e-6)
     variance = jnp.maximum(square / some - jnp.square(total / some), 0.0)
     overall = jnp.sum(count * variance) / jnp.maximum(jnp.sum(count), 1e-6)
-    spread = jnp.sqrt((count * variance + _DOUBT * overall) / (count + _DOUBT))
+    spread = jnp.sqrt((count * variance + doubt * overall) / (count + doubt))
     whole = jnp.sum(spread)
     share = jnp.where(whole > 0, spread / jnp.where(whole > 0, whole, 1.0), 1.0 / PARTS)
-    ends = jnp.cumsum((1.0 - _UNIFORM) * share + _UNIFORM / PARTS)
+    ends = jnp.cumsum((1.0 - uniform) * share + uniform / PARTS)
     return jnp.concatenate([jnp.zeros(1), ends / ends[-1]])

@@ -2,8 +2,8 @@
 
 Images are taken to be stationary, with mirrors at their edges: then the cosine transform makes their
 frequencies independent of each other, and what is left of the covariance is one small matrix a frequency, of
-the channels. That is a model of whole images with a few thousand numbers. It predicts each value of x from
-all other values of z_t = α x + σ ε, and that prediction is where a network may start.
+the channels. That is a model of whole images with a few thousand numbers, and of z_t = α x + σ ε it
+knows the posterior of x, which is where a network may start.
 """
 
 import dataclasses
@@ -24,17 +24,13 @@ from vdm.parameters import Role, alike
 
 Gamma = Float[Array, "batch 1 1 1"]
 CHUNK = 1_000  # images that `fit` reads at a time
-LOG_RATIO = (-10.0, 4.0)  # of variances, beyond which exp would run away
+LOG_RATIO = (-8.0, 4.0)  # of variances, beyond which exp would run away
 
 
 @dataclasses.dataclass(frozen=True)
 class Wiener(Parameterisation):
-    """The Gaussian predicts each value x_i from all other values of z_t: N(m, s²). The network's output
-    (a, b) changes this prediction to N(m + s a, s² e^b). Times p(z_i|x_i), it is the posterior of x_i, and
-    x̂ is the posterior's mean over the levels. An output of zero is right where the data are Gaussian.
-
-    What the network has to learn is the prediction of a value from its surroundings, at every γ. To change
-    the posterior itself by (a, b) is harder: at low noise both are small, and depend on γ.
+    """The network's output (a, b) changes the posterior N(m, v) of each value that the Gaussian has to
+    N(m + √v a, v e^b). x̂ is its mean over the levels. An output of zero is right where the data are Gaussian.
 
     Its parameter "gaussian" is the Gaussian, fitted to the training images and not trained.
     """
@@ -46,14 +42,9 @@ class Wiener(Parameterisation):
         return 2 * channels
 
     def eps_hat(self, net, z_t, gamma, params, vocab_size):
-        features, prediction = start(params["gaussian"], z_t, gamma)
-        shift, log_ratio = jnp.split(net(features), 2, axis=-1)
-        mean = prediction.mean + jnp.sqrt(prediction.variance) * shift
-        variance = prediction.variance * jnp.exp(jnp.clip(log_ratio, *LOG_RATIO))
-        observed = observation(z_t, gamma)
-        weight = observed.variance / (observed.variance + variance)  # of the prediction
-        mean = observed.mean + weight * (mean - observed.mean)
-        return eps_from_x(restricted_mean(mean, weight * variance, vocab_size), z_t, gamma)
+        known, _ = posterior(fixed(params["gaussian"]), z_t, gamma)
+        mean, variance = changed(known, net(features(z_t, gamma, known)))
+        return eps_from_x(restricted_mean(mean, variance, vocab_size), z_t, gamma)
 
     def init(self, shape):
         return {"gaussian": unit(shape)}
@@ -63,6 +54,26 @@ class Wiener(Parameterisation):
 
     def roles(self, params):
         return {"gaussian": alike(params["gaussian"], Role(fixed=True))}
+
+
+@dataclasses.dataclass(frozen=True)
+class LeaveOneOut(Wiener):
+    """The Gaussian predicts each value x_i from all other values of z_t: N(m, s²). The network's output
+    (a, b) changes this prediction to N(m + s a, s² e^b). Times p(z_i|x_i), it is the posterior of x_i, and
+    x̂ is the posterior's mean over the levels.
+
+    What the network has to learn is the prediction of a value from its surroundings, which hardly depends on
+    γ. To change the posterior itself, as Wiener does, is harder: at low noise both outputs are small.
+    """
+
+    def eps_hat(self, net, z_t, gamma, params, vocab_size):
+        known, prediction = posterior(fixed(params["gaussian"]), z_t, gamma)
+        observed = observation(z_t, gamma)
+        given = [features(z_t, gamma, known), surprise(observed, prediction)]
+        mean, variance = changed(prediction, net(jnp.concatenate(given, axis=-1)))
+        weight = observed.variance / (observed.variance + variance)  # of the prediction
+        mean = observed.mean + weight * (mean - observed.mean)
+        return eps_from_x(restricted_mean(mean, weight * variance, vocab_size), z_t, gamma)
 
 
 class Stationary(NamedTuple):
@@ -192,25 +203,27 @@ def dequantised_nats(
     return nats + variance.size * np.log(vocab_size / 2.0)
 
 
-def start(of: Stationary, z_t: Image, gamma: Gamma) -> tuple[Float[Array, "batch height width more"], Normal]:
-    """What a network is given in place of z_t, and the prediction that it changes."""
-    # The Gaussian is fitted and not trained: to go back through it would cost a tenth of a training step.
-    known, prediction = posterior(jax.lax.stop_gradient(of), z_t, gamma)
-    return features(z_t, gamma, known, prediction), prediction
+def fixed(of: Stationary) -> Stationary:
+    """The Gaussian, which is fitted and not trained: to go back through it would cost a tenth of a training
+    step."""
+    return jax.lax.stop_gradient(of)
 
 
-def features(
-    z_t: Image, gamma: Gamma, known: Normal, prediction: Normal
-) -> Float[Array, "batch height width more"]:
+def changed(normal: Normal, output: Float[Array, "batch height width more"]) -> Normal:
+    """N(m + √v a, v e^b) of N(m, v), by a network's output (a, b)."""
+    shift, log_ratio = jnp.split(output, 2, axis=-1)
+    mean = normal.mean + jnp.sqrt(normal.variance) * shift
+    return Normal(mean, normal.variance * jnp.exp(jnp.clip(log_ratio, *LOG_RATIO)))
+
+
+def features(z_t: Image, gamma: Gamma, known: Normal) -> Float[Array, "batch height width more"]:
     """z_t as values near 1 at every γ, where z_t itself shows an image's details as small differences of
     large numbers.
 
     The posterior's mean; ε̂ by it; what is finer than 3 pixels in z_t, and in two octaves of the mean, in
-    units of the noise and of the posterior's standard deviation; the logarithm of that; how far z_t is from
-    its prediction, in units of their standard deviation; the logarithm of the prediction's.
+    units of the noise and of the posterior's standard deviation; the logarithm of that.
     """
     alpha, sigma = (process.over_pixels(of_gamma(gamma)) for of_gamma in (process.alpha, process.sigma))
-    observed = observation(z_t, gamma)
     deviation = jnp.sqrt(known.variance)
     typical = jnp.mean(deviation, axis=(1, 2), keepdims=True)
     blurred = _blur(known.mean)
@@ -223,13 +236,17 @@ def features(
             jnp.arcsinh((known.mean - blurred) / typical),
             jnp.arcsinh((blurred - coarse) / typical),
             jnp.log(deviation) / 3.0,
-            jnp.arcsinh(
-                (observed.mean - prediction.mean) / jnp.sqrt(observed.variance + prediction.variance)
-            ),
-            jnp.log(prediction.variance) / 6.0,
         ],
         axis=-1,
     )
+
+
+def surprise(observed: Normal, prediction: Normal) -> Float[Array, "batch height width more"]:
+    """How far each value of z_t is from its prediction, in units of their standard deviation; and the
+    logarithm of the prediction's."""
+    deviation = jnp.sqrt(observed.variance + prediction.variance)
+    apart = jnp.arcsinh((observed.mean - prediction.mean) / deviation)
+    return jnp.concatenate([apart, jnp.log(prediction.variance) / 6.0], axis=-1)
 
 
 def _blur(image):

@@ -45,13 +45,12 @@ def pyramid_flops(net: Any, spec: Spec, in_channels: int, out_channels: int) -> 
     """
     height, width, _ = spec.shape
     pixels = [height * width // (net.patch * 2**scale) ** 2 for scale in range(net.scales)]
-    wide = [net.width + scale * net.width // 2 for scale in range(net.scales)]
     count = [net.depth] + [net.coarse] * (net.scales - 1)
     count = [2 * blocks for blocks in count[:-1]] + count[-1:]  # down and up, but in the last
-    blocks = sum(n * (18 * area * w**2 + 8 * net.width * w) for n, area, w in zip(count, pixels, wide))
+    blocks = sum(n * (18 * area * net.width**2 + 8 * net.width**2) for n, area in zip(count, pixels))
     # Down and up, four pixels of the finer resolution are one of the coarser.
-    between = sum(8 * area * fine * coarse for area, fine, coarse in zip(pixels[1:], wide, wide[1:]))
-    ends = pixels[0] * net.patch**2 * wide[0] * (in_channels + out_channels)
+    between = sum(8 * area * net.width**2 for area in pixels[1:])
+    ends = pixels[0] * net.patch**2 * net.width * (in_channels + out_channels)
     return 2 * (blocks + between + ends + 20 * net.width**2)
 
 

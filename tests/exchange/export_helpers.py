@@ -1,6 +1,17 @@
 """A run that is exported in the tests, of a second or two."""
 
-from conftest import TINY
+from conftest import TINY, make_config
+from vdm import train
+from vdm.exchange import exporting
 
 FEW = {name.removeprefix("config."): value for name, value in TINY.items() if "config." in name}
 FEW |= {"train.steps": 4, "train.eval_every": 0, "train.sample_every": 0, "train.checkpoint_every": 0}
+
+
+def exported(path, fields):
+    """(config, workdir, folder) of a run of the digits and of its export."""
+    config = make_config(fields, "configs/digits.py")
+    (path / "W").mkdir()
+    train.run(config, path / "W")
+    exporting.run(config, path / "W", str(path / "model"))
+    return config, path / "W", path / "model"

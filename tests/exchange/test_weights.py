@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from conftest import cli, make_config, state
-from export_helpers import FEW
-from vdm import run as run_lib, train
+from conftest import cli, state
+from export_helpers import FEW, exported
+from vdm import run as run_lib
 from vdm.errors import UserError
 from vdm.exchange import exporting, weights
 
@@ -20,12 +20,7 @@ pytestmark = pytest.mark.usefixtures("single")
 @pytest.fixture(scope="module")
 def run(single, tmp_path_factory):
     """(config, workdir, folder) of a run and its export."""
-    path = tmp_path_factory.mktemp("export")
-    config = make_config(FEW, "configs/digits.py")
-    (path / "W").mkdir()
-    train.run(config, path / "W")
-    exporting.run(config, path / "W", str(path / "model"))
-    return config, path / "W", path / "model"
+    return exported(tmp_path_factory.mktemp("export"), FEW)
 
 
 def test_the_folder_is_what_hubs_expect(run):

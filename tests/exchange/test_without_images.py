@@ -6,11 +6,9 @@ import shutil
 import numpy as np
 import pytest
 
-from conftest import cli, make_config, state
-from export_helpers import FEW
-from vdm import train
+from conftest import cli, state
+from export_helpers import FEW, exported
 from vdm.data import fingerprint
-from vdm.exchange import exporting
 
 pytestmark = pytest.mark.usefixtures("single")
 
@@ -34,12 +32,7 @@ def samples(workdir):
 @pytest.fixture(scope="module")
 def run(single, tmp_path_factory):
     """(workdir, folder) of a run and its export."""
-    path = tmp_path_factory.mktemp("export")
-    config = make_config(FIELDS, "configs/digits.py")
-    (path / "W").mkdir()
-    train.run(config, path / "W")
-    exporting.run(config, path / "W", str(path / "model"))
-    return path / "W", path / "model"
+    return exported(tmp_path_factory.mktemp("export"), FIELDS)[1:]
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,9 @@
 # make gpu          what the GPU of this machine does, in runs/gpu/report.md, within nine minutes: make gpu DATA=…
 # make lint         ruff (lint and format), mypy, and the order of imports
 # make reference    docs/reference.md, from the code
+# make site         the documents as a site that needs no network, in site/: open site/index.html
 # make constraints  a new .venv with the newest versions; where all tests pass, constraints.txt gets them
-# make clean        remove the environment (and nothing that a run wrote)
+# make clean        remove the environments (and nothing that a run wrote)
 #
 # Each makes its own virtual environment in .venv, with PYTHON (3.11 to 3.14) and the versions of
 # constraints.txt, which are those that the tests passed with.
@@ -22,7 +23,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
 GPU :=  # flags of experiments.on_gpu
 
-.PHONY: digits cifar check test soak gpu lint reference constraints clean
+.PHONY: digits cifar check test soak gpu lint reference site constraints clean
 
 digits: .venv/installed
 	$(PY) -m vdm.main --config=configs/digits.py --workdir=runs/digits --config.eval.passes=400
@@ -51,6 +52,11 @@ lint: .venv/installed-dev
 reference: .venv/installed
 	$(PY) docs/reference.py
 
+site: .venv-docs/installed
+	rm -rf site build/site
+	.venv-docs/bin/sphinx-build --quiet --fresh-env --fail-on-warning --keep-going -c docs -d build/doctrees . build/site
+	mv build/site site
+
 constraints: clean
 	$(PYTHON) -m venv .venv
 	$(PIP) -e '.[dev]'
@@ -68,5 +74,11 @@ constraints: clean
 	$(PIP) -c constraints.txt -e '.[dev]'
 	touch $@
 
+.venv-docs/installed: docs/requirements.txt
+	@echo "Installing into .venv-docs, once: about a minute."
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	touch $@
+
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-docs

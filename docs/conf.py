@@ -28,9 +28,9 @@ smartquotes = False
 highlight_language = "none"  # of a block that names no language
 
 html_theme = "furo"
-html_theme_options = {"navigation_with_keys": True}
+pygments_dark_style = "github-dark"
 html_css_files = ["site.css"]
-html_copy_source = html_show_copyright = False
+html_copy_source = html_show_copyright = html_use_index = False
 # MathJax, from a package: the site renders its formulas without a network.
 mathjax = Path(importlib.util.find_spec("mathjax").submodule_search_locations[0])
 mathjax_path = "tex-svg.js"
@@ -57,6 +57,11 @@ Contributing <CONTRIBUTING>
 :glob:
 Overview <docs/results/README>
 docs/results/*
+```
+```{toctree}
+:hidden:
+:caption: Weights
+:glob:
 weights/*/README
 ```
 """

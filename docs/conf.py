@@ -40,8 +40,12 @@ CONTENTS = """
 ```{toctree}
 :hidden:
 :caption: Guide
-:glob:
-docs/*
+docs/guide/first_run
+docs/guide/components
+docs/guide/studies
+docs/guide/data
+docs/guide/trust
+docs/guide/many_devices
 ```
 ```{toctree}
 :hidden:

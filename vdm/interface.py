@@ -207,7 +207,7 @@ def config_of(given: str | pathlib.Path | Mapping[str, Any] | ConfigDict, **fiel
     """Returns the complete config of a run.
 
     Args:
-      given: a Python file with get_config(), such as "configs/digits.py", or the return value of get_config().
+      given: a Python file with get_config(), such as "configs/digits.py", or what get_config() returns.
       **fields: fields to set, with __ for each dot, as in train__steps=300 or model__schedule__name="cosine".
 
     Raises:

@@ -1,5 +1,5 @@
 # make digits       train, evaluate and draw a VDM on scikit-learn's digits
-# make cifar        train, evaluate and draw a VDM on CIFAR-10, prepared in DATA (docs/data.md)
+# make cifar        train, evaluate and draw a VDM on CIFAR-10, prepared in DATA (docs/guide/data.md)
 # make check        the tests that a change needs most, under 90 seconds
 # make test         all tests but those of make soak
 # make soak         whole runs that are stopped, killed, short of room, in many processes, under Slurm

@@ -6,8 +6,8 @@
 Data: as in configs/cifar10.py; or a subset of it. On 3,661 training images, the 3,600 steps, about ten
 minutes on 2 CPU cores, reach 3.401 ± 0.030 bits/dim with --config.model.name=mirrored: the ELBO of the
 average of the weights, on 407 training images that were held out, 20 passes, one seed
-(docs/natural_images.md). On a GPU or TPU, take --config.train.accumulate=1 and a larger batch; for bfloat16
---config.model.net.dtype=bfloat16 --config.optimizer.dtype=bfloat16.
+(docs/results/natural_images.md). On a GPU or TPU, take --config.train.accumulate=1 and a larger batch; for
+bfloat16, --config.model.net.dtype=bfloat16 --config.optimizer.dtype=bfloat16.
 """
 
 from ml_collections import ConfigDict

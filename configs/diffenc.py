@@ -3,7 +3,7 @@
   python -m vdm.main --config=configs/diffenc.py --workdir=/tmp/diffenc
 
 That of configs/digits.py, but that the network is read as v, and a smaller one moves x to x_t as noise comes.
-docs/learned_encoder.md says what it gives.
+docs/results/learned_encoder.md has its results.
 """
 
 from ml_collections import ConfigDict

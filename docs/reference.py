@@ -1,4 +1,4 @@
-"""Writes docs/reference.md from the code: flags, config fields, components, files, exit codes.
+"""Writes docs/reference.md from the code: flags, fields, components, Python interface, files, exit codes.
 
   python docs/reference.py           # make reference
   python docs/reference.py --check   # exits with 1 where the page is not what the code says
@@ -28,13 +28,21 @@ from vdm.sweep import __main__ as sweep, saved, study  # noqa: E402
 
 PAGE = ROOT / "docs" / "reference.md"
 
+# What a script imports: the functions of `vdm` first.
+INTERFACE = (
+    "vdm.interface:load", "vdm.interface:config_of", "vdm.interface:train_model", "vdm.interface:Trained",
+    "vdm.likelihood:judge", "vdm.likelihood:Report", "vdm.likelihood:on_host",
+    "vdm.likelihood:table_of_betas", "vdm.likelihood:table_of_alphas", "vdm.likelihood:cascade",
+)  # fmt: skip
+
 HEAD = """# Reference
 
 <!-- Written by docs/reference.py from the code. Change the code, and run `make reference`. -->
 
 Contents: [`vdm.main`](#vdmmain) · [modes](#modes) · [`vdm.sweep`](#vdmsweep) ·
 [fields of every run](#fields-of-every-run) · [components](#components) ·
-[files of a workdir](#files-of-a-workdir) · [files of a study](#files-of-a-study) · [exit codes](#exit-codes)
+[Python interface](#python-interface) · [files of a workdir](#files-of-a-workdir) ·
+[files of a study](#files-of-a-study) · [exit codes](#exit-codes)
 """
 
 
@@ -60,9 +68,11 @@ def page() -> str:
         table(("field", "type", "default", "meaning"), plain_field_rows()),
         "## Components",
         "In a section, the first name of a kind is the default. In place of a name, the import path "
-        "`module:Class` of a [component of your own](config.md#components-of-your-own) can be given.",
+        "`module:Class` of a [component of your own](guide/components.md) can be given.",
         table(("section or field", "kind", "is there"), kind_rows()),
         *(part for kind in REGISTRIES for part in of_kind(kind)),
+        "## Python interface",
+        *(part for path in INTERFACE for part in of_interface(path)),
         "## Files of a workdir",
         table(("file", "what it is"), file_rows(workdir.FILES)),
         "## Files of a study",
@@ -177,13 +187,16 @@ def named(name: str) -> str:
 
 def attributes(cls: type) -> dict[str, str]:
     """{name: what it is} of the section "Attributes:" of a class's own docstring."""
-    doc = inspect.cleandoc(vars(cls).get("__doc__") or "")
-    section = re.search(r"^Attributes:\n((?:  .*\n?|\n)*)", doc, re.MULTILINE)
-    entries = re.findall(r"^  (\S.*?): (.*(?:\n    .*)*)", section[1], re.MULTILINE) if section else []
+    return entries(cls, "Attributes")
+
+
+def entries(of: Any, section: str) -> dict[str, str]:
+    """{name: what it is} of a section of the own docstring of a class or a function."""
+    doc = inspect.cleandoc(vars(of).get("__doc__") or "" if isinstance(of, type) else of.__doc__ or "")
+    found = re.search(rf"^{section}:\n((?:  .*\n?|\n)*)", doc, re.MULTILINE)
+    lines = re.findall(r"^  (\S.*?): (.*(?:\n    .*)*)", found[1], re.MULTILINE) if found else []
     return {
-        name: " ".join(text.split()).removesuffix(".")
-        for names, text in entries
-        for name in names.split(", ")
+        name: " ".join(text.split()).removesuffix(".") for names, text in lines for name in names.split(", ")
     }
 
 
@@ -198,6 +211,32 @@ def said(text: str, of: str) -> str:
     if not text:
         raise ValueError(f"the code does not say what {of} is: describe it where it is defined.")
     return text
+
+
+# ---- Python interface ------------------------------------------------------------------
+
+
+def of_interface(path: str) -> Iterator[str]:
+    """The heading, summary and arguments of a function; of a class, its attributes and methods."""
+    of = pkgutil.resolve_name(path)
+    yield f"### `{of.__name__}`"
+    yield f"{path_of(of)}: {summary(of)}."
+    if isinstance(of, type):
+        yield table(("attribute", "meaning"), ((code(name), text) for name, text in attributes(of).items()))
+        methods = [each for name, each in vars(of).items() if inspect.isfunction(each) and name[0] != "_"]
+        yield table(("method", "what it does"), ((code(call(each)), summary(each)) for each in methods))
+    elif entries(of, "Args"):
+        defaults = {name: each.default for name, each in inspect.signature(of).parameters.items()}
+        rows = []
+        for name, text in entries(of, "Args").items():
+            default = defaults[name.lstrip("*")]
+            rows.append((code(name), "" if default is inspect.Parameter.empty else code(repr(default)), text))
+        yield table(("argument", "default", "meaning"), rows)
+
+
+def call(method: Any) -> str:
+    """A method with the names of its arguments."""
+    return f"{method.__name__}({', '.join(list(inspect.signature(method).parameters)[1:])})"
 
 
 # ---- Markdown ------------------------------------------------------------------------

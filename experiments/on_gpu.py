@@ -38,7 +38,7 @@ from vdm.sweep.output import make_folder, write_json
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("out", "runs/gpu", "Folder of the report.", flag_values=FLAGS)
 flags.DEFINE_string(
-    "data_dir", "~/tensorflow_datasets", "Where CIFAR-10 is (docs/data.md).", flag_values=FLAGS
+    "data_dir", "~/tensorflow_datasets", "Where CIFAR-10 is (docs/guide/data.md).", flag_values=FLAGS
 )
 flags.DEFINE_float("minutes", 9.0, "All parts together end within these.", flag_values=FLAGS)
 flags.DEFINE_list("sizes", ["laptop", "small", "paper"], "Models whose steps are timed.", flag_values=FLAGS)

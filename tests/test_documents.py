@@ -22,7 +22,7 @@ BLOCK = re.compile(r"^```[\s\S]*?^```$|(?:^    .*\n)+", re.MULTILINE)  # fenced,
 SPAN = re.compile(r"`([^`]+)`")
 
 # Flags of other programs than those here.
-OTHERS = {"file_format", "inplace", "logdir", "requeue", "signal", "xla_cpu_experimental_ynn_fusion_type"}
+OTHERS = {"file_format", "inplace", "logdir", "requeue", "signal"}
 
 
 def code_of(text):

@@ -7,7 +7,7 @@
   print(model.bits_per_dim(images))         # the ELBO with its error and its terms
 
 `import vdm` gives the names here (vdm/__init__.py), and imports this file when one of them is used.
-docs/python.md has all of them.
+docs/guide/first_run.md has an example, and docs/reference.md all functions.
 """
 
 from collections.abc import Iterator, Mapping
@@ -68,11 +68,11 @@ class Trained:
     """A trained model with its parameters.
 
     Attributes:
-      config: all of its run.
-      spec: of its images: shape, levels, classes.
-      params: the average of the parameters over training, a tree of arrays.
-      model: what they are the parameters of; its methods take them as their first argument.
-      step: after how many steps of training they were taken.
+      config: the complete config of its run.
+      spec: the shape, levels and classes of its images.
+      params: the averaged parameters, a tree of arrays.
+      model: the model, whose methods take `params` as their first argument.
+      step: the number of training steps.
     """
 
     config: ConfigDict
@@ -87,8 +87,8 @@ class Trained:
         return f"<{self.config.model.name} of {count:,} parameters on {images}; step {self.step:,}>"
 
     def sample(self, count: int = 64, seed: int = 0) -> Images:
-        """Samples, as --mode=sample draws them where config.seed is `seed`. The labels of a model that is
-        conditioned on them are 0, 1, … in turn.
+        """Draws samples, uint8 [count, height, width, channels], as --mode=sample does with this config.seed.
+        A model that is conditioned on labels gets the labels 0, 1, … in turn.
 
         Raises:
           UserError: `count` is not 1 or more.
@@ -100,7 +100,7 @@ class Trained:
     def bits_per_dim(
         self, images: Images, labels: Labels | None = None, passes: int = 20, seed: int = 0
     ) -> BitsPerDim:
-        """The ELBO of images, an upper bound on −log₂ p(x) per dimension; or −log₂ p(x) itself, where the
+        """The negative ELBO of images in bits/dim, an upper bound on −log₂ p(x); or −log₂ p(x) itself, if the
         model has it in closed form.
 
         Args:
@@ -122,8 +122,8 @@ class Trained:
     def density(
         self, images: Images, labels: Labels | None = None, passes: int = 20, seed: int = 0
     ) -> Density:
-        """Where over γ the bits of the diffusion term of images are, in continuous time. The arguments are
-        those of `bits_per_dim`.
+        """How the bits of the diffusion term are distributed over γ, in continuous time: `edges`, `per_gamma`
+        and its standard error `se`. The arguments are those of `bits_per_dim`.
 
         Raises:
           UserError: an argument is not accepted, or the model draws no diffusion time.
@@ -137,8 +137,8 @@ class Trained:
         return Density(columns["gamma_edges"], columns["per_gamma"], columns["per_gamma_se"])
 
     def gamma(self, t: Float[np.ndarray, "*times"] | float) -> Float[np.ndarray, "..."]:
-        """γ(t) = −log SNR at times from 0 (data) to 1 (noise), of their shape; of a schedule with a γ for
-        each value, with the axes of an image behind.
+        """γ(t) = −log SNR at times from 0 (data) to 1 (noise), in the shape of t; if each value of an image
+        has its own γ, with the axes of an image appended.
 
         Raises:
           UserError: a time is not in [0, 1], or the model has no γ.
@@ -204,11 +204,11 @@ class Trained:
 
 
 def config_of(given: str | pathlib.Path | Mapping[str, Any] | ConfigDict, **fields: Any) -> ConfigDict:
-    """The complete config of a run.
+    """Returns the complete config of a run.
 
     Args:
-      given: a Python file with get_config(), such as "configs/digits.py"; or what its get_config() gives.
-      **fields: what to set, with __ for each dot, as in train__steps=300 or model__schedule__name="cosine".
+      given: a Python file with get_config(), such as "configs/digits.py", or what get_config() returns.
+      **fields: fields to set, with __ for each dot, as in train__steps=300 or model__schedule__name="cosine".
 
     Raises:
       UserError: the file is not there; or a field is unknown, or its value is not accepted.
@@ -218,12 +218,12 @@ def config_of(given: str | pathlib.Path | Mapping[str, Any] | ConfigDict, **fiel
 
 
 def load(folder: str | pathlib.Path, **fields: Any) -> Trained:
-    """A model that was trained: of a workdir at its newest checkpoint, or of a folder that --mode=export
-    wrote. The images that it was trained on need not be there.
+    """Loads a trained model from a workdir, at its newest checkpoint, or from a folder that --mode=export
+    wrote. The images on which the model was trained are not needed.
 
     Args:
-      folder: where it is.
-      **fields: of its config, to be set as in `config_of`, such as model__sample_steps=20, or
+      folder: the workdir or the exported folder.
+      **fields: fields of its config to set, as in `config_of`: model__sample_steps=20, for instance, or
         eval__checkpoint="best".
 
     Raises:
@@ -252,12 +252,12 @@ def load(folder: str | pathlib.Path, **fields: Any) -> Trained:
 def train_model(
     config: str | pathlib.Path | Mapping[str, Any] | ConfigDict, workdir: str | pathlib.Path
 ) -> Trained:
-    """Trains as the command does, from the newest checkpoint of `workdir` or from the start, to
-    config.train.steps; and gives the model that `load` gives of the workdir.
+    """Trains as the command does, from the newest checkpoint of `workdir` or from the start, up to
+    config.train.steps, and returns the trained model.
 
     Args:
-      config: as `config_of` takes it.
-      workdir: where its checkpoints, metrics and images are written.
+      config: a config, or a config file, as for `config_of`.
+      workdir: the folder for checkpoints, metrics and images.
 
     Raises:
       UserError: the config is not possible, or differs from that of the workdir.

@@ -5,7 +5,7 @@
   report = likelihood.judge(eps_hat, gamma, images)   # eps_hat(z, γ, labels), γ(t), uint8 images
   print(report)
 
-docs/judge.md has the conventions, examples, and the mistakes that this finds.
+docs/guide/trust.md has the conventions, examples, and the mistakes that a report detects.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -47,17 +47,18 @@ class _State(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What the estimators found of some images; as text, its tables and checks.
+    """The results of `judge`; printed as tables and checks.
 
     Attributes:
-      rows: of the table, the model's own ELBO first; `rows[i].estimate` has bits/dim of each image and term.
+      rows: the rows of the table, the model's own ELBO first; `rows[i].estimate` has the bits/dim of each
+        image and term.
       depth: the ELBO at each T.
-      checks: lines on whether the numbers agree as they must; what does not has NO.
-      shape: of an image.
-      vocab_size: its levels.
-      entropy: of the noise of normal dequantisation in the denoiser's own units, bits/dim; None where there
-        is none.
-      stage: of a cascade, which one it is.
+      checks: lines that say whether the numbers are consistent; a line about an inconsistency contains NO.
+      shape: the shape of an image.
+      vocab_size: the number of levels.
+      entropy: the entropy of the noise of normal dequantisation in the units of the denoiser, bits/dim; None
+        for a cascade.
+      stage: the number of the stage in a cascade.
     """
 
     rows: Sequence[Row]
@@ -74,7 +75,7 @@ class Report:
         return f"{terms}\n\n{tables(list(self.rows), series, list(self.checks))}"
 
     def row(self, name: str) -> Row:
-        """The row with this id, or whose name starts so.
+        """The row with this id, or whose name begins with `name`.
 
         Raises:
           UserError: there is none.
@@ -86,12 +87,12 @@ class Report:
         return found[0]
 
     def claim(self, name: str, bits_per_dim: Float[np.ndarray, "images"], of: str = "") -> str:
-        """Whether a number from elsewhere agrees with a row, and what mistake it looks like where not.
+        """A line on whether an external number agrees with a row; if not, with the mistake that explains it.
 
         Args:
-          name: what to call it.
-          bits_per_dim: of each of the images, in their order.
-          of: the start of the row's name; the first row unless given.
+          name: the name of the external number.
+          bits_per_dim: the external number for each image, in the order of the images.
+          of: the start of the row's name; the first row by default.
 
         Raises:
           UserError: there are more or fewer images than the row has, or there is no such row.
@@ -132,7 +133,7 @@ class Table:
 
 
 def table_of_alphas(alphas_cumprod: Float[np.ndarray, "T"]) -> Table:
-    """The Table of ᾱ, which falls: z = ᾱ^½ x + (1 − ᾱ)^½ ε (Ho et al. 2020, eq. 4).
+    """The Table of a decreasing ᾱ: z = ᾱ^½ x + (1 − ᾱ)^½ ε (Ho et al. 2020, eq. 4).
 
     Raises:
       UserError: ᾱ does not fall, or is not between 0 and 1.
@@ -172,23 +173,23 @@ def judge(
     stage: int = 0,
     **fields: Any,
 ) -> Report:
-    """The estimators' table of a diffusion model: z = α x + σ ε, α² = sigmoid(−γ), σ² = sigmoid(γ).
+    """Evaluates a diffusion model by all estimators: z = α x + σ ε, α² = sigmoid(−γ), σ² = sigmoid(γ).
 
     Args:
-      denoiser: (z [batch, height, width, channels], γ [batch], labels [batch] or None) → ε̂, x̂ or v̂, like
-        z; of JAX, or of any framework by `on_host`.
-      schedule: γ(t) of t in [0, 1], rising, by JAX; or a Table.
-      images: uint8, those to judge by.
+      denoiser: (z [batch, height, width, channels], γ [batch], labels [batch] or None) → ε̂, x̂ or v̂, in the
+        shape of z; in JAX, or in any framework by `on_host`.
+      schedule: γ(t) for t from 0 (data) to 1 (noise), increasing, in JAX; or a Table.
+      images: uint8 images whose likelihood is estimated.
       predicts: "eps", "x" or "v" = α ε − σ x.
       levels: V; the images have values 0 … V − 1.
-      data_range: where levels 0 and V − 1 lie in the units of the denoiser's x; (−1 + 1/V, 1 − 1/V) unless
-        given. DDPM's is (−1, 1).
-      labels: of each image, for the denoiser; what is bounded then is −log p(x|label).
-      timesteps: the model's own T, 0 for T → ∞; of a Table unless given its own, and otherwise 0.
-      train_images: to look for test images among.
-      estimators: which, beside the ELBO, joined by commas (docs/likelihood.md).
-      stage: of a cascade, which one it is, 0, 1, …: each has noise of its own.
-      **fields: others of config.eval, such as passes=50, batch_size=64, depths="10,100", chain__samples=8.
+      data_range: the values of levels 0 and V − 1 in the units of the denoiser's x: (−1, 1) for DDPM. By
+        default (−1 + 1/V, 1 − 1/V), as in this project.
+      labels: one for each image; the bound is then on −log p(x|label).
+      timesteps: T of the model, 0 for T → ∞. By default the T of a Table, and otherwise 0.
+      train_images: training images, to search for copies of the test images.
+      estimators: estimators besides the ELBO, joined by commas (docs/guide/trust.md).
+      stage: the number of the stage in a cascade, 0, 1, …, so that stages have independent noise.
+      **fields: fields of config.eval, such as passes=50, batch_size=64, depths="10,100", chain__samples=8.
 
     Raises:
       UserError: an argument is not accepted.
@@ -253,11 +254,12 @@ def judge(
 
 
 def cascade(stages: Mapping[str, Report]) -> Report:
-    """The ELBO of images by several models one after another: of their coarse scale, then of the finer given
-    that, and so on. Bits of all stages are counted as bits of the values of the last, which are the image.
+    """Adds up the ELBOs of the stages of a multi-scale model: of the coarse scale, then of each finer scale
+    given the coarser one. Bits of all stages are counted per value of the last stage, which is the image.
 
     Args:
-      stages: by name, each of the same images at its scale; the terms of the sum have these names.
+      stages: the report of each stage by its name, all of the same images; the terms of the sum have these
+        names.
 
     Raises:
       UserError: stages are of different numbers of images, or share their noise.

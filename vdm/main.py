@@ -212,7 +212,7 @@ def show_help() -> None:
 
     plain = (f"  {name} = {value!r}" for name, value in config.flat(config.default()).items())
     print_to_pipe(
-        f"{__doc__}\n{FLAGS.main_module_help()}\n\ndocs/reference.md says what each of these fields is.\n\n"
+        f"{__doc__}\n{FLAGS.main_module_help()}\n\ndocs/reference.md describes each of these fields.\n\n"
         f"Fields of components:\n{config.describe()}\n\nFields of every run:\n" + "\n".join(plain)
     )
 

@@ -42,7 +42,7 @@ def test_intervals_hold_the_difference_of_equal_variants(seeds, of_seed, of_imag
 
 @pytest.mark.parametrize(("seeds", "least"), [(2, 0.87), (3, 0.90)])
 def test_where_seeds_differ_much_few_of_them_hold_it_less_often(seeds, least):
-    """As docs/sweep.md says: Satterthwaite's degrees of freedom are then too many."""
+    """As docs/guide/studies.md says: Satterthwaite's degrees of freedom are then too many."""
     random, held = np.random.default_rng(0), 0
     for _ in range(2_000):
         values = 0.3 * random.normal(size=(seeds, 1)) + random.normal(size=200)

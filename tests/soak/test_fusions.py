@@ -1,4 +1,4 @@
-"""As users run them, fully optimised, with XLA's fused sums and without them (docs/likelihood.md): every
+"""As users run them, fully optimised, with XLA's fused sums and without them (docs/guide/trust.md): every
 estimator is right, and the gradient of a training step."""
 
 import os

@@ -17,7 +17,7 @@ from vdm.runtime.atomic import write_text
 BLOCK = 1024  # images that are read at a time
 LOOK = 256  # images of a split that a start looks at
 
-# Of whole test splits. The subsets of CIFAR-10 and MNIST have 1,017 and 1,000 test images (docs/data.md).
+# Of whole test splits; docs/guide/data.md. The subsets of CIFAR-10 and MNIST have 1,017 and 1,000 images.
 KNOWN = {
     "7cc8737aec30200b": "scikit-learn's digits, the 360 held out",
     "2c3cdccc83f43408": "the swirl's 2,000 test points",

@@ -1,8 +1,7 @@
 """Whether the compiler sums rightly: the sums that the numbers of an evaluation rest on, at their real
 shapes, against float64 NumPy.
 
-XLA:CPU of JAX 0.10.2 gives wrong numbers for some fused sums without a word (jax#39103); docs/likelihood.md
-says how to see it.
+XLA:CPU of JAX 0.10.2 silently computes some fused sums wrongly (jax#39103; docs/guide/trust.md).
 """
 
 from collections.abc import Callable

@@ -100,13 +100,13 @@ class External(Diffusion):
 
 
 def on_host(function: Callable[..., Any], vjp: Callable[..., Any] | None = None) -> Denoiser:
-    """A denoiser in another framework as one that JAX can call.
+    """Wraps a denoiser of another framework, so that JAX can call it.
 
     Args:
-      function: (z, γ, labels) → like z, of NumPy arrays: float32 [batch, height, width, channels], float32
-        [batch], and int32 [batch] or None.
-      vjp: (z, γ, labels, cotangent like z) → the gradient in z of the sum of function · cotangent. Without it
-        nothing that needs a derivative can be estimated: the ODE.
+      function: (z, γ, labels) → an array like z, of NumPy arrays: float32 [batch, height, width, channels],
+        float32 [batch], and int32 [batch] or None.
+      vjp: (z, γ, labels, cotangent like z) → the gradient in z of the sum of function · cotangent. Without
+        `vjp` the ODE, which needs a derivative, is omitted.
     """
 
     def call(target, images, numbers):

@@ -28,6 +28,8 @@ def get_config():
     c.model.net.name = "pyramid"
     c.model.net.width = 48
 
+    c.objective.name = "band"
+
     c.data.augment = "flip"
 
     c.optimizer.name = "muon"

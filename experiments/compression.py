@@ -96,7 +96,7 @@ def files_of(folder: pathlib.Path) -> dict[str, list[Row]]:
                 "bytes": file.size,
                 "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.state.ema)),
                 "count": config.eval.images,
-                "lanes": min(config.codec.lanes, config.eval.images),
+                "lanes": codec.stacks_of(config, config.eval.images),
             }
         )
         print(f"{folder.name}, T = {timesteps or '–'}: {rows[-1]['file']:.4f} bits/dim", flush=True)

@@ -34,7 +34,7 @@ def name_of(timesteps: int) -> str:
 
 def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
     """The fields of each variant."""
-    line = {"model.schedule.name": "fixed_linear"}
+    line = {"model.schedule.name": "fixed_linear", "objective.name": "elbo"}
     return {name_of(timesteps): line | {"model.timesteps": timesteps} for timesteps in TRAINED}
 
 

@@ -17,7 +17,11 @@ from vdm.sweep.curves import plot_curves
 
 def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
     """The fields of each variant."""
-    line: dict[str, Any] = {"model.schedule.name": "fixed_linear", "model.parameterisation": "v"}
+    line: dict[str, Any] = {
+        "model.schedule.name": "fixed_linear",
+        "model.parameterisation": "v",
+        "objective.name": "elbo",
+    }
     if "fourier" in config.model.net:
         line["model.net.fourier"] = 2  # of 0 and 2, on held-out training images of the digits
     depth = config.model.net.depth

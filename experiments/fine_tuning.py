@@ -37,11 +37,16 @@ flags.DEFINE_integer(
 )
 
 # Times by importance, as in i-DODE.
-ON = {"model.times": "importance"}
+ON = {"model.times": "importance", "objective.name": "elbo"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "elbo": ON,
     "second_order": ON | {"objective.name": "second_order"},
-    "dequantised": {"model.name": "dequantised", "optimizer.name": "adamw", "optimizer.learning_rate": 2e-3},
+    "dequantised": {
+        "model.name": "dequantised",
+        "objective.name": "elbo",
+        "optimizer.name": "adamw",
+        "optimizer.learning_rate": 2e-3,
+    },
 }
 ODE = {"eval.ode.nodes": 64, "eval.ode.tolerance": 1e-4}
 

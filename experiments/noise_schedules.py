@@ -55,9 +55,8 @@ def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
     """The fields of each variant."""
     found: dict[str, dict[str, Any]] = {}
     for name in SCHEDULES:
-        found[name] = {"model.schedule.name": LEAST_VARIANCE.get(name, name)}
-        if name in LEAST_VARIANCE:
-            found[name]["objective.name"] = "least_variance"
+        objective = "least_variance" if name in LEAST_VARIANCE else "elbo"
+        found[name] = {"model.schedule.name": LEAST_VARIANCE.get(name, name), "objective.name": objective}
     found["multivariate_context"] = found["multivariate"] | {"model.name": "mulan", "model.context": 8}
     own = config.model.parameterisation.name
     per_value = [name for name in found if name.startswith("multivariate")]

@@ -34,7 +34,7 @@ def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
     line = {"model.schedule.name": "fixed_linear"}
     weighted = {"objective.name": "weighted"}
     return {
-        "elbo": line,
+        "elbo": line | {"objective.name": "elbo"},
         "least_variance": {"model.schedule.name": "piecewise", "objective.name": "least_variance"},
         **{name: line | weighted | {"objective.weighting": name} for name in WEIGHTINGS},
     }

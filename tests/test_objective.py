@@ -18,6 +18,7 @@ from vdm.contract import Draw
 from vdm.data.batches import eval_batches
 from vdm.errors import UserError, one_line
 from vdm.methods import weighted
+from vdm.methods.band import Band
 from vdm.methods.least_variance import LeastVariance
 from vdm.methods.weighted import Weighted
 from vdm.objective import ELBO
@@ -92,12 +93,28 @@ def test_the_shift_of_sigmoid():
     )
 
 
-def test_only_the_diffusion_term_is_weighted():
+def test_the_weights_of_a_band():
+    gamma = np.linspace(-15.0, 15.0, 301)
+    formula = (1.0 - 0.7 / (1.0 + np.exp(2.0 - gamma))) / (1.0 + np.exp(-11.0 - gamma))
+    band = Band(low=-11.0, high=2.0, share=0.3)
+    np.testing.assert_allclose(band.weight(jnp.asarray(gamma, jnp.float32)), formula, rtol=2e-6)
+    ends = band.weight(jnp.asarray([-40.0, -11.0, -4.5, 2.0, 40.0]))
+    np.testing.assert_allclose(ends, [0.0, 0.5, 1.0, 0.65, 0.3], atol=3e-3)
+
+
+@pytest.mark.parametrize(
+    "objective, weights",
+    [
+        (Weighted("flow_matching"), [math.exp(-1.0), math.exp(2.0)]),
+        (Band(low=-22.0, high=4.0, share=0.0), [1.0 - 1.0 / (1.0 + math.exp(6.0)), 0.5]),
+    ],
+)
+def test_only_the_diffusion_term_is_weighted(objective, weights):
     two = jnp.asarray([1.0, 2.0])
     denoising = SimpleNamespace(gamma=jnp.asarray([-2.0, 4.0]))
     draw = Draw({"reconstruction": two, "prior": 3 * two, "diffusion": 5 * two}, denoising)
-    found = Weighted("flow_matching")(None, draw)
-    np.testing.assert_allclose(found["diffusion"], [5.0 * math.exp(-1.0), 10.0 * math.exp(2.0)], rtol=1e-6)
+    found = objective(None, draw)
+    np.testing.assert_allclose(found["diffusion"], np.multiply([5.0, 10.0], weights), rtol=1e-6)
     assert found["prior"] is draw.terms["prior"] and found["reconstruction"] is draw.terms["reconstruction"]
     assert ELBO()(None, draw) is draw.terms
 

@@ -72,7 +72,7 @@ def default() -> ConfigDict:
 
     c.codec = ConfigDict()  # of --mode=compress and decompress, and of the estimator codec
     c.codec.timesteps = 200  # T, of a diffusion; other models have a chain of their own
-    c.codec.lanes = 8  # stacks, whose images share a call of the network; each has initial bits of its own
+    c.codec.lanes = 0  # stacks, coded in parallel, each with its own initial bits; 0: one per 256 images
     c.codec.fineness = 16.0  # parts of a latent's smallest standard deviation
     c.codec.anywhere = False  # whether to try a file that another machine or version wrote
     c.codec.seed = 0  # of the initial bits

@@ -89,6 +89,7 @@ KINDS: dict[str, tuple[str, dict[str, str]]] = {
         {
             "elbo": "vdm.objective:ELBO",
             "weighted": "vdm.methods.weighted:Weighted",
+            "band": "vdm.methods.band:Band",
             "least_variance": "vdm.methods.least_variance:LeastVariance",
             "second_order": "vdm.methods.second_order:SecondOrder",
         },

@@ -139,7 +139,7 @@ def test_what_no_model_can_have_made_is_refused():
     "changes, match",
     [
         ({"timesteps": 0}, "codec.timesteps is 0; accepted: 1 or more"),
-        ({"lanes": 0}, "codec.lanes is 0"),
+        ({"lanes": -1}, "codec.lanes is -1; accepted: 0 .by the number of images. or more"),
         ({"fineness": 0.5}, "codec.fineness is 0.5; accepted: 1 to 1024"),
         ({"images": -1}, "codec.images is -1"),
     ],

@@ -20,6 +20,8 @@ from vdm.data import fingerprint
 from vdm.errors import UserError, require
 from vdm.run import Run
 
+PER_STACK, MOST_STACKS = 256, 64  # images for each stack, as initial bits cost about 14 bits/dim of an image
+
 
 class Compressed(NamedTuple):
     """An Archive, and what became of the bits.
@@ -49,7 +51,7 @@ def compress(config: ConfigDict, run: Run, given: ImageSet) -> Compressed:
     """
     check(config, run)
     codec, size = config.codec, len(given.image)
-    lanes = min(codec.lanes, size)
+    lanes = stacks_of(config, size)
     labels = _labels(run, given)
     coder = _coder(run, codec.timesteps, codec.fineness)
     stacks = [Stack(codec.seed, number) for number in range(lanes)]
@@ -140,11 +142,16 @@ def check(config: ConfigDict, run: Run) -> None:
     require(jax.process_count() == 1, "a codec runs on one host; start a single process.")
 
 
+def stacks_of(config: ConfigDict, images: int) -> int:
+    """How many stacks so many images are coded on."""
+    return min(config.codec.lanes or max(1, min(images // PER_STACK, MOST_STACKS)), images)
+
+
 def check_config(config: ConfigDict) -> None:
     """Raises UserError where config.codec has a number that is not accepted."""
-    for name in ("timesteps", "lanes"):
-        value = config.codec[name]
-        require(value >= 1, f"config.codec.{name} is {value}; accepted: 1 or more.")
+    steps, lanes = config.codec.timesteps, config.codec.lanes
+    require(steps >= 1, f"config.codec.timesteps is {steps}; accepted: 1 or more.")
+    require(lanes >= 0, f"config.codec.lanes is {lanes}; accepted: 0 (by the number of images) or more.")
     fineness, finest = config.codec.fineness, header_lib.FINEST
     require(1 <= fineness <= finest, f"config.codec.fineness is {fineness}; accepted: 1 to {finest}.")
 

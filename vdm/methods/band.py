@@ -17,10 +17,10 @@ class Band(Objective):
 
       w = sigmoid(γ − low) (1 − (1 − share) sigmoid(γ − high))
 
-    For a network that could represent every denoiser, any w > 0 has the same optimum. For a small network and
-    a short run, w decides how noisy the gradient is. Below `low`, where the noise of an image of 256 levels is
-    under half a level, the gradient is noisiest, and slightly noisier images teach the network the same.
-    Above `high` are few of an image's bits.
+    For a network that could represent every denoiser, any w > 0 has the same optimum. For a small network
+    and a short run, w decides how noisy the gradient is. Below `low`, where the noise of an image of 256
+    levels is under half a level, the gradient is noisiest, and slightly noisier images teach the network the
+    same. Above `high` are few of an image's bits.
 
     Attributes:
       low: γ of half the weight, below which the weight falls to 0.

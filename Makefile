@@ -10,7 +10,7 @@
 # make constraints  a new .venv with the newest versions; where all tests pass, constraints.txt gets them
 # make clean        remove the environments (and nothing that a run wrote)
 #
-# Each makes its own virtual environment in .venv, with PYTHON (3.11 to 3.14) and the versions of
+# Each makes its own virtual environment in .venv, with PYTHON (3.11 to 3.13) and the versions of
 # constraints.txt, which are those that the tests passed with.
 
 PYTHON ?= python3

@@ -107,8 +107,7 @@ class Registry:
         names = ", ".join(map(repr, self.builtin))
         raise UserError(
             f"{field} is {name!r}; accepted: {names}, or the import path of a custom component, "
-            "'module:Class'."
-            + did_you_mean(name, self.builtin)
+            "'module:Class'." + did_you_mean(name, self.builtin)
         )
 
     def classes(self) -> dict[str, Any]:
@@ -127,8 +126,8 @@ class Registry:
                     f"{field} is {name!r}, which needs the module {missing!r}: {error}."
                 ) from error
             raise UserError(
-                    f"{field} is {name!r}, but there is no module {missing!r}; accepted: 'module:Class' of a "
-                    "module in the current folder, or of an installed module."
+                f"{field} is {name!r}, but there is no module {missing!r}; accepted: 'module:Class' of a "
+                "module in the current folder, or of an installed module."
             ) from error
         except Exception as error:
             # The module may hold other classes, and one of these may cause the error.

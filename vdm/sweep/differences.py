@@ -21,8 +21,8 @@ LEVEL, POWER = 0.95, 0.8
 CAPTION = """Bits/dim of the test split, mean over seeds. "± over seeds" is the standard error of the mean,
 from the spread of the seeds; "± of one run" counts the images and the noise of evaluation. "minus {baseline}"
 is the mean difference from that variant, with its standard error and {level:.0%} interval (Student's t,
-degrees of freedom by Satterthwaite). {how} "could tell" is the smallest true difference that the same number of seeds
-and images would detect with a probability of about {power:.0%}; a smaller one may go unnoticed."""
+degrees of freedom by Satterthwaite). {how} "could tell" is the smallest true difference that the same number
+of seeds and images would detect with a probability of about {power:.0%}; a smaller one may go unnoticed."""
 HOW = {
     "seeds and images": "paired by seed and by image, on the same images with the same noise; the error "
     "counts both which seeds and which images were drawn",

@@ -17,8 +17,8 @@ CAPTION = """Bits/dim of the test split and its terms, means over seeds. "± ove
 of that mean, from the spread of the seeds. {} It counts what a seed changes: the initial parameters, the
 order of the data, the noise of training and of evaluation; but not which test images were drawn, as all seeds
 have the same images. "± of one run" is the mean of the standard errors of the runs, which count the images
-and the Monte-Carlo error of evaluation, but not what another seed would change. Seconds count from a run's start,
-and include compilation and evaluations."""
+and the Monte-Carlo error of evaluation, but not what another seed would change. Seconds count from a run's
+start, and include compilation and evaluations."""
 
 
 def write_table(

@@ -156,7 +156,7 @@ class Wrong(Optimizer):
     [
         ("leaves", "optimiser Wrong gives updates unlike the parameters"),
         ("scalars", "optimiser Wrong gives updates unlike the parameters"),
-        ("state", "optimiser Wrong gives a state unlike the one before"),
+        ("state", "optimiser Wrong returns a state unlike the one before"),
         ("error", r"optimiser Wrong fails with TypeError: .*test_optimizer.py:\d+"),
         ("function", r"updates\(\) of optimiser Wrong gives a function; accepted: an optax.Gradient"),
     ],

@@ -62,7 +62,7 @@ def test_table_is_numpys(tmp_path):
 
 def test_how_well_an_error_over_seeds_is_known():
     """The shares are those of many sets of normal values; the widths hold 95% of their means."""
-    assert "One seed says nothing" in tables.seeds_note([1])
+    assert "cannot be estimated from one seed" in tables.seeds_note([1])
     assert "1 degree of freedom," in tables.seeds_note([2]) and "± 12.7 times" in tables.seeds_note([2])
     note = tables.seeds_note([3, 3, 5])
     assert "Of 3 seeds it has 2 degrees" in note and "to 50%" in note and "± 4.3 times" in note
@@ -148,7 +148,7 @@ def test_compare_shows_configs_numbers_and_errors(tmp_path, capsys):
 @pytest.mark.parametrize(
     "module, args, code, words",
     [
-        ("elbo_curves", ["--help"], 0, "Folder for what is written"),
+        ("elbo_curves", ["--help"], 0, "Folder for the output"),
         ("compare", ["nowhere", "b", "--out=c"], 2, "error: 'nowhere' does not exist"),
     ],
 )

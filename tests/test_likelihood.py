@@ -281,7 +281,10 @@ def test_images_that_are_there_twice_are_caught():
     apart = np.unique(np.random.default_rng(0).integers(0, LEVELS, (40, 3, 2, 1)).astype(np.uint8), axis=0)
     assert "The images are distinct: yes; no image is a duplicate." == audit.twice_line(apart, None)
     assert "NO; 3 of the" in audit.twice_line(np.concatenate([apart, apart[:3]]), None)
-    assert "NO; no image is a duplicate; images that are also training images: 2 (2 searched)" in audit.twice_line(apart, apart[5:7])
+    assert (
+        "NO; no image is a duplicate; images that are also training images: 2 (2 searched)"
+        in audit.twice_line(apart, apart[5:7])
+    )
     assert ": NO;" in line(ours(), "The images"), "of two values of four levels each"
 
 

@@ -65,8 +65,8 @@ def test_how_well_an_error_over_seeds_is_known():
     assert "cannot be estimated from one seed" in tables.seeds_note([1])
     assert "1 degree of freedom and" in tables.seeds_note([2]) and "± 12.7 times" in tables.seeds_note([2])
     note = tables.seeds_note([3, 3, 5])
-    assert "Of 3 seeds it has 2 degrees" in note and "to 50%" in note and "± 4.3 times" in note
-    assert "Of 5 seeds it has 4 degrees" in note and "to 35%" in note and "± 2.8 times" in note
+    assert "With 3 seeds it has 2 degrees" in note and "error of 50%" in note and "± 4.3 times" in note
+    assert "With 5 seeds it has 4 degrees" in note and "to 35%" in note and "± 2.8 times" in note
     values = np.random.default_rng(0).normal(size=(100_000, 3))
     se = values.std(axis=1, ddof=1) / math.sqrt(3)
     assert np.mean(np.abs(values.mean(axis=1)) < 4.3027 * se) == pytest.approx(0.95, abs=0.003)

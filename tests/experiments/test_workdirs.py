@@ -106,7 +106,7 @@ def test_folders_that_are_no_runs_are_refused(tmp_path):
     for name, words in (
         ("none", "'.*none' does not exist; give"),
         ("empty", "'.*empty' is not the workdir of a run: it has no config.json"),
-        ("other", "'.*other' is no run"),
+        ("other", "'.*other' is not a run"),
         ("bad", "config.json' is damaged"),
     ):
         with pytest.raises(UserError, match=words):

@@ -77,7 +77,7 @@ class Stack:
         return np.array_equal(self._coder.get_compressed(), np.append(self._random(0, initial), START))
 
     def draw(self, mean: Reals, deviation: Reals, turn: int) -> Numbers:
-        """Pops integers that were not pushed, which draws them at random from Gaussians.
+        """Draws integers from Gaussians, by popping values that were not pushed.
 
         Args:
           turn: selects the scrambling of the bits beforehand; must differ between calls.

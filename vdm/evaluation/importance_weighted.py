@@ -106,7 +106,7 @@ class Chain(Estimator):
         weighted = bound_rows(key, name, bounds, log_w, evaluations, seconds, run.data.spec.shape)
         print_row(weighted[-1])
         checks = [
-            agreement_line("Paths have the ELBO for their mean", weighted[0], elbo),
+            agreement_line("The mean over paths is the ELBO", weighted[0], elbo),
             samples_line(weighted),
         ]
         return Result([elbo, weighted[-1]], weighted, checks)

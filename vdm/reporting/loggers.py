@@ -201,4 +201,4 @@ class Loggers:
             except Exception as error:
                 del self._loggers[name]
                 why = f"{type(error).__name__}: {one_line(error)}"
-                print(f"config.loggers: {name} failed and gets no more of this run: {why}", flush=True)
+                print(f"config.loggers: {name} failed and is not used further in this run: {why}", flush=True)

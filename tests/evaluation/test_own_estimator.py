@@ -158,7 +158,7 @@ IMPOSSIBLE = {
         terms(lambda t: t | {"diffusion": -t["diffusion"]}),
         r"the bound is -\d.* bits/dim, which is impossible: .* diffusion -\d",
     ),
-    "a term is no number": (terms(lambda t: t | {"prior": jnp.nan * t["prior"]}), "is not a number in its term "
+    "a term is no number": (terms(lambda t: t | {"prior": jnp.nan * t["prior"]}), "not a number in its term "
     "'prior'"),
     "the diffusion term is left out": (
         terms(lambda t: {"prior": t["prior"]}),

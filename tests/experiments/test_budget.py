@@ -145,9 +145,9 @@ def test_only_what_is_asked_for_is_timed(tmp_path, asked):
         (["--only=wid"], "--only is 'wid'; accepted: 'narrow', 'wide', 'short'. Did you mean 'wide'?"),
         (
             ["--config.train.steps=5"],
-            "--config.train.steps is set, but --minutes determines the number of steps",
+            "--config.train.steps is set, but --minutes determines",
         ),
-        (["--cluster=slurm"], "--minutes times narrow, wide, short on this machine"),
+        (["--cluster=slurm"], "--minutes has to time narrow, wide, short on this machine"),
         (["--minutes=nan"], "--minutes is nan; accepted: a number above 0"),
     ],
 )

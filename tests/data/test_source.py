@@ -178,7 +178,7 @@ def seventeen(tmp_path):
         ({"vocab_size": 300}, "config.data.vocab_size is 300; accepted: 2 to 256"),
         ({"augment": "flip,mirror"}, "'flip,mirror'; accepted: any of flip, rotate, channels.*'mirror'"),
         ({"on_device_gib": -1.0}, "config.data.on_device_gib is -1.0; accepted: 0"),
-        ({"hold_out": 1.0}, "config.data.hold_out is 1.0; accepted: 0"),
+        ({"hold_out": 1.0}, "config.data.hold_out is 1.0; accepted: at least 0"),
         ({"hold_out": 0.01}, "config.data.hold_out is 0.01, which is 0 of 18 training images; accepted:"),
     ],
 )

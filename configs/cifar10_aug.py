@@ -3,9 +3,9 @@
   python -m vdm.main --config=configs/cifar10_aug.py --workdir=/tmp/cifar10_aug \\
       --config.data.data_dir=$HOME/tensorflow_datasets
 
-The model is conditioned on whether an image was changed, and is evaluated on unchanged ones.
+The model is conditioned on whether an image was changed, and is evaluated on unchanged images.
 Data: `tfds build cifar10 --file_format=array_record`.
-Hardware: the paper's batch of 1,024 wants a pod slice or 8 large GPUs.
+Hardware: the paper's batch of 1,024 needs a pod slice or 8 large GPUs.
 Published: 2.49 bits/dim on the test set (VDM, table 1). Not reproduced here.
 """
 

@@ -1,4 +1,4 @@
-"""CIFAR-10 by a small transformer, to try things on a laptop: minutes, and far from the paper's number.
+"""CIFAR-10 with a small transformer, for trials on a laptop: minutes, and far from the paper's result.
 
   python -m vdm.main --config=configs/cifar10_small.py --workdir=/tmp/cifar10_small \\
       --config.data.data_dir=$HOME/tensorflow_datasets

@@ -1,9 +1,9 @@
-"""DiffEnc (Nielsen et al. 2024) on the digits: a VDM whose encoder is learned too.
+"""DiffEnc (Nielsen et al. 2024) on the digits: a VDM with a learned encoder.
 
   python -m vdm.main --config=configs/diffenc.py --workdir=/tmp/diffenc
 
-That of configs/digits.py, but that the network is read as v, and a smaller one moves x to x_t as noise comes.
-docs/results/learned_encoder.md has its results.
+As configs/digits.py, except that the network predicts v, and a smaller network transforms x to x_t as noise
+is added. docs/results/learned_encoder.md has its results.
 """
 
 from ml_collections import ConfigDict

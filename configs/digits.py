@@ -1,4 +1,4 @@
-"""scikit-learn's 8 × 8 digits: trains, evaluates and draws in two minutes on a laptop.
+"""scikit-learn's 8 × 8 digits: trains, evaluates and samples in two minutes on a laptop.
 
   python -m vdm.main --config=configs/digits.py --workdir=/tmp/digits
 
@@ -17,8 +17,8 @@ def get_config():
 
     c.model.name = "diffusion"
     c.model.parameterisation = "categorical"
-    # A pixel's own noisy value enters through its exact likelihood, so nothing is left to
-    # learn below γ = −9, and Fourier features would only add noise.
+    # A pixel's noisy value enters through its exact likelihood, so nothing is left to learn below γ = −9, and
+    # Fourier features would only add noise.
     c.model.schedule.gamma_min = -9.0
     c.model.net.name = "transformer"
     c.model.net.depth = 4
@@ -38,5 +38,5 @@ def get_config():
     c.train.log_every = 100
     c.train.eval_every = 500
     c.train.checkpoint_every = 500
-    c.train.sample_every = 0  # at the end alone
+    c.train.sample_every = 0  # only after the last step
     return c

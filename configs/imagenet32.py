@@ -3,11 +3,10 @@
   python -m vdm.main --config=configs/imagenet32.py --workdir=/tmp/imagenet32 \\
       --config.data.data_dir=$HOME/Imagenet32
 
-Data: TFDS's downsampled_imagenet can no longer be downloaded, so the published Imagenet32
-batches are read, a folder of train_data_batch_1.npz … and val_data.npz (1,281,167 and
-50,000 images; these were downsampled by another filter than the paper's, so their bits/dim
-compare only with each other). Whoever has the TFDS set prepared as array_record sets
---config.data.name=downsampled_imagenet/32x32.
+Data: TFDS's downsampled_imagenet can no longer be downloaded, so this config reads the published Imagenet32
+batches, a folder of train_data_batch_1.npz … and val_data.npz (1,281,167 and 50,000 images). They were
+downsampled by another filter than the paper's images, so their bits/dim are comparable only with each other.
+With the TFDS set prepared as array_record, set --config.data.name=downsampled_imagenet/32x32.
 Hardware: one or more accelerators of 32 GB, for 2 M steps of batch 512.
 Published: 3.72 bits/dim on the TFDS set (VDM, table 1). Not reproduced here.
 """

@@ -3,8 +3,8 @@
   python -m vdm.main --config=configs/latent.py --workdir=/tmp/latent
   python -m vdm.main --workdir=/tmp/latent --mode=sample --config.model.guidance=2.0
 
-The second command draws samples with classifier-free guidance, the classes 0, 1, … in turn. The bound is
-one on −log p(x), as what the label costs is a term of it. On MNIST, as in configs/vae.py.
+The second command draws samples with classifier-free guidance, for the classes 0, 1, … in turn. The bound is
+on −log p(x), as it includes the cost of the label as a term. On MNIST, as in configs/vae.py.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +19,7 @@ def get_config():
     c.model.parameterisation = "v"
     c.model.condition = "label"
     c.model.drop_label = 0.1
-    # Both ends are learned: how noisy z_0 is, and how little of μ(x) is left in z_1.
+    # Both end points are learned: the noise in z_0, and how much of μ(x) is left in z_1.
     c.model.schedule.gamma_min = -3.0
     c.model.schedule.gamma_max = 5.0
     c.model.net.depth = 3

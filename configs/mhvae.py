@@ -1,4 +1,4 @@
-"""A Markovian hierarchical VAE on the digits, and its way to the VDM by the lecture's three restrictions.
+"""A Markovian hierarchical VAE on the digits, and the lecture's three restrictions that turn it into a VDM.
 
   python -m vdm.main --config=configs/mhvae.py --workdir=/tmp/mhvae
   python -m vdm.main --config=configs/mhvae.py --workdir=/tmp/mhvae_I --config.model.restrictions=I
@@ -19,8 +19,8 @@ def get_config():
     c.model.name = "mhvae"
     c.model.timesteps = 10
     c.model.schedule = ConfigDict()
-    # Under II: with few steps it matters where they are. γ(0) moves little from where it starts, which
-    # was chosen among −3, −4, −5, −6 and −9 on held-out training images.
+    # Used under II: with few steps the end points matter. γ(0) moves little from its initial value, which was
+    # chosen among −3, −4, −5, −6 and −9 on held-out training images.
     c.model.schedule.name = "learned_net"
     c.model.schedule.learn_ends = True
     c.model.schedule.gamma_min = -4.0

@@ -1,9 +1,9 @@
-"""The naive predictor on the digits: blurred averages, and what they cost in bits.
+"""The naive predictor on the digits: blurred averages, and their cost in bits.
 
   python -m vdm.main --config=configs/naive.py --workdir=/tmp/naive
 
-A small transformer is asked for the lower half of an image from the upper one, and for the upper half from
-nothing, each in one shot. Its samples are what it answers: the average of all answers.
+A small transformer predicts the lower half of an image from the upper half, and the upper half from nothing,
+each at once. Its samples are its predictions: the average of all possible images.
 """
 
 from ml_collections import ConfigDict

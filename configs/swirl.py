@@ -1,9 +1,9 @@
-"""A 2-D spiral of points, to see a density: a minute on a laptop.
+"""A 2-D spiral of points, to show a density: a minute on a laptop.
 
   python -m vdm.main --config=configs/swirl.py --workdir=/tmp/swirl
 
-18,000 training and 2,000 test points, each an image of 1 × 1 with two channels of 256
-levels, so that bits/dim mean what they mean for images. samples.png is a scatter.
+18,000 training and 2,000 test points, each an image of 1 × 1 with two channels of 256 levels, so that
+bits/dim have the same meaning as for images. samples.png is a scatter plot.
 """
 
 from vdm import config

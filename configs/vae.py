@@ -1,4 +1,4 @@
-"""A variational autoencoder on the digits: what one latent of 16 numbers gives, to compare with the VDM.
+"""A variational autoencoder on the digits, with one latent of 16 dimensions, to compare with the VDM.
 
   python -m vdm.main --config=configs/vae.py --workdir=/tmp/vae
   python -m vdm.main --workdir=/tmp/vae --mode=eval --config.eval.estimators=all

@@ -1,5 +1,5 @@
-"""Times of your own: stratified, with the density of a Beta distribution, constant over each hundredth of [0,
-1]. With a below 1 more of them are near the data, where the bits of photographs are.
+"""A custom distribution of times: stratified, with the density of a Beta distribution, constant over each
+hundredth of [0, 1]. With a below 1, more of the times are near the data, where most bits of photographs are.
 
 python -m vdm.main --config=configs/digits.py --config.model.times=examples.beta_times:Beta \\
     --config.model.times.a=0.7 --workdir=/tmp/beta

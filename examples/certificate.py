@@ -1,6 +1,6 @@
-"""An estimator of your own: the two-sided certificate (bidirectional Monte Carlo: Grosse et al. 2015). Of an
-image that the model itself drew, the latents are an exact draw of p(z|x): with them among K importance
-weights, the mean of log (w_1 + … + w_K)/K is at least log p(x); with K fresh ones it is at most that.
+"""A custom estimator: the two-sided certificate (bidirectional Monte Carlo: Grosse et al. 2015). For an image
+that the model has drawn, its latents are an exact draw of p(z|x). With this draw among K importance weights,
+the mean of log (w_1 + … + w_K)/K is at least log p(x); with K fresh draws it is at most log p(x).
 
 python -m vdm.main --workdir=/tmp/digits --mode=eval \\
     --config.eval.estimators=examples.certificate:Certificate --config.eval.certificate.samples=64
@@ -22,7 +22,7 @@ from vdm.evaluation.table import Row, difference
 
 @dataclasses.dataclass(frozen=True)
 class Certificate(Estimator):
-    timesteps: int = 50  # T, of a model of any depth
+    timesteps: int = 50  # T, for a model of variable depth
     samples: int = 16  # K
     images: int = 48
 
@@ -58,5 +58,5 @@ class Certificate(Estimator):
         lower, upper = row("lower"), row("upper")
         apart, se = difference(upper, lower)
         return Result(
-            [lower, upper], checks=[f"The two sides of {of} are {apart:.4f} ± {se:.4f} bits/dim apart."]
+            [lower, upper], checks=[f"The two sides of {of} differ by {apart:.4f} ± {se:.4f} bits/dim."]
         )

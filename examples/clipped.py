@@ -1,5 +1,6 @@
-"""A model of your own, derived from the VDM: its x̂ has no value beyond those of the data, as in the sampler
-of DDPM (Ho et al. 2020). Here the denoiser itself is clipped, so the ELBO is that of the clipped model.
+"""A custom model, derived from the VDM: the values of x̂ are clipped to the range of the data, as in the
+sampler of DDPM (Ho et al. 2020). Here the denoiser itself is clipped, so the ELBO is that of the clipped
+model.
 
 python -m vdm.main --config=configs/digits.py --config.model.name=examples.clipped:Clipped \\
     --config.model.parameterisation=v --config.model.limit=0.95 --workdir=/tmp/clipped

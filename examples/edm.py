@@ -1,6 +1,5 @@
-"""A parameterisation of your own: the preconditioning of EDM (Karras et al. 2022, table 1). The network sees
-an image of variance 1 at every level of noise s, predicts one, and x̂ = c_skip y + c_out F(c_in y), y = x + s
-ε.
+"""A custom parameterisation: the preconditioning of EDM (Karras et al. 2022, table 1). The network gets and
+predicts images of variance 1 at every noise level s, and x̂ = c_skip y + c_out F(c_in y), y = x + s ε.
 
 python -m vdm.main --config=configs/digits.py --config.model.parameterisation=examples.edm:EDM \\
     --config.model.parameterisation.data=0.7 --workdir=/tmp/edm

@@ -1,5 +1,4 @@
-"""A sampler of your own: Euler's method on the probability-flow ODE, dz/dγ = ½ σ (ε̂ − σ z) (Song et al.
-2021).
+"""A custom sampler: Euler's method on the probability-flow ODE, dz/dγ = ½ σ (ε̂ − σ z) (Song et al. 2021).
 
 python -m vdm.main --workdir=/tmp/digits --mode=sample --config.model.sampler=examples.euler:Euler \\
     --config.model.sample_steps=100

@@ -1,5 +1,5 @@
-"""An objective of your own: a Huber loss of each value's error in place of its square, so that the few values
-that nobody could foresee count less. Where errors are below `delta` it is the ELBO.
+"""A custom objective: a Huber loss of each value's error instead of its square, so that the few unpredictable
+values count less. For errors below `delta` it is the ELBO.
 
 python -m vdm.main --config=configs/digits.py --config.objective.name=examples.huber:Huber \\
     --config.model.schedule.name=fixed_linear --workdir=/tmp/huber
@@ -27,5 +27,5 @@ class Huber(Objective):
 
     def __call__(self, params, draw):
         d = draw.denoising
-        loss = optax.huber_loss(d.eps_hat, d.target, delta=self.delta)  # ½ (ε̂ − ε)² where it is small
+        loss = optax.huber_loss(d.eps_hat, d.target, delta=self.delta)  # ½ (ε̂ − ε)² for small errors
         return draw.terms | {"diffusion": total(process.over_pixels(d.weight) * loss) * d.time_weight}

@@ -1,5 +1,5 @@
-"""An optimiser of your own: Lion, steps of one size by the sign of the momentum (Chen et al. 2023). It wants
-a learning rate three to ten times smaller than AdamW, and a weight decay as much larger.
+"""A custom optimiser: Lion, whose steps have a fixed size and the sign of the momentum (Chen et al. 2023). It
+needs a learning rate three to ten times smaller than AdamW, and a weight decay larger by the same factor.
 
 python -m vdm.main --config=configs/digits.py --config.optimizer.name=examples.lion:Lion \\
     --config.optimizer.learning_rate=5e-4 --config.optimizer.weight_decay=0.1 --workdir=/tmp/lion

@@ -1,6 +1,6 @@
-"""An objective of your own with parameters of its own: the learned log-variance u(γ) of EDM2 (Karras et al.
-2024, eq. 14). L/e^u + u is least where e^u is the mean of the loss L at that level of noise, so that all
-levels come to weigh the same.
+"""A custom objective with parameters: the learned log-variance u(γ) of EDM2 (Karras et al. 2024, eq. 14).
+L/e^u + u has its minimum where e^u is the mean of the loss L at that noise level, so that all levels get the
+same weight.
 
 python -m vdm.main --config=configs/digits.py --config.objective.name=examples.log_variance:LogVariance \\
     --config.model.schedule.name=fixed_linear --workdir=/tmp/log_variance

@@ -1,4 +1,4 @@
-"""A network of your own: dense layers over the pixels, then over the channels (ResMLP: Touvron et al. 2021).
+"""A custom network: dense layers over the pixels, then over the channels (ResMLP: Touvron et al. 2021).
 
 python -m vdm.main --config=configs/digits.py --config.model.net.name=examples.mixer:Mixer \\
     --config.optimizer.name=adamw --config.optimizer.learning_rate=3e-3 --workdir=/tmp/mixer

@@ -1,4 +1,5 @@
-"""Data of your own: noisy 8 × 8 stripes of 16 levels; the label says whether they lie or stand.
+"""A custom data source: noisy 8 × 8 stripes of 16 levels; the label states whether they are horizontal or
+vertical.
 
 python -m vdm.main --config=configs/digits.py --config.data.name=examples.stripes:Stripes \\
     --workdir=/tmp/stripes

@@ -1,4 +1,4 @@
-"""What lossless codecs of images make of the same images: the bits/dim of their files."""
+"""The bits/dim of lossless image codecs on the same images."""
 
 from collections.abc import Callable
 import importlib.util
@@ -15,11 +15,11 @@ from vdm.estimate import standard_error
 
 Pixels = UInt8[np.ndarray, "height width channels"]
 
-LARGEST = 8192  # pixels of a sheet's side; WebP has no more than 16,383
+LARGEST = 8192  # pixels of a sheet's side; WebP allows at most 16,383
 
 
 def bits_per_dim(images: Images) -> dict[str, tuple[float, float]]:
-    """{codec: (bits/dim, standard error over images)} of `lossless`: of a file for each image; and of one
+    """{codec: (bits/dim, standard error over images)} of `lossless`: for one file per image; and for one
     sheet of all images, or of as many as fit on it, which has no standard error (NaN)."""
     found = {}
     _, height, width, _ = images.shape
@@ -34,7 +34,7 @@ def bits_per_dim(images: Images) -> dict[str, tuple[float, float]]:
 
 
 def sheet(images: Images) -> Pixels:
-    """All images in the rows of one image that is about square; what is left of the last row is black."""
+    """All images in the rows of one image that is about square; the rest of the last row is black."""
     count, height, width, channels = images.shape
     columns = min(math.ceil(math.sqrt(count * height / width)), LARGEST // width)
     rows = math.ceil(count / columns)
@@ -45,14 +45,14 @@ def sheet(images: Images) -> Pixels:
 
 
 def lossless() -> dict[str, Callable[[Pixels], bytes]]:
-    """{codec: image → the bytes of its file}: PNG optimised, WebP of method 6, and where imagecodecs is
-    installed JPEG XL of effort 9."""
+    """{codec: image → the bytes of its file}: PNG optimised, WebP of method 6, and, if imagecodecs is
+    installed, JPEG XL of effort 9."""
     found: dict[str, Callable[[Pixels], bytes]] = {
         "PNG": lambda image: _by_pillow(image, "PNG", optimize=True),
         "WebP": lambda image: _by_pillow(image, "WEBP", lossless=True, quality=100, method=6),
     }
     if importlib.util.find_spec("imagecodecs"):
-        import imagecodecs  # only where it is asked for, as it is an extra
+        import imagecodecs  # an optional extra
 
         found["JPEG XL"] = lambda image: imagecodecs.jpegxl_encode(image, lossless=True, effort=9)
     return found

@@ -1,12 +1,12 @@
-"""What two or more runs differ in: their configs, ELBO curves and final numbers.
+"""The differences between runs: their configs, ELBO curves and final numbers.
 
   python -m experiments.compare runs/digits runs/other --out=runs/compare
   python -m experiments.compare runs/schedules runs/other
 
-Takes workdirs, and studies: folders of workdirs named VARIANT-SEED, whose variants are a row each. Prints
-Markdown and writes it to compare.md; plots the curves into compare.png and compare.pdf. Differences are to
-the first, or, of one study alone, to its baseline: seed by seed and image by image where the runs have that,
-as the column "how" says.
+Takes workdirs, and studies: folders of workdirs named VARIANT-SEED, with a row for each variant. Prints
+Markdown and writes it to compare.md; plots the curves into compare.png and compare.pdf. Differences are from
+the first row, or, for a single study, from its baseline: paired by seed and by image if possible, as the
+column "how" states.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,17 +23,17 @@ from vdm.sweep.output import make_folder
 from vdm.sweep.workdirs import Record
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("out", "runs/compare", "Folder for what is written.", flag_values=FLAGS)
+flags.DEFINE_string("out", "runs/compare", "Folder for the output.", flag_values=FLAGS)
 
 CAPTION = """
-"± over seeds" is by how far the seeds are apart. "± of one run" counts which test images were drawn, and the
-Monte-Carlo noise of evaluation, but not what another training seed would change. How differences are paired,
+"± over seeds" is from the spread of the seeds. "± of one run" counts which test images were drawn, and the
+Monte-Carlo error of evaluation, but not what another training seed would change. The pairing of differences,
 and what their errors count:"""
-UNPAIRED = " For a difference image by image, give --mode=eval to both."
+UNPAIRED = " For a difference image by image, run --mode=eval on both."
 
 
 def config_table(records: Mapping[str, Record]) -> str:
-    """Markdown: the fields that differ between the configs, those that do not touch training last. A field
+    """Markdown: the fields that differ between the configs, those that do not affect training last. A field
     that no component of a run reads is absent."""
     configs = [flat(record.config) | {"seed": 0} for record in records.values()]
     rows = []
@@ -46,12 +46,12 @@ def config_table(records: Mapping[str, Record]) -> str:
         return "The configs are the same."
     rows.sort(key=lambda row: row[0])
     text = markdown_table(["field", *records], [cells for _, cells in rows])
-    note = "\n\nIn parentheses: how a run is evaluated and sampled, which its training does not depend on."
+    note = "\n\nIn parentheses: fields of evaluation and sampling, on which training does not depend."
     return text + note * rows[-1][0]
 
 
 def number_table(variants: Mapping[str, Sequence[Record]]) -> str:
-    """Markdown: each variant's final number, and how far it is above the first's."""
+    """Markdown: each variant's final number, and its difference from the first."""
     baseline = next(iter(variants))
     cells = []
     for row, records in zip(differences.table(variants, baseline), variants.values()):
@@ -74,16 +74,16 @@ def number_table(variants: Mapping[str, Sequence[Record]]) -> str:
 
 
 def _spread(records, name):
-    """The values of a number of the final estimates: one, or from the least to the most."""
+    """The values of a number of the final estimates: one value, or the range."""
     values = sorted({record.final[name] for record in records if name in record.final})
     return "–".join(map(str, values[:: max(1, len(values) - 1)])) or "–"
 
 
 def run(folders: Sequence[str], out: pathlib.Path | str) -> None:
-    """Prints and writes what the runs differ in.
+    """Prints and writes the differences between runs.
 
     Raises:
-      UserError: a folder holds no run, there is but one, or none has measured anything yet.
+      UserError: a folder holds no run, there is only one run, or none has measurements yet.
     """
     require(folders, "no folder is given; give the workdirs of two runs or more, or a study.")
     variants = workdirs.find(folders)

@@ -1,15 +1,15 @@
-"""The ELBO as a file: every rung of the ladder as a codec, and what PNG and others make of the same images.
+"""The ELBO as a file: every rung of the ladder as a codec, and PNG and other codecs on the same images.
 
   python -m experiments.compression --workdir=runs/compression
 
-A chain that can have any depth is a codec at each T of config.eval.depths. Writes compression.md and .csv:
-the bits/dim of each file, of what in it is for the images, and of the ELBO at the same T; and
-compression.png and .pdf: the rate against T. On CIFAR-10, the config of natural images:
+A chain of variable depth is a codec at each T of config.eval.depths. Writes compression.md and .csv: the
+bits/dim of each file, of its images alone, and of the ELBO at the same T; and compression.png and .pdf: the
+rate against T. On CIFAR-10, the config of natural images:
 
   python -m experiments.compression --workdir=runs/compression_cifar --config=configs/cifar10_laptop.py \\
       --config.data.data_dir=$HOME/tensorflow_datasets --config.eval.depths=10,30,100
 
-With the extra "codecs", JPEG XL is among the others.
+With the extra "codecs", the other codecs include JPEG XL.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,15 +35,15 @@ from vdm.sweep.output import save_figure, write_csv
 
 Row = Mapping[str, Any]
 
-NOTE = """Bits/dim. A file is that of the first {images} test images, on {lanes} stacks; all came back bit for
-bit. "Images" is what they added to the stacks; the random bits before the first and the header make up the
-rest. "Above" is how much more that is than the ELBO at this T, or the exact likelihood, on the same images,
-± the standard error over images, which counts the noise of both. Seconds are those of one image, with
-compilation. To read a file one needs the model: its parameters are float32."""
+NOTE = """Bits/dim. A file contains the first {images} test images, on {lanes} stacks; all were recovered bit
+for bit. "Images" is their addition to the stacks; the initial random bits and the header are the rest.
+"Above" is the excess of "images" over the ELBO at this T, or over the exact likelihood, on the same images, ±
+the standard error over images, which counts the noise of both. Seconds are per image, with compilation.
+Reading a file requires the model, whose parameters are float32."""
 
 
 def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
-    """The rungs of the ladder that are codecs; or, of other data, the config itself."""
+    """The rungs of the ladder that are codecs; for other data, the config itself."""
     if config.data.name != "digits":
         return {"VDM": {}}
     return {name: fields for name, fields in ladder.grid(config).items() if name != "VDM_encoder_learned"}
@@ -64,7 +64,7 @@ def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> list[pathlib.
 
 
 def test_images(config: ConfigDict) -> Any:
-    """Those that are compressed."""
+    """The images that are compressed."""
     test = source.load(config.data).test
     return test.read(np.arange(min(config.codec.images or test.size, test.size)))["image"]
 
@@ -125,8 +125,8 @@ def table(rows: Sequence[Row], others: Mapping[str, tuple[float, float]]) -> str
 def plot(
     workdir: pathlib.Path, rows: Sequence[Row], others: Mapping[str, tuple[float, float]]
 ) -> list[pathlib.Path]:
-    """Writes compression.png and .pdf: what the images take in each file, and the ELBO, against T, with other
-    codecs as horizontal lines. Returns their paths."""
+    """Writes compression.png and .pdf: the rate of the images in each file, and the ELBO, against T, with
+    other codecs as horizontal lines. Returns their paths."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     systems = list(dict.fromkeys(row["system"] for row in rows))
@@ -150,11 +150,11 @@ def plot(
         )
     highest = max(max(row["images"], row["bound"]) for row in rows)
     for name, (rate, _) in others.items():
-        if rate > 1.5 * highest:  # far above, it would press all else together; the table has it
+        if rate > 1.5 * highest:  # far above, it would compress all other curves; the table has it
             continue
         axes.axhline(rate, color="0.6", lw=0.8, ls=":", zorder=0)
         axes.annotate(name, (1.0, rate), xycoords=("axes fraction", "data"), fontsize=7, ha="right")
-    axes.set(xlabel="T", ylabel="bits/dim, initial bits and header apart", xscale="log")
+    axes.set(xlabel="T", ylabel="bits/dim without initial bits and header", xscale="log")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return save_figure(figure, workdir, "compression")

@@ -2,8 +2,8 @@
 
   python -m experiments.depth --workdir=runs/depth --config=configs/digits.py
 
-A model trained at each T, ∞ among them, is evaluated as a chain of each other T: the denoiser does not know
-how many steps there are. The schedule is a straight line, the same for all.
+A model is trained at each T, including ∞, and evaluated as a chain of each other T: the denoiser does not
+depend on the number of steps. The schedule is linear, and the same for all.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ Estimates = Mapping[int, tuple[float, float]]  # T to bits/dim and its standard 
 
 
 def name_of(timesteps: int) -> str:
-    """What a depth is called."""
+    """The name of a depth."""
     return f"T={timesteps}" if timesteps else "T=inf"
 
 
@@ -56,7 +56,7 @@ def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> list[pathlib.
 
 
 def table(numbers: Mapping[str, list[Estimates]]) -> str:
-    """Markdown: of each variant, the mean over seeds at each depth."""
+    """Markdown: for each variant, the mean over seeds at each depth."""
     cells = []
     for variant, seeds in numbers.items():
         largest = max(np.mean([seed[t][1] for seed in seeds]) for t in EVALUATED)
@@ -64,14 +64,14 @@ def table(numbers: Mapping[str, list[Estimates]]) -> str:
         bars = [f"{v.mean():.4f} ± {fixed(standard_error(v))}" for v in values]
         cells.append([variant, *bars, f"{largest:.4f}"])
     header = ["trained with", *(f"evaluated with {name_of(t)}" for t in EVALUATED), "largest s.e. of one run"]
-    note = f"""Bits/dim, mean over seeds ± its standard error by how far the seeds are apart.
+    note = f"""Bits/dim, mean over seeds ± its standard error from the spread of the seeds.
 {tables.seeds_note(map(len, numbers.values()))} The standard error of one run counts the test images, which
 are the same for all, and the noise of evaluation."""
     return f"{markdown_table(header, cells)}\n\n{textwrap.fill(note, 110)}\n"
 
 
 def by_depth(folder: pathlib.Path) -> Estimates:
-    """Bits/dim of a run at each depth, as it was kept, or else as `at_each_depth` finds it."""
+    """Bits/dim of a run at each depth, cached, or from `at_each_depth`."""
     found = workdirs.kept(folder, "depth", at_each_depth)
     return {timesteps: found[name_of(timesteps)] for timesteps in EVALUATED}
 

@@ -1,12 +1,12 @@
-"""ELBO curves of runs and sweeps, also of those that are still going.
+"""ELBO curves of runs and sweeps, finished or active.
 
   python -m experiments.elbo_curves runs/digits
   python -m experiments.elbo_curves runs/digits runs/sweep --out=runs/curves
 
-Takes workdirs, and sweeps: folders of workdirs named VARIANT-SEED, whose variants become one curve
-each, with a band over the seeds. Plots bits/dim of the test split against steps and against seconds,
-and each term, into elbo_curves.png and elbo_curves.pdf. Prints how far each run is, and its last number
-with the standard error, which counts the test images and the Monte-Carlo noise.
+Takes workdirs, and sweeps: folders of workdirs named VARIANT-SEED, with one curve for each variant and a band
+over the seeds. Plots bits/dim of the test split against steps and against seconds, and each term, into
+elbo_curves.png and elbo_curves.pdf. Prints the progress of each run, and its last number with the standard
+error, which counts the test images and the Monte-Carlo error.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from vdm.reporting.text import fixed, markdown_table
 from vdm.sweep import command, curves, workdirs
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("out", "runs/curves", "Folder for what is written.", flag_values=FLAGS)
+flags.DEFINE_string("out", "runs/curves", "Folder for the output.", flag_values=FLAGS)
 
 
 def table(variants: workdirs.Variants) -> str:
-    """Markdown: of each run how far it is, and the last number."""
+    """Markdown: the progress of each run, and its last number."""
     header = ("run", "step", "of", "seconds", "bits/dim", "± s.e.", "at step")
     cells = []
     for variant, records in workdirs.read_variants(variants).items():

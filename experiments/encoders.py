@@ -1,9 +1,9 @@
-"""The encoder: that of a VDM, one that fades, and one that is learned (DiffEnc); at equal steps.
+"""Encoders: that of a VDM, one that fades the image, and a learned one (DiffEnc); at equal steps.
 
   python -m experiments.encoders --workdir=runs/encoders --config=configs/digits.py
 
-The network is read as v, as in DiffEnc; the learned encoder is a network of half the depth. `plain_deeper` is
-a VDM with about as many parameters as the two networks together.
+The network predicts v, as in DiffEnc; the learned encoder is a network of half the depth. `plain_deeper` is a
+VDM with about as many parameters as the two networks together.
 """
 
 import pathlib
@@ -23,7 +23,7 @@ def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
         "objective.name": "elbo",
     }
     if "fourier" in config.model.net:
-        line["model.net.fourier"] = 2  # of 0 and 2, on held-out training images of the digits
+        line["model.net.fourier"] = 2  # chosen among 0 and 2, on held-out training images of the digits
     depth = config.model.net.depth
     net = {f"model.encoder.net.{name}": value for name, value in config.model.net.items()}
     learned = {
@@ -32,7 +32,7 @@ def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
         **net,
         "model.encoder.net.depth": depth // 2,
     }
-    learned["model.sampler"] = "ancestral"  # it has no other
+    learned["model.sampler"] = "ancestral"  # its only sampler
     return {
         "plain": line,
         "plain_deeper": line | {"model.net.depth": depth + depth // 2},

@@ -1,11 +1,11 @@
-"""Trains finished runs on, and says how far that moves the likelihood of the probability-flow ODE: by the
-same objective, by the second-order one, and with variational dequantisation of the frozen model.
+"""Trains finished runs further, and measures the change in the likelihood of the probability-flow ODE: with
+the same objective, with the second-order one, and with variational dequantisation of the frozen model.
 
   python -m experiments.encoders --workdir=runs/E --only=plain
   python -m experiments.fine_tuning --workdir=runs/F --base=runs/E/plain-0,runs/E/plain-1,runs/E/plain-2
 
 Each is imported from its workdir into a new one (--mode=import), W/VARIANT-SEED, and trained there; the same
-command goes on where it was stopped. Writes fine_tuning.md and fine_tuning.csv.
+command resumes after an interruption. Writes fine_tuning.md and fine_tuning.csv.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,13 +30,11 @@ from vdm.sweep.output import make_folder, write_csv
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "Folder of the study.", flag_values=FLAGS)
 flags.DEFINE_list("base", [], "Workdirs of finished runs that differ in their seed.", flag_values=FLAGS)
-flags.DEFINE_integer("steps", 200, "Of training on.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_float("learning_rate", 1e-3, "Of training on, except for q(u|x).", flag_values=FLAGS)
-flags.DEFINE_integer(
-    "images", 120, "Test images that the ODE is solved for.", lower_bound=2, flag_values=FLAGS
-)
+flags.DEFINE_integer("steps", 200, "Number of further training steps.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_float("learning_rate", 1e-3, "Learning rate, except for q(u|x).", flag_values=FLAGS)
+flags.DEFINE_integer("images", 120, "Number of test images for the ODE.", lower_bound=2, flag_values=FLAGS)
 
-# Times by importance, as in i-DODE.
+# Times by importance sampling, as in i-DODE.
 ON = {"model.times": "importance", "objective.name": "elbo"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "elbo": ON,
@@ -54,7 +52,7 @@ Values = dict[str, list[float]]  # kind of dequantisation to the bits/dim of eac
 
 
 def train_on(base: pathlib.Path, folder: pathlib.Path, fields: Mapping[str, Any]) -> None:
-    """Imports a run into `folder`, unless it is there, and trains it there to its end.
+    """Imports a run into `folder`, unless it is there, and trains it to its end.
 
     Raises:
       Failed: it fails.
@@ -75,7 +73,7 @@ def _run(line: Sequence[str], folder: pathlib.Path) -> None:
 
 
 def measure(folder: pathlib.Path) -> dict[str, Any]:
-    """The bits/dim of each image by the ODE from each start, and the ELBO's mean."""
+    """The bits/dim of each image by the ODE with each kind of dequantisation, and the mean of the ELBO."""
     config = workdir_lib.read_config(folder)
     config.update_from_flattened_dict(ODE | {"eval.images": FLAGS.images})
     run = run_lib.restore(config, folder)
@@ -84,12 +82,13 @@ def measure(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def row_of(variant: str, folders: Sequence[pathlib.Path], before: Sequence[Values]) -> list[dict[str, Any]]:
-    """A row for each start: the mean over seeds, and how far it is from before, image by image."""
+    """A row for each kind of dequantisation: the mean over seeds, and the change from before, image by
+    image."""
     found = [workdirs.kept(folder, "ode", measure) for folder in folders]
     elbo = np.array([workdirs.number(workdirs.read(folder).final, "bpd") for folder in folders])
     rows = []
     for kind in [kind for kind in found[0] if kind != "step"]:
-        # q(u|x) starts where the uniform distribution does.
+        # The flow with q(u|x) starts at the same γ as with the uniform distribution.
         old = [values["uniform" if kind == "variational" else kind] for values in before]
         drops = [np.array(new[kind]) - np.array(was) for new, was in zip(found, old)]
         means = np.array([drop.mean() for drop in drops])
@@ -115,18 +114,19 @@ def table(rows: Sequence[Mapping[str, Any]], steps: int, images: int) -> str:
               "ELBO", "± over seeds")  # fmt: skip
     names = ("bpd", "minus_before", "se_seeds", "se_images", "elbo", "elbo_se_seeds")
     cells = [[row["variant"], row["start"], *(fixed(row[name]) for name in names)] for row in rows]
-    note = f"""Bits/dim of the first {images} test images by the probability-flow ODE, one point of each; the
-ELBO is of all. "minus before" is to the run that was trained on for {steps} steps, image by image, with the
-same points and probes; for `variational` to its start `uniform`. "± over seeds" is by how far the seeds are
-apart, "± of one run" counts the images. {tables.seeds_note(row["seeds"] for row in rows)}"""
+    note = f"""Bits/dim of the first {images} test images by the probability-flow ODE, one point for each; the
+ELBO is of all test images. "minus before" is the difference from the original run, before {steps} further
+steps, image by image, with the same points and probes; for `variational` from its start `uniform`. "± over
+seeds" is from the spread of the seeds, "± of one run" counts the images.
+{tables.seeds_note(row["seeds"] for row in rows)}"""
     return f"{markdown_table(header, cells)}\n\n{textwrap.fill(note, 110)}\n"
 
 
 def run(others: Sequence[str]) -> None:
-    """Does what is missing, prints and writes the table."""
+    """Runs what is missing, prints and writes the table."""
     command.refuse_others(others)
     require(FLAGS.workdir, "--workdir is missing; give a folder for the study.")
-    require(FLAGS.base, "--base is missing; give the workdirs of finished runs, joined by commas.")
+    require(FLAGS.base, "--base is missing; give the workdirs of finished runs, separated by commas.")
     bases = [pathlib.Path(name).expanduser() for name in FLAGS.base]
     for base in bases:
         require(workdir_lib.newest(base) is not None, f"--base has {str(base)!r}, which has no checkpoint.")
@@ -143,7 +143,7 @@ def run(others: Sequence[str]) -> None:
         seed = workdir_lib.read_config(base).seed
         for name, fields in VARIANTS.items():
             folder = workdir / f"{name}-{seed}"
-            print(f"{folder.name}: trained on from {base}", flush=True)
+            print(f"{folder.name}: trained further from {base}", flush=True)
             train_on(base, folder, common | {"optimizer.learning_rate": FLAGS.learning_rate} | fields)
             folders[name].append(folder)
     before = [workdirs.kept(base, "ode", measure) for base in bases]

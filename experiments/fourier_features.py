@@ -1,13 +1,13 @@
-"""Fourier features of z: none, those of the data's lattice, and others.
+"""Fourier features of z: none, those at the spacing of the levels, and others.
 
   python -m experiments.fourier_features --workdir=runs/fourier_features --config=configs/digits.py
 
 The levels of a value are 2/V apart. A wave of V/2 cycles per unit, or of a multiple of that, has the same
-phase at each level, and so shows where z lies between two levels. A wave of another frequency resolves z as
-finely, but not its distance from the next level.
+phase at each level, and so locates z between two levels. A wave of another frequency resolves z as finely,
+but does not determine its distance from the next level.
 
-A network that has the features as a field predicts ε. One that has not is given them beside z: under ε, and
-under the config's own parameterisation where that knows the levels by itself.
+A network with the features as a field predicts ε. A network without the field gets them as further inputs:
+with ε, and with the config's parameterisation if that one contains the levels.
 """
 
 from collections.abc import Callable
@@ -26,12 +26,12 @@ from vdm.nets.layers import fourier_features
 from vdm.sweep import study, tables, workdirs
 from vdm.sweep.curves import plot_curves
 
-COUNT = 2  # frequencies of a network that is given them, as in the paper: V/2 and half of it
+COUNT = 2  # frequencies of a network without the field, as in the paper: V/2 and half of it
 
 
 @dataclasses.dataclass(frozen=True)
 class EpsOfWaves(Eps):
-    """ε̂ by a network that is given Fourier features of z_t too."""
+    """ε̂ from a network whose input includes Fourier features of z_t."""
 
     def eps_hat(self, net, z_t, gamma, params, vocab_size):
         return super().eps_hat(with_waves(net, z_t, vocab_size), z_t, gamma, params, vocab_size)
@@ -39,14 +39,14 @@ class EpsOfWaves(Eps):
 
 @dataclasses.dataclass(frozen=True)
 class LeaveOneOutOfWaves(LeaveOneOut):
-    """The Gaussian's prediction, changed by a network that is given Fourier features of z_t too."""
+    """The Gaussian's prediction, changed by a network whose input includes Fourier features of z_t."""
 
     def eps_hat(self, net, z_t, gamma, params, vocab_size):
         return super().eps_hat(with_waves(net, z_t, vocab_size), z_t, gamma, params, vocab_size)
 
 
 def with_waves(net: Callable[[Image], Image], z_t: Image, vocab_size: int) -> Callable[[Image], Image]:
-    """`net`, given the Fourier features of z_t beside its own input."""
+    """`net`, with the Fourier features of z_t appended to its input."""
     waves = fourier_features(z_t, [vocab_size / 2.0 / 2.0**n for n in range(COUNT)])[..., z_t.shape[-1] :]
     return lambda given: net(jnp.concatenate([given, waves], axis=-1))
 
@@ -77,6 +77,7 @@ def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> list[pathlib.
 
 
 if __name__ == "__main__":
-    # A network that predicts ε must find the levels by itself: so γ starts where z shows them (VDM sec. 5.1).
+    # A network that predicts ε must learn the levels, so γ(0) is low enough for z to show them (VDM sec.
+    # 5.1).
     fields = study.SHORT | {"model.schedule.gamma_min": -13.3}
     study.main(__doc__, grid, results_of, config="configs/digits.py", seeds=2, fields=fields)

@@ -1,12 +1,12 @@
-"""log p(x) = ELBO + KL(q(z|x) ‖ p(z|x)), term by term, of a VAE as it trains (lecture (4) to (9)).
+"""log p(x) = ELBO + KL(q(z|x) ‖ p(z|x)), term by term, for a VAE during training (lecture (4) to (9)).
 
   python -m experiments.identity --workdir=runs/identity
 
-A VAE with a latent of one or two numbers is small enough to integrate: log p(x) and the KL are sums over a
-grid of z, and the ELBO is the mean of the model's own loss over many draws, so the two sides are computed
-independently. Every checkpoint of its training is measured on the test images. Writes identity.md and
-identity.csv; and identity.png and identity.pdf: both sides over training, and, of a latent of two numbers,
-q(z|x) on p(z|x).
+A VAE with a latent of one or two dimensions is small enough to integrate: log p(x) and the KL are sums over a
+grid of z, and the ELBO is the mean of the model's loss over many draws, so the two sides are computed
+independently. Every checkpoint is measured on the test images. Writes identity.md and identity.csv; and
+identity.png and identity.pdf: both sides during training, and, for a latent of two dimensions, q(z|x) over
+p(z|x).
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ from vdm.sweep.output import save_figure, write_csv
 
 LATENTS = (1, 2)
 PASSES = 1_000  # draws of the ELBO for each image
-HALF, POINTS = 8.0, {1: 8_001, 2: 801}  # the grid: from −HALF to HALF, so many points along each axis
+HALF, POINTS = 8.0, {1: 8_001, 2: 801}  # the grid: from −HALF to HALF, with this number of points per axis
 CHUNK = 2**25  # log-probabilities of levels that are computed at once
 SHOWN = 4  # images whose posterior is plotted
 
@@ -43,7 +43,8 @@ PerImage = Float[np.ndarray, "images"]
 
 
 class Posterior(NamedTuple):
-    """p(z|x) of the first images on the grid, and mean and standard deviation of q(z|x); z of two numbers."""
+    """p(z|x) of the first images on the grid, and mean and standard deviation of q(z|x), in two
+    dimensions."""
 
     density: Float[np.ndarray, "shown points points"]
     mean: Float[np.ndarray, "shown 2"]
@@ -64,9 +65,9 @@ class Measured(NamedTuple):
 
     Attributes:
       rows: {"step"; "log_p", "elbo", "kl": means over images, bits/dim; "apart": log_p − elbo − kl, and
-        "apart_se" its noise over these images, which is all the ELBO's; "mass": the smallest ∫ q(z|x) dz
-        on the grid}.
-      posterior: at the last step, where z has two numbers.
+        "apart_se" its noise over these images, which is that of the ELBO; "mass": the smallest ∫ q(z|x) dz on
+        the grid}.
+      posterior: at the last step, if z has two dimensions.
     """
 
     rows: list[dict[str, float]]
@@ -163,7 +164,7 @@ def _log_normal(z, mean, log_variance):
 
 
 def table(measured: Mapping[str, Measured]) -> str:
-    """What `measure` found of each variant, as Markdown."""
+    """The results of `measure` for each variant, as Markdown."""
     header = ("latent", "step", "log p(x)", "ELBO", "KL(q ‖ p(z|x))", "log p − ELBO − KL", "± noise")
     cells = []
     for variant, one in measured.items():
@@ -174,9 +175,9 @@ def table(measured: Mapping[str, Measured]) -> str:
     smallest = min(row["mass"] for one in measured.values() for row in one.rows)
     return f"""{markdown_table(header, cells)}
 
-Bits/dim, means over the test images. log p(x) and KL by a sum over a grid of z, on which ∫ q(z|x) dz is at
-least {smallest:.6f} for every image; the ELBO by {PASSES} draws of the model's own loss for each image, whose
-noise is ±.
+Bits/dim, means over the test images. log p(x) and KL are sums over a grid of z, on which ∫ q(z|x) dz is at
+least {smallest:.6f} for every image; the ELBO is the mean of {PASSES} draws of the model's loss for each
+image, whose noise is ±.
 """
 
 
@@ -192,7 +193,7 @@ def plot_identity(workdir: pathlib.Path, measured: Mapping[str, Measured]) -> li
         )
         label = "KL(q(z|x) ‖ p(z|x))"
         axes.fill_between(step, bound, bound + kl, color="tab:orange", alpha=0.3, lw=0, label=label)
-        axes.plot(step, bound, color="tab:blue", label="ELBO, the model's own draws")
+        axes.plot(step, bound, color="tab:blue", label="ELBO, draws of the model's loss")
         axes.plot(step, log_p, "k.", ms=7, label="log p(x), summed over a grid of z")
         axes.set(xlabel="step", ylabel="bits/dim", title=variant.replace("latent=", "latent numbers: "))
         axes.grid(alpha=0.3)

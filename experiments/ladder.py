@@ -1,10 +1,10 @@
-"""Every system of the lecture on the same data, in the same unit: from a naive predictor up to the VDM.
+"""Every system of the lecture on the same data, in the same unit: from a naive predictor to the VDM.
 
   python -m experiments.ladder --workdir=runs/ladder
 
-Each rung is a config of configs/. Between the hierarchical VAE and the VDM come its three restrictions, one
-after the other, by the networks of the VAE; and the VDM itself comes first with as many steps as they have.
-Writes ladder.md and ladder.csv: what each reaches, whether that is exact or a bound, and what it costs; and
+Each rung is a config of configs/. Between the hierarchical VAE and the VDM are its three restrictions, added
+one after another, with the networks of the VAE; and a VDM with the same number of training steps. Writes
+ladder.md and ladder.csv: the bits/dim of each system, whether they are exact or a bound, and its cost; and
 ladder.png and ladder.pdf: samples of each in a row, and the curves. On MNIST, the rungs of vectors:
 
   python -m experiments.ladder --workdir=runs/ladder_mnist --only=naive,VAE,MHVAE,MHVAE_I,latent_VDM \\
@@ -48,19 +48,19 @@ RUNGS = {
     "latent VDM": "configs/latent.py",
 }
 SHOWN = 12  # samples of each rung in the figure
-TIMED = 64  # samples that are drawn to measure how long one takes
-GUIDANCE = 2.0  # of the latent VDM's samples in a row of their own
+TIMED = 64  # samples that are drawn to measure the time of one
+GUIDANCE = 2.0  # of the latent VDM's samples in an additional row
 
 Records = Mapping[str, Sequence[workdirs.Record]]
 
 
 class Samples(NamedTuple):
-    """What the model of a run draws.
+    """The samples of the model of a run.
 
     Attributes:
-      rows: of the figure, SHOWN images each, by what they are; "" for plain samples.
+      rows: of the figure, SHOWN images each, by their description; "" for unconditional samples.
       seconds: of one sample.
-      parameters: how many the model has.
+      parameters: number of parameters of the model.
     """
 
     rows: dict[str, Images]
@@ -81,7 +81,7 @@ def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
         "model.timesteps": 9,
         "model.schedule.name": "learned_net",
         "model.schedule.learn_ends": True,
-        "model.schedule.gamma_min": -5.0,  # of −4, −5 and −9, on held-out training images
+        "model.schedule.gamma_min": -5.0,  # chosen among −4, −5 and −9, on held-out training images
     }
     return found
 
@@ -123,7 +123,7 @@ def draw_samples(folder: pathlib.Path) -> Samples:
 
 
 def predict_lower_halves(run: run_lib.Run) -> Images:
-    """The first test images, with what the naive model predicts from the upper half for the lower one."""
+    """The first test images, with the naive model's prediction of the lower half from the upper half."""
     count = min(SHOWN, run.data.test.size)
     batch = run.data.test.read(np.arange(count)) | {"augmented": np.zeros(count, np.float32)}
     model, params = run.model, run.state.ema
@@ -142,7 +142,7 @@ def predict_lower_halves(run: run_lib.Run) -> Images:
 
 
 def row_of(variant: str, records: Sequence[workdirs.Record], samples: Samples) -> dict[str, Any]:
-    """A row of ladder.csv: bits/dim and its terms, means over seeds, and what the rung costs."""
+    """A row of ladder.csv: bits/dim and its terms, means over seeds, and the cost of the rung."""
     values = np.array([workdirs.number(record.final, "bpd") for record in records])
     row = {
         "model": variant.replace("_", " "),
@@ -178,11 +178,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{1e3 * row['seconds_per_sample']:.3g}",
             ", ".join(f"{name} {value:.3f}" for name, value in shown.items()),
         ])  # fmt: skip
-    note = f"""Bits/dim of the test split. "± over seeds" is the standard error of the mean over seeds by how
-far they are apart. {tables.seeds_note(row["seeds"] for row in rows)} "± of one run" counts the test images
-and the noise of evaluation. An ELBO bounds −log p(x) from above. Seconds are of a run from its start on, with
-compilation and evaluations; a sample's are of {TIMED} drawn at once. Naive predictor, autoregressor and VDM
-are transformers; VAE, MHVAE and latent VDM residual MLPs."""
+    note = f"""Bits/dim of the test split. "± over seeds" is the standard error of the mean over seeds, from
+their spread. {tables.seeds_note(row["seeds"] for row in rows)} "± of one run" counts the test images and the
+noise of evaluation. An ELBO bounds −log p(x) from above. Seconds count from a run's start, and include
+compilation and evaluations; those of a sample are for {TIMED} drawn at once. Naive predictor, autoregressor
+and VDM are transformers; VAE, MHVAE and latent VDM residual MLPs."""
     return f"{markdown_table(header, cells)}\n\n{textwrap.fill(note, 110)}\n"
 
 
@@ -209,7 +209,7 @@ def plot_ladder(
         label_axes.text(1.0, 0.5, label, ha="right", va="center", fontsize=9, wrap=True)
         label_axes.set_axis_off()
         axes.set_axis_off()
-    left.suptitle("samples, none chosen")
+    left.suptitle("samples, not selected")
     plot_progress(right.subplots(), records, workdir)
     return save_figure(figure, workdir, "ladder")
 

@@ -1,12 +1,12 @@
-"""What pays on natural images within minutes: each idea of a config against the same run without it.
+"""What improves training on natural images within minutes: each setting of a config against a run without it.
 
   python -m experiments.natural_images --workdir=runs/natural_images --minutes=10 \\
       --config.data.data_dir=$HOME/tensorflow_datasets
 
-All runs train for as long, as --minutes says: a variant whose steps cost more takes fewer. They are compared
-on a tenth of the training images, held out for that. Writes the table; references.md, what a Gaussian, PNG,
-WebP and, with the extra "codecs", JPEG XL make of the same images; and natural_images.png, bits/dim against
-minutes and against floating-point operations, and where over γ the bits are.
+All runs have the same training time, --minutes: a variant whose steps are slower takes fewer steps. They are
+compared on a tenth of the training images, which are held out. Writes the table; references.md, the bits/dim
+of a Gaussian, PNG, WebP and, with the extra "codecs", JPEG XL on the same images; and natural_images.png,
+bits/dim against minutes and against floating-point operations, and the density of the bits over γ.
 """
 
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no_average": {"train.ema": 0.0},
     "adamw": {"optimizer.name": "adamw", "optimizer.learning_rate": 2e-3},
     "one_scale": {"model.net.scales": 1},
-    "patches_of_2": {"model.net.patch": 2, "model.net.width": 96},  # as dear a step as the config's
+    "patches_of_2": {"model.net.patch": 2, "model.net.width": 96},  # steps as expensive as the config's
     "narrower": {"model.net.width": 32},
     "deeper": {"model.net.depth": 3},
     "labels": {"model.condition": "label"},
@@ -55,8 +55,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }
 DENSITIES = ("config", "gaussian_alone", "paper")  # shown over γ
-CAPTION = """The images are {}. With labels it is −log p(x|label). Seconds a step were
-measured with nothing else running; PFLOP are the 10^15 floating-point operations of the whole training."""
+CAPTION = """The images are {}. With labels the number is −log p(x|label). Seconds per step were measured with
+nothing else running; PFLOP are the 10^15 floating-point operations of the whole training."""
 
 
 def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
@@ -88,7 +88,8 @@ def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> list[pathlib.
 
 
 def references(config: ConfigDict) -> Rates:
-    """What codecs make of the images that a run is tested by, and the Gaussian of its training images."""
+    """The bits/dim of codecs on the images on which a run is tested, and of the Gaussian of its training
+    images."""
     data = source.load(config.data)
     images = data.test.read(np.arange(config.eval.images or data.test.size))["image"]
     gaussian = wiener.fit(data.train, data.spec.shape, data.spec.vocab_size)
@@ -101,7 +102,8 @@ def plot(
     workdir: pathlib.Path, found: workdirs.Variants, costs: Mapping[str, budget.Cost], rates: Rates
 ) -> list[pathlib.Path]:
     """Plots the mean over seeds of each variant, against minutes without evaluations and against operations,
-    with `rates` as horizontal lines; and the density over γ of the first seed of some. Returns the paths."""
+    with `rates` as horizontal lines; and the density over γ for the first seed of some variants. Returns the
+    paths."""
     styles, of_study = look.styles(list(found), workdir), look.of_study(workdir)
     with of_study.drawing():
         figure, panels = of_study.figure(("minutes", "operations", "gamma"), height=0.85)
@@ -130,7 +132,7 @@ def plot(
         look.legend_above(figure, minutes.get_legend_handles_labels()[0], of_study.width)
         caption = (
             "Mean over seeds of each variant, against minutes of training without evaluations, and against "
-            f"operations; gray: codecs of the same images. Where the diffusion term is over γ: of "
+            f"operations; gray: codecs on the same images. Density of the diffusion term over γ: "
             f"{', '.join(DENSITIES)}."
         )
         return look.save(figure, workdir, "natural_images", caption)

@@ -1,15 +1,15 @@
-"""Every noise schedule, trained alike, between the same end points (learned_linear learns its own).
+"""Every noise schedule, trained equally, between the same end points (those of learned_linear are learned).
 
   python -m experiments.noise_schedules --workdir=runs/noise_schedules --config=configs/digits.py
 
-In continuous time the schedule changes no mean of the ELBO, but the variance of its estimate, and by that
-the training; unless each value of an image has noise of its own (multivariate). The interior of learned_net
-and multivariate is trained by the ELBO itself, that of min_variance, which is the same network, and of
-piecewise for the least variance. Each schedule is trained under the config's parameterisation, and two of
-them under the others too; multivariate under ε, where the config's own needs one γ for an image. Times are
-stratified: drawn by importance, they would make up for the schedule. Writes the table and the curves of the
-runs, and figures of γ(t) and SNR(t) before and after training, of where in t the loss is, and of the variance
-of one draw of the loss over training.
+In continuous time the schedule does not change the mean of the ELBO, but the variance of its estimate, and
+thereby the training; unless γ differs between the values of an image (multivariate). The interiors of
+learned_net and multivariate are trained by the ELBO itself; those of min_variance, which is the same network
+as learned_net, and of piecewise for the least variance. Each schedule is trained with the config's
+parameterisation, and two of them also with the others; multivariate with ε if the config's parameterisation
+needs the same γ for all values. Times are stratified: importance sampling of times would compensate for the
+schedule. Writes the table and the curves of the runs, and figures of γ(t) and SNR(t) before and after
+training, of the density of the loss over t, and of the variance of one draw of the loss during training.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,10 +38,10 @@ SCHEDULES = (
 )  # fmt: skip
 LEAST_VARIANCE = {"min_variance": "learned_net", "piecewise": "piecewise"}  # variant to schedule
 TWO = ("fixed_linear", "min_variance")  # with each parameterisation
-CAPTION = """"Variance of a draw" is that of one draw of a test image's bits/dim, with its own t and noise, in
-(bits/dim)²: its mean over images and seeds, ± the standard error over images."""
-SCHEDULES_CAPTION = """Left: γ(t) after training; thin: before, where it has moved; bands: from the lowest to
-the highest of an image's values. Right: where in t the diffusion term is. Of the first seed of each
+CAPTION = """"Variance of a draw" is that of one draw of a test image's bits/dim, with independent t and
+noise, in (bits/dim)²: its mean over images and seeds, ± the standard error over images."""
+SCHEDULES_CAPTION = """Left: γ(t) after training; thin: before, if it has moved; bands: from the lowest to the
+highest of an image's values. Right: density of the diffusion term over t. For the first seed of each
 variant."""
 VARIANCE_CAPTION = """Left: variance of one example's loss in a training batch, over images, times and noise;
 mean over seeds. Right: variance of one draw of a test image's bits/dim after training, over times and noise;
@@ -76,7 +76,7 @@ def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> list[pathlib.
     variance = {variant: mean_variance(seeds) for variant, seeds in measured.items()}
     more = {"variance of a draw": variance}
     print(tables.write_table(found, workdir, more=more, caption=CAPTION))
-    # Other parameterisations would crowd the figures.
+    # Other parameterisations would clutter the figures.
     own = {name: seeds for name, seeds in measured.items() if not name.endswith(("_eps", "_v"))} or measured
     files = plot_curves({name: found[name] for name in own}, workdir)
     files += plot_schedules(workdir, own) + plot_variance(workdir, found, variance)
@@ -84,7 +84,7 @@ def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> list[pathlib.
 
 
 def measure(folder: pathlib.Path) -> Measured:
-    """What the schedule of a run is and does, on the EMA of its newest checkpoint.
+    """Measures the schedule of a run, with the EMA of its newest checkpoint.
 
     Returns:
       {"before", "after": γ at EDGES [parts + 1, values], one value or each of an image's;
@@ -112,15 +112,15 @@ def measure(folder: pathlib.Path) -> Measured:
 
 
 def mean_variance(seeds: Sequence[Measured]) -> tuple[float, float]:
-    """The variance of a draw, mean over seeds and images, and its standard error over images, which counts
-    the draws too; from what `measure` gave for each seed."""
+    """The variance of a draw, mean over seeds and images, and its standard error over images, which includes
+    that of the draws; from the results of `measure` for each seed."""
     of_images = np.mean([one["variance"] for one in seeds], axis=0)
     return float(of_images.mean()), standard_error(of_images)
 
 
 def plot_schedules(workdir: pathlib.Path, measured: Mapping[str, Sequence[Measured]]) -> list[pathlib.Path]:
-    """Plots γ(t) and the density of the loss of the first seed of each variant; a schedule with γ of many
-    values as a band from the lowest to the highest."""
+    """Plots γ(t) and the density of the loss for the first seed of each variant; if γ differs between values,
+    as a band from the lowest to the highest."""
     styles, of_study = look.styles(list(measured), workdir), look.of_study(workdir)
     with of_study.drawing():
         figure, panels = of_study.figure(("gamma", "density"), height=0.75)

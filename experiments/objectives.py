@@ -1,9 +1,10 @@
-"""What training minimises: the ELBO, weighted ELBOs, its least variance, truncated times; at equal steps.
+"""Objectives of training: the ELBO, weighted ELBOs, its least variance, truncated times; at equal steps.
 
   python -m experiments.objectives --workdir=runs/objectives --config=configs/digits.py
 
-All have a straight γ but `least_variance`, which bends it. The table has the ELBO, always computed as such,
-and the energy distance between samples and test images (experiments.sampling), as weights are for samples.
+All have a linear γ except `least_variance`, which bends it. The table has the ELBO, whatever the objective,
+and the energy distance between samples and test images (experiments.sampling), as weights are meant to
+improve samples.
 """
 
 from collections.abc import Sequence
@@ -22,8 +23,8 @@ from vdm.estimate import standard_error
 from vdm.sweep import study, tables, workdirs
 from vdm.sweep.curves import plot_curves
 
-SAMPLES, EVALUATIONS = 1_000, 50  # for a distance: how many, and of how many steps by dpm2m
-CAPTION = f""""energy distance" is that of {SAMPLES:,} samples by dpm2m in {EVALUATIONS} evaluations from the
+SAMPLES, EVALUATIONS = 1_000, 50  # for a distance: the number of samples, and of steps of dpm2m
+CAPTION = f""""energy distance" is between {SAMPLES:,} samples by dpm2m in {EVALUATIONS} evaluations and the
 test images, less is better; ± is over seeds."""
 
 WEIGHTINGS = ("sigmoid", "edm_monotone", "flow_matching", "soft_truncation")
@@ -50,12 +51,12 @@ def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> list[pathlib.
 
 
 def over_seeds(values: Sequence[float]) -> tuple[float, float]:
-    """The mean, and its standard error by how far the seeds are apart; NaN of one seed."""
+    """The mean, and its standard error from the spread of the seeds; NaN for one seed."""
     return float(np.mean(values)), standard_error(np.array(values)) if len(values) > 1 else math.nan
 
 
 def distance(folder: pathlib.Path) -> float:
-    """The energy distance of a run's samples from the test images, as it was kept."""
+    """The energy distance of a run's samples from the test images, cached."""
     return workdirs.kept(folder, "distance", lambda folder: {"distance": draw_and_compare(folder).value})[
         "distance"
     ]

@@ -1,17 +1,20 @@
-"""What the project does on the GPU of this machine, in one report: at most nine minutes, without a network.
+"""The project's speed and correctness on the GPU of this machine, in one report: at most nine minutes,
+offline.
 
   make gpu DATA=$HOME/tensorflow_datasets
   python -m experiments.on_gpu --data_dir=$HOME/tensorflow_datasets --out=runs/gpu
 
-In this order, each part in a process of its own, so that one that fails or takes too long leaves the others:
+In this order, each part in a separate process, so that a part that fails or takes too long does not end the
+others:
 
-  steps     the training step of the models of --sizes in float32 and bfloat16: its share of what the card
-            does in a large product of matrices, and its seconds beside what the compiled program lets expect
+  steps     the training step of the models of --sizes in float32 and bfloat16: its rate as a share of that of
+    a
+            large matrix product, and its seconds relative to the estimate from the compiled program
   training  the laptop model at width 128 on CIFAR-10 for --train_seconds, with its ELBO curve
-  codec     images to a file and back on the GPU; and what a file that the CPU wrote says there
-  tests     those of what a GPU computes otherwise than a CPU
+  codec     images to a file and back on the GPU; and whether the GPU reads a file that the CPU wrote
+  tests     those of functions that differ between a GPU and a CPU
 
-Writes report.md, and numbers and logs beside it. On a machine without a GPU it runs on the CPU:
+Writes report.md, with numbers and logs in the same folder. On a machine without a GPU it runs on the CPU:
 
   python -m experiments.on_gpu --sizes=laptop --batch_size=8 --width=32 --train_seconds=60 --images=8
 """
@@ -38,15 +41,15 @@ from vdm.sweep.output import make_folder, write_json
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("out", "runs/gpu", "Folder of the report.", flag_values=FLAGS)
 flags.DEFINE_string(
-    "data_dir", "~/tensorflow_datasets", "Where CIFAR-10 is (docs/guide/data.md).", flag_values=FLAGS
+    "data_dir", "~/tensorflow_datasets", "Folder of CIFAR-10 (docs/guide/data.md).", flag_values=FLAGS
 )
-flags.DEFINE_float("minutes", 9.0, "All parts together end within these.", flag_values=FLAGS)
+flags.DEFINE_float("minutes", 9.0, "Time limit for all parts together.", flag_values=FLAGS)
 flags.DEFINE_list("sizes", ["laptop", "small", "paper"], "Models whose steps are timed.", flag_values=FLAGS)
-flags.DEFINE_integer("batch_size", 128, "Of the steps and of the training.", flag_values=FLAGS)
-flags.DEFINE_integer("width", 128, "Of the laptop model.", flag_values=FLAGS)
+flags.DEFINE_integer("batch_size", 128, "Batch size of the steps and of the training.", flag_values=FLAGS)
+flags.DEFINE_integer("width", 128, "Width of the laptop model.", flag_values=FLAGS)
 flags.DEFINE_integer("steps", 5, "Timed calls of each model, of ten steps each on a GPU.", flag_values=FLAGS)
-flags.DEFINE_float("train_seconds", 180.0, "Of the training.", flag_values=FLAGS)
-flags.DEFINE_integer("images", 64, "That the codec compresses.", flag_values=FLAGS)
+flags.DEFINE_float("train_seconds", 180.0, "Duration of the training.", flag_values=FLAGS)
+flags.DEFINE_integer("images", 64, "Number of images that the codec compresses.", flag_values=FLAGS)
 flags.DEFINE_list(
     "tests",
     ["nets", "methods", "diffusion/test_decoder.py", "diffusion/test_process.py", "diffusion/test_sampler.py",
@@ -54,12 +57,12 @@ flags.DEFINE_list(
     "Files and folders in tests/ to run; none if empty.",
     flag_values=FLAGS,
 )  # fmt: skip
-flags.DEFINE_bool("timing", False, "Only the part 'steps', in this process.", flag_values=FLAGS)
+flags.DEFINE_bool("timing", False, "Run only the part 'steps', in this process.", flag_values=FLAGS)
 
 SIZES = {"laptop": ("pyramid", 2), "small": ("unet", 4, 64), "paper": ("unet", 32, 128)}
 DTYPES = ("float32", "bfloat16")
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-ASIDE = 60.0  # seconds that a part leaves to those after it
+ASIDE = 60.0  # seconds that a part reserves for the later parts
 COLUMNS = {
     "case": "model",
     "step": "step, ms",
@@ -74,7 +77,7 @@ COLUMNS = {
 
 
 def run(others: Sequence[str]) -> int:
-    """Runs each part and writes the report; returns 1 where a part did not come to its end."""
+    """Runs each part and writes the report; returns 1 if a part did not finish."""
     command.refuse_others(others)
     for name in FLAGS.sizes:
         one_of("--sizes", name, SIZES)
@@ -95,7 +98,7 @@ def run(others: Sequence[str]) -> int:
     for number, (title, part) in enumerate(PARTS.items(), 1):
         print(f"[{number}/{len(PARTS)}] {title}, {end - time.monotonic():.0f} s left", flush=True)
         began = time.monotonic()
-        lines = part(folder, end) if end - began > 1 else ["Not begun: the time was over."]
+        lines = part(folder, end) if end - began > 1 else ["Not started: the time was over."]
         failed += any(line.startswith(("Failed", "Not begun", "Stopped")) for line in lines)
         report += [f"## {title}", *lines, f"({time.monotonic() - began:.0f} s)"]
         if number == 1:
@@ -106,7 +109,7 @@ def run(others: Sequence[str]) -> int:
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
-    """steps.json; {} where it is not there."""
+    """steps.json; {} if it does not exist."""
     path = folder / "steps.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
@@ -114,9 +117,9 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
 def process(
     folder: pathlib.Path, name: str, args: Sequence[str], seconds: float, env: Mapping[str, str] | None = None
 ) -> tuple[int | None, list[str]]:
-    """Runs python -m `args`, its output in NAME.log, and asks it to stop after so many seconds.
+    """Runs python -m `args` with its output in NAME.log, and asks it to stop after so many seconds.
 
-    Returns the exit code, None where it was stopped; and the lines of its output.
+    Returns the exit code, or None if it was stopped; and the lines of its output.
     """
     log = folder / f"{name}.log"
     with log.open("w") as output:
@@ -133,7 +136,7 @@ def process(
             code = child.wait(max(1.0, seconds))
         except subprocess.TimeoutExpired:
             code = None
-        finally:  # also after Ctrl-C: with what it has started itself
+        finally:  # also after Ctrl-C: ends it with its child processes
             for number, patience in ((signal.SIGTERM, 20.0), (signal.SIGKILL, 5.0)):
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(child.pid, number)
@@ -144,7 +147,7 @@ def process(
 
 
 def ended(code: int | None, lines: Sequence[str], seconds: float) -> str:
-    """How a process that did not end well ended, in a sentence."""
+    """How a process that did not succeed ended, in a sentence."""
     last = lines[-1] if lines else "no output"
     return (
         f"Stopped after {max(1.0, seconds):.0f} s."
@@ -157,7 +160,7 @@ def ended(code: int | None, lines: Sequence[str], seconds: float) -> str:
 
 
 def steps_part(folder: pathlib.Path, end: float) -> list[str]:
-    """The table of the steps, timed in a process of their own."""
+    """The table of the steps, timed in a separate process."""
     left = end - time.monotonic()
     seconds = max(0.4 * left, left - FLAGS.train_seconds - 2 * ASIDE)
     given = [f"--{name}={FLAGS[name].value}" for name in ("batch_size", "width", "steps")]
@@ -234,7 +237,7 @@ def training_part(folder: pathlib.Path, end: float) -> list[str]:
     cases = read(folder).get("cases", [])
     known = [case["step"] for case in cases if case["size"] == "laptop" and case["dtype"] == "float32"]
     if not known:
-        return ["Not begun: the seconds of a step of the laptop model are not known."]
+        return ["Not started: the seconds of a step of the laptop model are not known."]
     steps = max(10, int(0.85 * FLAGS.train_seconds / (1e-3 * known[0])) // 10 * 10)
     fields = {
         "data.data_dir": pathlib.Path(FLAGS.data_dir).expanduser().resolve(),
@@ -274,7 +277,7 @@ def codec_part(folder: pathlib.Path, end: float) -> list[str]:
 
     workdir = folder / "laptop"
     if not (workdir / "checkpoints").exists():
-        return ["Not begun: there is no trained model."]
+        return ["Not started: there is no trained model."]
     test = source.load(workdir_lib.read_config(workdir).data).test
     image = test.read(np.arange(min(test.size, FLAGS.images)))["image"]
     np.savez(folder / "images.npz", image=image)
@@ -303,7 +306,7 @@ def codec_part(folder: pathlib.Path, end: float) -> list[str]:
 def codec(
     folder: pathlib.Path, end: float, mode: str, args: Sequence[str], env: Mapping[str, str] | None
 ) -> str:
-    """Runs --mode=compress or decompress; what it says at its end."""
+    """Runs --mode=compress or decompress; returns its last message."""
     seconds = min(90.0, end - time.monotonic())
     code, lines = process(folder, mode, ["vdm.main", f"--mode={mode}", *args], seconds, env)
     lines = [line.replace(f"{folder}/", "") for line in lines]
@@ -313,7 +316,7 @@ def codec(
 def tests_part(folder: pathlib.Path, end: float) -> list[str]:
     """Runs tests on this device, in full precision and with all optimisations."""
     if not FLAGS.tests:
-        return ["None were asked for."]
+        return ["No tests were selected."]
     env = {
         "VDM_TESTS_ON": os.environ.get("JAX_PLATFORMS", ""),
         "JAX_DEFAULT_MATMUL_PRECISION": "highest",

@@ -1,12 +1,11 @@
-"""How good samples are by how many network evaluations they took, for each sampler.
+"""The quality of samples against the number of network evaluations, for each sampler.
 
   python -m experiments.sampling --workdir=runs/digits
 
 The measure is the energy distance between samples and held-out images, pixels in [−1, 1]:
-2 E‖X − Y‖ − E‖X − X'‖ − E‖Y − Y'‖ (Székely & Rizzo 2013). It has no bandwidth to choose, is zero
-only where the two distributions are the same, and its estimate here is unbiased, so that it
-does not favour few samples. Writes sampling.md, and sampling.png with the distances and samples
-of one and the same noise.
+2 E‖X − Y‖ − E‖X − X'‖ − E‖Y − Y'‖ (Székely & Rizzo 2013). It has no bandwidth, is zero only if the two
+distributions are equal, and its estimate here is unbiased, so that a small number of samples is no advantage.
+Writes sampling.md, and sampling.png with the distances, and samples from the same noise.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,9 +33,9 @@ from vdm.sweep import command
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "A trained workdir of a diffusion model.", flag_values=FLAGS)
-flags.DEFINE_integer("num", 1_000, "Samples for each distance.", lower_bound=2, flag_values=FLAGS)
+flags.DEFINE_integer("num", 1_000, "Number of samples for each distance.", lower_bound=2, flag_values=FLAGS)
 flags.DEFINE_list(
-    "evaluations", ["5", "10", "20", "50", "100", "250"], "Steps of a sampler.", flag_values=FLAGS
+    "evaluations", ["5", "10", "20", "50", "100", "250"], "Numbers of sampler steps.", flag_values=FLAGS
 )
 
 SAMPLERS = tuple(REGISTRIES["sampler"].builtin)
@@ -45,10 +44,10 @@ Influence = Float[np.ndarray, "n"]
 
 
 class Distance(NamedTuple):
-    """An energy distance, and by how much each of x and each of y moves it.
+    """An energy distance, and the influence on it of each sample of x and of y.
 
     Attributes:
-      pairs: the part of its variance that pairs of samples make together, beyond what each makes.
+      pairs: the part of its variance that is due to pairs of samples, beyond that of the single samples.
     """
 
     value: float
@@ -58,15 +57,15 @@ class Distance(NamedTuple):
 
     @property
     def se(self) -> float:
-        """Its standard error. The influences count `pairs` twice, and where the two distributions are one
-        they count nothing else."""
+        """Its standard error. The influences contain `pairs` twice, and if the two distributions are equal,
+        they contain nothing else."""
         twice = standard_error(self.of_x, self.of_y) ** 2
         return math.sqrt(max(twice - self.pairs, 0.5 * twice))
 
 
 class Compared(NamedTuple):
-    """The distance of each case, how much further each is than the longest ancestral chain, the distance of
-    the training images, the samples of each case, and the levels of a value."""
+    """The distance of each case, its excess over the longest ancestral chain, the distance of the training
+    images, the samples of each case, and the levels of a value."""
 
     distances: dict[Case, Distance]
     further: dict[Case, Distance]
@@ -78,10 +77,10 @@ class Compared(NamedTuple):
 def energy_distance(
     x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"], other: Float[np.ndarray, "n d"] | None = None
 ) -> Distance:
-    """The unbiased energy distance of samples x and y; less that of `other` and y, where it is given.
+    """The unbiased energy distance of samples x and y; minus that of `other` and y, if it is given.
 
-    Each of `other` may depend on the same one of x, as samples of one noise do: what such a pair and y move
-    in common cancels.
+    Each sample of `other` may depend on the sample of x with the same index, as for samples from the same
+    noise: the common influence of such a pair cancels.
     """
     across, among_x, among_y = _distances(x, y), _distances(x, x), _distances(y, y)
     if other is not None:
@@ -90,10 +89,10 @@ def energy_distance(
     within_x = among_x.sum(axis=1) / (len(x) - 1)
     within_y = among_y.sum(axis=1) / (len(y) - 1)
     value = 2.0 * across.mean() - within_x.mean() - within_y.mean()
-    # To first order; a sample is in both places of a pair, hence twice.
+    # To first order; a sample occurs at both places of a pair, hence the factor of two.
     of_x = 2.0 * (across.mean(axis=1) - within_x)
     of_y = 2.0 * (across.mean(axis=0) - within_y)
-    # Each pair's distance without what each of the two makes alone (Hoeffding 1948): the second-order part.
+    # The second-order part: each pair's distance without the parts of its two samples (Hoeffding 1948).
     pairs = 2.0 * _centred(among_x) / len(x) ** 2 + 2.0 * _centred(among_y) / len(y) ** 2
     return Distance(value, of_x, of_y, pairs + 4.0 * _centred(across) / (len(x) * len(y)))
 
@@ -110,17 +109,17 @@ def _distances(a, b):
 
 
 def standard_error(*influences: Influence) -> float:
-    """The standard error of what independent samples move by `influences`."""
+    """The standard error of a number on which independent samples have these `influences`."""
     return float(np.sqrt(sum(np.var(i, ddof=1) / len(i) for i in influences)))
 
 
 def images_of(split: Split, most: int = 2_000) -> Images:
-    """The images of a split, or so many of them."""
+    """The images of a split, or the first of them."""
     return split.read(np.arange(min(split.size, most)))["image"]
 
 
 def compare(workdir: pathlib.Path, num: int, evaluations: Sequence[int]) -> Compared:
-    """Draws with every sampler and number of evaluations, and compares with the test images.
+    """Draws samples with every sampler and number of evaluations, and compares them with the test images.
 
     Raises:
       UserError: the workdir has no checkpoint, or its model has no denoiser.
@@ -134,7 +133,7 @@ def compare(workdir: pathlib.Path, num: int, evaluations: Sequence[int]) -> Comp
     run = run_lib.restore(config, workdir)
     require(
         Ability.DENOISER in run.model.abilities,
-        f"the model of {str(workdir)!r} is no diffusion model of images, so it has no steps to choose.",
+        f"the model of {str(workdir)!r} is not a diffusion model of images, so it has no sampler steps.",
     )
     vocab_size = run.data.spec.vocab_size
 
@@ -164,12 +163,12 @@ def compare(workdir: pathlib.Path, num: int, evaluations: Sequence[int]) -> Comp
 
 
 def longest_chain(cases: Iterable[Case]) -> Case:
-    """What the others are compared with."""
+    """The case with which the others are compared."""
     return "ancestral", max(n for _, n in cases)
 
 
 def table(distances: Mapping[Case, Distance], further: Mapping[Case, Distance], training: Distance) -> str:
-    """Markdown: each distance, and how much further it is than that of the longest ancestral chain."""
+    """Markdown: each distance, and its excess over that of the longest ancestral chain."""
     rows = []
     for case, distance in distances.items():
         cells = [f"{distance.value:.4f}", f"{distance.se:.4f}", "", ""]
@@ -183,14 +182,15 @@ def table(distances: Mapping[Case, Distance], further: Mapping[Case, Distance], 
 
 
 def plot_sampling(path: pathlib.Path, compared: Compared, shown: int = 8) -> None:
-    """Plots the distances over evaluations, and right of them a few samples of each case, of one noise."""
+    """Plots the distances over evaluations, and to their right some samples of each case, from the same
+    noise."""
     evaluations = sorted({n for _, n in compared.distances})
     size = (5.0 + 0.45 * shown * len(SAMPLERS), 1.0 + 0.5 * len(evaluations))
     figure = Figure(figsize=size, layout="constrained")
     left, *grids = figure.subplots(1, 1 + len(SAMPLERS), width_ratios=[5.0, *[0.45 * shown] * len(SAMPLERS)])
     for k, name in enumerate(SAMPLERS):
         distances = [compared.distances[name, n] for n in evaluations]
-        # A little apart, so that no bar hides another.
+        # Slightly shifted, so that no bar hides another.
         x = [n * 1.05 ** (k - 1) for n in evaluations]
         y, bars = [distance.value for distance in distances], [distance.se for distance in distances]
         left.errorbar(x, y, bars, marker="o", ms=4, label=name, capsize=2)
@@ -217,7 +217,7 @@ def run(others: Sequence[str]) -> None:
     command.refuse_others(others)
     require(FLAGS.workdir, "--workdir is missing; give the workdir of a run.")
     wrong = [n for n in FLAGS.evaluations if not n.isdigit() or int(n) < 1]
-    require(not wrong, f"--evaluations has {wrong}; accepted: 1 or more, joined by commas.")
+    require(not wrong, f"--evaluations has {wrong}; accepted: 1 or more, separated by commas.")
     workdir = pathlib.Path(FLAGS.workdir).expanduser()
     cache.enable(cache.FOLDER)
     compared = compare(workdir, FLAGS.num, sorted({int(n) for n in FLAGS.evaluations}))

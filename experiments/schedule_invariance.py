@@ -1,12 +1,11 @@
-"""The ELBO of one trained model under other noise schedules between its own end points.
+"""The ELBO of one trained model under other noise schedules between its end points.
 
   python -m experiments.schedule_invariance --workdir=runs/digits
 
-In continuous time it does not depend on the schedule (VDM sec. 5.1); the noise of its estimate
-does. Each row gives the standard error from Monte-Carlo noise twice, for one number of network
-evaluations: with vdm's draws (times and noise spread over the passes, times where the loss
-varies), and with times and noise drawn independently. Prints a Markdown table, and writes it to
-schedule_invariance.md in the workdir.
+In continuous time it does not depend on the schedule (VDM sec. 5.1), but the noise of its estimate does. Each
+row has the Monte-Carlo standard error twice, for the same number of network evaluations: with vdm's draws
+(times and noise spread over the passes, more times where the loss varies), and with independent times and
+noise. Prints a Markdown table, and writes it to schedule_invariance.md in the workdir.
 """
 
 from collections.abc import Sequence
@@ -32,15 +31,14 @@ from vdm.sweep import command
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "A trained workdir of a diffusion model.", flag_values=FLAGS)
-flags.DEFINE_integer("passes", 100, "Times each test image is evaluated, for each number.", flag_values=FLAGS)
+flags.DEFINE_integer("passes", 100, "Passes over the test images, for each number.", flag_values=FLAGS)
 
 HEADER = ("schedule", "bits/dim", "± noise", "i.i.d.: bits/dim", "± noise", "ratio of noise")
 Row = tuple[str, float, float, float, float, float]
 
 
 class Bent(Schedule):
-    """γ_0 + (γ_1 − γ_0) (t + bend · t (1 − t)): slow at first where −1 < bend < 0, fast where
-    0 < bend < 1."""
+    """γ_0 + (γ_1 − γ_0) (t + bend · t (1 − t)): slow at first for −1 < bend < 0, fast for 0 < bend < 1."""
 
     bend: float = 0.0
 
@@ -49,8 +47,8 @@ class Bent(Schedule):
 
 
 class Instead(Schedule):
-    """Another schedule in the place of the trained one. gamma_min and gamma_max stay those that the trained
-    one started from, as the network sees γ relative to them."""
+    """Another schedule in place of the trained one. gamma_min and gamma_max stay the initial values of the
+    trained one, as the network sees γ relative to them."""
 
     other: Schedule | None = None
 
@@ -59,7 +57,7 @@ class Instead(Schedule):
 
 
 def schedules(model: Any, params: Params) -> dict[str, tuple[Schedule, Any]]:
-    """Name to a schedule and its parameters, all from γ_0 to γ_1 of the trained one."""
+    """{name: (a schedule, its parameters)}, all from γ_0 to γ_1 of the trained schedule."""
     trained = model.schedule
     low, high = (float(g) for g in model.gamma(params, jnp.array([0.0, 1.0])))
     ends = dict(shape=model.shape, gamma_min=low, gamma_max=high)
@@ -76,7 +74,7 @@ def schedules(model: Any, params: Params) -> dict[str, tuple[Schedule, Any]]:
 
 
 def independent_estimate(config: ConfigDict, run: run_lib.Run, passes: int) -> Estimate:
-    """The Estimate by i.i.d. times and noise, one set for each pass."""
+    """The Estimate from i.i.d. times and noise, one set for each pass."""
     iid = lambda rng: IID().draw(rng, None)
 
     def one_draw(params, rng, batch, _):
@@ -93,7 +91,7 @@ def is_invariant(model: Model) -> bool:
 
 
 def measure(workdir: pathlib.Path, passes: int) -> list[Row]:
-    """The rows: name, bits/dim, s.e. from noise, the same by independent draws, ratio of the noise.
+    """The rows: name, bits/dim, s.e. from noise, the same from independent draws, ratio of the noise.
 
     Raises:
       UserError: the workdir has no checkpoint, or its model is not invariant.
@@ -106,8 +104,8 @@ def measure(workdir: pathlib.Path, passes: int) -> list[Row]:
     run = run_lib.restore(config, workdir)
     require(
         is_invariant(run.model),
-        f"the model of {str(workdir)!r} is none of continuous time with one γ for all values, so it is not "
-        "invariant.",
+        f"the model of {str(workdir)!r} has no continuous time, or γ differs between the values of an "
+        "image, so it is not invariant.",
     )
     rows: list[Row] = []
     for name, (schedule, schedule_params) in schedules(run.model, run.state.ema).items():

@@ -1,10 +1,10 @@
-"""Diffusion times drawn independently, stratified, or by importance; under a straight and a learned γ.
+"""Diffusion times drawn independently, stratified, or by importance; with a linear and a learned γ.
 
   python -m experiments.time_samplers --workdir=runs/time_samplers --config=configs/digits.py
 
-All of them train on the same mean; what differs is its noise. The interior of the learned γ is trained for
-the least variance. The table has, after training, the variance of a batch's mean loss over other times and
-noise, the images held fixed.
+The mean of the objective is the same for all; its noise differs. The interior of the learned γ is trained for
+the least variance. The table has, after training, the variance of a batch's mean loss over new times and
+noise, with fixed images.
 """
 
 from collections.abc import Sequence
@@ -26,8 +26,8 @@ from vdm.sweep import study, tables, workdirs
 from vdm.sweep.curves import plot_curves
 
 REPEATS = 500
-CAPTION = """"Variance of a batch" is that of the mean loss of one batch of test images, as large as in
-training, over times and noise, in (bits/dim)²; ± counts these draws alone."""
+CAPTION = """"Variance of a batch" is that of the mean loss of one batch of test images, of the size of a
+training batch, over times and noise, in (bits/dim)²; ± counts only these draws."""
 
 SCHEDULES = {
     "fixed_linear": {"model.schedule.name": "fixed_linear"},
@@ -54,18 +54,18 @@ def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> list[pathlib.
 
 
 def kept_variance(folder: pathlib.Path) -> tuple[float, float]:
-    """`batch_variance`, as it was kept."""
+    """`batch_variance`, cached."""
     return workdirs.kept(folder, "variance", lambda folder: {"variance": batch_variance(folder)})["variance"]
 
 
 def batch_variance(folder: pathlib.Path) -> tuple[float, float]:
     """The variance of the mean loss of a batch of test images over times and noise, (bits/dim)², and its
-    standard error, by the fourth moment."""
+    standard error, from the fourth moment."""
     config = workdir_lib.read_config(folder)
     run = run_lib.restore(config, folder)
     size = min(config.train.batch_size, run.data.test.size)
     batch = next(eval_batches(run.data.test, size))
-    root = jax.random.fold_in(jax.random.key(config.seed), 3)  # each seed has its own draws
+    root = jax.random.fold_in(jax.random.key(config.seed), 3)  # separate draws for each seed
     model, moments = run.model, run.state.moments
 
     @jax.jit

@@ -49,8 +49,8 @@ def refused(capsys, words, *args):
 
 FLAGS = {
     "no workdir": ([DIGITS], "--workdir is missing"),
-    "an unknown flag": ([DIGITS, "--workdri=W"], "--workdri is no flag|'workdir'"),
-    "a word": ([DIGITS, "--workdir=W", "train"], "'train' is no flag"),
+    "an unknown flag": ([DIGITS, "--workdri=W"], "--workdri is not a flag|'workdir'"),
+    "a word": ([DIGITS, "--workdir=W", "train"], "'train' is not a flag"),
     "an unknown mode": ([DIGITS, "--workdir=W", "--mode=evl"], "--mode is 'evl'|'eval'"),
     "a number that is none": ([DIGITS, "--workdir=W", "--processes=two"], "processes|See --help"),
     "input that is not taken": ([DIGITS, "--workdir=W", "--input=x"], "--input is 'x', which --mode=train"),
@@ -58,7 +58,7 @@ FLAGS = {
     "no output": ([DIGITS, "--workdir=.", "--mode=compress", "--input=test"], "--output is missing"),
     "an output in no folder": (
         [DIGITS, "--workdir=.", "--mode=compress", "--input=test", "--output=/no/such/x"],
-        "there is no folder '/no/such'",
+        "the folder '/no/such' does not exist",
     ),
     "a workdir that is a file": ([DIGITS, "--workdir=README.md"], "README.md|cannot be written"),
     "a workdir below a file": ([DIGITS, "--workdir=README.md/x"], "README.md|cannot be written"),
@@ -183,7 +183,7 @@ DATA = {
         "100",
     ),
     "two sizes": (
-        "folder", lambda f: (png(f), png(f, "b.png"), png(f, "c.png", (10, 10))), "must be of one"
+        "folder", lambda f: (png(f), png(f, "b.png"), png(f, "c.png", (10, 10))), "must have the same size"
     ),
 }  # fmt: skip
 
@@ -208,7 +208,7 @@ def rewrite(path, change):
 
 
 WORKDIRS = {
-    "no config": ("eval", lambda w: (w / "config.json").unlink(), "holds no run whose config"),
+    "no config": ("eval", lambda w: (w / "config.json").unlink(), "holds no run with a config"),
     "half a config": ("eval", lambda w: cut(w / "config.json"), "config.json|is damaged"),
     "a config that is a list": ("eval", lambda w: (w / "config.json").write_text("[1]"), "is damaged"),
     "a config of another type": (
@@ -230,7 +230,7 @@ WORKDIRS = {
         "stranger:X|--components",
     ),
     "no checkpoint": ("eval", lambda w: shutil.rmtree(w / "checkpoints"), "has no checkpoint"),
-    "an empty checkpoint": ("sample", lambda w: empty_checkpoints(w), "no checkpoint that is whole"),
+    "an empty checkpoint": ("sample", lambda w: empty_checkpoints(w), "no checkpoint that is intact"),
     "data that changed": (
         "eval",
         lambda w: rewrite(w / "data.json", lambda d: d | {"test": "360 images, 0"}),

@@ -70,8 +70,8 @@ def test_built_from_its_section_and_what_the_code_gives():
         ({"name": "bird", "legs": 2, "song": "xyz"}, r"accepted: 'none', 'whistle'\.$"),
         (
             {"name": "brid", "legs": 2},
-            r"^config\.pet\.name is 'brid'; accepted: 'animal', 'bird', or the import path of your own, "
-            r"'module:Class'\. Did you mean 'bird'\?$",
+            r"^config\.pet\.name is 'brid'; accepted: 'animal', 'bird', or the import path of a custom "
+            r"component, 'module:Class'\. Did you mean 'bird'\?$",
         ),
     ],
 )

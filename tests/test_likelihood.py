@@ -246,7 +246,7 @@ def line(report, start):
 
 
 def test_a_right_model_passes_its_audit():
-    for start in ("γ rises", "x̂ has the scale", "The ELBO falls with T", "Hutchinson"):
+    for start in ("The slope of γ", "x̂ has the scale", "The ELBO falls with T", "Hutchinson"):
         assert ": yes" in line(ours(), start), start
     claim = ours().claim("the truth", TRUTH)
     resolution = float(claim.split(" to ")[1].split()[0])
@@ -260,7 +260,7 @@ def test_a_wrong_slope_is_caught():
     report = likelihood.judge(
         likelihood.on_host(Host().eps), Mistake(), IMAGES, levels=LEVELS, estimators="", **FEW
     )
-    assert "NO; by 17.000, and its slope adds up to 18.700" in line(report, "γ rises")
+    assert "NO; γ rises by 17.000, and the slope integrates to 18.700" in line(report, "The slope of γ")
 
 
 def test_an_x_hat_of_half_the_size_is_caught():
@@ -279,9 +279,12 @@ def test_an_x_hat_of_half_the_size_is_caught():
 
 def test_images_that_are_there_twice_are_caught():
     apart = np.unique(np.random.default_rng(0).integers(0, LEVELS, (40, 3, 2, 1)).astype(np.uint8), axis=0)
-    assert "The images are apart: yes; none is there twice." == audit.twice_line(apart, None)
+    assert "The images are distinct: yes; no image is a duplicate." == audit.twice_line(apart, None)
     assert "NO; 3 of the" in audit.twice_line(np.concatenate([apart, apart[:3]]), None)
-    assert "NO; none is there twice, 2 of them among the 2 training" in audit.twice_line(apart, apart[5:7])
+    assert (
+        "NO; no image is a duplicate; images that are also training images: 2 (2 searched)"
+        in audit.twice_line(apart, apart[5:7])
+    )
     assert ": NO;" in line(ours(), "The images"), "of two values of four levels each"
 
 
@@ -343,7 +346,7 @@ def test_a_coarse_scale_that_is_counted_a_quarter_is_caught():
     coarse = likelihood.judge(
         likelihood.on_host(Host().eps), gamma, IMAGES, levels=LEVELS, estimators="", stage=1, **few
     )
-    with pytest.raises(UserError, match=r"numbered \[0, 0\], and those of one number share their noise"):
+    with pytest.raises(UserError, match=r"numbered \[0, 0\], and those of the same number share their noise"):
         likelihood.cascade({"coarse": dataclasses.replace(coarse, stage=0), "fine": fine})
     whole = likelihood.cascade({"coarse": coarse, "fine": fine})
     truth = fine_truth + TRUTH * 2 / 8
@@ -369,7 +372,7 @@ def test_a_coarse_scale_that_is_counted_a_quarter_is_caught():
         ({"predicts": "score"}, "predicts is 'score'; accepted: 'eps', 'x', 'v'"),
         ({"labels": np.zeros(3)}, r"labels have shape \(3,\); accepted: \(96,\)"),
         ({"estimators": "ood"}, "'ood'.*Did you mean 'ode'"),
-        ({"pases": 3}, "pases is no field of config.eval; accepted: .*passes"),
+        ({"pases": 3}, "pases is not a field of config.eval; accepted: .*passes"),
     ],
 )
 def test_what_is_not_accepted_is_one_line(changes, text):
@@ -380,5 +383,5 @@ def test_what_is_not_accepted_is_one_line(changes, text):
 
 @pytest.mark.parametrize("alphas", [[0.5], [0.9, 0.95], [1.0, 0.5], [0.9, 0.0]])
 def test_a_table_must_fall(alphas):
-    with pytest.raises(UserError, match="between 0 and 1 that fall"):
+    with pytest.raises(UserError, match="decreasing list of numbers between 0 and 1"):
         likelihood.table_of_alphas(np.array(alphas))

@@ -154,11 +154,11 @@ class Wrong(Optimizer):
 @pytest.mark.parametrize(
     ("how", "text"),
     [
-        ("leaves", "optimiser Wrong gives updates unlike the parameters"),
-        ("scalars", "optimiser Wrong gives updates unlike the parameters"),
-        ("state", "optimiser Wrong gives a state unlike the one before"),
+        ("leaves", "optimiser Wrong returns updates unlike the parameters"),
+        ("scalars", "optimiser Wrong returns updates unlike the parameters"),
+        ("state", "optimiser Wrong returns a state unlike the one before"),
         ("error", r"optimiser Wrong fails with TypeError: .*test_optimizer.py:\d+"),
-        ("function", r"updates\(\) of optimiser Wrong gives a function; accepted: an optax.Gradient"),
+        ("function", r"updates\(\) of optimiser Wrong returns a function; accepted: an optax.Gradient"),
     ],
 )
 def test_an_optimiser_that_gives_no_update_of_each_parameter_is_refused(how, text):

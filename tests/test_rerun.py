@@ -31,7 +31,7 @@ def test_a_run_and_its_rerun_have_the_same_numbers(tmp_path, capsys):
         Failed, match=r"not the same as .*first: \w+ \w+ at step \d was .*up to step 0 \(0 lines\)"
     ):
         rerun.run(other, tmp_path / "other", tmp_path / "first")
-    with pytest.raises(UserError, match="has measured nothing yet"):
+    with pytest.raises(UserError, match="has no measurements yet"):
         rerun.run(config, tmp_path / "again", tmp_path)
     with pytest.raises(UserError, match="are both"):
         rerun.run(config, tmp_path / "first", tmp_path / "first")

@@ -73,13 +73,13 @@ def test_what_chooses_is_the_validation_images_where_there_are_any(validated):
 def test_the_heading_says_by_what_the_best_was_chosen(workdir, capsys):
     config = make_config(FEW | {"data.validation": 0.1, "eval.checkpoint": "best"}, "configs/digits.py")
     evaluate.run(config, workdir)
-    assert ", the best by 144 validation images" in capsys.readouterr().out
+    assert ", the best checkpoint by 144 validation images" in capsys.readouterr().out
     written = json.loads((workdir / "eval.json").read_text())
-    assert "the best by 144 validation" in written["of"] and written["step"] == 4
+    assert "the best checkpoint by 144 validation" in written["of"] and written["step"] == 4
     assert not undescribed(workdir, workdir_lib.FILES)
     config.eval.checkpoint = "newest"
     run = run_lib.restore(config, workdir)
     assert evaluate._choice(config, run) == ""
     config.eval.checkpoint = "best"
     without = run._replace(data=run.data.__class__(run.data.train, run.data.test, run.data.spec))
-    assert "by these test images themselves" in evaluate._choice(config, without)
+    assert "by these test images" in evaluate._choice(config, without)

@@ -31,7 +31,7 @@ def test_written_and_read(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "is no workdir of a run: it has no config.json"),
+        (None, "is not the workdir of a run: it has no config.json"),
         ('{"seed": ', "is damaged .*another --workdir"),
         ("[1]", "is damaged .*no object.*another --workdir"),
     ],
@@ -129,7 +129,7 @@ def test_its_module_is_kept_and_loaded_from_there(own, monkeypatch):
     for name in ("my_package.lines", "my_package"):
         sys.modules.pop(name)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(folder)])
-    with pytest.raises(UserError, match="is code: read it, and to run it, add --components=.*components"):
+    with pytest.raises(UserError, match="is code: read it, and to execute it, add --components=.*components"):
         workdir_lib.read_config(workdir)
     assert "my_package.lines" not in sys.modules
     workdir_lib.load_modules(kept.parent)
@@ -171,9 +171,9 @@ def test_another_version_is_refused_before_a_field_that_differs(own):
     folder, workdir, config = own
     workdir_lib.write_config(workdir, config)
     (folder / "my_package" / "lines.py").write_text(CODE + "# changed")
-    with pytest.raises(UserError, match="lines.py' is not what it was when .* was started .*; set it back"):
+    with pytest.raises(UserError, match="lines.py' has changed since .* was started .*; restore it"):
         workdir_lib.check_config(workdir, config)
-    with pytest.raises(UserError, match="is not what it was"):
+    with pytest.raises(UserError, match="has changed since"):
         workdir_lib.write_config(workdir, config)
     assert (workdir / "components" / "my_package.lines.py").read_text() == CODE
 

@@ -5,7 +5,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# What scripts and notebooks use, and where it is; imported when it is used, as that takes a second.
+# The interface for scripts and notebooks; imported on first use, as that takes a second.
 _INTERFACE = {
     "load": "vdm.interface",
     "train_model": "vdm.interface",

@@ -15,11 +15,11 @@ _FILE = re.compile(r"--?config(?:=(.*))?", re.DOTALL)
 
 
 class Given(NamedTuple):
-    """What the command line says of the config.
+    """The arguments of a command line.
 
     Attributes:
-      file: of --config; "" where it is not given.
-      args: the arguments that set a field, as they stand there.
+      file: the value of --config; "" if the flag is missing.
+      args: the arguments --config.FIELD=VALUE, unchanged.
       rest: all other arguments.
     """
 
@@ -29,7 +29,7 @@ class Given(NamedTuple):
 
 
 def split(argv: Sequence[str]) -> Given:
-    """Parts the arguments of the config from all others; argv[0] is the program."""
+    """Separates the arguments of the config from all others; argv[0] is the program."""
     file, args, rest = "", [], []
     left = list(argv[1:])
     while left:
@@ -45,7 +45,7 @@ def split(argv: Sequence[str]) -> Given:
 
 
 def fields_of(args: Sequence[str]) -> dict[str, str]:
-    """{dotted field: text of its value} of arguments --config.FIELD=VALUE."""
+    """{dotted field: value as text} of arguments --config.FIELD=VALUE."""
     found = {}
     for arg in args:
         match = _FIELD.fullmatch(arg)
@@ -55,13 +55,13 @@ def fields_of(args: Sequence[str]) -> dict[str, str]:
 
 
 def apply(raw: Mapping[str, Any], args: Sequence[str], drop_unread: bool = False) -> ConfigDict:
-    """The complete, locked config of what a config file sets, with the fields that `args` set.
+    """The complete, locked config from the fields of a config file and the arguments --config.FIELD=VALUE.
 
     Raises:
-      UserError: what config.complete refuses; or a field is set that there is not, or to a value of another
-        type.
+      UserError: config.complete refuses the config, or an argument sets an unknown field or has a value of
+        another type.
     """
-    from vdm import config as config_lib  # only now, as it imports JAX: bad flags are refused at once
+    from vdm import config as config_lib  # a late import, as it needs JAX: bad flags are refused at once
 
     set_fields = fields_of(args)
     config = config_lib.complete(raw, set_fields, drop_unread)

@@ -1,9 +1,9 @@
-"""Components: what a config names, and how your own takes the place of a built-in one.
+"""Components: the classes that a config names, built in or custom.
 
-A component is a class: a frozen dataclass, or a Flax module. Its fields with a default are its config
-fields, so `config.model.schedule.gamma_min` is the `gamma_min` of the schedule that
-`config.model.schedule.name` names. Its fields without a default are given by the code that builds it.
-A name is that of a built-in component, or the import path "module:Class" of your own.
+A component is a frozen dataclass or a Flax module. Its fields with a default are its config fields: the field
+`gamma_min` of the schedule that `config.model.schedule.name` selects is `config.model.schedule.gamma_min`.
+The code that builds the component passes its fields without a default. A name is that of a built-in
+component, or the import path "module:Class" of a custom one.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 from vdm import registries
 from vdm.errors import Failed, Stopped, UserError, did_you_mean, one_line, require
 
-# The import path of a component of your own, and no TFDS version, as in mnist:3.0.1.
+# The import path of a custom component; a TFDS name with a version, such as mnist:3.0.1, does not match.
 OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -29,22 +29,22 @@ class Component:
     """What every component has in addition to its fields.
 
     Attributes:
-      sections: those of the config below its own, each with the kind of its component (vdm/registries.py).
+      sections: {name of a subsection of its config: kind of the component there (vdm/registries.py)}.
     """
 
     sections: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     def config_fields(cls) -> dict[str, Any]:
-        """Each config field and its default."""
+        """{config field: default}."""
         return fields(cls)
 
     def check(self) -> None:
-        """Raises Refused where the value of a field is not accepted."""
+        """Raises Refused if a field has a value that is not accepted."""
 
 
 def fields(cls: Any) -> dict[str, Any]:
-    """The dataclass fields of `cls` that have a default, except for its sections and Flax's own."""
+    """The dataclass fields of `cls` that have a default, except its sections and the fields of Flax."""
     others = ("parent", "name", *cls.sections)
     return {
         field.name: field.default
@@ -62,13 +62,13 @@ class Refused(Exception):
 
 
 def accept(field: str, holds: Any, accepted: str) -> None:
-    """Raises Refused unless `holds`; `accepted` says in words what the field may be."""
+    """Raises Refused unless `holds`; `accepted` states in words which values the field accepts."""
     if not holds:
         raise Refused(field, accepted)
 
 
 def choose(field: str, value: Any, accepted: Any) -> None:
-    """Raises Refused unless `value` is one of `accepted`; suggests the nearest."""
+    """Raises Refused unless `value` is one of `accepted`; suggests the nearest name."""
     if value not in accepted:
         names = ", ".join(map(repr, accepted))
         raise Refused(field, f"{names}.{did_you_mean(str(value), map(str, accepted))}".removesuffix("."))
@@ -79,9 +79,10 @@ class Registry:
     """The components of one kind.
 
     Attributes:
-      base: import path of the class that each derives from.
-      builtin: name to import path.
-      otherwise: that of every other name that is no import path; None where there is none.
+      base: import path of the base class.
+      builtin: {name: import path}.
+      otherwise: import path of the class for every other name that is not an import path; None if such names
+        are not accepted.
     """
 
     base: str
@@ -89,13 +90,13 @@ class Registry:
     otherwise: str | None = None
 
     def find(self, name: str, field: str) -> Any:
-        """The class that `name` names; its module is imported, and no other.
+        """The class that `name` names. Imports its module and no other.
 
         Args:
-          field: where the name stands, such as "config.model.schedule.name".
+          field: the config field that has the name, such as "config.model.schedule.name".
 
         Raises:
-          UserError: there is none.
+          UserError: there is no such class.
         """
         if name in self.builtin:
             return _class(self.builtin[name])
@@ -105,12 +106,12 @@ class Registry:
             return _class(self.otherwise)
         names = ", ".join(map(repr, self.builtin))
         raise UserError(
-            f"{field} is {name!r}; accepted: {names}, or the import path of your own, 'module:Class'."
-            + did_you_mean(name, self.builtin)
+            f"{field} is {name!r}; accepted: {names}, or the import path of a custom component, "
+            "'module:Class'." + did_you_mean(name, self.builtin)
         )
 
     def classes(self) -> dict[str, Any]:
-        """Every built-in class by its name; "any other name" where there is one for those."""
+        """{name: class} of the built-in classes; "any other name" stands for `otherwise`."""
         found = {name: _class(path) for name, path in self.builtin.items()}
         return found | ({} if self.otherwise is None else {"any other name": _class(self.otherwise)})
 
@@ -126,10 +127,10 @@ class Registry:
                 ) from error
             raise UserError(
                 f"{field} is {name!r}, but there is no module {missing!r}; accepted: 'module:Class' of a "
-                "module in the current folder, or of an installed one."
+                "module in the current folder, or of an installed module."
             ) from error
         except Exception as error:
-            # The module may hold other classes, and one of these may be what is wrong.
+            # The module may hold other classes, and one of these may cause the error.
             frames = reversed(traceback.extract_tb(error.__traceback__))
             last = module.rpartition(".")[2]
             at = next(
@@ -142,7 +143,7 @@ class Registry:
         own = [
             key
             for key, value in vars(found).items()
-            # Not those that it imports, as this file alone is kept with the workdir.
+            # Without imported classes, as only this file is kept in the workdir.
             if isinstance(value, type) and issubclass(value, base) and value.__module__ == module
         ]
         require(
@@ -156,8 +157,8 @@ class Registry:
         ]
         require(
             not fields or "__dataclass_fields__" in vars(cls),
-            f"{field} is {name!r}, whose field {fields[0] if fields else ''!r} is none of the config, as the "
-            "class is no dataclass; write @dataclasses.dataclass(frozen=True) above it.",
+            f"{field} is {name!r}, whose field {fields[0] if fields else ''!r} is not a config field, as the "
+            "class is not a dataclass; write @dataclasses.dataclass(frozen=True) above it.",
         )
         return cls
 
@@ -174,31 +175,31 @@ REGISTRIES = {
 
 
 def load_file(path: pathlib.Path | str, name: str) -> ModuleType:
-    """The Python file as a module of this name; it raises what the file raises."""
+    """Loads a Python file as a module of this name; raises what the file raises."""
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise ImportError(f"{str(path)!r} is no Python file")
+        raise ImportError(f"{str(path)!r} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 def find(kind: str, name: str, field: str) -> Any:
-    """The class of the component of a kind that `name` names (Registry.find)."""
+    """The class of the component `name` of a kind (Registry.find)."""
     return REGISTRIES[kind].find(name, field)
 
 
 def build(kind: str, section: Any, path: str, **given: Any) -> Any:
-    """The component that a section of the config describes, checked.
+    """Builds and checks the component that a section of the config describes.
 
     Args:
-      kind: of registries.KINDS.
+      kind: one of registries.KINDS.
       section: its name and all its config fields (config.complete).
       path: of the section, such as "config.model.schedule".
       **given: its fields without a default.
 
     Raises:
-      UserError: it is unknown, or does not accept the value of a field.
+      UserError: the component is unknown, or does not accept the value of a field.
     """
     cls = find(kind, section.name, f"{path}.name")
     made = cls(**{field: section[field] for field in cls.config_fields()}, **given)
@@ -207,7 +208,7 @@ def build(kind: str, section: Any, path: str, **given: Any) -> Any:
 
 
 def check(made: Component, section: Any, path: str) -> None:
-    """Raises UserError where a component does not accept the value of a field of its section."""
+    """Raises UserError if a component does not accept the value of a field of its section."""
     try:
         made.check()
     except Refused as refused:
@@ -221,14 +222,14 @@ def _ended(sentence: str) -> str:
 
 
 def is_own(part: Any) -> bool:
-    """Whether a component comes from outside of this package; those inside are tested."""
+    """Whether a component is defined outside this package; those inside are tested."""
     return type(part).__module__.partition(".")[0] != __name__.partition(".")[0]
 
 
 @contextlib.contextmanager
 def blamed(part: Any, name: str) -> Iterator[None]:
-    """An error that a component of your own raises, or one of its fields, becomes a line with its name, and
-    its file and line.
+    """Turns an error of a custom component, or of one of its fields, into one line with its name, file and
+    line.
 
     Raises:
       UserError: in place of the error.

@@ -1,8 +1,8 @@
-"""The config: what a run is made of, and how a config file and the command line become one.
+"""The config: the fields of a run, from a config file and the command line.
 
-A config file's get_config() starts from `default()` and sets what differs. A section that describes a
-component has its `name` and fields of that component alone. `complete` then adds the fields that were not
-set, with the component's own defaults, and refuses a field that the component does not read.
+A config file's get_config() starts from `default()` and changes some fields. A section that describes a
+component has its `name` and fields of that component only. `complete` then adds the fields that were not
+set, with the component's defaults, and refuses a field that the component does not read.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,21 +16,21 @@ from ml_collections import ConfigDict
 from vdm.component import OWN, REGISTRIES, find, load_file
 from vdm.errors import UserError, did_you_mean, one_line, require
 
-# The sections that describe a component, with its kind.
+# The sections that describe a component, and the kind of the component.
 COMPONENTS = {"data": "source", "model": "model", "objective": "objective", "optimizer": "optimizer"}
-# The fields that name components, joined by commas, with their kind.
+# The fields that name several components, separated by commas, and their kind.
 LISTS = {"eval.estimators": "estimator", "loggers": "logger"}
 
 
 def default() -> ConfigDict:
     """The fields that every run has, and an empty section for each component.
 
-    What a comment says of a field is in docs/reference.md too.
+    docs/reference.md shows the comment of each field.
     """
     c = ConfigDict()
-    c.seed = 0  # of the parameters, the order of the data, and all noise
+    c.seed = 0  # seed of the parameters, of the order of the data, and of all noise
     c.parallel = "pmap"  # how the step is mapped over devices: pmap, shard_map, fsdp
-    c.loggers = ""  # where numbers go beside TensorBoard: wandb, mlflow, aim, joined by commas
+    c.loggers = ""  # loggers besides TensorBoard: wandb, mlflow, aim, separated by commas
 
     c.data = ConfigDict()
     c.model = ConfigDict({"schedule": ConfigDict(), "net": ConfigDict()})
@@ -38,49 +38,49 @@ def default() -> ConfigDict:
     c.optimizer = ConfigDict()
 
     c.train = ConfigDict()
-    c.train.steps = 2_000  # how many steps a run trains for
-    c.train.batch_size = 128  # images of a step, over all devices of all hosts
-    c.train.accumulate = 1  # parts that a device takes its share of the batch in
-    c.train.substeps = 20  # steps that are taken in one call of the device (1 for a unet on a CPU)
-    c.train.ema = 0.999  # largest decay of the average of the parameters, which is evaluated
-    c.train.log_every = 100  # steps between lines on training in metrics.jsonl; 0: after the last alone
-    c.train.eval_every = 500  # steps between evaluations of the test split; 0: after the last alone
-    c.train.checkpoint_every = 500  # steps between checkpoints; 0: after the last alone
-    c.train.sample_every = 1_000  # steps between samples; 0: after the last alone
-    c.train.keep = 2  # newest checkpoints that are kept beside the best
+    c.train.steps = 2_000  # training steps of the run
+    c.train.batch_size = 128  # images in the global batch of a step, over all devices of all hosts
+    c.train.accumulate = 1  # parts in which a device processes its share of the batch
+    c.train.substeps = 20  # steps in one call of the device (1 for a unet on a CPU)
+    c.train.ema = 0.999  # largest decay of the moving average of the parameters, which is evaluated
+    c.train.log_every = 100  # steps between training lines in metrics.jsonl; 0: only after the last step
+    c.train.eval_every = 500  # steps between evaluations of the test split; 0: only after the last step
+    c.train.checkpoint_every = 500  # steps between checkpoints; 0: only after the last step
+    c.train.sample_every = 1_000  # steps between samples; 0: only after the last step
+    c.train.keep = 2  # number of newest checkpoints to keep, in addition to the best
 
     c.eval = ConfigDict()
-    c.eval.batch_size = 120  # images of one call of the devices, over all devices of all hosts
-    c.eval.estimators = "elbo"  # of --mode=eval: elbo, depth, chain, ode, codec, joined by commas; or all
-    c.eval.passes = 20  # times each image is evaluated with --mode=eval, and at the end of training
-    c.eval.passes_in_training = 10  # the same as training goes, with the same noise each time
-    c.eval.checkpoint = "newest"  # which --mode=eval, sample, compress, export take: newest, best (bits/dim)
-    c.eval.images = 0  # how many of the test images; 0: all
-    c.eval.target_se = 0.0  # noise of the ELBO, bits/dim, to be reached in place of `passes`; 0: none
-    c.eval.max_passes = 1_000  # at most so many passes for `target_se`
-    c.eval.depths = "1,2,5,10,20,50,100,200,500,1000"  # of the estimator depth: the T of the chains
+    c.eval.batch_size = 120  # images in one call of the devices, over all devices of all hosts
+    c.eval.estimators = "elbo"  # of --mode=eval: elbo, depth, chain, ode, codec, separated by commas; or all
+    c.eval.passes = 20  # passes over the images with --mode=eval and at the end of training
+    c.eval.passes_in_training = 10  # passes in evaluations during training, with the same draws each time
+    c.eval.checkpoint = "newest"  # for --mode=eval, sample, compress, export: newest, or best (bits/dim)
+    c.eval.images = 0  # number of test images to evaluate; 0: all
+    c.eval.target_se = 0.0  # Monte-Carlo error of the ELBO, bits/dim, that replaces `passes`; 0: disabled
+    c.eval.max_passes = 1_000  # largest number of passes for `target_se`
+    c.eval.depths = "1,2,5,10,20,50,100,200,500,1000"  # the values of T for the estimator depth
 
     c.eval.chain = ConfigDict()  # of the estimator chain: importance weights on a chain
-    c.eval.chain.timesteps = 50  # T, of a diffusion; other models have a chain of their own
+    c.eval.chain.timesteps = 50  # T, for a diffusion; the chain of another model has a fixed length
     c.eval.chain.samples = 16  # K, paths for each image
 
     c.eval.ode = ConfigDict()  # of the estimator ode: the likelihood of the probability-flow ODE
-    c.eval.ode.tolerance = 1e-5  # relative and absolute, of z, for each step's own size
+    c.eval.ode.tolerance = 1e-5  # relative and absolute error of z by which the solver chooses its steps
     c.eval.ode.nodes = 128  # intervals in γ of the divergence's integral; a multiple of 4
-    c.eval.ode.samples = 4  # K of the importance-weighted bound, with the exact divergence
-    c.eval.ode.images = 48  # how many images have the exact divergence, which costs a Jacobian at each node
+    c.eval.ode.samples = 4  # K of the importance-weighted bound with the exact divergence
+    c.eval.ode.images = 48  # images with the exact divergence, which needs a Jacobian at each node
 
     c.codec = ConfigDict()  # of --mode=compress and decompress, and of the estimator codec
-    c.codec.timesteps = 200  # T, of a diffusion; other models have a chain of their own
+    c.codec.timesteps = 200  # T, for a diffusion; the chain of another model has a fixed length
     c.codec.lanes = 0  # stacks, coded in parallel, each with its own initial bits; 0: one per 256 images
-    c.codec.fineness = 16.0  # parts of a latent's smallest standard deviation
-    c.codec.anywhere = False  # whether to try a file that another machine or version wrote
-    c.codec.seed = 0  # of the initial bits
-    c.codec.images = 360  # how many of the test images the estimator takes; 0: all
+    c.codec.fineness = 16.0  # parts into which a latent's smallest standard deviation is divided
+    c.codec.anywhere = False  # whether to attempt to decode a file from another machine or version
+    c.codec.seed = 0  # seed of the initial bits
+    c.codec.images = 360  # number of test images for the estimator codec; 0: all
 
-    c.sample = ConfigDict()  # of --mode=sample, and of the samples as training goes
-    c.sample.num = 64  # how many samples
-    c.sample.batch_size = 64  # samples of one call of the devices, over all devices of all hosts
+    c.sample = ConfigDict()  # of --mode=sample, and of the samples during training
+    c.sample.num = 64  # number of samples
+    c.sample.batch_size = 64  # samples in one call of the devices, over all devices of all hosts
     return c
 
 
@@ -90,14 +90,14 @@ def complete(
     """A config with every field that its run reads, and no other.
 
     Args:
-      given: what a config file sets; nested.
-      names: {field: component}, such as {"model.schedule.name": "cosine"} or {"model.schedule": "cosine"}, in
-        place of those in `given`; other fields are ignored. Of a section that gets another component, the
-        fields that this does not read are left out.
-      drop_unread: whether to leave out every field that is not read, as for a config of an older version.
+      given: the fields that a config file sets; nested.
+      names: {field: component}, such as {"model.schedule.name": "cosine"} or {"model.schedule": "cosine"}, to
+        replace those in `given`; other fields are ignored. A section whose component changes loses the
+        fields that the new component does not read.
+      drop_unread: whether to drop every field that is not read, as for a config of an older version.
 
     Raises:
-      UserError: a component is unknown, or a field is not read by any, or has a value of another type.
+      UserError: a component is unknown, no component reads a field, or a value has another type.
     """
     config, names = default(), names or {}
     for name, kind in COMPONENTS.items():
@@ -108,7 +108,7 @@ def complete(
         require(
             estimator_section(name) not in config.eval,
             f"config.eval.estimators has {name!r}, whose fields would be in "
-            f"config.eval.{estimator_section(name)}, where others are; give its class another name.",
+            f"config.eval.{estimator_section(name)}, which has other fields; give its class another name.",
         )
         cls = find("estimator", name, "config.eval.estimators")
         config.eval[estimator_section(name)] = ConfigDict(cls.config_fields())
@@ -122,7 +122,7 @@ def own_estimators(estimators: Any) -> list[str]:
 
 
 def estimator_section(name: str) -> str:
-    """The section of config.eval with the fields of an estimator of your own: its class, in lower case."""
+    """The section of config.eval with the fields of a custom estimator: its class name in lower case."""
     return name.partition(":")[2].lower()
 
 
@@ -140,7 +140,7 @@ def _section(
             below, _section_of(given, part, f"{path}.{part}"), f"{path}.{part}", names, drop
         )
     plain = {field: value for field, value in given.items() if field not in ("name", *cls.sections)}
-    # An empty section is what default() has for a component that has none.
+    # An empty section is that of default(), for a component without fields.
     _update(
         section, {k: v for k, v in plain.items() if not isinstance(v, Mapping | ConfigDict) or v}, path, drop
     )
@@ -149,7 +149,7 @@ def _section(
 
 def _section_of(given: Mapping[str, Any], name: str, path: str) -> Mapping[str, Any]:
     found = given.get(name, {})
-    if isinstance(found, str):  # the name alone
+    if isinstance(found, str):  # only the name
         return {"name": found}
     require(
         isinstance(found, Mapping | ConfigDict), f"config.{path} is {found!r}; accepted: a section of fields."
@@ -168,7 +168,7 @@ def _update(config: ConfigDict, given: Mapping[str, Any], path: str, drop: bool)
         else:
             kind = "section" if isinstance(config[field], ConfigDict) else type(config[field]).__name__
             refused = UserError(f"config.{where} is {value!r}; accepted: a value of type {kind}.")
-            # A ConfigDict takes None for a value of any type.
+            # A ConfigDict accepts None as a value of any type.
             none = value is None and config[field] is not None
             if none or kind == "section" or isinstance(value, Mapping | ConfigDict):
                 raise refused
@@ -179,13 +179,13 @@ def _update(config: ConfigDict, given: Mapping[str, Any], path: str, drop: bool)
 
 
 def unread(section: Any, path: str, field: str) -> UserError:
-    """That a section of a config, at `path`, has no such field."""
+    """The error for a section of a config, at `path`, that has no such field."""
     where = f"config.{path}.{field}" if path else f"config.{field}"
     fields = sorted(section, key=lambda name: (name != "name", name))
     reader = f"{section['name']!r} has no such field" if "name" in section else "there is no such field"
     hint = did_you_mean(field, fields)
     if path in COMPONENTS and section["name"] not in REGISTRIES[COMPONENTS[path]].builtin:
-        # A misspelt source is taken for a data set of TFDS.
+        # A misspelt data source is taken for a TFDS data set.
         hint = did_you_mean(section["name"], REGISTRIES[COMPONENTS[path]].builtin) or hint
     if not hint:
         near = difflib.get_close_matches(where.removeprefix("config."), flat(default()), n=1, cutoff=0.7)
@@ -194,10 +194,10 @@ def unread(section: Any, path: str, field: str) -> UserError:
 
 
 def load(file: str) -> ConfigDict:
-    """What get_config() of a config file gives; FILE:ARGUMENT calls get_config(ARGUMENT).
+    """The result of get_config() of a config file; FILE:ARGUMENT calls get_config(ARGUMENT).
 
     Raises:
-      UserError: the file is not there, or fails.
+      UserError: the file does not exist, or fails.
     """
     path, _, argument = file.partition(":")
     require(pathlib.Path(path).is_file(), f"--config is {file!r}, which does not exist.{_nearest_file(path)}")
@@ -230,8 +230,8 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def places() -> Iterator[tuple[str, str, list[str]]]:
     """(section, kind of its component, names of the components that have the section) of every section that
-    describes a component: ("model.schedule", "schedule", ["diffusion", "mhvae", …]). Those of `COMPONENTS`
-    are in every config, and their list is empty."""
+    describes a component: ("model.schedule", "schedule", ["diffusion", "mhvae", …]). The sections in
+    `COMPONENTS` are in every config, and their list is empty."""
 
     def below(path: str, kind: str, of: list[str]) -> Iterator[tuple[str, str, list[str]]]:
         yield path, kind, of
@@ -247,7 +247,7 @@ def places() -> Iterator[tuple[str, str, list[str]]]:
 
 
 def describe() -> str:
-    """The components of every kind and their fields with the defaults, as text."""
+    """The components of every kind with their fields and defaults, as text."""
     lines = []
     for path, kind, of in places():
         owners = f" of {', '.join(of)}" if of else ""

@@ -1,6 +1,6 @@
-"""How a process ends that does not end well: bad input, a machine that fails, or asked to stop.
+"""Exceptions for the ways in which a process can fail: bad input, a failing machine, a signal.
 
-Of each, `main` prints one line without a traceback.
+For each, `main` prints one line without a traceback.
 """
 
 from collections.abc import Iterable
@@ -9,15 +9,15 @@ from typing import Any
 
 
 class UserError(Exception):
-    """Bad input: the line says the value, what is accepted, and the fix. Exit code 2."""
+    """Bad input: the message states the value, the accepted values and the remedy. Exit code 2."""
 
 
 class Failed(Exception):
-    """The machine failed, as by a full disk: given room, the same command goes on. Exit code 1."""
+    """The machine failed, as by a full disk: with room, the same command resumes. Exit code 1."""
 
 
 class Stopped(Exception):
-    """Asked to stop, by a signal, and all is saved. `code` is the exit code."""
+    """A signal asked the process to stop, and all is saved. `code` is the exit code."""
 
     def __init__(self, code: int):
         super().__init__(code)
@@ -33,7 +33,7 @@ def one_of(field: str, value: Any, accepted: Iterable[Any]) -> None:
 
 
 def did_you_mean(name: str, names: Iterable[Any]) -> str:
-    """ " Did you mean 'x'?" with the nearest of `names`; "" where none is near."""
+    """ " Did you mean 'x'?" with the nearest of `names`; "" if none is near."""
     near = difflib.get_close_matches(name, [str(one) for one in names], n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
 

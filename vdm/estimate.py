@@ -23,13 +23,13 @@ class Estimate:
     """An estimate of the negative log-likelihood of some images, in bits/dim.
 
     Attributes:
-      values: of each image, float64; by the name of each term, and "bpd" for their sum.
-      noise: of each name, the Monte-Carlo noise: the standard error of the mean over these very images. It
-        is NaN where there was only one set of draws, and too large where sets differ in size.
+      values: {term: value of each image, float64}; "bpd" is the sum of the terms.
+      noise: {term: Monte-Carlo error, the standard error of the mean over these very images}. NaN for a
+        single set of draws; too large if sets differ in size.
       passes: how often each image was evaluated.
       exact: whether it is the negative log-likelihood itself, and not the negative ELBO.
-      given_label: whether it is that of images given their labels.
-      data: fingerprint of the images; "" where it was not taken.
+      given_label: whether it is the likelihood of images given their labels.
+      data: fingerprint of the images; "" if it is unknown.
     """
 
     values: dict[str, PerImage]
@@ -41,7 +41,7 @@ class Estimate:
 
     @property
     def images(self) -> int:
-        """How many images."""
+        """Number of images."""
         return len(self.values["bpd"])
 
     @property
@@ -51,24 +51,24 @@ class Estimate:
 
     @property
     def se(self) -> dict[str, float]:
-        """The standard error of the mean, as an estimate for all images that there could be.
+        """The standard error of the mean, as an estimate for all images of the distribution.
 
-        It counts which images are in the test split, and the Monte-Carlo noise, which adds to the spread
-        between images.
+        It includes the choice of the test images and the Monte-Carlo error, which adds to the spread between
+        images.
         """
         return {name: standard_error(values) for name, values in self.values.items()}
 
     @property
     def images_se(self) -> dict[str, float]:
-        """The part of `se` that comes from which images are in the test split; NaN where `noise` is."""
+        """The part of `se` that is due to the choice of the test images; NaN if `noise` is NaN."""
         return {
             name: float(np.sqrt(np.maximum(se**2 - self.noise[name] ** 2, 0.0)))
             for name, se in self.se.items()
         }
 
     def json(self) -> dict[str, float | int | str | None]:
-        """Every number: NAME, NAME_se, and its parts NAME_se_images and NAME_se_noise; images; passes; and
-        the fingerprint of the images, where it was taken. What is not finite is None."""
+        """All numbers: NAME, NAME_se, and its parts NAME_se_images and NAME_se_noise; images; passes; and the
+        fingerprint of the images if it is known. A number that is not finite is None."""
         numbers: dict[str, float] = {}
         for name, mean in self.mean.items():
             numbers |= {name: mean, f"{name}_se": self.se[name]}
@@ -87,7 +87,7 @@ def combine(sets: Sequence[tuple[int, dict[str, PerImage]]], shape: tuple[int, .
     """The Estimate from independent sets of draws.
 
     Args:
-      sets: of each, how many passes it has, and the sum of each term over these passes, nats.
+      sets: for each set, the number of passes, and the sum of each term over these passes, in nats.
       shape: of an image.
     """
     passes = np.array([length for length, _ in sets], np.float64)
@@ -96,7 +96,7 @@ def combine(sets: Sequence[tuple[int, dict[str, PerImage]]], shape: tuple[int, .
     values = {name: sums.sum(axis=0) / passes.sum() for name, sums in bits.items()}
 
     def noise(name):
-        # A mean of n_r passes counts n_r times: Σ n_r (m_r − m)² is how far the sets' means m_r lie apart.
+        # A mean of n_r passes counts n_r times: Σ n_r (m_r − m)² measures the spread of the means m_r.
         if len(sets) == 1:
             return math.nan
         means = bits[name] / passes[:, None]
@@ -107,21 +107,21 @@ def combine(sets: Sequence[tuple[int, dict[str, PerImage]]], shape: tuple[int, .
 
 
 def require_possible(estimate: Estimate, what: str = "the bound") -> None:
-    """Raises UserError where an estimate is no number, or below what can be: levels have probabilities, so
+    """Raises UserError if an estimate is not a number, or is impossibly low: levels have probabilities, so
     that −log P(x), and every bound above it, is at least 0."""
     for name, bits in reversed(estimate.mean.items()):  # the sum is the first
         require(
             not math.isnan(bits),
-            f"{what} is no number{_of_term(name)}: the network or another component gives NaN, or training "
-            "has diverged.",
+            f"{what} is not a number{_of_term(name)}: the network or another component gives NaN, or "
+            "training has diverged.",
         )
     bits, se = estimate.mean["bpd"], estimate.se["bpd"]
     terms = ", ".join(f"{name} {value:.4f}" for name, value in estimate.mean.items() if name != "bpd")
     require(
         bits >= -max(5.0 * se if se == se else 0.0, 1e-3),
-        f"{what} is {bits:.4f} bits/dim, which is impossible: no probability of discrete values is above "
-        "1. A term is wrong: its sign, γ(t) that falls or whose slope is not its derivative, a `draw` that "
-        "leaves a term out or takes a density for a probability, or weights of times that are not 1/q(t)."
+        f"{what} is {bits:.4f} bits/dim, which is impossible: no probability of discrete values exceeds "
+        "1. A term is wrong: its sign is wrong, γ(t) decreases or its slope is not its derivative, `draw` "
+        "omits a term or takes a density for a probability, or the weights of times are not 1/q(t)."
         + (f" The terms: {terms}." if terms else ""),
     )
 
@@ -133,7 +133,7 @@ def _of_term(name: str) -> str:
 def write_images(
     path: pathlib.Path | str, columns: Mapping[str, Float[np.ndarray, "some"]], images: int
 ) -> None:
-    """Writes numbers of each image as a CSV file, whole or not at all. Shorter columns end empty."""
+    """Writes the numbers of each image as a CSV file, atomically. Shorter columns are empty at their end."""
     with atomic_path(path) as part, part.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", *columns])
@@ -145,7 +145,7 @@ def write_images(
 def write_json(
     path: pathlib.Path | str, estimate: Estimate, step: int, more: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes an Estimate as JSON: what it is, of which step, and every number; `more` comes last."""
+    """Writes an Estimate as JSON: its kind, its step, and all numbers; `more` comes last."""
     bound = "ELBO: an upper bound on the negative log-likelihood"
     kind = "exact negative log-likelihood" if estimate.exact else bound
     text = json.dumps(

@@ -1,4 +1,4 @@
-"""Diagonal Gaussians N(mean, e^log_variance I), of which latents are drawn. Pure functions of arrays."""
+"""Diagonal Gaussians N(mean, e^log_variance I) of latents. Pure functions of arrays."""
 
 import math
 from typing import NamedTuple
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class Gaussian(NamedTuple):
-    """N(mean, e^log_variance) of each value; both [batch, …], or what broadcasts against that."""
+    """N(mean, e^log_variance) of each value; both [batch, …], or broadcastable to that."""
 
     mean: jax.Array
     log_variance: jax.Array
@@ -21,8 +21,8 @@ STANDARD = Gaussian(*np.zeros((2,), np.float32))  # type: ignore[arg-type]
 
 
 def noise(keys: Array, shape: tuple[int, ...]) -> Float[Array, "batch *shape"]:
-    """ε ~ N(0, I) from a key for each example: independent of all other draws, as
-    those of randomness.QuasiRng.normal in different passes are not."""
+    """ε ~ N(0, I) from a key for each example, independent of all other draws, unlike the draws of
+    randomness.QuasiRng.normal in different passes."""
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 

@@ -41,21 +41,21 @@ from vdm.sample import make_sampler
 
 
 class BitsPerDim(Estimate):
-    """An Estimate; as text, a table as of --mode=eval: each term and their sum, with the standard error and
-    its two parts."""
+    """An Estimate; as text, a table in the form of --mode=eval: each term and their sum, with the standard
+    error and its two parts."""
 
     def __str__(self) -> str:
         return text.estimate_table(self)
 
 
 class Density(NamedTuple):
-    """Where over γ the bits of the diffusion term are.
+    """The density of the diffusion term over γ.
 
     Attributes:
-      edges: γ at the edges of parts; of a schedule with a γ for each value, the mean over values.
-      per_gamma: of each part, bits/dim per unit of γ: times the widths of the parts, they add up to the
-        diffusion term.
-      se: the standard error of `per_gamma`; NaN of a single image.
+      edges: γ at the edges of bins; if γ differs between values, the mean over values.
+      per_gamma: bits/dim per unit of γ in each bin; the sum over bins, times their widths, is the diffusion
+        term.
+      se: the standard error of `per_gamma`; NaN for a single image.
     """
 
     edges: Float[np.ndarray, "parts_and_one"]
@@ -106,12 +106,12 @@ class Trained:
         Args:
           images: below spec.vocab_size, of any number and in any order.
           labels: 0 … spec.classes − 1, for a model that is conditioned on them.
-          passes: how often each image is evaluated, with other times and noise.
-          seed: of these; --mode=eval takes config.seed.
+          passes: how often each image is evaluated, with new times and noise each time.
+          seed: of the times and the noise; --mode=eval uses config.seed.
 
         Returns:
-          bits/dim: `mean`, and its standard error `se`, of which `images_se` comes from which images these
-          are and `noise` from the draws, each {"bpd": the sum, term: …}; `values` has them of each image.
+          bits/dim: `mean`, and its standard error `se`, whose part `images_se` is due to the choice of the
+          images and `noise` to the draws, each {"bpd": the sum, term: …}; `values` has those of each image.
 
         Raises:
           UserError: an argument is not accepted.
@@ -131,7 +131,7 @@ class Trained:
         self._require_time()
         model = self.model.at_depth(0) if self.model.depth else self.model
         _, profile = self._evaluate(model, images, labels, passes, seed)
-        assert profile is not None  # of a model that draws a time
+        assert profile is not None  # as the model draws a time
         edges = gamma_at_edges(model, self.params)
         columns = profile.summary(edges, 0.0, self.spec.shape, self.spec.vocab_size)
         return Density(columns["gamma_edges"], columns["per_gamma"], columns["per_gamma_se"])
@@ -155,7 +155,7 @@ class Trained:
         return config
 
     def _data(self) -> Data:
-        return dataset.without_images(self.spec, "a Trained has no images of its own.")
+        return dataset.without_images(self.spec, "a Trained has no images.")
 
     def _evaluate(
         self, model: Model, images: Images, labels: Labels | None, passes: int, seed: int
@@ -211,7 +211,7 @@ def config_of(given: str | pathlib.Path | Mapping[str, Any] | ConfigDict, **fiel
       **fields: fields to set, with __ for each dot, as in train__steps=300 or model__schedule__name="cosine".
 
     Raises:
-      UserError: the file is not there; or a field is unknown, or its value is not accepted.
+      UserError: the file does not exist; or a field is unknown, or its value is not accepted.
     """
     raw = config_lib.load(str(given)) if isinstance(given, str | pathlib.Path) else given
     return commandline.apply(raw, _flags(fields))
@@ -260,9 +260,9 @@ def train_model(
       workdir: the folder for checkpoints, metrics and images.
 
     Raises:
-      UserError: the config is not possible, or differs from that of the workdir.
-      KeyboardInterrupt, SystemExit: it was asked to stop, by Ctrl-C, or by SIGTERM or SIGUSR1. All is saved,
-        and the same call goes on from there.
+      UserError: the config is not accepted, or differs from that of the workdir.
+      KeyboardInterrupt, SystemExit: Ctrl-C, or SIGTERM or SIGUSR1, asked the training to stop. All is saved,
+        and the same call resumes.
     """
     whole, path = config_of(config), pathlib.Path(workdir).expanduser()
     workdir_lib.make(path)
@@ -286,7 +286,7 @@ def _of_workdir(config: ConfigDict, workdir: pathlib.Path) -> Trained:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what Orbax logs of checkpoints that are as they should be."""
+    """Hides what Orbax logs about intact checkpoints."""
     before = logging.get_verbosity()
     logging.set_verbosity(logging.FATAL)
     try:
@@ -301,10 +301,10 @@ def _flags(fields: Mapping[str, Any]) -> list[str]:
 
 
 def _whole(name: str, value: Any, least: int = 1) -> int:
-    """A whole number of `least` or more.
+    """Checks that a value is an integer of `least` or more.
 
     Raises:
-      UserError: it is none.
+      UserError: it is not.
     """
     try:
         found = operator.index(value)

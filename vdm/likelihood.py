@@ -1,4 +1,4 @@
-"""The likelihood of anybody's diffusion model, by every estimator here, in one table.
+"""The likelihood of an external diffusion model, by every estimator of this project, in one table.
 
   from vdm import likelihood
 
@@ -35,11 +35,11 @@ from vdm.run import Run
 __all__ = ["Report", "Table", "cascade", "judge", "on_host", "table_of_alphas", "table_of_betas"]
 
 
-ROUNDED = 0.01  # of a step of a table, within which γ stands on the step
+ROUNDED = 0.01  # distance to a step of a table, in steps, within which γ counts as on that step
 
 
 class _State(NamedTuple):
-    """In the place of step.State."""
+    """Replaces step.State."""
 
     ema: Any
     step: int = 0
@@ -106,17 +106,17 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """The schedule of a model in discrete time: γ at its times, and between them a straight line.
+    """The schedule of a model in discrete time: γ at its times, linearly interpolated.
 
     Attributes:
-      values: γ, rising.
+      values: γ, increasing.
     """
 
     values: tuple[float, ...]
 
     @property
     def timesteps(self) -> int:
-        """T of the chain whose times these are: one less than there are."""
+        """T of the chain with these times: one less than their number."""
         return len(self.values) - 1
 
     def __call__(self, t: Float[Array, "*times"]) -> Float[Array, "*times"]:
@@ -124,8 +124,8 @@ class Table:
         return jnp.interp(t * self.timesteps, places, jnp.asarray(self.values, jnp.float32))
 
     def index(self, gamma: Float[Array, "*any"]) -> Float[Array, "*any"]:
-        """The place in the table where γ stands, 0 … T: a whole number for its own values, also where γ was
-        rounded on its way, so that a network that truncates gets the right step."""
+        """The position of γ in the table, 0 … T: an integer for its values, even if γ was rounded, so that a
+        network that truncates it gets the right step."""
         places = jnp.arange(len(self.values), dtype=jnp.float32)
         found = jnp.interp(gamma, jnp.asarray(self.values, jnp.float32), places)
         whole = jnp.round(found)
@@ -136,19 +136,19 @@ def table_of_alphas(alphas_cumprod: Float[np.ndarray, "T"]) -> Table:
     """The Table of a decreasing ᾱ: z = ᾱ^½ x + (1 − ᾱ)^½ ε (Ho et al. 2020, eq. 4).
 
     Raises:
-      UserError: ᾱ does not fall, or is not between 0 and 1.
+      UserError: ᾱ does not decrease, or is not between 0 and 1.
     """
     found = np.asarray(alphas_cumprod, np.float64)
     inside = found.ndim == 1 and len(found) > 1 and np.all((found > 0) & (found < 1))
     require(
         inside and np.all(np.diff(found) < 0),
-        "ᾱ must be a list of numbers between 0 and 1 that fall; is it β, or α of each step?",
+        "ᾱ must be a decreasing list of numbers between 0 and 1; was β, or α of each step, given instead?",
     )
     return Table(tuple(np.log1p(-found) - np.log(found)))
 
 
 def table_of_betas(betas: Float[np.ndarray, "T"]) -> Table:
-    """The Table of β, the variance that each step adds: ᾱ is the product of all 1 − β so far.
+    """The Table of β, the variance that each step adds: ᾱ is the cumulative product of 1 − β.
 
     Raises:
       UserError: β is not between 0 and 1.
@@ -187,7 +187,7 @@ def judge(
       labels: one for each image; the bound is then on −log p(x|label).
       timesteps: T of the model, 0 for T → ∞. By default the T of a Table, and otherwise 0.
       train_images: training images, to search for copies of the test images.
-      estimators: estimators besides the ELBO, joined by commas (docs/guide/trust.md).
+      estimators: estimators besides the ELBO, separated by commas (docs/guide/trust.md).
       stage: the number of the stage in a cascade, 0, 1, …, so that stages have independent noise.
       **fields: fields of config.eval, such as passes=50, batch_size=64, depths="10,100", chain__samples=8.
 
@@ -268,11 +268,11 @@ def cascade(stages: Mapping[str, Report]) -> Report:
     numbers = [report.stage for report in reports]
     require(
         len(set(numbers)) == len(numbers),
-        f"the stages are numbered {numbers}, and those of one number share their noise; judge each with a "
-        "number of its own, judge(…, stage=1).",
+        f"the stages are numbered {numbers}, and those of the same number share their noise; judge each "
+        "stage with its own number, judge(…, stage=1).",
     )
     counts = sorted({report.rows[0].estimate.images for report in reports})
-    require(len(counts) == 1, f"the stages have {counts} images; accepted: the same in each.")
+    require(len(counts) == 1, f"the stages have {counts} images; accepted: the same number in each.")
     whole = math.prod(reports[-1].shape)
     share = {name: math.prod(report.shape) / whole for name, report in stages.items()}
     found = {name: report.rows[0].estimate for name, report in stages.items()}
@@ -296,7 +296,7 @@ def _config(chosen: str, images: int, **fields: Any) -> Any:
     given = {name.replace("__", "."): value for name, value in (few | fields).items()}
     flat = config_lib.flat(config.eval)
     for name, value in given.items():
-        require(name in flat, f"{name} is no field of config.eval; accepted: {', '.join(flat)}.")
+        require(name in flat, f"{name} is not a field of config.eval; accepted: {', '.join(flat)}.")
         section, _, field = name.rpartition(".")
         (config.eval[section] if section else config.eval)[field] = value
     return config

@@ -9,10 +9,10 @@
   python -m vdm.main --workdir=/tmp/W --mode=import --input=/tmp/model
   python -m vdm.main --workdir=/tmp/again --rerun=/tmp/digits
 
-The first command trains; given again, it goes on where it was stopped. Any field of the config can be set,
-as in --config.train.steps=5000, and so can a component, as in --config.model.schedule.name=cosine.
---config=FILE is a Python file with a function get_config; FILE:ARGUMENT gives it an argument. Without it, the
-config is the one that the workdir was started with.
+The first command trains; repeated, it resumes an interrupted run. --config.FIELD=VALUE sets any field of the
+config, as in --config.train.steps=5000, or selects a component, as in --config.model.schedule.name=cosine.
+--config=FILE is a Python file with a function get_config; FILE:ARGUMENT calls get_config(ARGUMENT). Without
+--config, the config is the one with which the workdir was started.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ from vdm import commandline
 from vdm.errors import Failed, Stopped, UserError, did_you_mean, one_line, one_of, require
 from vdm.runtime import cache, hosts, stop
 
-# Each mode's module and function.
+# The module and function of each mode.
 MODES = {
     "train": "vdm.train:run",
     "eval": "vdm.evaluation.evaluate:run",
@@ -43,24 +43,24 @@ MODES = {
     "import": "vdm.exchange.importing:run",
     "export": "vdm.exchange.exporting:run",
 }
-# Which modes take --input, and --output.
+# The modes that take --input and --output.
 FILES = {"input": ("compress", "decompress", "import"), "output": ("compress", "decompress", "export")}
-FOLDERS = ("decompress", "export")  # whose output may be a folder
+FOLDERS = ("decompress", "export")  # modes whose output may be a folder
 
-# What a machine lacks: room, quota, a file system to write to, open files, memory, and an answer of its disk.
+# Errors of the machine: disk, quota, read-only file system, open files, memory, input and output.
 MACHINE = {
     getattr(errno, name)
     for name in ("ENOSPC", "EDQUOT", "EROFS", "EMFILE", "ENFILE", "ENOMEM", "EIO", "EFBIG")
 }
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", None, "Folder of the run: its checkpoints, metrics, images.")
+flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, images.")
 flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
 flags.DEFINE_string(
     "input",
     None,
-    "To compress: a folder of images, an .npz file, or 'test' for the run's own test split. To decompress: "
-    "the file that was written. To import: the workdir of a run, a folder that --mode=export wrote, or a "
+    "To compress: a folder of images, an .npz file, or 'test' for the test split of the run. To decompress: "
+    "the compressed file. To import: the workdir of a run, a folder written by --mode=export, or a "
     "checkpoint ckpt-N.flax of google-research/vdm.",
 )
 flags.DEFINE_string(
@@ -72,21 +72,21 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "rerun",
     None,
-    "Workdir of a run: its config is trained again in --workdir, and its numbers are compared, bit for bit.",
+    "Workdir of a run: trains its config again in --workdir, and compares all numbers bit for bit.",
 )
 flags.DEFINE_string(
     "components",
     None,
-    "Folder of modules whose components the config names by import path, such as the folder components/ of a "
-    "run from elsewhere. It runs their code: read it before.",
+    "Folder with the modules of components that the config names by import path, such as the folder "
+    "components/ of a run from another machine. Their code is executed: read it first.",
 )
 flags.DEFINE_string(
-    "cache", cache.FOLDER, "Folder where compiled programs and decoded images are kept; '' for none."
+    "cache", cache.FOLDER, "Folder for compiled programs and decoded images; '' disables the cache."
 )
-flags.DEFINE_bool("distributed", False, "Join other hosts. On a cluster that JAX knows, this is enough.")
+flags.DEFINE_bool("distributed", False, "Join other hosts. On a cluster that JAX recognises, this suffices.")
 flags.DEFINE_string("coordinator", None, "With --distributed: host:port of process 0.")
-flags.DEFINE_integer("processes", None, "With --distributed: how many processes there are.")
-flags.DEFINE_integer("process", None, "With --distributed: which of them this is, from 0 on.")
+flags.DEFINE_integer("processes", None, "With --distributed: the number of processes.")
+flags.DEFINE_integer("process", None, "With --distributed: the index of this process, from 0.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -113,42 +113,45 @@ def main(argv: Sequence[str]) -> None:
 
 
 def parse_flags(argv: Sequence[str]) -> None:
-    """Parses the flags that are not of the config.
+    """Parses all flags except those of the config.
 
     Raises:
-      UserError: one is none, or has a bad value.
+      UserError: a flag is unknown, or has a bad value.
     """
     try:
         rest = FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
         names = [*FLAGS, "config"]
         raise UserError(
-            f"--{error.flagname} is no flag.{did_you_mean(error.flagname, names)} See --help."
+            f"--{error.flagname} is not a flag.{did_you_mean(error.flagname, names)} See --help."
         ) from error
     except flags.Error as error:
         raise UserError(f"{one_line(error)}. See --help.") from error
-    require(not rest[1:], f"{' '.join(rest[1:])!r} is no flag; see --help.")
+    require(not rest[1:], f"{' '.join(rest[1:])!r} is not a flag; see --help.")
 
 
 def read_files() -> tuple[str, ...]:
-    """--input and --output, where the mode takes them; else nothing.
+    """--input and --output if the mode takes them; otherwise ().
 
     Raises:
-      UserError: one is missing or not taken, or the output could not be written.
+      UserError: a file is missing, the mode does not take it, or the output cannot be written.
     """
     for name in ("input", "output"):
         value, taken = FLAGS[name].value, FLAGS.mode in FILES[name]
-        require(taken or value is None, f"--{name} is {value!r}, which --mode={FLAGS.mode} does not take.")
+        require(
+            taken or value is None,
+            f"--{name} is {value!r}, which --mode={FLAGS.mode} does not take; leave it out.",
+        )
         require(not taken or value, f"--{name} is missing; --mode={FLAGS.mode} needs it. See --help.")
     source = [FLAGS.input] if FLAGS.input else []
     if not FLAGS.output:
         return tuple(source)
     output = pathlib.Path(FLAGS.output).expanduser()
     folder = output.absolute().parent
-    require(folder.is_dir(), f"--output is {FLAGS.output!r}, but there is no folder {str(folder)!r}.")
+    require(folder.is_dir(), f"--output is {FLAGS.output!r}, but the folder {str(folder)!r} does not exist.")
     require(
         os.access(folder, os.W_OK),
-        f"--output is {FLAGS.output!r}, but {str(folder)!r} cannot be written; give another.",
+        f"--output is {FLAGS.output!r}, but {str(folder)!r} cannot be written; give another --output.",
     )
     require(
         output.absolute() not in [pathlib.Path(path).expanduser().absolute() for path in source],
@@ -156,14 +159,14 @@ def read_files() -> tuple[str, ...]:
     )
     require(
         FLAGS.mode in FOLDERS or not output.is_dir(),
-        f"--output is {FLAGS.output!r}, a folder; give the name of a file.",
+        f"--output is {FLAGS.output!r}, which is a folder; give the name of a file.",
     )
     return *source, str(output)
 
 
 def read_config(given: commandline.Given, workdir: pathlib.Path) -> ConfigDict:
-    """The complete config: of --config, or else that of the workdir, or of the folder that is to be imported,
-    with the fields that are set."""
+    """The complete config: that of --config, or else of the workdir or of the folder to import, with the
+    fields set on the command line."""
     from vdm import config as config_lib, workdir as workdir_lib
 
     if FLAGS.components:
@@ -177,23 +180,23 @@ def read_config(given: commandline.Given, workdir: pathlib.Path) -> ConfigDict:
         return commandline.apply(config_lib.load(given.file), given.args)
     require(
         not FLAGS.rerun or (pathlib.Path(FLAGS.rerun).expanduser() / "config.json").is_file(),
-        f"--rerun is {FLAGS.rerun!r}, which holds no run; give the workdir of one.",
+        f"--rerun is {FLAGS.rerun!r}, which holds no run; give the workdir of a run.",
     )
     folder = pathlib.Path(FLAGS.rerun or (FLAGS.input if FLAGS.mode == "import" else workdir)).expanduser()
     require(
         (folder / "config.json").is_file(),
-        f"--config is missing, and {str(folder)!r} holds no run whose config could be taken; "
-        "give a file, such as --config=configs/digits.py.",
+        f"--config is missing, and {str(folder)!r} holds no run with a config; give a config file, such as "
+        "--config=configs/digits.py.",
     )
     workdir_lib.require_modules(folder)
     return commandline.apply(workdir_lib.read_raw(folder), given.args, drop_unread=True)
 
 
 def check_workdir(workdir: pathlib.Path, mode: str) -> None:
-    """Makes the workdir where a run is to start there.
+    """Makes the workdir if a run is to start there.
 
     Raises:
-      UserError: it cannot be written; or, unless a run is to start, it is not there.
+      UserError: the workdir cannot be written, or does not exist although the mode needs a trained run.
     """
     require(
         mode in ("train", "import") or workdir.is_dir(),
@@ -218,19 +221,19 @@ def show_help() -> None:
 
 
 def report(unraisable: Any) -> None:
-    """Python's report of an exception that nobody can catch, except for what TensorStore has after each write
-    that failed: that is reported where it was asked for."""
+    """Replaces sys.unraisablehook. Omits the exception that TensorStore raises after each failed write, since
+    the caller of the write reports the failure."""
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
 
 
 def cli() -> int:
     """Runs main, and returns the exit code (stop.EXIT_CODES)."""
-    # JAX makes millions of objects as it traces and next to no garbage among them: to look for it
-    # as often as Python does by itself takes a quarter of a start.
+    # JAX makes millions of objects as it traces, and almost no garbage: garbage collection at Python's
+    # usual rate would take a quarter of the start.
     gc.set_threshold(100_000)
     app.define_help_flags()
-    # The libraries' own reports are not the run's, which says what failed in a line of its own.
+    # The libraries' reports are hidden: the run reports a failure in one line.
     logging.set_verbosity(logging.FATAL)
     std_logging.getLogger("asyncio").setLevel(std_logging.CRITICAL)  # Orbax's writers
     sys.unraisablehook = report
@@ -250,8 +253,8 @@ def cli() -> int:
             raise
         where = f" ({error.filename})" if error.filename else ""
         print(
-            f"error: {error.strerror}{where}. Once that is mended, the same command goes on from the newest "
-            "checkpoint that is whole.",
+            f"error: {error.strerror}{where}. Once the cause is removed, the same command resumes from the "
+            "newest intact checkpoint.",
             file=sys.stderr,
         )
         return stop.FAILED
@@ -261,7 +264,7 @@ def cli() -> int:
         if not FLAGS.distributed or not hosts.is_of_peer(error):
             raise
         print(hosts.LINE, file=sys.stderr, flush=True)
-        os._exit(stop.QUEUE_AGAIN)  # without waiting for the others at the end
+        os._exit(stop.QUEUE_AGAIN)  # does not wait for the other processes
     except KeyboardInterrupt:
         return stop.CTRL_C
     return stop.DONE

@@ -1,4 +1,4 @@
-"""Optimisers, learning rates and clipping. A new optimiser is a class that derives from Optimizer."""
+"""Optimisers, learning rates and clipping. A custom optimiser is a class that derives from Optimizer."""
 
 from collections.abc import Callable
 import dataclasses
@@ -13,7 +13,7 @@ from vdm.component import Component, accept, choose
 from vdm.errors import require
 from vdm.parameters import Role
 
-MOMENTUM = 0.95  # of Muon, as Optax has it
+MOMENTUM = 0.95  # of Muon, the default of Optax
 
 Rate = Callable[[Any], Any]  # step → learning rate
 
@@ -27,9 +27,9 @@ class Optimizer(Component):
       warmup: steps from 0 to the learning rate.
       decay: of the learning rate after warm-up: constant, or cosine to 0 at the last step.
       weight_decay: of the parameters that are decayed, times the learning rate.
-      clip: largest norm of the gradient; 0: not clipped. The interior of a schedule is clipped apart, as the
-        gradient of a variance is in other units.
-      needs_matrices: whether it does nothing of its own where no parameter is a matrix.
+      clip: largest norm of the gradient; 0: not clipped. The interior of a schedule is clipped separately, as
+        the gradient of a variance has other units.
+      needs_matrices: whether the optimiser has no effect if no parameter is a matrix.
     """
 
     learning_rate: float = 2e-4
@@ -46,7 +46,7 @@ class Optimizer(Component):
             accept(name, getattr(self, name) >= 0, "0 or more")
 
     def updates(self, rate: Rate, roles: PyTree[Role]) -> optax.GradientTransformation:
-        """Gradients to updates of the parameters, with this learning rate, without clipping."""
+        """The transformation of gradients to updates with this learning rate, without clipping."""
         raise NotImplementedError
 
 
@@ -57,7 +57,7 @@ class AdamW(Optimizer):
     Attributes:
       b1: decay of Adam's mean of the gradients.
       b2: decay of Adam's mean of their squares.
-      eps: what Adam adds to the root of that mean.
+      eps: the constant that Adam adds to the root of that mean.
     """
 
     b1: float = 0.9
@@ -79,14 +79,14 @@ class AdamW(Optimizer):
 class Muon(Optimizer):
     """Muon for the parameters that are matrices, and NAdamW for the others (Jordan et al. 2024).
 
-    It makes the update of a matrix orthogonal, and scales it to the size of an Adam update, so that one
-    learning rate serves both.
+    Orthogonalises the update of a matrix, and scales it to the size of an Adam update, so that one learning
+    rate suits both.
 
-    Optax's Muon has no mask for the weight decay of the others, so it decays a schedule too.
+    Optax's Muon has no mask for the weight decay of the other parameters, so it decays a schedule, too.
 
     Attributes:
-      dtype: of the products that make an update orthogonal: float32, or bfloat16 for GPUs. Momentum and
-        parameters are float32; with bfloat16 the momentum is without Optax's correction for its start.
+      dtype: of the products that orthogonalise an update: float32, or bfloat16 for GPUs. Momentum and
+        parameters are float32; with bfloat16 the momentum has no bias correction.
     """
 
     b1: float = 0.9
@@ -103,7 +103,7 @@ class Muon(Optimizer):
     def updates(self, rate: Rate, roles: PyTree[Role]) -> optax.GradientTransformation:
         if self.dtype == "float32":
             return self._muon(rate, roles)
-        # The products have the type of what Optax's Muon is given: so the momentum is taken before.
+        # The products have the type of the input of Optax's Muon: so the momentum is computed before it.
         narrow, wide = (
             optax.stateless(lambda tree, _, to=to: optax.tree.cast(tree, to))
             for to in (self.dtype, "float32")
@@ -116,7 +116,7 @@ class Muon(Optimizer):
         )
         others = optax.nadamw(rate, self.b1, self.b2, self.eps, weight_decay=self.weight_decay)
 
-        def labels(params):  # of parts of which others may be masked
+        def labels(params):  # of trees in which some parts may be masked
             of = lambda role, part: jax.tree.map(lambda _: "matrix" if role.matrix else "other", part)
             return jax.tree.map(of, roles, params)
 
@@ -147,16 +147,16 @@ def build(
 
     Args:
       roles: of the parameters.
-      params: their shapes and types; by these an optimiser of your own is verified.
+      params: their shapes and types, with which a custom optimiser is verified.
 
     Raises:
-      UserError: a field has a value that is not accepted, or the model has none of the matrices that the
-        optimiser is for, or what it gives is no update of each parameter.
+      UserError: a field has a value that is not accepted, the model has no matrices for an optimiser that
+        needs them, or the optimiser does not return an update of each parameter.
     """
     made = component.build("optimizer", section, "config.optimizer")
     require(
         not made.needs_matrices or any(role.matrix for role in jax.tree.leaves(roles)),
-        f"config.optimizer.name is {section.name!r}, but no parameter of this model is a matrix for it; "
+        f"config.optimizer.name is {section.name!r}, but this model declares no parameter as a matrix; "
         "accepted for this model: 'adamw'.",
     )
     name = f"optimiser {type(made).__name__}"
@@ -164,7 +164,7 @@ def build(
         own = made.updates(learning_rate(made, steps), roles)
         require(
             isinstance(own, optax.GradientTransformation),
-            f"updates() of {name} gives a {type(own).__name__}; accepted: an optax.GradientTransformation.",
+            f"updates() of {name} returns a {type(own).__name__}; accepted: an optax.GradientTransformation.",
         )
         if params is not None and component.is_own(made):
             _verify(name, own, params)
@@ -177,14 +177,15 @@ def build(
 
 
 def _verify(name: str, updates: optax.GradientTransformation, params: PyTree) -> None:
-    """Raises UserError where it gives no update for each parameter, or a state unlike the one before."""
+    """Raises UserError if it does not return an update for each parameter, or changes the form of its
+    state."""
     like = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree)
     state = jax.eval_shape(updates.init, params)
     update, after = jax.eval_shape(updates.update, params, state, params)
     for what, found, wanted in (("updates", update, params), ("a state", after, state)):
         require(
             like(found) == like(wanted),
-            f"{name} gives {what} unlike {'the parameters' if wanted is params else 'the one before'}; "
+            f"{name} returns {what} unlike {'the parameters' if wanted is params else 'the one before'}; "
             "accepted: the same tree, shapes and types.",
         )
 
@@ -200,7 +201,7 @@ def learning_rate(optimizer: Optimizer, steps: int) -> Rate:
 
 
 def decayed(roles: PyTree[Role]) -> PyTree[bool]:
-    """Which parameters are decayed: the mask that Optax's optimisers take."""
+    """Which parameters are decayed: the mask for Optax's optimisers."""
     return jax.tree.map(lambda role: role.decayed, roles)
 
 

@@ -1,7 +1,7 @@
-"""What a parameter is to the optimiser: decayed or not, a matrix or not, inside a schedule or not.
+"""The role of a parameter for the optimiser: decayed or not, a matrix or not, inside a schedule or not.
 
-Each component says so of its own parameters (`roles`), so that nothing depends on a parameter's name but in
-the file that gives it.
+Each component declares the roles of its parameters (`roles`), so that a parameter's name matters only in the
+file that defines it.
 """
 
 from collections.abc import Callable
@@ -14,15 +14,14 @@ from jaxtyping import PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Role:
-    """What one parameter is.
+    """The role of one parameter.
 
     Attributes:
       decayed: whether weight decay draws it towards zero.
-      matrix: the axes that a matrix sums over, and those of its result; any other axis counts matrices. None
-        for a parameter whose updates Muon should leave to its other optimiser.
-      interior: whether it bends a noise schedule between its end points. Its gradient is clipped apart from
-        that of all others.
-      fixed: whether it stays as it starts.
+      matrix: the axes over which a matrix sums, and those of its result; any other axis counts matrices. None
+        for a parameter that Muon should leave to its second optimiser.
+      interior: whether it bends a noise schedule between its end points. Its gradient is clipped separately.
+      fixed: whether it is never updated.
     """
 
     decayed: bool = True
@@ -37,7 +36,7 @@ def alike(params: PyTree, role: Role) -> PyTree[Role]:
 
 
 def by_path(params: PyTree, role_of: Callable[[list[str], Any], Role]) -> PyTree[Role]:
-    """The role of each parameter by the names on the way to it and its value."""
+    """The role of each parameter, as a function of its path of names and its value."""
 
     def one(path, value):
         return role_of([getattr(key, "key", str(key)) for key in path], value)
@@ -46,9 +45,8 @@ def by_path(params: PyTree, role_of: Callable[[list[str], Any], Role]) -> PyTree
 
 
 def matrices_of_loops(params: PyTree, *loops: str) -> PyTree[Role]:
-    """Roles where the dense kernels of layers that are scanned are matrices: the parameters called
-    "kernel", [layers, in, …, out], below one of the names in `loops`. An axis between in and out counts
-    matrices."""
+    """Roles for scanned layers, whose dense kernels are matrices: the parameters called "kernel",
+    [layers, in, …, out], below one of the names in `loops`. An axis between in and out counts matrices."""
 
     def role_of(names, value):
         stacked = names[-1] == "kernel" and value.ndim >= 3 and not set(names).isdisjoint(loops)

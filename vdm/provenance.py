@@ -1,4 +1,4 @@
-"""What a run was started with: provenance.json of its workdir, an entry for each start."""
+"""provenance.json of a workdir: an entry for each start of the run."""
 
 from collections.abc import Sequence
 import datetime
@@ -18,21 +18,21 @@ from vdm.runtime import devices
 from vdm.runtime.atomic import atomic_path, write_text
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "ml-collections")
-LARGEST = 2_000_000  # bytes of a patch that is kept
+LARGEST = 2_000_000  # bytes of the largest patch that is kept
 
 
 def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """The entries, the first start first; [] where there are none."""
+    """The entries, oldest first; [] if there are none."""
     path = workdir / "provenance.json"
     try:
         return json.loads(path.read_text()) if path.exists() else []
     except ValueError:
-        return []  # it is a note, and no reason not to go on
+        return []  # a missing or damaged record stops no run
 
 
 def write(workdir: pathlib.Path, step: int, args: Sequence[str]) -> None:
-    """Adds an entry for a start after `step`: commit, versions, devices and the command `args`; and where
-    tracked files of the checkout were changed, keeps the change as a patch that `git apply` takes."""
+    """Adds an entry for a start after `step`: commit, versions, devices and the command `args`. If tracked
+    files of the checkout were changed, keeps the change as a patch for `git apply`."""
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     before, code = read(workdir), of_checkout(pathlib.Path(vdm.__file__).parent)
     patch = code.pop("patch", b"")
@@ -55,8 +55,8 @@ def of_machine() -> dict[str, Any]:
 
 
 def of_checkout(package: pathlib.Path) -> dict[str, Any]:
-    """The commit of the checkout that the package is in, whether it was changed, and how; {} where it is in
-    none."""
+    """The commit of the checkout that contains the package, whether it was changed, and how; {} if the
+    package is in no checkout."""
 
     def git(*args):
         line = ["git", "--no-optional-locks", "-C", str(package), *args]
@@ -74,7 +74,7 @@ def of_checkout(package: pathlib.Path) -> dict[str, Any]:
 
 
 def differences(ours: dict[str, Any], others: dict[str, Any]) -> list[str]:
-    """What two entries differ in that may change a bit, in words."""
+    """The differences between two entries that may change a bit, in words."""
     names = ("vdm", "commit", "changed", "diff", "python", "platform", *PACKAGES, "devices")
     of = [(name, others.get(name), ours.get(name)) for name in names]
     return [f"{name} was {old!r}, is {new!r}" for name, old, new in of if old != new]

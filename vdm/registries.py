@@ -1,8 +1,8 @@
-"""The built-in components by kind and name, as import paths: to name one imports no other, and nothing here
-imports any.
+"""The built-in components by kind and name, as import paths, so that naming a component imports no other.
+This file imports none of them.
 
-Of each kind: the class that its components derive from, and then their names. The first is the default; "*"
-stands for every other name that is no import path.
+For each kind: the base class, and then the names. The first name is the default; "*" stands for every other
+name that is not an import path.
 """
 
 KINDS: dict[str, tuple[str, dict[str, str]]] = {
@@ -45,7 +45,7 @@ KINDS: dict[str, tuple[str, dict[str, str]]] = {
             "pyramid": "vdm.nets.pyramid:Pyramid",
         },
     ),
-    # Of latents, which are vectors; from vectors to vectors; and of the autoregressor.
+    # For latents, which are vectors; from vectors to vectors; and for the autoregressor.
     "latent network": ("vdm.nets.network:Network", {"mlp": "vdm.nets.mlp:MLP"}),
     "vector network": ("vdm.nets.residual:Residual", {"mlp": "vdm.nets.residual:Residual"}),
     "causal network": ("vdm.nets.causal:Causal", {"transformer": "vdm.nets.causal:Causal"}),

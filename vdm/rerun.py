@@ -1,4 +1,4 @@
-"""--rerun: the run of another workdir once more, from its start, and whether its numbers are the same."""
+"""--rerun: trains the config of another run again, and checks that all numbers are the same."""
 
 from collections.abc import Mapping, Sequence
 import pathlib
@@ -15,14 +15,14 @@ Row = Mapping[str, Any]
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, first: pathlib.Path) -> None:
-    """Trains in `workdir` by a config, that of the run `first`, and compares every line of metrics.jsonl.
+    """Trains the config of the run `first` in `workdir`, and compares every line of metrics.jsonl.
 
     Raises:
-      UserError: as train.run does; or the first run has measured nothing.
-      Failed: a number is not the same.
+      UserError: as train.run does, or the first run has measured nothing.
+      Failed: a number differs.
     """
     rows = read_metrics(first / "metrics.jsonl")
-    require(rows, f"{str(first)!r} has measured nothing yet that a rerun could be compared with.")
+    require(rows, f"{str(first)!r} has no measurements yet with which a rerun could be compared.")
     require(
         first.resolve() != workdir.resolve(),
         f"--rerun and --workdir are both {str(first)!r}; give another --workdir.",
@@ -36,10 +36,10 @@ def run(config: ConfigDict, workdir: pathlib.Path, first: pathlib.Path) -> None:
 
 
 def verdict(ours: Sequence[Row], others: Sequence[Row], name: str) -> str:
-    """That all lines that both runs have are the same to the last bit.
+    """Checks that all lines that both runs have are the same to the last bit.
 
     Raises:
-      Failed: they are not; it says since when.
+      Failed: a number differs; the message states the first step at which it does.
     """
     key = lambda row: (row["step"], row["split"])
     here = {key(row): row for row in ours}

@@ -24,12 +24,12 @@ from vdm.runtime import checksums, devices, lock
 
 
 class Parts(NamedTuple):
-    """What a config describes.
+    """The parts that a config describes.
 
     Attributes:
-      init: (fit=True) → the State before the first step, where config.parallel wants it; without `fit`, not
-        even what Model.fit finds in the images is fitted to them.
-      like: its shapes, types and devices, known before it is computed.
+      init: (fit=True) → the State before the first step, placed as config.parallel requires; without `fit`,
+        Model.fit is not called on the images.
+      like: shapes, types and devices of the State, known before it is computed.
     """
 
     data: Data
@@ -41,7 +41,7 @@ class Parts(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A run at one of its checkpoints."""
+    """A run restored from one of its checkpoints."""
 
     data: Data
     model: Model
@@ -53,10 +53,10 @@ def build(config: ConfigDict, data: Data | None = None) -> Parts:
 
     Args:
       config: complete (config.complete).
-      data: in place of the data set that config.data describes.
+      data: replaces the data set that config.data describes.
 
     Raises:
-      UserError: the config is not possible.
+      UserError: a value of the config is not accepted.
     """
     data = source.load(config.data) if data is None else data
     model = build_model(config, data.spec)
@@ -68,7 +68,7 @@ def build(config: ConfigDict, data: Data | None = None) -> Parts:
     like = step_lib.trained(params, own)
     optimizer = optimizer_lib.build(config.optimizer, config.train.steps, roles, like)
     init = step_lib.make_init(model, objective, optimizer, config.seed, example)
-    # From the shapes of the parameters: to trace a large model's init once more takes a third of a second.
+    # From the shapes of the parameters: tracing a large model's init again takes a third of a second.
     like = jax.eval_shape(
         lambda params, own: step_lib.first_state(model, optimizer, params, own), params, own
     )
@@ -81,7 +81,7 @@ def build(config: ConfigDict, data: Data | None = None) -> Parts:
 
 
 def build_model(config: ConfigDict, spec: Spec) -> Model:
-    """The model that config.model describes, for images as `spec` has them.
+    """The model that config.model describes, for images of the given `spec`.
 
     Raises:
       UserError: a field of config.model has a value that is not accepted.
@@ -90,11 +90,11 @@ def build_model(config: ConfigDict, spec: Spec) -> Model:
 
 
 def restore(config: ConfigDict, workdir: pathlib.Path, images: bool = True) -> Run:
-    """The Run of a workdir at its newest checkpoint, or its best: config.eval.checkpoint.
+    """The Run of a workdir at its newest or best checkpoint (config.eval.checkpoint).
 
     Args:
-      images: whether its images are needed. Those of a run that are not need not be there: what the model
-        must know of them is in data.json.
+      images: whether to load the images. If False, they need not exist: data.json has the facts that the
+        model needs.
 
     Raises:
       UserError: the workdir has no checkpoint, or was started with another config.
@@ -115,8 +115,8 @@ def restore(config: ConfigDict, workdir: pathlib.Path, images: bool = True) -> R
 
 
 def _state(config: ConfigDict, workdir: pathlib.Path, like: step_lib.State) -> step_lib.State:
-    """The State of the checkpoint that config.eval.checkpoint says, of those that are whole."""
-    from vdm.runtime import checkpoint  # only now, as Orbax takes a while to import
+    """The State of the intact checkpoint that config.eval.checkpoint selects."""
+    from vdm.runtime import checkpoint  # a late import, as Orbax is slow to import
 
     while True:
         steps = checksums.whole_steps(workdir, move=jax.process_index() == 0 and lock.is_free(workdir))
@@ -128,7 +128,7 @@ def _state(config: ConfigDict, workdir: pathlib.Path, like: step_lib.State) -> s
                 step = checkpoints.best()
             state, _ = checkpoints.restore(like, step)
         except Exception:
-            # Training that goes on meanwhile deletes what is old, and then there is a newer one.
+            # Training in another process deletes old checkpoints; then there is a newer one.
             if set(steps) <= set(checksums.whole_steps(workdir, move=False)):
                 raise
             continue
@@ -143,6 +143,6 @@ def _none_there(workdir):
 
 
 def damaged(workdir: pathlib.Path) -> str:
-    """ " that is whole; …" where some were set aside."""
+    """ " that is intact; …" if some checkpoints were set aside."""
     some = any(workdir.glob("damaged/*"))
-    return " that is whole; those that are not are in its folder damaged/" if some else ""
+    return " that is intact; the damaged ones are in its folder damaged/" if some else ""

@@ -16,21 +16,20 @@ from vdm.objective import Objective
 from vdm.runtime import randomness
 from vdm.runtime.devices import AXIS
 
-# Metrics that are no terms.
+# Metrics that are not terms.
 OTHER_METRICS = ("loss", "objective", "draw_sd", "grad_norm", "bpd", "seconds", "steps_per_second")
 
 
 class State(NamedTuple):
-    """All that training changes. Equal on every device.
+    """The state of training, equal on every device.
 
     Attributes:
-      step: how many steps were taken.
+      step: number of steps taken.
       params: the parameters.
       ema: their exponential moving average, which is evaluated.
       opt_state: of the optimiser.
-      moments: what the distribution of times remembers of the losses (Times.init); None where that is
-        nothing.
-      objective: the objective's own parameters; None where it has none.
+      moments: statistics of the losses for the distribution of times (Times.init); None without any.
+      objective: the parameters of the objective; None without any.
     """
 
     step: Int[Array, ""]
@@ -58,7 +57,7 @@ def first_state(
     model: Model, optimizer: optax.GradientTransformation, params: Params, objective: Params
 ) -> State:
     """The State before the first step, with these parameters of the model and of the objective."""
-    # A copy, as the step is given both to overwrite.
+    # A copy, as the step donates the memory of both.
     ema = jax.tree.map(jnp.copy, params)
     opt_state = optimizer.init(trained(params, objective))
     moments = None if model.times is None else model.times.init()
@@ -73,12 +72,13 @@ def init_params(model: Model, objective: Objective, seed: int, batch: Batch) -> 
 
 
 def trained(params: PyTree, objective: PyTree) -> PyTree:
-    """What the optimiser sees: a tree of the model, or of both where the objective has something too."""
+    """The parameters that the optimiser updates: those of the model, with those of the objective if it has
+    any."""
     return params if objective is None else {"model": params, "objective": objective}
 
 
 def separate(both: PyTree, has_own: bool) -> tuple[PyTree, PyTree]:
-    """The inverse of `trained`; `has_own` says whether the objective has something."""
+    """The inverse of `trained`; `has_own` states whether the objective has parameters."""
     return (both["model"], both["objective"]) if has_own else (both, None)
 
 
@@ -94,15 +94,15 @@ def make_step(
 ) -> Callable[[State, Batch, Batch], tuple[State, dict[str, Float[Array, "steps"]]]]:
     """Returns (state, data, batch) → (state, metrics), for one device of the axis "batch".
 
-    It takes as many steps as `batch` holds, in one scan, so the host is asked seldom.
-    `data` is {"image": [n, height, width, channels], "label": [n]} and then `batch` is
-    {"index": [steps, batch per device]}; or {} and then `batch` holds those arrays itself,
-    with [steps, batch per device] in front.
+    It takes as many steps as `batch` holds, in one scan, so that the host is rarely involved. `data` is
+    {"image": [n, height, width, channels], "label": [n]}, and `batch` is {"index": [steps, batch per
+    device]}; or `data` is {}, and `batch` holds images and labels with the leading axes [steps, batch per
+    device].
 
-    `metrics` are nats per example, means over the global batch: each term of the ELBO; "loss", their sum;
-    where the objective is not the ELBO, "objective", the number that is minimised, and each of its terms that
-    is no term of the ELBO; and "draw_sd", the standard deviation over the batch of one example's loss.
-    "grad_norm" is the gradient's norm.
+    `metrics` are nats per example, means over the global batch: each term of the ELBO; "loss", their sum; if
+    the objective is not the ELBO, "objective", the minimised number, and each of its terms that is not a term
+    of the ELBO; and "draw_sd", the standard deviation over the batch of one example's loss. "grad_norm" is
+    the norm of the gradient.
     """
     kinds = augment.kinds(config.data.augment)
     augment.check_shape(kinds, data_shape)
@@ -116,7 +116,7 @@ def make_step(
             draw = objective.draw(model, params, rng, batch, times)
         check_draw(model, draw, len(batch["label"]))
         with component.blamed(objective, f"objective {type(objective).__name__}"):
-            minimised = objective(own, draw)  # of the objective "elbo", draw.terms as they are
+            minimised = objective(own, draw)  # draw.terms for the objective "elbo"
         check_terms(objective, minimised, batch["label"].shape)
         total = sum(minimised.values())
         terms = {name: jnp.mean(nats) for name, nats in draw.terms.items()}
@@ -139,7 +139,7 @@ def make_step(
         return grads, *found
 
     def gradient_in_parts(state, key, index, size, batch):
-        """The mean over `parts` of the batch, one after the other."""
+        """The mean gradient over `parts` of the batch, computed in turn."""
         split = jax.tree.map(lambda v: v.reshape(parts, -1, *v.shape[1:]), (index, batch))
         first = jax.tree.map(lambda v: v[0], split)
         shapes = jax.eval_shape(lambda index, batch: gradient(state, key, index, size, batch), *first)
@@ -159,7 +159,7 @@ def make_step(
         size = per_device * jax.lax.axis_size(AXIS)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), state.step)
         found = (gradient if parts == 1 else gradient_in_parts)(state, key, index, size, batch)
-        if jax.lax.axis_size(AXIS) > 1:  # XLA keeps a copy of the gradient even for one device
+        if jax.lax.axis_size(AXIS) > 1:  # with one device, XLA would copy the gradient needlessly
             found = jax.lax.pmean(found, AXIS)
         grads, terms, more, square, new = found
         # The moments are counts and sums over draws, so they are summed over devices and parts, not averaged.
@@ -183,7 +183,7 @@ def make_step(
         return State(state.step + 1, params, ema, opt_state, moments, own), metrics
 
     def steps(state, data, batch):
-        if jax.tree.leaves(batch)[0].shape[0] == 1:  # no loop around one step
+        if jax.tree.leaves(batch)[0].shape[0] == 1:  # a single step needs no loop
             state, metrics = one_step(state, data, jax.tree.map(lambda v: v[0], batch))
             return state, jax.tree.map(lambda v: v[None], metrics)
         return jax.lax.scan(lambda state, batch: one_step(state, data, batch), state, batch)
@@ -192,7 +192,7 @@ def make_step(
 
 
 def check_terms(objective: Objective, minimised: Any, shape: tuple[int, ...]) -> None:
-    """Raises UserError where what an objective gives is no dict of terms, nats of each example."""
+    """Raises UserError if an objective does not return a dict of terms, nats per example."""
     name = f"objective {type(objective).__name__}"
     gives = "no term" if isinstance(minimised, dict) else f"a {_type(minimised)}"
     require(
@@ -202,39 +202,38 @@ def check_terms(objective: Objective, minimised: Any, shape: tuple[int, ...]) ->
     for term, nats in minimised.items():
         require(
             isinstance(term, str) and term not in OTHER_METRICS,
-            f"{name} calls a term {term!r}; accepted: a name, and none of {', '.join(OTHER_METRICS)}, which "
+            f"{name} calls a term {term!r}; accepted: a name other than {', '.join(OTHER_METRICS)}, which "
             "are other metrics.",
         )
         found = getattr(nats, "shape", None)
         kind = f"{nats.dtype} {list(found)}" if found is not None else type(nats).__name__
         require(
             found == shape and jnp.issubdtype(nats.dtype, jnp.floating),
-            f"{name} gives the term {term!r} as {kind}; accepted: float32 {list(shape)}, nats of each "
-            "example.",
+            f"{name} gives the term {term!r} as {kind}; accepted: float32 {list(shape)}, nats per example.",
         )
 
 
 def _type(value):
-    """What a value is; of a traced one, an array."""
+    """The type of a value, for messages; an array if it is traced."""
     return "float32 array" if isinstance(value, jax.Array) else type(value).__name__
 
 
 def check_timed(objective: Objective, minimised: dict[str, Any]) -> None:
-    """Raises UserError where the terms that an objective says are drawn at one time are none of its terms."""
+    """Raises UserError if an objective's attribute `timed` names a term that it does not have."""
     absent = [term for term in objective.timed if term not in minimised]
     require(
         not absent,
-        f"objective {type(objective).__name__} says that {', '.join(map(repr, objective.timed))} are drawn "
-        f"at one time (its attribute `timed`), by which config.model.times learns; accepted: any of "
+        f"objective {type(objective).__name__} declares in its attribute `timed`, from which "
+        f"config.model.times learns, the terms {', '.join(map(repr, objective.timed))}; accepted: any of "
         f"{', '.join(map(repr, minimised))}.",
     )
 
 
 def ema_decay(step: Int[Array, ""], largest: float) -> Float[Array, ""]:
-    """How much the average keeps of itself after `step` steps: (1 + n)/(10 + n), but no more than `largest`.
+    """The decay of the average after `step` steps: (1 + n)/(10 + n), but at most `largest`.
 
-    So the average forgets its start: as long as n is below about 9/(1 − largest), a step's weight grows with
-    the eighth power of its number, and 61% of all weight lies in the last tenth of the steps.
+    So the average forgets the initial parameters: as long as n is below about 9/(1 − largest), the weight of
+    a step grows with the eighth power of its index, and the last tenth of the steps has 61% of the weight.
     """
     n = step.astype(jnp.float32)
     return jnp.minimum(largest, (1.0 + n) / (10.0 + n))

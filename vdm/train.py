@@ -1,4 +1,4 @@
-"""The training loop: batches in, steps on the devices, numbers and images out; resumes anywhere."""
+"""The training loop: reads batches, runs steps on the devices, and writes metrics, samples, checkpoints."""
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
@@ -28,7 +28,7 @@ from vdm.runtime.stop import Stop
 
 
 def check(config: ConfigDict) -> None:
-    """Raises UserError where a number of config.train cannot be, or one that only evaluation reads."""
+    """Raises UserError if a number of config.train, or of evaluation, is not accepted."""
     estimator.check(config)
     loggers.build(config.loggers)
     train = config.train
@@ -37,7 +37,7 @@ def check(config: ConfigDict) -> None:
     for name in ("log_every", "eval_every", "checkpoint_every", "sample_every"):
         value = train[name]
         require(value >= 0, f"config.train.{name} is {value}; accepted: 0 (never) or more.")
-    require(0 <= train.ema < 1, f"config.train.ema is {train.ema}; accepted: 0 up to, but not, 1.")
+    require(0 <= train.ema < 1, f"config.train.ema is {train.ema}; accepted: at least 0 and below 1.")
     count = devices.count()
     parts = count * train.accumulate
     require(
@@ -49,10 +49,10 @@ def check(config: ConfigDict) -> None:
 
 
 def chunks(first: int, train: ConfigDict, substeps: int) -> Iterator[tuple[int, int]]:
-    """Pairs (step, count) from step `first` to the end, for one call of the device each.
+    """Pairs (step, count) from step `first` to the end, one for each call of the device.
 
-    A chunk never crosses a step at which something is due, and depends on the config and
-    `first` alone: a resumed run takes the same chunks as one that never stopped.
+    A chunk never crosses a step at which something is due, and depends only on the config and `first`: a
+    resumed run takes the same chunks as an uninterrupted one.
     """
     every = (train.log_every, train.eval_every, train.checkpoint_every, train.sample_every)
     step = first
@@ -65,13 +65,13 @@ def chunks(first: int, train: ConfigDict, substeps: int) -> Iterator[tuple[int, 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Trains from the newest checkpoint of `workdir`, or from the start, to config.train.steps.
 
-    Leaves there config.json, metrics.jsonl, TensorBoard events, checkpoints/, elbo.png,
-    samples/*.png, and at the end eval.json, samples.png and samples.npz.
+    Writes config.json, metrics.jsonl, TensorBoard events, checkpoints/, elbo.png, samples/*.png, and at the
+    end eval.json, samples.png and samples.npz.
 
     Raises:
-      UserError: the config is not possible, or differs from that of the workdir.
+      UserError: the config is not accepted, or differs from that of the workdir.
       Failed: the machine failed, as by a full disk.
-      Stopped: it was asked to stop, by Ctrl-C, SIGTERM or SIGUSR1, and has saved.
+      Stopped: Ctrl-C, SIGTERM or SIGUSR1 asked the run to stop, and all is saved.
     """
     check(config)
     with lock.hold(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
@@ -79,17 +79,17 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def newest_whole(workdir: pathlib.Path) -> int | None:
-    """The step of the newest checkpoint that is whole, the same on all processes; None where there is none.
+    """The step of the newest intact checkpoint, the same on all processes; None if there is no checkpoint.
 
     Raises:
-      UserError: there were some, or the run was imported, and none is whole.
+      UserError: all checkpoints are damaged, or the run was imported and has none.
     """
     found = 0
     if jax.process_index() == 0:
         steps = checksums.whole_steps(workdir, move=True)
         set_aside = run_lib.damaged(workdir)
         advice = (
-            "Delete that folder to start again at step 0" if set_aside else "It was imported: do so again"
+            "Delete that folder to start again at step 0" if set_aside else "It was imported: import it again"
         )
         require(
             steps or not (set_aside or (workdir / "imported.json").exists()),
@@ -111,7 +111,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, newest: int | None) -> Non
         return
     parts = run_lib.build(config)
     fingerprint.check(workdir / "data.json", parts.data, keep=lead)
-    estimator.choose(config, parts.model)  # what cannot be evaluated is refused before it is trained
+    estimator.choose(config, parts.model)  # refuses impossible estimators before training
     evaluate = make_elbo(parts.model, config, parts.data)
     validate = make_validator(parts, config)
     sample = sample_lib.make_sampler(parts.model, config, parts.data)
@@ -121,9 +121,9 @@ def _train(config: ConfigDict, workdir: pathlib.Path, newest: int | None) -> Non
     try:
         step_fn, batches, wait = compile_step(config, parts, first)
     except (TypeError, ValueError, IndexError):
-        parts.model.verify(parts.init().ema)  # where a component is what is wrong, this says so by its name
+        parts.model.verify(parts.init().ema)  # names the faulty component, if there is one
         raise
-    from vdm.runtime import checkpoint  # only now, as Orbax takes a while to import
+    from vdm.runtime import checkpoint  # a late import, as Orbax is slow to import
 
     checkpoints = checkpoint.Checkpoints(workdir, train.keep)
     state, rest = (parts.init(), {}) if newest is None else checkpoints.restore(parts.like, first)
@@ -147,32 +147,32 @@ def _train(config: ConfigDict, workdir: pathlib.Path, newest: int | None) -> Non
                 jax.block_until_ready(state)
                 require_finite(step, running.sums)
                 require_possible(running.sums["loss"])
-                log.start_clock(step)  # compilation is no part of the speed
+                log.start_clock(step)  # excludes compilation from the speed
             bpd = report(config, step, state.ema, running, evaluate, validate, sample, log)
             stopping = step < train.steps and stop.asked()
             if due(step, train.checkpoint_every, train.steps) or stopping:
-                require_finite(step, running.sums)  # or it would take the place of a good one
+                require_finite(step, running.sums)  # or it would replace a good checkpoint
                 rest = {"running": running.sums, "seconds": log.seconds()}
                 checkpoints.save(step, devices.as_global(state), rest, bpd)
             if stopping:
                 break
     except Exception:
-        if jax.process_count() == 1:  # the others may be gone
-            with contextlib.suppress(Failed):  # the checkpoint in hand is still written
+        if jax.process_count() == 1:  # other processes may have died
+            with contextlib.suppress(Failed):  # waits for the checkpoint that is being written
                 checkpoints.close()
             log.close()
         raise
     stop.close()
     checkpoints.close()
     if stopping:
-        log.say(f"stopped at step {step}, saved; the same command goes on from there.")
+        log.say(f"stopped at step {step}, with a checkpoint; the same command resumes.")
     log.close()
     if stopping:
         raise stop.reason()
 
 
 def make_validator(parts: run_lib.Parts, config: ConfigDict) -> Callable[..., Any] | None:
-    """The evaluator of the validation images; None where there are none."""
+    """The evaluator of the validation images; None if there are none."""
     if parts.data.validation is None:
         return None
     config = config.copy_and_resolve_references()
@@ -183,10 +183,9 @@ def make_validator(parts: run_lib.Parts, config: ConfigDict) -> Callable[..., An
 def compile_step(
     config: ConfigDict, parts: run_lib.Parts, first: int
 ) -> tuple[Callable[..., Any], Iterator[Any], Callable[[], Any]]:
-    """The training step over all devices, as it is compiled in another thread.
+    """Traces the training step over all devices, and compiles it in another thread.
 
-    To trace it needs Python and to compile it does not, so that meanwhile the state is made and images are
-    read.
+    Tracing needs Python and compilation does not, so that meanwhile the state is made and images are read.
 
     Returns:
       the step; its batches from the step `first` on, (step, count, batch); and a function that waits until
@@ -201,7 +200,7 @@ def compile_step(
         donate=(0,),
         batch_axis=1,
     )
-    # A call cannot be interrupted, and a step of large products takes seconds on a CPU.
+    # A call cannot be interrupted, and on a CPU a step with large products takes seconds.
     slow = devices.platform() == "cpu" and parts.model.heavy
     batches = train_batches(
         parts.data.train, config, chunks(first, config.train, 1 if slow else config.train.substeps)
@@ -216,7 +215,7 @@ def compile_step(
 
 
 def due(step: int, every: int, steps: int) -> bool:
-    """Whether what is done each `every` steps (0: never), and after the last of `steps`, is due."""
+    """Whether an action that is due every `every` steps (0: never), and after the last step, is due."""
     return step == steps or bool(every) and step % every == 0
 
 
@@ -230,11 +229,11 @@ def report(
     sample: Any,
     log: Log | NoLog,
 ) -> float | None:
-    """Reports what is due at a step; returns the bits/dim by which the best checkpoint is chosen, where they
-    are due: of the validation images, or without any of the test images.
+    """Reports what is due at a step. Returns the bits/dim that select the best checkpoint, if they were
+    evaluated: of the validation images, or of the test images if there are no validation images.
 
     Raises:
-      UserError: the loss is no number any more.
+      UserError: the loss is not finite.
     """
     train, last = config.train, step == config.train.steps
     if due(step, train.log_every, train.steps):
@@ -245,7 +244,7 @@ def report(
     log.progress(step)
     bpd = None
     if due(step, train.eval_every, train.steps):
-        # With as many passes, and the same noise, at each step: so the points of the curve compare.
+        # The same number of passes and the same noise at each step, so that the points are comparable.
         estimate, _ = evaluate(ema, config.eval.passes_in_training)
         log.test(step, estimate)
         if validate:
@@ -262,7 +261,7 @@ def report(
 
 
 def describe(config: ConfigDict, parts: run_lib.Parts) -> str:
-    """One line on what is trained on what."""
+    """One line on the model and the data of the run."""
     count, kind = devices.count(), jax.devices()[0].device_kind
     data = parts.data
     return (
@@ -273,7 +272,7 @@ def describe(config: ConfigDict, parts: run_lib.Parts) -> str:
 
 
 def require_finite(step: int, metrics: Mapping[str, float]) -> None:
-    """Raises UserError where a training metric, a mean or a sum, is no number any more."""
+    """Raises UserError if a training metric, a mean or a sum, is not finite."""
     wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
     if not wrong:
         return
@@ -282,26 +281,26 @@ def require_finite(step: int, metrics: Mapping[str, float]) -> None:
     of_terms = f" (of its terms {', '.join(terms)})" if terms and what == "loss" else ""
     raise UserError(
         f"the {what} is {metrics[what]}{of_terms} at step {step}: training has diverged, or a component "
-        "gives no number: the network, the parameterisation or the objective, where it is the term "
-        "diffusion. Lower config.optimizer.learning_rate, or set config.optimizer.clip, and look at γ(0) and "
-        "γ(1) of a schedule of your own; give another --workdir. The checkpoints before it are kept.",
+        "gives NaN or infinity (for the term diffusion: the network, the parameterisation or the objective). "
+        "Lower config.optimizer.learning_rate, set config.optimizer.clip, or check γ(0) and γ(1) of a custom "
+        "schedule, and give another --workdir. The earlier checkpoints are kept.",
     )
 
 
 def require_possible(loss: float) -> None:
-    """Raises UserError where the loss of some steps, which is the ELBO whatever is minimised, is below 0."""
+    """Raises UserError if the mean loss of some steps, the ELBO for every objective, is below 0."""
     require(
         loss >= 0,
         f"the ELBO of the training images is {loss:.4g} nats, which is impossible: no probability of "
-        "discrete values is above 1. A term is left out, or has the wrong sign, in the `draw` or the `bound` "
-        "of the model.",
+        "discrete values exceeds 1. The `draw` or the `bound` of the model omits a term, or gives it the "
+        "wrong sign.",
     )
 
 
 class Running:
     """Sums of the metrics since they were last written, exact across a resume.
 
-    Device arrays are kept until a sum is asked for, so that the host does not wait.
+    Device arrays are kept until a sum is read, so that the host does not wait.
     """
 
     def __init__(self, sums: dict[str, float] | None):
@@ -309,12 +308,12 @@ class Running:
         self._pending: list[Any] = []
 
     def add(self, metrics: dict[str, Any]) -> None:
-        """Adds the metrics of a chunk, each [steps]."""
+        """Adds the metrics of a chunk, [steps] each."""
         self._pending.append(metrics)
 
     @property
     def sums(self) -> dict[str, float]:
-        """Name to float, and "count"; for JSON, which keeps floats exactly."""
+        """{name: float}, and "count"; for JSON, which keeps floats exactly."""
         for metrics in self._pending:
             values = jax.device_get(metrics)
             for name, value in values.items():
@@ -325,7 +324,7 @@ class Running:
         return dict(self._sums)
 
     def means(self) -> dict[str, float]:
-        """Name to mean; the sums start again."""
+        """{name: mean}; resets the sums."""
         sums = self.sums
         count = sums.pop("count")
         self._sums = {"count": 0}

@@ -1,6 +1,6 @@
-"""What is in a workdir, and what it says of its run: its config, and how far it came.
+"""The files of a workdir, its config, and the step of its newest checkpoint.
 
-Files alone, without Orbax, which takes a while to import.
+Works with the files alone, without Orbax, which is slow to import.
 """
 
 from collections.abc import Mapping
@@ -19,46 +19,43 @@ from vdm.config import flat
 from vdm.errors import UserError, require
 from vdm.runtime.atomic import atomic_path, write_text
 
-# The files of a workdir and what they are; a folder's name ends with "/". Words in capitals and "…" stand for
-# names that differ.
+# The files of a workdir and their contents; a folder's name ends with "/". Words in capitals and "…" stand
+# for names that vary.
 FILES = {
-    "config.json": "the complete config; with it a run is found again without `--config`",
+    "config.json": "the complete config; later commands on this workdir need no `--config`",
     "components/": "the modules of components that the config names by import path",
-    "provenance.json": "of each start: the commit, which files of the checkout were changed, versions, "
-    "devices and the command",
-    "start-NUMBER.patch": "how the checkout was changed at that start, for `git apply`",
-    "imported.json": "what `--mode=import` made the workdir from",
-    "data.json": "the fingerprints of 256 images of each split, their shape, levels and classes: with other "
-    "images the run is not resumed",
-    "metrics.jsonl": "a line of JSON each time that something was measured: `split` is `train`, `test`, "
-    "`validation` or, at the end, `final`; bits/dim, terms, errors, seconds",
+    "provenance.json": "for each start: the commit, changed files of the checkout, versions, devices and the "
+    "command",
+    "start-NUMBER.patch": "the changes to the checkout at that start, for `git apply`",
+    "imported.json": "the source of `--mode=import`",
+    "data.json": "fingerprints of 256 images of each split, their shape, levels and classes; a run is not "
+    "resumed with other images",
+    "metrics.jsonl": "a line of JSON for each measurement: `split` is `train`, `test`, `validation` or, at "
+    "the end, `final`; bits/dim, terms, errors, seconds",
     "elbo.png": "the curve of metrics.jsonl",
     "events.out.tfevents…": "the same numbers and the samples, for TensorBoard",
     "wandb/": "the same for Weights & Biases, with `--config.loggers=wandb`",
-    "loggers.json": "the ids that the run has in its loggers, so that a resumed run continues them",
-    "checkpoints/": "a folder for each step that was kept; its checksums.json has the size and hash of each "
-    "file",
-    "damaged/": "checkpoints that were damaged and set aside",
-    "samples/": "samples as training went, an image for each step",
-    "samples.png, samples.npz": "the newest samples, as an image, and as an array that the data source "
-    "`npz` reads",
+    "loggers.json": "the ids of the run in its loggers, so that a resumed run continues there",
+    "checkpoints/": "a folder for each kept step; its checksums.json has the size and hash of each file",
+    "damaged/": "damaged checkpoints that were set aside",
+    "samples/": "samples during training, an image for each step",
+    "samples.png, samples.npz": "the newest samples, as an image, and as an array for the data source `npz`",
     "eval.json": "the final estimate, or that of the last `--mode=eval`: each term, its standard error and "
-    "the two parts of it; then the other rows",
-    "eval_images.csv": "every number image by image; a column for each row, by the `id` that it has in "
-    "eval.json",
+    "the two parts of the error; then the other rows",
+    "eval_images.csv": "all numbers for each image; a column for each row, named by its `id` in eval.json",
     "eval.md": "the tables and the checks that `--mode=eval` printed",
-    "profile.csv": "the columns of density.png and distortion.png, of a model with a denoiser",
-    "density.png": "where in t and in γ the bits of the diffusion term are",
-    "distortion.png": "how near so many bits bring an image: rate and distortion",
-    "depth.png": "the ELBO as a chain of T steps, of the estimator `depth`",
-    "step-STEP/": "what `--mode=eval` and `--mode=sample` write while the run trains",
-    "lock, holder.json": "the lock of the process that writes here, and its host and number",
+    "profile.csv": "the columns of density.png and distortion.png, for a model with a denoiser",
+    "density.png": "the density of the diffusion term over t and over γ",
+    "distortion.png": "distortion of an image against the rate in bits",
+    "depth.png": "the ELBO of chains of T steps against T, from the estimator `depth`",
+    "step-STEP/": "the output of `--mode=eval` and `--mode=sample` while the run trains",
+    "lock, holder.json": "the lock of the writing process, and its host and process id",
     "log.txt": "the output of the run, in a study",
     "job.json": "the job of the run on a cluster, in a study",
 }
 
-# Fields that may differ when a run goes on: how long, what is reported meanwhile, and in what precision and
-# memory the same function is computed.
+# Fields that may change when a run is resumed: its length, its reports, and the precision and memory in which
+# the same function is computed.
 HARMLESS = (
     "train.steps",
     "train.keep",
@@ -82,16 +79,16 @@ HARMLESS = (
 
 
 def newest(workdir: pathlib.Path) -> int | None:
-    """The step of the newest checkpoint in the workdir, or None where there is none."""
+    """The step of the newest checkpoint in the workdir, or None if there is none."""
     names = [path.name for path in pathlib.Path(workdir).glob("checkpoints/*")]
     return max((int(name) for name in names if name.isdigit()), default=None)
 
 
 def make(workdir: pathlib.Path) -> None:
-    """Makes the folder of a run, where it is not there.
+    """Makes the folder of a run if it does not exist.
 
     Raises:
-      UserError: nothing can be written there.
+      UserError: the folder cannot be written.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -101,7 +98,7 @@ def make(workdir: pathlib.Path) -> None:
     except OSError as error:
         raise UserError(
             f"--workdir is {str(workdir)!r}, which cannot be written ({error.strerror}); give a folder that "
-            "can."
+            "can be written."
         ) from error
 
 
@@ -112,20 +109,20 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     """The complete config that the workdir was started with.
 
     Raises:
-      UserError: it is not there or damaged, or names a component whose module is not here.
+      UserError: it is missing or damaged, or names a component whose module is not found.
     """
     require_modules(workdir)
     return config_lib.complete(read_raw(workdir), drop_unread=True)
 
 
 def read_raw(workdir: pathlib.Path) -> dict[str, Any]:
-    """config.json as it stands, except for what older versions named otherwise.
+    """config.json, with the field names of older versions replaced.
 
     Raises:
-      UserError: it is not there or damaged.
+      UserError: it is missing or damaged.
     """
     path = pathlib.Path(workdir) / "config.json"
-    require(path.is_file(), f"{str(workdir)!r} is no workdir of a run: it has no config.json.")
+    require(path.is_file(), f"{str(workdir)!r} is not the workdir of a run: it has no config.json.")
     try:
         found = json.loads(path.read_text())
         require(isinstance(found, dict), f"{str(path)!r} is damaged (no object); give another --workdir.")
@@ -144,7 +141,7 @@ def _renamed(found):
     if not isinstance(schedule, dict):
         return found
     if model.get("name") == "diffusion":
-        # Methods were fields of the one model.
+        # In older versions, methods were fields of a single model.
         encoder = model.get("encoder")
         if isinstance(encoder, dict) and encoder.get("name") != "identity":
             found = found | {"model": (model := model | {"name": "diffenc"})}
@@ -152,15 +149,15 @@ def _renamed(found):
             found = found | {"model": (model := model | {"name": "mulan", "context": schedule["context"]})}
     elif schedule.get("context"):
         raise UserError(
-            f"the config is one of an older version, of a {model.get('name')!r} with "
-            f"config.model.schedule.context = {schedule['context']}; this version has a context for 'mulan' "
-            "alone."
+            f"the config is of an older version, of a {model.get('name')!r} with "
+            f"config.model.schedule.context = {schedule['context']}; in this version only 'mulan' has a "
+            "context."
         )
     return found
 
 
 def _with_new_names(model):
-    """config.model with today's names of its parameterisation and of the pyramid's resolutions."""
+    """config.model with the present names of its parameterisation and of the pyramid's resolutions."""
     model, new = dict(model), {"levels": "categorical", "gaussian": "wiener"}
     how, net = model.get("parameterisation"), model.get("net")
     if isinstance(how, str):
@@ -173,14 +170,14 @@ def _with_new_names(model):
 
 
 def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Writes config.json, whole or not at all, and keeps the modules of your own components."""
+    """Writes config.json atomically, and keeps the modules of custom components."""
     keep_modules(workdir, config)
     path = pathlib.Path(workdir) / "config.json"
     write_text(path, json.dumps(config.to_dict(), indent=2) + "\n")
 
 
 def differences(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
-    """[(field, old value, new value)] of two nested configs, without those in HARMLESS."""
+    """[(field, old value, new value)] of two nested configs, without the fields in HARMLESS."""
     old, new = flat(old), flat(new)
     return [
         (name, old.get(name), new.get(name))
@@ -191,7 +188,7 @@ def differences(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
 
 
 def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Raises UserError where the workdir was started with a config, or a component's module, that differs."""
+    """Raises UserError if the workdir was started with another config or another component module."""
     if not (pathlib.Path(workdir) / "config.json").exists():
         return
     _check_modules(workdir, config)
@@ -205,11 +202,12 @@ def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
         )
 
 
-# ---- components of your own ---------------------------------------------------------
+# ---- custom components --------------------------------------------------------------
 
 
 def load_modules(folder: pathlib.Path) -> None:
-    """Loads the modules that `keep_modules` kept in a folder, each under its own name. It runs their code.
+    """Loads the modules that `keep_modules` kept in a folder, each under its original name. Executes their
+    code.
 
     Raises:
       UserError: there are none, or one fails.
@@ -228,34 +226,34 @@ def load_modules(folder: pathlib.Path) -> None:
 
 
 def require_modules(workdir: pathlib.Path) -> None:
-    """That no code of a workdir runs unasked, as it may be from elsewhere.
+    """Checks that no code of a workdir runs without consent, as the workdir may be from another machine.
 
     Raises:
-      UserError: a component of its config is in a module that is not loaded, and that Python would take from
-        the workdir itself, or does not find.
+      UserError: a component of its config is in a module that is not loaded, and that Python would find in
+        the workdir itself, or not at all.
     """
     for name in sorted(_own_names(read_raw(workdir))):
         module = name.partition(":")[0]
         if module in sys.modules:
             continue
-        found = importlib.util.find_spec(module.partition(".")[0])  # runs nothing yet
+        found = importlib.util.find_spec(module.partition(".")[0])  # executes nothing
         places = [found.origin, *(found.submodule_search_locations or ())] if found else []
         inside = [p for p in places if p and pathlib.Path(p).resolve().is_relative_to(workdir.resolve())]
         kept = workdir / "components" / f"{module}.py"
         require(
             places and not inside,
-            f"the run of {str(workdir)!r} has a component of its own, {name!r}, whose module is not in the "
-            f"current folder or installed. Its copy {str(kept)!r} is code: read it, and to run it, add "
+            f"the run of {str(workdir)!r} has a custom component, {name!r}, whose module is not in the "
+            f"current folder or installed. Its copy {str(kept)!r} is code: read it, and to execute it, add "
             f"--components={kept.parent}",
         )
 
 
 def keep_modules(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Copies the module of each component that is named by an import path into components/, as
-    PACKAGE.MODULE.py, so that the run is found again from its workdir alone.
+    PACKAGE.MODULE.py, so that the run can be restored from its workdir alone.
 
     Raises:
-      UserError: another version of it is kept there.
+      UserError: another version of a module is kept there.
     """
     _check_modules(workdir, config)
     for kept, source in _own_modules(workdir, config):
@@ -268,13 +266,13 @@ def _check_modules(workdir, config):
     for kept, source in _own_modules(workdir, config):
         require(
             not kept.exists() or kept.read_bytes() == source.read_bytes(),
-            f"{str(source)!r} is not what it was when {str(workdir)!r} was started ({str(kept)!r}); "
-            f"set it back, take the copy by --components={kept.parent}, or give another --workdir.",
+            f"{str(source)!r} has changed since {str(workdir)!r} was started ({str(kept)!r}); restore it, "
+            f"use the copy by --components={kept.parent}, or give another --workdir.",
         )
 
 
 def _own_modules(workdir, config):
-    """(path of the kept copy, path of the source) of the module of each component of your own."""
+    """(path of the kept copy, path of the source) of the module of each custom component."""
     modules = {name.partition(":")[0] for name in _own_names(config)}
     for name in sorted(modules):
         file = getattr(sys.modules.get(name), "__file__", None)
@@ -283,8 +281,8 @@ def _own_modules(workdir, config):
 
 
 def _own_names(config):
-    """The import paths among the names of components of a config: any text in a section that describes one,
-    as a name may stand in place of its section, and the estimators and loggers."""
+    """The import paths in a config: any text in a section that describes a component, as a name may replace
+    the section, and the names of estimators and loggers."""
     found = {
         value
         for field, value in flat({part: config.get(part) for part in config_lib.COMPONENTS}).items()

@@ -1,1 +1,1 @@
-"""What configs need and do on accelerators, by compiling for them on a machine that has none."""
+"""Memory and operations of configs on accelerators, by compiling for them on a machine without any."""

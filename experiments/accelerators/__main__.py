@@ -1,13 +1,13 @@
-"""What a config needs and does on TPUs and GPUs, by compiling for them: on any machine, without one of them.
+"""Memory and operations of a config on TPUs and GPUs, by compiling for them on any machine, without them.
 
   pip install -c constraints.txt -e '.[accelerators]'    # the compilers: 1.2 GB on disk
   python -m experiments.accelerators --config=configs/cifar10.py --targets=v5e:2x2,h100:8
 
-Targets are TPU v4, v5e, v5p and v6e with a topology (v5p:2x2x1), and a100, h100, h200 and b200 with a number
-(h100:8; more than 8 are hosts of 8). Each is compiled in a process of its own, half a minute to some minutes.
-Prints a table, and writes it to accelerators.md, with all numbers in accelerators.json.
+Targets are TPU v4, v5e, v5p and v6e with a topology (v5p:2x2x1), and a100, h100, h200 and b200 with their
+number (h100:8; more than 8 are hosts of 8). Each is compiled in a separate process, in half a minute to some
+minutes. Prints a table, and writes it to accelerators.md, with all numbers in accelerators.json.
 
-All numbers are of one device and of one step, or of one call of the other programs. They are read off the
+All numbers are for one device and one step, or one call of the other programs. They are read from the
 optimised program, except for "roofline", which is an estimate: the seconds of the operations or of the bytes
 moved, whichever are more, at the peaks that the device's maker publishes.
 """
@@ -31,24 +31,27 @@ from vdm.sweep import command
 from vdm.sweep.output import make_folder
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_list("targets", ["v5e:2x2", "h100:8"], "What to compile for.", flag_values=FLAGS)
+flags.DEFINE_list("targets", ["v5e:2x2", "h100:8"], "Targets of compilation.", flag_values=FLAGS)
 flags.DEFINE_list("programs", ["step"], "Any of step, evaluation, sampler.", flag_values=FLAGS)
-flags.DEFINE_list("dtypes", [], "Values of config.model.net.dtype; its own if none.", flag_values=FLAGS)
+flags.DEFINE_list("dtypes", [], "Values of config.model.net.dtype; default: its own.", flag_values=FLAGS)
 flags.DEFINE_string(
-    "shape", "", "Of images that are not there, as 64x64x3: a million are taken to be.", flag_values=FLAGS
+    "shape",
+    "",
+    "Shape of images without a data set, such as 64x64x3; a million are assumed.",
+    flag_values=FLAGS,
 )
-flags.DEFINE_string("out", "runs/accelerators", "Folder for what is written.", flag_values=FLAGS)
-flags.DEFINE_string("one", "", "One case, in this process: TARGET,PROGRAM.", flag_values=FLAGS)
+flags.DEFINE_string("out", "runs/accelerators", "Folder for the output.", flag_values=FLAGS)
+flags.DEFINE_string("one", "", "Run one case, in this process: TARGET,PROGRAM.", flag_values=FLAGS)
 
 COLUMNS = {
     "target": "target",
     "program": "program",
     "dtype": "dtype",
-    "images": "images a device",
+    "images": "images per device",
     "memory": "memory, GB (of)",
     "arguments": "arguments, GB",
     "temporary": "temporary, GB",
-    "largest": "largest batch a device",
+    "largest": "largest batch per device",
     "collectives": "collectives (MB)",
     "host": "host transfers",
     "operations": "TFLOP: bfloat16, float32",
@@ -133,9 +136,9 @@ def row(found: dict[str, Any]) -> list[str]:
 
 
 def run(given: commandline.Given, others: Sequence[str]) -> None:
-    """Compiles every case, each in a process of its own, and writes the table."""
+    """Compiles every case, each in a separate process, and writes the table."""
     command.refuse_others(others)
-    require(given.file, "which config: --config=configs/cifar10.py, or another.")
+    require(given.file, "--config is missing; give a config file, such as --config=configs/cifar10.py.")
     require(
         re.fullmatch(r"(\d+x\d+x[13])?", FLAGS.shape),
         f"--shape is {FLAGS.shape!r}; accepted: height, width and channels, such as 64x64x3.",

@@ -1,7 +1,7 @@
-"""What a compiled program does, counted from the text of its optimised HLO.
+"""Counts what a compiled program does, from the text of its optimised HLO.
 
-A computation counts as often as it is gone through: the body of a loop as often as the loop turns, where the
-compiler knows that.
+A computation counts as often as it is executed: the body of a loop once per iteration, if the compiler knows
+their number.
 """
 
 from collections import Counter
@@ -14,7 +14,7 @@ from experiments.accelerators.targets import Chip
 
 BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s32": 4,
          "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16}  # fmt: skip
-# What is no work of its own.
+# Instructions that do no work.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
         "after-all", "partition-id", "replica-id", "opt-barrier", "add-dependency", "domain"}  # fmt: skip
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
@@ -26,8 +26,8 @@ _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line. `shapes` are (type, sizes) of its results, `inside` is what its bracket has, and `rest` what
-    stands behind it."""
+    """One line. `shapes` are (type, sizes) of its results, `inside` is the text in its parentheses, and
+    `rest` the text after them."""
 
     name: str
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
@@ -44,17 +44,17 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """Of one device, in one call.
+    """The counts of one device, in one call.
 
     Attributes:
       kernels: how often a kernel is started, or a library called, by kind.
       collectives: how often, by kind; and the bytes of their results.
       host: transfers to or from the host, and calls of it.
-      operations: floating-point operations of products and convolutions, by the type of what is multiplied.
-      products: how many products and convolutions there are in the text, by that type.
-      moved: bytes that are read and written, where every kernel reads its operands and writes its results.
-      copies: copies and transposes on their own, by kind.
-      unknown_trips: loops of which the compiler does not say how often they turn: they count once.
+      operations: floating-point operations of products and convolutions, by the type of the factors.
+      products: number of products and convolutions in the text, by that type.
+      moved: bytes that are read and written, if every kernel reads its operands and writes its results.
+      copies: separate copies and transposes, by kind.
+      unknown_trips: loops whose number of iterations the compiler does not state: they count once.
     """
 
     kernels: Counter[str]
@@ -78,7 +78,7 @@ class Counts:
         return sum(self.operations.values()) - self.narrow
 
     def seconds(self, chip: Chip) -> tuple[float, float]:
-        """What the operations take, and what the bytes take, at a chip's peaks."""
+        """The seconds of the operations, and of the bytes, at a chip's peaks."""
         return self.narrow / chip.bfloat16 + self.wide / chip.float32, self.moved / chip.bandwidth
 
 
@@ -131,8 +131,8 @@ def count(text: str) -> Counts:
 
 
 def walk(computations: dict[str, list[Instruction]], entry: str) -> Iterator[tuple[str, int, bool]]:
-    """(computation, how often it is gone through, whether that is known) for each that is no part of a
-    fusion; of the branches of a conditional only the first."""
+    """(computation, number of executions, whether that is known) for each that is not part of a fusion; of
+    the branches of a conditional only the first."""
     waiting = [(entry, 1, True)]
     while waiting:
         name, times, known = waiting.pop()
@@ -152,8 +152,8 @@ def walk(computations: dict[str, list[Instruction]], entry: str) -> Iterator[tup
 
 
 def trip_count(loop: Instruction, computations: dict[str, list[Instruction]]) -> int | None:
-    """How often a while loop turns, as the compiler says, or as its condition compares a counter with a
-    constant; None where neither is there."""
+    """The number of iterations of a while loop, from the compiler, or from its condition if that compares a
+    counter with a constant; otherwise None."""
     said = re.search(r'known_trip_count"?:\{"n":"(\d+)"', loop.rest)
     if said:
         return int(said[1])
@@ -164,7 +164,7 @@ def trip_count(loop: Instruction, computations: dict[str, list[Instruction]]) ->
 
 
 def _bracket(text):
-    """What is inside of the bracket that is open, and what is behind it."""
+    """The text inside the open bracket, and the text after it."""
     depth = 1
     for place, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")
@@ -194,7 +194,7 @@ def _called(one):
 
 
 def _moved(one, here, computations):
-    """Bytes that an instruction reads and writes. Of a slice of an array only the slice counts."""
+    """Bytes that an instruction reads and writes. For a slice of an array only the slice counts."""
     if one.kind in ("copy-start", "slice-start"):  # its results are both ends, and a flag
         return 2 * min(filter(None, (_bytes(shape) for shape in one.shapes if shape[1])), default=0.0)
     sizes = [here[name].bytes if name in here else 0.0 for name in one.operands]
@@ -254,10 +254,10 @@ def _work(one, here, computations, byname):
 
 
 def _share_of_window(one, given, of_given, result, of_result):
-    """Of a convolution's multiplications, those that meet the input; an image's border of zeros counts.
+    """The share of a convolution's multiplications that use the input; zeros at the border of an image count.
 
-    On a TPU products are convolutions: of stacks along the stack, where each place sees the whole stack at a
-    distance at which all but one are zeros between its values; or with a border as wide as the input.
+    On a TPU products are convolutions: those of stacks run along the stack, dilated such that each position
+    uses only one of its values; or they have a border as wide as the input.
     """
     window = re.search(r"window=\{([^}]*)\}", one.rest)
     if not window or one.kind != "convolution":

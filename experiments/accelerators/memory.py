@@ -1,4 +1,4 @@
-"""Whether a program fits on a device; and if not, what takes the memory and which field would help."""
+"""Whether a program fits on a device; otherwise, what takes the memory and which field would help."""
 
 from collections.abc import Callable, Sequence
 import math
@@ -10,11 +10,12 @@ from jaxtyping import PyTree
 from experiments.accelerators.targets import Target
 from vdm.errors import UserError
 
-UNITS = {"M": 2**20, "G": 2**30, "T": 2**40}  # bytes, in what a TPU's compiler says
+UNITS = {"M": 2**20, "G": 2**30, "T": 2**40}  # bytes, in messages of a TPU's compiler
 
 
 def of_error(message: str) -> float | None:
-    """The bytes that a compiler says it needed and did not have; None where it failed for another reason."""
+    """The bytes that a compiler could not allocate, from its message; None if it failed for another
+    reason."""
     found = re.search(r"temporaries \(([\d.]+)([MGT])\)|Used ([\d.]+)([MGT]) of", message)
     if not found:
         return None
@@ -31,14 +32,14 @@ def require_room(
     temporary: float,
     text: Callable[[], str] = str,
 ) -> None:
-    """Raises UserError where a device has less memory than the arguments and `temporary` bytes need.
+    """Raises UserError if a device has less memory than the arguments and `temporary` bytes need.
 
     Args:
       field: of the config, which has the batch's size.
       args: shapes.
-      split: which of them the devices share.
-      text: gives the program as StableHLO, in which the largest array is looked for; "" where its shapes are
-        those of all devices together.
+      split: which of them are split over devices.
+      text: returns the program as StableHLO, to find the largest array; "" if its shapes are those of all
+        devices together.
     """
 
     def size(leaf, shared):

@@ -1,5 +1,5 @@
 """The programs of a config, compiled for devices that are only described: the training step, the evaluation
-and the sampler, as training maps them over devices."""
+and the sampler, as mapped over devices in training."""
 
 import contextlib
 import dataclasses
@@ -34,8 +34,8 @@ from vdm.runtime import devices
 
 PROGRAMS = ("step", "evaluation", "sampler")
 
-# Published data sets, which need not be there for a program that is only compiled: how many training images,
-# and of which kind.
+# Published data sets, which need not exist for a program that is only compiled: the number of training
+# images, and their Spec.
 KNOWN = {
     "cifar10": (50_000, Spec((32, 32, 3), 256, 10)),
     "mnist": (60_000, Spec((28, 28, 1), 256, 10)),
@@ -52,7 +52,7 @@ class Compiled:
       text: the optimised HLO.
       memory: JAX's CompiledMemoryStats, bytes a device.
       seconds: to trace, and to compile.
-      images: that one device takes in a call.
+      images: that one device processes in a call.
       parameters: of the model.
     """
 
@@ -64,11 +64,11 @@ class Compiled:
 
 
 def data_of(config: ConfigDict, shape: tuple[int, int, int] | None = None) -> tuple[Split, Spec]:
-    """The training split and the Spec: of a known data set, or of a million images of a `shape`, without its
-    images.
+    """The training split and the Spec, without images: of a known data set, or of a million images of a
+    `shape`.
 
     Raises:
-      UserError: it is neither, and not there.
+      UserError: the data set is not known and not found.
     """
     if shape:
         spec = Spec(shape, 256, 0)
@@ -94,8 +94,8 @@ def compile_for(
     """One of PROGRAMS for a Target; `shape` as in `data_of`.
 
     Raises:
-      UserError: the batch is no multiple of the devices, or the program needs more memory than a device has,
-        or cannot be compiled.
+      UserError: the batch is not a multiple of the devices, or the program needs more memory than a device
+        has, or cannot be compiled.
     """
     one_of("the program", name, PROGRAMS)
     split, spec = data_of(config, shape)
@@ -132,8 +132,8 @@ def compile_for(
 
 @contextlib.contextmanager
 def with_cudnn():
-    """cuDNN's attention is traced as where there is a GPU. JAX looks for the library and a device, but needs
-    neither to compile."""
+    """Traces cuDNN's attention as on a GPU. JAX looks for the library and a device, but needs neither to
+    compile."""
     with (
         mock.patch.object(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000),
         mock.patch.object(fused_attention_stablehlo, "check_compute_capability", lambda _: True),
@@ -142,7 +142,7 @@ def with_cudnn():
 
 
 def _short(error):
-    """The first lines of a compiler's message, which says the memory that is missing and for which arrays."""
+    """The first lines of a compiler's message, which state the missing memory and the largest arrays."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:4])[:600]
 

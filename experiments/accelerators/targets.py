@@ -1,6 +1,6 @@
-"""Accelerators by name: what they can do by their makers' figures, and JAX devices that stand for them.
+"""Accelerators by name: their makers' figures, and JAX devices that describe them.
 
-A program is compiled for such devices ahead of time, on a machine that has none of them.
+A program is compiled for such devices ahead of time, on a machine without them.
 """
 
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ EXTRA = "pip install -c constraints.txt -e '.[accelerators]'"
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One device by its maker's figures, dense and not sparse.
+    """One device, by its maker's figures for dense products.
 
     Attributes:
       memory: bytes.
-      bandwidth: of that memory, bytes a second.
-      bfloat16: floating-point operations a second of products of bfloat16.
-      float32: of products of float32, as JAX computes them by default: of TensorFloat-32 on a GPU, and on a
-        TPU of bfloat16, in one pass.
+      bandwidth: of that memory, bytes per second.
+      bfloat16: floating-point operations per second of products of bfloat16.
+      float32: of products of float32, as JAX computes them by default: in TensorFloat-32 on a GPU, and on a
+        TPU in bfloat16, in one pass.
     """
 
     memory: float
@@ -47,10 +47,10 @@ GPUS = {
     "h200": Chip(141e9, 4.8e12, 989e12, 495e12),
     "b200": Chip(180e9, 7.7e12, 2250e12, 1125e12),
 }
-HOST = 8  # GPUs of a host
+HOST = 8  # GPUs per host
 
-# Of a GPU, what XLA's compiler asks for: streaming multiprocessors and their arithmetic units, clock in GHz,
-# bytes of L2, of shared memory of a multiprocessor and of a block, compute capability, and its name.
+# The description of a GPU for XLA's compiler: streaming multiprocessors and their arithmetic units, clock in
+# GHz, bytes of L2, of shared memory of a multiprocessor and of a block, compute capability, and its name.
 _CUDA = {
     "a100": (108, 64, 1.41, 41943040, 167936, 166912, (8, 0), "NVIDIA A100-SXM4-80GB"),
     "h100": (132, 128, 1.98, 52428800, 233472, 232448, (9, 0), "NVIDIA H100 80GB HBM3"),
@@ -61,7 +61,7 @@ _CUDA = {
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """So many chips of a kind, such as v5e:2x2 or h100:8."""
+    """A number of chips of one kind, such as v5e:2x2 or h100:8."""
 
     name: str
     kind: str
@@ -80,7 +80,7 @@ class Target:
         return self.kind in GPUS
 
     def devices(self) -> Sequence[jax.Device]:
-        """Devices that stand for it, for devices.described.
+        """JAX devices that describe it, for devices.described.
 
         Raises:
           UserError: the compiler is not installed, or there is no such topology.
@@ -89,11 +89,11 @@ class Target:
 
 
 def parse(text: str) -> Target:
-    """A Target by its name: TPU v4, v5e, v5p, v6e and their topology, as v5e:2x2; or a100, h100, h200, b200
-    and how many of them, as h100:8.
+    """A Target by its name: TPU v4, v5e, v5p, v6e and their topology, such as v5e:2x2; or a100, h100, h200,
+    b200 and their number, such as h100:8.
 
     Raises:
-      UserError: there is none of this name.
+      UserError: there is no such target.
     """
     kind, _, size = text.partition(":")
     one_of(f"the kind of target {text!r}", kind, (*TPUS, *GPUS))
@@ -115,7 +115,9 @@ def parse(text: str) -> Target:
 
 
 def _tpus(target):
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else it asks the network for a TPU of this machine
+    os.environ.setdefault(
+        "TPU_SKIP_MDS_QUERY", "1"
+    )  # otherwise it asks the network for a TPU of this machine
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=target.name).devices
     except Exception as error:

@@ -1,18 +1,17 @@
-"""Disturbs runs on purpose, and compares how they end with a run that was never disturbed, bit for bit.
+"""Disturbs runs on purpose, and compares their results with those of an undisturbed run, bit for bit.
 
   python -m experiments.faults --workdir=runs/F --minutes=30
   python -m experiments.faults --workdir=runs/F --faults=300         # 200 of them SIGKILL
   python -m experiments.faults --workdir=runs/F2 --faults=10 --processes=2
 
-Draws faults and their moments at random: SIGKILL, also while it saves; damage to the newest checkpoint; a
-full disk (on a small file system in memory, where mounting one is allowed); a second process; SIGTERM and
-SIGUSR1; half a line in metrics.jsonl; the clock set back; a disk that does not answer. After each the same
-command must go on from the newest checkpoint that is whole; and when a run ends, its parameters, their
-average, the optimiser and every number of metrics.jsonl must be those of the run that was never disturbed.
-Then the next run starts.
+Draws faults and their moments at random: SIGKILL, also during a save; damage to the newest checkpoint; a full
+disk (on a small file system in memory, if mounting is allowed); a second process; SIGTERM and SIGUSR1; half a
+line in metrics.jsonl; the clock set back; a disk that does not answer. After each fault the same command must
+resume from the newest intact checkpoint; and when a run ends, its parameters, their average, the optimiser
+and every number of metrics.jsonl must be those of the undisturbed run. Then the next run starts.
 
 Prints the table of faults tried, survived and lost, and writes it to faults.md and, with a line for each
-fault, faults.csv; and faults.png: how far each start came. Exit code 1 where one was lost. Needs Linux.
+fault, faults.csv; and faults.png: the progress of each start. Exit code 1 if a fault was lost. Needs Linux.
 """
 
 from collections.abc import Sequence
@@ -38,12 +37,12 @@ from vdm.sweep.plan import command as run_command
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "Folder of the campaign.", flag_values=FLAGS)
-flags.DEFINE_float("minutes", None, "How long to go on.", lower_bound=0.0, flag_values=FLAGS)
-flags.DEFINE_integer("faults", None, "How many faults to try.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_float("minutes", None, "Duration of the campaign.", lower_bound=0.0, flag_values=FLAGS)
+flags.DEFINE_integer("faults", None, "Number of faults to try.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("processes", 1, "Processes of the run, on loopback.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("seed", 0, "Of the faults and their moments.", flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "Seed of the faults and their moments.", flag_values=FLAGS)
 
-# A run that reports and saves often, and that takes a few seconds.
+# A run that reports and saves often, and takes a few seconds.
 FIELDS = {
     "model.net.name": "mlp", "model.net.depth": 1, "model.net.width": 32, "model.sample_steps": 3,
     "optimizer.name": "adamw", "optimizer.learning_rate": 1e-3, "optimizer.decay": "constant",
@@ -53,13 +52,13 @@ FIELDS = {
 }  # fmt: skip
 ROOM = 24  # MiB of the file system in memory, several times what a run needs
 TIMING = ("seconds", "steps_per_second")
-STEPS = 100  # that several processes take between two faults, on average, and what they take in a second
+STEPS = 100  # mean number of steps between two faults of several processes, about those of a second
 START = 0.2  # share of the faults whose moment is before the first step
 
 
 @dataclasses.dataclass
 class Tried:
-    """One fault: its name, the run, the step that training went on from, and what went wrong, or ""."""
+    """One fault: its name, the run, the step from which training resumed, and what went wrong, or ""."""
 
     name: str
     run: int
@@ -72,18 +71,18 @@ def main(others: Sequence[str]) -> int:
     given = commandline.split(sys.argv)
     command.refuse_others(others)
     require(FLAGS.workdir, "--workdir is missing; give a folder for the campaign.")
-    require(FLAGS.minutes or FLAGS.faults, "give --minutes, how long to go on, or --faults, how many to try.")
-    require(sys.platform == "linux", f"this needs Linux, and is {sys.platform}.")
+    require(FLAGS.minutes or FLAGS.faults, "give --minutes, the duration, or --faults, the number of faults.")
+    require(sys.platform == "linux", f"this needs Linux, but the platform is {sys.platform}.")
     workdir = make_folder(FLAGS.workdir)
     fields = [f"--config.{name}={value}" for name, value in FIELDS.items()]
     line = lambda folder: run_command(given.file or "configs/digits.py", folder, [*fields, *given.args])
-    print("the run that is never disturbed", flush=True)
+    print("the undisturbed run", flush=True)
     whole = Target(
         line(workdir / "undisturbed"), workdir / "undisturbed", workdir / "undisturbed.txt", FLAGS.processes
     )
     whole.start()
     if any(code != 0 for code in whole.wait()):
-        raise Failed(f"the run that is not disturbed has failed: see {workdir / 'undisturbed.txt'}")
+        raise Failed(f"the undisturbed run has failed: see {workdir / 'undisturbed.txt'}")
     expected = contents(whole.workdir)
     tried: list[Tried] = []
     try:
@@ -102,7 +101,7 @@ def main(others: Sequence[str]) -> int:
 
 
 def campaign(line: Any, workdir: pathlib.Path, expected: Any, tried: list[Tried]) -> None:
-    """Disturbs one run after the other until there are enough faults, or the time is up."""
+    """Disturbs one run after another until there are enough faults, or the time is over."""
     draw = random.Random(FLAGS.seed)
     until = time.monotonic() + 60 * FLAGS.minutes if FLAGS.minutes else None
     enough = lambda: len(tried) >= (FLAGS.faults or 10**9) or until is not None and time.monotonic() > until
@@ -174,13 +173,13 @@ def disturb(
 
 
 def check(fault: Tried, begun: int, newest: int) -> None:
-    """Whether the start after a fault went on from where it should."""
+    """Whether the start after a fault resumed from the right step."""
     if begun != newest:
-        fault.problem = fault.problem or f"went on from step {begun}, not {newest}"
+        fault.problem = fault.problem or f"resumed from step {begun}, not {newest}"
 
 
 def wait_for_moment(target: Target, draw: random.Random) -> None:
-    """Waits for a moment at random: before the first step, or within some seconds of it."""
+    """Waits for a random moment: before the first step, or within some seconds after it."""
     early = draw.random() < START
     until = time.monotonic() + draw.uniform(0.0, 5.0)
     while target.runs() and time.monotonic() < until and (early or target.begun() is None):
@@ -189,7 +188,7 @@ def wait_for_moment(target: Target, draw: random.Random) -> None:
         return
     while target.runs() and target.begun() is None:
         time.sleep(0.01)
-    if len(target.processes) > 1:  # their first steps take seconds, and the others none
+    if len(target.processes) > 1:  # there, the first steps take seconds, and all others almost none
         step = (target.begun() or 0) + draw.expovariate(1.0 / STEPS)
         while target.runs() and target.step() < step:
             time.sleep(0.01)
@@ -209,8 +208,7 @@ def choose(target: Target, draw: random.Random, count: int) -> Fault:
 
 
 def contents(workdir: pathlib.Path) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
-    """Every array of the newest checkpoint by name, and the lines of metrics.jsonl except for what the clock
-    says."""
+    """Every array of the newest checkpoint by name, and the lines of metrics.jsonl without times."""
     import jax
     import numpy as np
     import orbax.checkpoint as ocp
@@ -231,7 +229,7 @@ def contents(workdir: pathlib.Path) -> tuple[dict[str, bytes], list[dict[str, An
 
 
 def difference(expected: Any, found: Any) -> str:
-    """What differs between the contents of two runs, or ""."""
+    """The difference between the contents of two runs, or ""."""
     arrays = [name for name in expected[0] if found[0].get(name) != expected[0][name]]
     if arrays:
         return f"other arrays at the end: {', '.join(arrays[:3])}"
@@ -261,7 +259,7 @@ def table(tried: Sequence[Tried]) -> str:
 
 
 def plot(workdir: pathlib.Path, tried: Sequence[Tried]) -> None:
-    """The step that training was at before each fault."""
+    """Plots the step of training at which each start began."""
     from vdm.reporting.figures import new_figure
 
     figure, axes = new_figure(1, 1, (9, 3.5))
@@ -273,7 +271,9 @@ def plot(workdir: pathlib.Path, tried: Sequence[Tried]) -> None:
     if lost:
         axes.plot(*zip(*lost), "o", ms=9, mfc="none", color="red", label="lost")
     axes.set(
-        xlabel="fault", ylabel="step that this start began at", title=f"{len(tried)} faults, {len(lost)} lost"
+        xlabel="fault",
+        ylabel="step at which this start began",
+        title=f"{len(tried)} faults, {len(lost)} lost",
     )
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     save_figure(figure, workdir, "faults")

@@ -1,4 +1,4 @@
-"""Faults that a run can meet, each done on purpose to a process that trains."""
+"""Faults of a machine, each caused on purpose while a process trains."""
 
 from collections.abc import Callable, Sequence
 import os
@@ -19,21 +19,21 @@ BEGUN = re.compile(r"(?:starting|resuming) at step (\d+) of")
 
 
 class Target:
-    """A run that is disturbed: its processes, and what they print.
+    """A run that is disturbed: its processes, and their output.
 
     Attributes:
       workdir: of the run.
-      mounted: whether that is a small file system of its own.
+      mounted: whether the workdir is on a separate small file system.
     """
 
     def __init__(self, command: Sequence[str], workdir: pathlib.Path, log: pathlib.Path, processes: int):
         self.workdir, self._log, self._command, self._count = workdir, log, command, processes
         self.processes: list[subprocess.Popen[bytes]] = []
         self.mounted = False
-        self._from = 0  # where in the log this start begins
+        self._from = 0  # position in the log at which this start begins
 
     def start(self) -> None:
-        """Starts it, or goes on with it."""
+        """Starts or resumes the run."""
         self._from = self._log.stat().st_size if self._log.exists() else 0
         port = free_port()
         more: list[list[str]] = [[]]
@@ -43,30 +43,30 @@ class Target:
         self.processes = [self.spawn(extra) for extra in more]
 
     def spawn(self, extra: Sequence[str] = ()) -> subprocess.Popen[bytes]:
-        """One more process of the same command, whose output goes to the same log."""
+        """Starts one more process of the same command, with output to the same log."""
         with self._log.open("ab") as log:
             return subprocess.Popen([*self._command, *extra], stdout=log, stderr=subprocess.STDOUT)
 
     def output(self) -> str:
-        """What was printed since the start."""
+        """The output since the start."""
         return self._log.read_bytes()[self._from :].decode(errors="replace")
 
     def step(self) -> int:
-        """The step of the newest line that training printed since it was started; 0 without."""
+        """The step of the newest training line since the start; 0 without any."""
         found = re.findall(r"^step (\d+)/", self.output(), re.MULTILINE)
         return int(found[-1]) if found else 0
 
     def begun(self) -> int | None:
-        """The step at which it began to train; None before that."""
+        """The step at which training began after the start; None before that."""
         found = BEGUN.search(self.output())
         return int(found[1]) if found else None
 
     def runs(self) -> bool:
-        """Whether any of its processes does."""
+        """Whether any of its processes is running."""
         return any(process.poll() is None for process in self.processes)
 
     def wait(self) -> list[int | None]:
-        """The exit codes, when all have ended; None of one that does not, which is then killed."""
+        """The exit codes, when all have ended; None for a process that does not end, and is killed."""
         until = time.monotonic() + PATIENCE
         while self.runs() and time.monotonic() < until:
             time.sleep(0.01)
@@ -79,13 +79,13 @@ class Target:
         self.processes[which].send_signal(number)
 
     def kill(self) -> None:
-        """Kills what is left of it."""
+        """Kills its remaining processes."""
         for process in self.processes:
             process.kill()
             process.wait()
 
     def whole(self) -> list[int]:
-        """The steps whose checkpoints are whole, in order."""
+        """The steps with intact checkpoints, in order."""
         folders = [path for path in self.workdir.glob("checkpoints/*") if path.name.isdigit()]
         return sorted(int(path.name) for path in folders if checksums.damage(path) is None)
 
@@ -95,7 +95,7 @@ class Target:
 
 
 def free_port() -> int:
-    """A port that nobody listens to."""
+    """A port on which no process listens."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
@@ -117,7 +117,7 @@ def unmount(folder: pathlib.Path) -> None:
 
 
 def kill(target: Target, draw: random.Random) -> str:
-    """SIGKILL to one process. Another one of the run must then end by itself, to be queued again."""
+    """SIGKILL to one process. Any other process of the run must then end by itself, with QUEUE_AGAIN."""
     which = draw.randrange(len(target.processes))
     target.send(signal.SIGKILL, which)
     codes = target.wait()
@@ -144,7 +144,7 @@ def terminate(target: Target, draw: random.Random) -> str:
 
 
 def damage(target: Target, draw: random.Random) -> str:
-    """SIGKILL, and then damage to the newest checkpoint, where there is an older one."""
+    """SIGKILL, and then damage to the newest checkpoint if there is an older one."""
     problem = kill(target, draw)
     steps = target.whole()
     if len(steps) < 2:
@@ -172,7 +172,7 @@ def damage(target: Target, draw: random.Random) -> str:
 
 
 def tear_the_log(target: Target, draw: random.Random) -> str:
-    """SIGKILL, and half a line at the end of metrics.jsonl, as a machine leaves it that lost its power."""
+    """SIGKILL, and half a line at the end of metrics.jsonl, as after a power failure."""
     problem = kill(target, draw)
     path = target.workdir / "metrics.jsonl"
     if path.exists() and path.stat().st_size:
@@ -182,12 +182,13 @@ def tear_the_log(target: Target, draw: random.Random) -> str:
 
 
 def second_process(target: Target, draw: random.Random) -> str:
-    """The same command once more, which must be refused in one line; then SIGKILL to the first."""
+    """A second process with the same command, which must be refused in one line; then SIGKILL to the
+    first."""
     second = target.spawn()
     code = second.wait(PATIENCE)
     if code == 2:
         return kill(target, draw)
-    # Or else the first had just come to its end.
+    # Otherwise the first process had just ended.
     return "" if code == 0 and target.wait() == [0] else f"the second process: exit code {code}"
 
 
@@ -201,7 +202,8 @@ def set_the_clock_back(target: Target, draw: random.Random) -> str:
 
 
 def stall(target: Target, draw: random.Random) -> str:
-    """Its disk does not answer for a while: it is halted, if it can be as it saves; then SIGTERM."""
+    """The disk does not answer for a while: the process is halted, if possible during a save; then
+    SIGTERM."""
     until = time.monotonic() + 2.0
     while target.runs() and not target.saves() and time.monotonic() < until:
         time.sleep(0.001)
@@ -213,7 +215,8 @@ def stall(target: Target, draw: random.Random) -> str:
 
 
 def fill_the_disk(target: Target, draw: random.Random) -> str:
-    """No room for a while, in which it goes on, warns or ends; then SIGKILL, and room again."""
+    """No room on the disk for a while, in which the run continues, warns or ends; then SIGKILL, and room
+    again."""
     filler = target.workdir / "filler"
     room = os.statvfs(target.workdir)
     left = draw.choice([0, 20_000, 100_000, 400_000])
@@ -234,5 +237,5 @@ KILLS: tuple[Fault, ...] = (kill, kill_while_it_saves)
 OTHERS: tuple[Fault, ...] = (
     damage, terminate, fill_the_disk, second_process, tear_the_log, set_the_clock_back, stall,
 )  # fmt: skip
-OF_MANY: tuple[Fault, ...] = (kill, kill, kill_while_it_saves, terminate)  # where it has more processes
+OF_MANY: tuple[Fault, ...] = (kill, kill, kill_while_it_saves, terminate)  # for several processes
 NEEDS_MOUNT: tuple[Fault, ...] = (fill_the_disk,)

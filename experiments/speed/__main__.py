@@ -1,18 +1,17 @@
-"""How fast this machine runs a model, and how much of what it could do that is.
+"""The speed of a model on this machine, as a share of the machine's peak.
 
   python -m experiments.speed                        # a CPU: the laptop model, two sizes of the U-Net
   python -m experiments.speed --out=runs/speed       # a GPU or TPU: the U-Net of the paper
 
-Random images stand for the data, and the training step is the one that training takes. Each
-case is measured in turn with a large product of two square matrices in its own precision, just
-before and just after each step, and the share is the median over steps of
+Random images replace the data, and the training step is that of a run. Each case is measured in alternation
+with a large product of two square matrices in the same precision, just before and just after each step, and
+the share is the median over steps of
 
   (floating-point operations of the model) / (seconds) / (those of the product / its seconds).
 
-Those of the model are counted by formula: three times the forward pass, twice the multiply-adds of
-its convolutions, dense layers and attention; what is computed again to save memory counts as
-nothing, nor does all else. Prints a Markdown table, and writes it with every number to speed.md and
-speed.json.
+The operations of the model are counted by formula: three times the forward pass, twice the multiply-adds of
+its convolutions, dense layers and attention; recomputation to save memory and all other operations do not
+count. Prints a Markdown table, and writes it with every number to speed.md and speed.json.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,8 +49,8 @@ COLUMNS = {
 
 
 def cases() -> list[Case]:
-    """On a CPU the laptop model, and two sizes of the paper's that it can run; elsewhere the paper's model in
-    both precisions."""
+    """On a CPU the laptop model, and two sizes of the paper's model that it can run; elsewhere the paper's
+    model in both precisions."""
     if jax.default_backend() == "cpu":
         small = Case("unet", 4, 64, 16, "float32", "dots")
         large = Case("unet", 32, 128, 8, "float32", "dots")
@@ -63,7 +62,7 @@ def cases() -> list[Case]:
 
 
 def table(found: Mapping[Case, Mapping[str, float]]) -> str:
-    """Markdown of what `measure` found of each case."""
+    """The results of `measure` for each case, as Markdown."""
 
     def text(name, value):
         return f"{value:.0%}" if name == "share" else f"{value:.3g}" if value < 1e3 else f"{value:,.0f}"
@@ -73,12 +72,12 @@ def table(found: Mapping[Case, Mapping[str, float]]) -> str:
 
 
 def run(others: Sequence[str]) -> None:
-    """Measures each case, prints the table, and writes all."""
+    """Measures each case, prints the table, and writes all results."""
     command.refuse_others(others)
     every = cases()
     numbers = FLAGS.cases or [str(n + 1) for n in range(len(every))]
     wrong = [n for n in numbers if not n.isdigit() or not 1 <= int(n) <= len(every)]
-    require(not wrong, f"--cases has {wrong}; accepted: 1 to {len(every)}, joined by commas.")
+    require(not wrong, f"--cases has {wrong}; accepted: 1 to {len(every)}, separated by commas.")
     out = make_folder(FLAGS.out)
     kind = f"{jax.device_count()} × {jax.devices()[0].device_kind}, JAX {jax.__version__}"
     print(kind, flush=True)

@@ -1,4 +1,4 @@
-"""One case of the speed study: a model of CIFAR-10 is trained, evaluated and sampled, timed."""
+"""One case of the speed study: times training, evaluation and sampling of a CIFAR-10 model."""
 
 from collections.abc import Callable
 import dataclasses
@@ -33,7 +33,7 @@ CONFIGS = {"unet": cifar10, "pyramid": cifar10_laptop}
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is measured: a size of a network of CONFIGS. Only a U-Net has `remat`."""
+    """The case to measure: a network size of CONFIGS. Only a U-Net has `remat`."""
 
     net: str
     depth: int
@@ -63,15 +63,14 @@ def configure(case: Case) -> ConfigDict:
 
 
 def seconds_of(function: Callable[[], Any]) -> float:
-    """How long a call takes until its result is there."""
+    """The seconds of a call until its result is available."""
     start = time.perf_counter()
     jax.block_until_ready(function())
     return time.perf_counter() - start
 
 
 def compile_times(mapped: Any, args: tuple[Any, ...]) -> tuple[float, float, float, Any]:
-    """Seconds to trace and to compile a function, and to get both back from a cache on disk; and
-    the program."""
+    """Seconds to trace and to compile a function, and to load it from a cache on disk; and the program."""
 
     def once():
         jax.clear_caches()
@@ -100,7 +99,8 @@ class Trained:
     """A case whose training step was timed.
 
     Attributes:
-      numbers: "step", seconds, and "share" of the matrix product, with more of each; "forward GFLOP/image".
+      numbers: "step", seconds, and "share" of the matrix product, with further numbers; "forward
+        GFLOP/image".
       program: the compiled step.
       state: after these steps.
     """
@@ -164,7 +164,7 @@ def timed(case: Case, steps: int, compiled: Callable[[Any, tuple[Any, ...]], Any
 
 
 def measure(case: Case, steps: int) -> dict[str, float]:
-    """{name: number} of a Case, by so many training steps; times in seconds."""
+    """{name: number} of a Case, from so many training steps; times in seconds."""
     compiling = {}
 
     def compiled(mapped, args):
@@ -217,7 +217,7 @@ def training_step(
 
 
 def input_rate(config: ConfigDict, split: Split, seconds: float = 2.0) -> float:
-    """Images a second that the input pipeline reads where the data is not kept on the devices."""
+    """Images per second that the input pipeline reads if the data are not kept on the devices."""
     config = config.copy_and_resolve_references()
     config.data.on_device_gib = 0.0
     config.train.steps = 10**9

@@ -1,13 +1,13 @@
-"""How long a start takes, up to the first step of training: once with nothing kept, then again and again.
+"""The duration of a start, up to the first step of training: first without a cache, then with one.
 
   python -m experiments.speed.start
   python -m experiments.speed.start --config=configs/digits.py
   python -m experiments.speed.start --config=configs/cifar10.py --config.data.data_dir=DATA
 
-Starts `python -m vdm.main` with the flags given, each time in a workdir of its own; without any, with the
-CIFAR-10 model on random images. Ends it where it says that it starts at step 0, and prints the seconds
-until then, less those of `import jax`, as a Markdown table. The first start compiles everything and reads the
-images from their files; the others find both in a cache.
+Starts `python -m vdm.main` with the flags given, each time in a new workdir; without flags, with the CIFAR-10
+model on random images. Ends it when it reports that it starts at step 0, and prints the seconds until then,
+without those of `import jax`, as a Markdown table. The first start compiles everything and reads the images
+from their files; the others find both in a cache.
 """
 
 from collections.abc import Sequence
@@ -35,13 +35,13 @@ def random_images(folder: pathlib.Path) -> list[str]:
 
 
 def seconds_until(command: Sequence[str], awaited: str) -> float:
-    """How long a command takes until it prints a line that begins with `awaited`.
+    """The seconds until a command prints a line that begins with `awaited`.
 
     Raises:
       SystemExit: it failed before.
     """
     start, lines = time.monotonic(), []
-    # Where it is set, JAX's own variable goes before --cache.
+    # JAX's own variable would take precedence over --cache.
     env = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:

@@ -242,7 +242,7 @@ def test_labels_are_dropped_in_training_alone():
             {"parameterisation": "categorical"},
             "parameterisation.name is 'categorical'; accepted for latents, .*: 'eps', 'x', 'v'",
         ),
-        ({"drop_label": 1.0}, "drop_label is 1.0; accepted: 0 up to, but not, 1"),
+        ({"drop_label": 1.0}, "drop_label is 1.0; accepted: at least 0 and below 1"),
         (
             {"drop_label": 0.1, "condition": "none"},
             "drop_label is 0.1; accepted: 0, unless condition = 'label'",

@@ -222,7 +222,7 @@ def test_each_restriction_restricts():
     "changes, text",
     [
         ({"restrictions": "IV"}, "restrictions is 'IV'; accepted: 'I', 'II', 'III'"),
-        ({"restrictions": "II,III"}, "restrictions is 'II,III'; accepted: 'I,II' in place of II alone"),
+        ({"restrictions": "II,III"}, "restrictions is 'II,III'; accepted: 'I,II' instead of only II"),
         ({"timesteps": 0}, "timesteps is 0.*: 1 or more"),
         ({"restrictions": "I,II", "timesteps": 1}, "timesteps is 1.*: 2 or more"),
         ({"condition": "label"}, "config.model.condition is set, but 'mhvae' has no such field"),

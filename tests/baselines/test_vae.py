@@ -158,7 +158,7 @@ def test_the_table_of_estimators():
         ({"model.latent": 0}, "latent is 0; accepted: 1 or more"),
         ({"model.condition": "label"}, "config.model.condition is set, but 'vae' has no such field"),
         ({"model.net.width": 0}, "net.width is 0; accepted: 1 or more"),
-        ({"model.net.dropout": 1.0}, "dropout is 1.0; accepted: 0 up to"),
+        ({"model.net.dropout": 1.0}, "dropout is 1.0; accepted: at least 0"),
         ({"model.net.dtype": "float16"}, "'float16'; accepted: 'float32', 'bfloat16'"),
     ],
 )

@@ -52,7 +52,7 @@ def test_the_test_split():
 
 @pytest.mark.parametrize("name", ["/etc/x.png", "../x.png", "a/../../x.png", "..\\x.png"])
 def test_no_file_is_written_outside_of_the_folder(name, tmp_path):
-    with pytest.raises(UserError, match="lies outside of --output"):
+    with pytest.raises(UserError, match="lies outside --output"):
         image_io.write(tmp_path / "out", ImageSet(IMAGE[:1], None, [name]))
     assert not list(tmp_path.iterdir())
 
@@ -76,7 +76,7 @@ def test_nothing_is_left_of_a_folder_that_could_not_be_written(tmp_path, monkeyp
 def test_what_is_there_already_stays(tmp_path):
     (tmp_path / "x").write_text("")
     for path in (tmp_path, tmp_path / "x"):
-        with pytest.raises(UserError, match="is there already; give a new folder"):
+        with pytest.raises(UserError, match="exists already; give a new folder"):
             image_io.check_target(path)
     image_io.check_target(tmp_path / "new")
 
@@ -91,7 +91,7 @@ def test_what_cannot_be_compressed(tmp_path):
     refuses("holds no image", data=Data(GREY.train, in_memory(IMAGE[:0]), SPEC), source="test")
     refuses(r"of uint8 \[4, 4, 1\]; accepted by this model: uint8 \[2, 3, 3\]", "test", COLOUR)
     Image.fromarray(np.zeros((4, 4, 4), np.uint8)).save(tmp_path / "a.png")
-    refuses("4 × 4, mode RGBA, 1 of them; accepted by this model: 4 × 4, mode L.* convert it first")
+    refuses("4 × 4, mode RGBA, 1 of them; accepted by this model: 4 × 4, mode L.* convert the image first")
     Image.fromarray(np.full((4, 4), 17, np.uint8)).save(tmp_path / "a.png")
     refuses("values up to 17; accepted by this model: 0 to 16")
     (tmp_path / "a.png").write_bytes(b"no image")
@@ -100,7 +100,7 @@ def test_what_cannot_be_compressed(tmp_path):
     refuses("cannot be read as an .npz file", tmp_path / "a.npz")
     for name, value in {"label": LABEL[:2], "name": ["a", "b"]}.items():
         np.savez(tmp_path / "a.npz", image=IMAGE, **{name: value})
-        refuses(f"with a '{name}' that is not one for each image", tmp_path / "a.npz")
+        refuses(f"whose array '{name}' does not have one entry for each image", tmp_path / "a.npz")
     np.save(tmp_path / "a.npy", IMAGE)
     refuses("cannot be read as an .npz file", tmp_path / "a.npy")
     np.savez(tmp_path / "a.npz", photos=IMAGE)

@@ -50,5 +50,5 @@ def test_the_others_are_as_they_were(folder, capsys):
 def test_where_none_is_left_one_line_says_so(folder):
     for path in (folder / "test").iterdir():
         os.truncate(path, 10)
-    with pytest.raises(UserError, match="4 of 4 test images are damaged, and none is left"):
+    with pytest.raises(UserError, match="4 of 4 test images are damaged, and no image is left"):
         load(folder, **{"data.skip_damaged": "true"})

@@ -27,7 +27,7 @@ def test_digits_are_all_there_and_apart():
 
 
 def test_training_images_are_held_out_to_choose_settings_by():
-    """A tenth of the training images, the same each time, takes the place of the test images."""
+    """A tenth of the training images, the same each time, replaces the test images."""
     read = lambda split: split.read(np.arange(split.size))
     whole, apart, again = (load(section("digits", hold_out=share)) for share in (0.0, 0.1, 0.1))
     assert (apart.train.size, apart.test.size) == (1293, 144)
@@ -154,7 +154,7 @@ def test_a_file_that_is_no_npz_is_refused(tmp_path):
     with pytest.raises(UserError, match="a.npz' cannot be read as an .npz file"):
         npz(tmp_path / "a.npz")
     np.save(tmp_path / "b.npy", np.zeros((2, 4, 4), np.uint8))
-    with pytest.raises(UserError, match="b.npy' is one array; accepted: an .npz file"):
+    with pytest.raises(UserError, match="b.npy' is a single array; accepted: an .npz file"):
         npz(tmp_path / "b.npy")
     np.savez(tmp_path / "c.npz", photos=np.zeros((2, 4, 4), np.uint8))
     with pytest.raises(UserError, match="c.npz' has the arrays photos; accepted: 'image'"):
@@ -178,7 +178,7 @@ def seventeen(tmp_path):
         ({"vocab_size": 300}, "config.data.vocab_size is 300; accepted: 2 to 256"),
         ({"augment": "flip,mirror"}, "'flip,mirror'; accepted: any of flip, rotate, channels.*'mirror'"),
         ({"on_device_gib": -1.0}, "config.data.on_device_gib is -1.0; accepted: 0"),
-        ({"hold_out": 1.0}, "config.data.hold_out is 1.0; accepted: 0"),
+        ({"hold_out": 1.0}, "config.data.hold_out is 1.0; accepted: at least 0"),
         ({"hold_out": 0.01}, "config.data.hold_out is 0.01, which is 0 of 18 training images; accepted:"),
     ],
 )

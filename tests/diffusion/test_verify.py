@@ -130,11 +130,11 @@ class Raises(Line):
 
 
 SCHEDULES = {
-    Falling: r"does not rise: γ\(0\) = 5 and γ\(1\) = -13.3",
-    Flat: r"does not rise: γ\(0\) = -13.3 and γ\(1\) = -13.3",
-    Dented: "falls by .* at t = ",
+    Falling: r"does not increase: γ\(0\) = 5 and γ\(1\) = -13.3",
+    Flat: r"does not increase: γ\(0\) = -13.3 and γ\(1\) = -13.3",
+    Dented: "decreases by .* at t = ",
     Jumping: "a slope that is not its derivative, or it jumps: between t = ",
-    Stairs: "a slope that is not its derivative, or it jumps: .* adds up to 0",
+    Stairs: "a slope that is not its derivative, or it jumps: .* integrates to 0",
     NaN: r"gives γ\(t\) = (nan|-inf|inf) at t = ",
     NaNAtEnd: r"gives γ\(t\) = nan at t = 1",
     WrongSlope: "a slope that is not its derivative",
@@ -142,10 +142,10 @@ SCHEDULES = {
     Scalar: "one γ for each time, as its per_value is False",
     SaysPerValue: "a γ for each value of an image, as its per_value is True",
     IsPerValue: "one γ for each time, as its per_value is False",
-    MovesEnds: r"parameters that move γ\(0\) or γ\(1\), and its property learned_ends is False",
-    SaysLearnedEnds: "learned_ends = True, and no parameter of it moves",
-    SaysInterior: "learned_interior = True, and no parameter that its is_interior calls interior",
-    EndsAsInterior: "that its is_interior calls interior",
+    MovesEnds: r"parameters that move γ\(0\) or γ\(1\), but its property learned_ends is False",
+    SaysLearnedEnds: "learned_ends = True, but none of its parameters moves",
+    SaysInterior: "learned_interior = True, but none of the parameters for which its is_interior",
+    EndsAsInterior: "for which its is_interior returns True",
     Raises: "fails with RuntimeError: no table here",
 }
 
@@ -189,7 +189,7 @@ TIMES = {
     ),
     "no times at one end": (
         lambda t, w: (0.5 * t, 0.5 * jnp.ones_like(t)),
-        "seldom or never gives a time between 0.5 and 0.625",
+        "seldom or never draws a time between 0.5 and 0.625",
     ),
     "times outside": (lambda t, w: (2.0 * t, w), "gives times between"),
     "one time for all": (lambda t, w: (t[0], w), "gives t of shape"),
@@ -216,7 +216,7 @@ class OfSampler(Sampler):
 SAMPLERS = {
     "levels": (lambda z: z.astype(jnp.uint8), "gives uint8"),
     "another shape": (lambda z: z[0], r"gives float32 \[2, 2, 1\]"),
-    "no number": (lambda z: jnp.nan * z, "no number"),
+    "no number": (lambda z: jnp.nan * z, "NaN or infinity"),
     "a pair": (lambda z: (z, z), "gives tuple"),
 }
 
@@ -238,7 +238,7 @@ class OfParameterisation(Parameterisation):
 
 PARAMETERISATIONS = {
     "another shape": (lambda eps, gamma: eps[..., 0], "gives ε̂ as float32"),
-    "no number": (lambda eps, gamma: eps * jnp.sqrt(gamma), "no number where the network gives 0"),
+    "no number": (lambda eps, gamma: eps * jnp.sqrt(gamma), "NaN or infinity for a network output of 0"),
     "levels": (lambda eps, gamma: eps.astype(jnp.int32), "gives ε̂ as int32"),
     "an error": (lambda eps, gamma: eps @ jnp.zeros((5, 5)), "fails with TypeError"),
 }
@@ -292,7 +292,7 @@ def test_wrong_objective_is_refused(name):
 
 
 def test_objective_whose_timed_terms_are_absent_is_refused_where_times_adapt():
-    with pytest.raises(UserError, match="'diffusion' are drawn at one time"):
+    with pytest.raises(UserError, match="attribute `timed`.* the terms 'diffusion'; accepted"):
         step.check_timed(Objective(), {"huber": jnp.ones(3)})
 
 

@@ -77,5 +77,5 @@ def test_clenshaw_curtis_is_exact_for_polynomials():
 
 
 def test_an_unsolved_ode_is_refused():
-    with pytest.raises(UserError, match="1e-09: set a larger one"):
+    with pytest.raises(UserError, match="1e-09: set a larger value"):
         ode.require_solved(np.array([20, ode_solver.MAX_STEPS]), 1e-9)

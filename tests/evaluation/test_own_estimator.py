@@ -113,7 +113,7 @@ def test_its_row_stands_beside_the_elbo_and_its_field_is_of_the_config():
     ("name", "fields", "text"),
     [
         ("Mine", {"bits": -0.5}, "the row 'mine' of .*Mine is -0.5000 bits/dim, which is impossible"),
-        ("Mine", {"bits": float("nan")}, "the row 'mine' of estimator .*Mine is no number"),
+        ("Mine", {"bits": float("nan")}, "the row 'mine' of estimator .*Mine is not a number"),
         ("RowAlone", {}, "RowAlone gives a Row; accepted: a Result whose rows are a list of Row"),
         ("RowInRows", {}, "RowInRows gives a Result of Row; accepted: a Result whose rows are a list of Row"),
         ("Empty", {}, "Empty gives no rows and no checks"),
@@ -127,7 +127,7 @@ def test_its_row_stands_beside_the_elbo_and_its_field_is_of_the_config():
         ("Broken", {}, r"Broken fails with KeyError: 'no such key' \(.*test_own_estimator.py:\d+\)"),
         ("Text", {}, "needs 'EXACT'; accepted: needs = frozenset of vdm.contract.Ability.EXACT"),
         ("One", {}, "needs <Ability.EXACT.*; accepted: needs = frozenset"),
-        ("Plain", {}, "whose field 'more' is none of the config, as the class is no dataclass"),
+        ("Plain", {}, "whose field 'more' is not a config field, as the class is not a dataclass"),
     ],
 )
 def test_what_is_wrong_is_refused(name, fields, text):
@@ -158,7 +158,7 @@ IMPOSSIBLE = {
         terms(lambda t: t | {"diffusion": -t["diffusion"]}),
         r"the bound is -\d.* bits/dim, which is impossible: .* diffusion -\d",
     ),
-    "a term is no number": (terms(lambda t: t | {"prior": jnp.nan * t["prior"]}), "is no number in its term "
+    "a term is no number": (terms(lambda t: t | {"prior": jnp.nan * t["prior"]}), "not a number in its term "
     "'prior'"),
     "the diffusion term is left out": (
         terms(lambda t: {"prior": t["prior"]}),

@@ -38,5 +38,5 @@ BROKEN = {
 def test_a_broken_sum_is_refused_with_the_flag(name, optimised, monkeypatch):
     what, broken = BROKEN[name]
     monkeypatch.setattr(self_check, what, broken(getattr(self_check, what)))
-    with pytest.raises(UserError, match=f"{name} is off by .* set XLA_FLAGS={self_check.FLAG} in"):
+    with pytest.raises(UserError, match=f"{name} has a relative error .* XLA_FLAGS={self_check.FLAG} in"):
         self_check.require_right_sums(*SHAPE)

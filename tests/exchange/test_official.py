@@ -230,13 +230,13 @@ def test_a_small_one_is_the_function_of_numpy(attention, fourier, net_schedule):
 
 def test_what_is_no_such_file_is_one_line(tmp_path):
     path = tmp_path / "ckpt-1.flax"
-    with pytest.raises(UserError, match="which is no file; give a ckpt-N.flax"):
+    with pytest.raises(UserError, match="which is not a file; give a ckpt-N.flax"):
         official.read(str(path))
     ema = small(False, False, False, depth=1)
     whole = serialization.msgpack_serialize({"step": 7, "params": {}, "ema_params": ema, "opt_state": {}})
     for data, text in (
-        (whole[:-9], "it is no whole flax msgpack"),
-        (b"", "it is no whole flax msgpack"),
+        (whole[:-9], "it is no complete flax msgpack"),
+        (b"", "it is no complete flax msgpack"),
         (serialization.msgpack_serialize({"step": 7, "params": ema}), "it has no 'ema_params'"),
         (serialization.msgpack_serialize({"step": 7, "ema_params": {"net": {}}}), "of another model"),
     ):
@@ -249,5 +249,5 @@ def test_what_is_no_such_file_is_one_line(tmp_path):
     config = make_config(file="configs/cifar10.py")
     with pytest.raises(UserError, match="add --config.model.net.depth=1 --config.model.net.fourier=0$"):
         importing.check_fields(config, given.fields, "x")
-    with pytest.raises(UserError, match="another model than the config's: net/params/conv_in/kernel is"):
+    with pytest.raises(UserError, match="another model than the config: net/params/conv_in/kernel is"):
         importing.check_shapes(official.parameters(small(False, True, False)), official.parameters(ema), "x")

@@ -74,7 +74,7 @@ def test_what_cannot_be_imported_or_exported_is_one_line(run, tmp_path, capfd):
     for damage, text in (
         (None, "which has no model.safetensors"),
         (data[:-5], "is damaged"),
-        (data[:-5] + bytes(5 * [7]), "its sha256 is another; copy again"),
+        (data[:-5] + bytes(5 * [7]), "its sha256 differs; copy it again"),
         (b"x" + data[1:], "is damaged"),
     ):
         shutil.rmtree(broken, ignore_errors=True)
@@ -89,14 +89,14 @@ def test_what_cannot_be_imported_or_exported_is_one_line(run, tmp_path, capfd):
         f"--workdir={tmp_path / 'W'}",
         "--config.model.net.width=24",
     )
-    assert "is of another model than the config's" in refused(*wider)
+    assert "is of another model than the config" in refused(*wider)
     assert "which has a run; give a new folder" in refused(
         "--mode=import", f"--input={folder}", f"--workdir={workdir}"
     )
-    assert "which is there; give a new folder" in refused(
+    assert "which exists already; give a new folder" in refused(
         "--mode=export", f"--workdir={workdir}", f"--output={folder}"
     )
-    assert "holds no run whose config" in refused(
+    assert "holds no run with a config" in refused(
         "--mode=import", f"--input={tmp_path}", f"--workdir={tmp_path / 'W'}"
     )
     assert not list(tmp_path.glob("*.part")) and not (tmp_path / "W" / "config.json").exists()

@@ -143,8 +143,11 @@ def test_only_what_is_asked_for_is_timed(tmp_path, asked):
     "flags, text",
     [
         (["--only=wid"], "--only is 'wid'; accepted: 'narrow', 'wide', 'short'. Did you mean 'wide'?"),
-        (["--config.train.steps=5"], "--config.train.steps is set, but --minutes says how long"),
-        (["--cluster=slurm"], "--minutes times narrow, wide, short on this machine"),
+        (
+            ["--config.train.steps=5"],
+            "--config.train.steps is set, but --minutes determines",
+        ),
+        (["--cluster=slurm"], "--minutes has to time narrow, wide, short on this machine"),
         (["--minutes=nan"], "--minutes is nan; accepted: a number above 0"),
     ],
 )

@@ -54,9 +54,9 @@ BAD = {
     "seed": (["--config.seed=3"], "--config.seed", "--seeds"),
     "variant": (["--only=god"], "--only is 'god'", "'good', 'bad'", "Did you mean 'good'?"),
     "config": (["--config=configs/digit.py"], "'configs/digit.py'", "'configs/digits.py'?"),
-    "another's flag": (["--mode=eval"], "--mode is no flag"),
-    "a misspelt flag": (["--job=3"], "--job is no flag", "Did you mean 'jobs'?"),
-    "no flag": (["here"], "'here' is no flag"),
+    "another's flag": (["--mode=eval"], "--mode is not a flag"),
+    "a misspelt flag": (["--job=3"], "--job is not a flag", "Did you mean 'jobs'?"),
+    "no flag": (["here"], "'here' is not a flag"),
     "a bad value": (["--seeds=0"], "--seeds=0"),
     "option": (["--cluster=local", "--cluster_options=x"], "'x'", "NAME=VALUE"),
     "name of option": (["--cluster=local", "--cluster_options=slurm_x=1"], "slurm_x"),
@@ -80,7 +80,7 @@ def test_bad_input_is_one_line_and_starts_nothing(case, tmp_path, monkeypatch):
 def test_help(tmp_path):
     code, out, _ = study_here(tmp_path, {"good": {}}, "--help")
     assert code == 0 and out.startswith("The help of a study.")
-    assert "--workdir" in out and "of seeds 0, 1" in out
+    assert "--workdir" in out and "seeds of each variant: 0, 1" in out
 
 
 @pytest.mark.parametrize(
@@ -106,11 +106,11 @@ def test_a_variant_of_another_config(tmp_path):
     want = "--config=configs/vae.py --workdir={}/W/good-0 --config.train.keep=5 --config.model.latent=3"
     assert want.format(tmp_path) in out
     code, out, err = study_here(tmp_path, grid, "--dry_run")
-    assert code == 2 and "this study has configs of its own: configs/vae.py; leave it out" in err
+    assert code == 2 and "this study uses its own configs: configs/vae.py; leave it out" in err
     grid["plain"] = {}
     code, out, err = study_here(
         tmp_path, grid | {"bad": {"config": "configs/vae.py", "model.latnt": 3}}, "--dry_run"
     )
     assert code == 2 and "variant 'bad'" in err and "model.latnt" in err
     code, out, err = study_here(tmp_path, grid, "--config.train.ema=0.9", "--dry_run")
-    assert code == 2 and "--config.train.ema cannot be set: the study itself sets it, in 'good'" in err
+    assert code == 2 and "--config.train.ema cannot be set: the study sets the field in 'good'" in err

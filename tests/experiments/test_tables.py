@@ -57,16 +57,17 @@ def test_table_is_numpys(tmp_path):
     ]  # fmt: skip
     assert first[1:6] == ["2.1374", f"{se:.4f}", "0.0700", "12.5000", "0.2500"]
     assert second[1:6] == ["3.0000", "–", "0.2000", "–", "–"]
-    assert "2 degrees of freedom" in text and "known to 50%" in " ".join(text.split())
+    words = " ".join(text.split())
+    assert "2 degrees of freedom" in words and "relative error of 50%" in words
 
 
 def test_how_well_an_error_over_seeds_is_known():
     """The shares are those of many sets of normal values; the widths hold 95% of their means."""
-    assert "One seed says nothing" in tables.seeds_note([1])
-    assert "1 degree of freedom," in tables.seeds_note([2]) and "± 12.7 times" in tables.seeds_note([2])
+    assert "cannot be estimated from one seed" in tables.seeds_note([1])
+    assert "1 degree of freedom and" in tables.seeds_note([2]) and "± 12.7 times" in tables.seeds_note([2])
     note = tables.seeds_note([3, 3, 5])
-    assert "Of 3 seeds it has 2 degrees" in note and "to 50%" in note and "± 4.3 times" in note
-    assert "Of 5 seeds it has 4 degrees" in note and "to 35%" in note and "± 2.8 times" in note
+    assert "With 3 seeds it has 2 degrees" in note and "error of 50%" in note and "± 4.3 times" in note
+    assert "With 5 seeds it has 4 degrees" in note and "error of 35%" in note and "± 2.8 times" in note
     values = np.random.default_rng(0).normal(size=(100_000, 3))
     se = values.std(axis=1, ddof=1) / math.sqrt(3)
     assert np.mean(np.abs(values.mean(axis=1)) < 4.3027 * se) == pytest.approx(0.95, abs=0.003)
@@ -148,7 +149,7 @@ def test_compare_shows_configs_numbers_and_errors(tmp_path, capsys):
 @pytest.mark.parametrize(
     "module, args, code, words",
     [
-        ("elbo_curves", ["--help"], 0, "Folder for what is written"),
+        ("elbo_curves", ["--help"], 0, "Folder for the output"),
         ("compare", ["nowhere", "b", "--out=c"], 2, "error: 'nowhere' does not exist"),
     ],
 )

@@ -51,7 +51,7 @@ def test_named_variants():
         (lambda: variants.named(["a: c=1", "a: c=2"]), "two variants named 'a'"),
         (
             lambda: variants.merge({"a": {"c": 1}}, {"a": {"c": 2}}),
-            "'a' is config.c=2, but this study has one",
+            "'a' is config.c=2, but this study has a variant of that name",
         ),
     ],
 )
@@ -152,7 +152,7 @@ def test_status_says_what_each_run_does(tmp_path):
     assert cells == [
         ["done-0", "finished", "300", "300", "2.0000", "", ""],
         ["goes-0", "running", "150", "300", "2.4000", "10", "0:00:15"],
-        ["still-0", "nothing new for 2:00:00", "100", "300", "2.4000", "–", "–"],
+        ["still-0", "no output for 2:00:00", "100", "300", "2.4000", "–", "–"],
         ["new-0", "starting", "0", "300", "–", "", ""],
         ["none-0", "waiting", "0", "300", "–", "", ""],
         ["bad-0", "failed: no such data", "0", "300", "–", "", ""],

@@ -78,7 +78,7 @@ def test_the_fingerprint_says_which_images_they_are(tmp_path):
     ]
     same = [workdirs.same_images(runs[0], other) for other in runs]
     assert same == [True, True, False, True]
-    assert workdirs.images_note(runs[:2]) == "" and "do not compare" in workdirs.images_note(runs[:3])
+    assert workdirs.images_note(runs[:2]) == "" and "not comparable" in workdirs.images_note(runs[:3])
 
 
 def test_sweeps_are_taken_apart(tmp_path):
@@ -105,14 +105,14 @@ def test_folders_that_are_no_runs_are_refused(tmp_path):
     (tmp_path / "other" / "config.json").write_text('{"epochs": 3}')
     for name, words in (
         ("none", "'.*none' does not exist; give"),
-        ("empty", "'.*empty' is no workdir of a run: it has no config.json"),
-        ("other", "'.*other' is no run"),
+        ("empty", "'.*empty' is not the workdir of a run: it has no config.json"),
+        ("other", "'.*other' is not a run"),
         ("bad", "config.json' is damaged"),
     ):
         with pytest.raises(UserError, match=words):
             workdirs.find([tmp_path / name])
     a, b = write_workdir(tmp_path / "a", []), write_workdir(tmp_path / "b", [])
-    with pytest.raises(UserError, match="'v' has one seed twice: .*a, .*b; give each seed once"):
+    with pytest.raises(UserError, match="'v' has the same seed twice: .*a, .*b; give each seed once"):
         workdirs.read_variants({"v": [a, b]})
     with pytest.raises(UserError, match="no run to show"):
         workdirs.read_variants({"v": []})

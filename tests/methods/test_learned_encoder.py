@@ -301,7 +301,7 @@ def test_convolutions_have_a_slope_too():
             "parameterisation.name is 'categorical'; accepted: 'eps', 'x', 'v'",
         ),
         ({"model.sampler": "dpm2m"}, "sampler.name is 'dpm2m'; accepted: 'ancestral'"),
-        ({"model.schedule.name": "multivariate"}, "a γ of its own, which needs config.model.encoder.name"),
+        ({"model.schedule.name": "multivariate"}, "a separate γ, which needs config.model.encoder.name"),
         ({"model.encoder.net.width": 7}, "config.model.encoder.net.width is 7"),
         ({"model.encoder.name": "learnt", "model.encoder.net.name": None}, "Did you mean 'learned'"),
     ],

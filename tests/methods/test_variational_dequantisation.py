@@ -147,7 +147,7 @@ def test_flow_starts_where_the_cells_say(single):
     "fields, said",
     [
         ({"model.bins": 0}, "config.model.bins is 0; accepted: 1 or more"),
-        ({"model.schedule.name": "multivariate"}, "needs one γ for all values"),
+        ({"model.schedule.name": "multivariate"}, "needs the same γ for all values"),
     ],
 )
 def test_what_it_cannot_be_is_refused(fields, said):

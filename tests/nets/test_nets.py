@@ -186,7 +186,7 @@ def test_a_second_derivative_is_refused_where_blocks_are_rematerialised():
 
     assert np.abs(second("dots", lambda z: z[:, 0, 0, 0])).max() > 0
     for time_of in (lambda z: z[:, 0, 0, 0], lambda z: time):
-        with pytest.raises(UserError, match="'block'.*accepted for more: 'none', 'dots'"):
+        with pytest.raises(UserError, match="'block'.*accepted for second ones: 'none', 'dots'"):
             second("block", time_of)
 
 

@@ -46,7 +46,7 @@ def test_the_final_estimate_is_a_marker_apart_from_the_curve(tmp_path, panels):
     assert labels(left) == [
         "training, one draw",
         "test (EMA), 2 passes",
-        "final, 20 passes with noise of their own, 1.829 ± 0.014",
+        "final, 20 passes with independent noise, 1.829 ± 0.014",
     ]
     test, final = left.containers
     assert test[0].get_xydata().tolist() == [[1, 2.0], [2, 1.8]]

@@ -71,5 +71,5 @@ def test_where_none_is_whole_one_line_says_so_each_time(twelve, tmp_path):
         done = run(workdir, mode=mode, **MORE)
         assert done.returncode == 2 and done.stderr.count("\n") == lines, done.stderr
         error = done.stderr.splitlines()[-1]
-        assert error.startswith("error: ") and "no checkpoint that is whole" in error and "damaged/" in error
+        assert error.startswith("error: ") and "no checkpoint that is intact" in error and "damaged/" in error
     assert (workdir / "metrics.jsonl").read_bytes() == before

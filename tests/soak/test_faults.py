@@ -54,7 +54,7 @@ def test_a_cluster_ends_it_saved_to_be_queued_again(number, tmp_path):
     process.send_signal(number)  # as two processes of a cluster may
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 75 and "Traceback" not in output, output
-    step = int(re.search(r"stopped at step (\d+), saved", output)[1])
+    step = int(re.search(r"stopped at step (\d+), with a checkpoint", output)[1])
     assert (tmp_path / "run" / "checkpoints" / str(step) / "checksums.json").exists()
 
 
@@ -90,7 +90,7 @@ def test_no_room_at_all_is_one_line(tmp_path):
     done = limited(workdir, 2_048)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     error = done.stderr.splitlines()[-1]
-    assert error.startswith("error: File too large") and "the same command goes on" in error
+    assert error.startswith("error: File too large") and "the same command resumes" in error
     assert not list(workdir.rglob("*.part*")), "nothing half-written is left"
     for name in ("samples.png", "elbo.png", "eval.json"):
         assert not (workdir / name).exists() or (workdir / name).stat().st_size < 2_048

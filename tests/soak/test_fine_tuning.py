@@ -115,7 +115,7 @@ def test_without_its_checkpoints_it_does_not_start_again_from_nothing(trained_on
     shutil.rmtree(again / "checkpoints")
     capfd.readouterr()
     assert cli("--cache=", f"--workdir={again}") == 2
-    assert "has no checkpoint. It was imported: do so again" in capfd.readouterr().err
+    assert "has no checkpoint. It was imported: import it again" in capfd.readouterr().err
 
 
 def test_a_run_of_another_shape_is_refused(base, tmp_path, capfd):

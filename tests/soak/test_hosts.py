@@ -105,4 +105,4 @@ def test_one_is_asked_to_stop_and_both_do(tmp_path):
     processes[1].send_signal(signal.SIGTERM)
     (first, output, _), (second, others, _) = ended(processes)
     assert first == second == 75
-    assert "saved; the same command goes on" in output and "Traceback" not in output + others
+    assert "with a checkpoint; the same command resumes" in output and "Traceback" not in output + others

@@ -218,7 +218,7 @@ def test_a_job_that_is_stopped_is_queued_again_and_goes_on(tmp_path):
         stop(job)
         start_again(job)
         step = max(saved(folder))
-        stopped, resumed = f"stopped at step {step}, saved", f"resuming at step {step} of 1200"
+        stopped, resumed = f"stopped at step {step}, with a checkpoint", f"resuming at step {step} of 1200"
         wait_for(lambda: resumed in (folder / "log.txt").read_text() or process.poll() is not None)
         log = (folder / "log.txt").read_text()
         assert resumed in log and (stopped in log) == (stop != node_fails), (stop, log)
@@ -232,9 +232,9 @@ def test_ctrl_c_cancels_and_the_next_start_goes_on(tmp_path):
     wait_for(lambda: saved(folder))
     process.send_signal(signal.SIGINT)
     code, out, err = ended(process)
-    assert code == 130 and "the same command goes on" in out, out + err
+    assert code == 130 and "the same command resumes" in out, out + err
     assert queue() == {}
-    stopped = re.search(r"stopped at step (\d+), saved", (folder / "log.txt").read_text())
+    stopped = re.search(r"stopped at step (\d+), with a checkpoint", (folder / "log.txt").read_text())
     assert max(saved(folder)) == int(stopped[1])
     code, out, err = ended(start_runs(tmp_path, steps=int(stopped[1]) + 20))
     assert code == 0, out + err
@@ -256,7 +256,7 @@ def test_a_study_that_was_killed_submits_no_run_twice(tmp_path):
     trial = trial_of(tmp_path / "W", "waiting-0")
     trial.command.append("--config.train.steps=9")
     executor = cluster.make_executor("slurm", tmp_path / "W" / "submitit", [])
-    with pytest.raises(UserError, match="with other arguments: .*; give these, or end it by scancel"):
+    with pytest.raises(UserError, match="with other arguments: .*; use these, or cancel the job by scancel"):
         cluster.submit(executor, [trial])
     assert queue() == before
 

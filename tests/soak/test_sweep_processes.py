@@ -45,7 +45,7 @@ def test_stopped_it_stops_its_runs_by_one_signal_and_goes_on_later(number, tmp_p
     wait_for(lambda: counted(workdir, "ready"))
     os.killpg(process.pid, number)
     code, out, err = ended(process)
-    assert code == 130 and "the same command goes on" in out and not err.count("Traceback"), out + err
+    assert code == 130 and "the same command resumes" in out and not err.count("Traceback"), out + err
     assert "slow-0: stopped, saved" in out
     assert counted(workdir, "signals") == {"slow-0": 1}
     assert counted(workdir, "starts") == {"slow-0": 1}
@@ -61,7 +61,7 @@ def test_a_second_ctrl_c_kills(tmp_path):
     wait_for(lambda: counted(tmp_path / "W", "ready"))
     process.send_signal(signal.SIGINT)
     assert "started" in (process.stdout.readline() + process.stdout.readline())
-    assert "once more to kill" in process.stdout.readline()
+    assert "again to kill" in process.stdout.readline()
     process.send_signal(signal.SIGINT)
     code, out, _ = ended(process)
     assert code == 130 and "stubborn-0: killed by SIGKILL" in out
@@ -74,7 +74,7 @@ def test_runs_do_not_outlive_a_killed_sweep(tmp_path):
     process.kill()
     process.wait()
     again = jobs.Process(["true"], tmp_path / "W" / "stubborn-0")
-    wait_for(lambda: again.start().poll() != "another process is at this run; wait for it, or end it")
+    wait_for(lambda: again.start().poll() != "another process runs this trial; wait for it, or end it")
 
 
 def test_a_study_of_real_runs(tmp_path):

@@ -1,8 +1,9 @@
-"""The autoregressor: predicts one value of an image from all before it (lecture, "predicting a pixel").
+"""The autoregressor: predicts each value of an image from all values before it (lecture, "predicting a
+pixel").
 
 p(x) = Π_i p(x_i | x_1 … x_{i−1}), the values in raster order: row, column, channel. Each factor is a
-distribution over the levels of a value, so the likelihood is exact, and nothing is averaged: a drawn level
-is always a level (lecture, observation II).
+distribution over the levels of a value, so the likelihood is exact, and nothing is averaged: a drawn level is
+always a level (lecture, observation II).
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ class Autoregressor(Model):
     Attributes:
       net: the causal network.
       shape: height, width and channels of an image.
-      classes: how many labels there are.
+      classes: number of labels.
       condition: what the network is conditioned on: none, label or augmented.
     """
 
@@ -53,7 +54,7 @@ class Autoregressor(Model):
         return self.condition == "label"
 
     def init(self, key, batch):
-        """{"net": …}: fresh parameters, under which every image is as likely as any other."""
+        """{"net": …}: initial parameters, under which all images are equally likely."""
         levels = jnp.zeros((1, math.prod(self.shape)), jnp.int32)
         condition = self._condition_of({name: value[:1] for name, value in batch.items()})
         return {"net": self.net.init(key, levels, condition)}
@@ -62,7 +63,7 @@ class Autoregressor(Model):
         return {"net": self.net.roles(params["net"])}
 
     def draw(self, params, rng, batch, train=False, times=None) -> Draw:
-        """ "likelihood": the exact −log p(x). Nothing but dropout is drawn."""
+        """ "likelihood": the exact −log p(x). Only dropout is random."""
         keys = rng.keys(randomness.DROPOUT) if train else None
         levels = batch["image"].astype(jnp.int32).reshape(-1, math.prod(self.shape))
         logits = self.net.apply(params["net"], levels, self._condition_of(batch), keys)
@@ -70,10 +71,10 @@ class Autoregressor(Model):
         return Draw({"likelihood": -jnp.sum(log_p, axis=(1, 2))})
 
     def sample(self, params, rng, batch):
-        """Samples, drawn value after value: one token goes through the network at a time, and keys and
-        values of those before it are kept."""
+        """Samples, drawn value by value: one token at a time passes the network, and the keys and values of
+        the earlier tokens are kept."""
         condition, keys = self._condition_of(batch), rng.keys(randomness.DECODE)
-        # Unrolled, XLA would copy what is kept of every layer in each step.
+        # Unrolled, XLA would copy the kept keys and values of every layer in each step.
         net = self.net.clone(unroll=False)
 
         def draw(carry, at):
@@ -89,7 +90,7 @@ class Autoregressor(Model):
 
     @property
     def stages(self) -> Stages:
-        """One value after the other."""
+        """One value after another."""
 
         def start(params, batch):
             condition = self._condition_of(batch)

@@ -1,18 +1,18 @@
-"""The latent VDM (the lecture's title): a VAE whose prior is a VDM, both trained at once by one bound.
+"""The latent VDM (the lecture's title): a VAE whose prior is a VDM; both are trained jointly on one bound.
 
-An encoder takes an image to a point μ(x) in a space of few numbers, and the chain of a VDM runs there, with
-μ(x) where the VDM has x; a learned decoder takes its least noisy point back to an image:
+An encoder maps an image to a point μ(x) in a space of few dimensions, and the chain of a VDM runs there, with
+μ(x) in place of x; a learned decoder maps its least noisy point back to an image:
 
   q(z_t|x) = N(α_t μ(x), σ_t² I),    p(x, z_0 … z_1) = p(z_1) … p(z_s|z_t) … p(x|z_0).
 
-z_0 is the latent of the VAE. Its q(z_0|x) has the same variance σ_0² for all numbers of the latent, which
-costs nothing, as μ(x) can scale each number; and for all images, which is a restriction. The bound is the
-VDM's (VDM eq. 11; lecture (21)), term by term, with another p(x|z_0). No gradient is stopped: q(z|x), p(z)
-and p(x|z) are trained jointly on it.
+z_0 is the latent of the VAE. Its q(z_0|x) has the same variance σ_0² in all dimensions, which costs nothing,
+as μ(x) can scale each of them; and for all images, which is a restriction. The bound is that of the VDM (VDM
+eq. 11; lecture (21)), term by term, with another p(x|z_0). No gradient is stopped: q(z|x), p(z) and p(x|z)
+are trained jointly on it.
 
 Conditioned on the label c, the chain is p(z|c). With p(c) uniform over the classes,
-p(x) ≥ p(x, c) = p(c) p(x|c), so that what the label costs, log classes, is a term of its own, and the sum
-still bounds −log p(x).
+p(x) ≥ p(x, c) = p(c) p(x|c). So the cost of the label, log classes, is a separate term, and the sum still
+bounds −log p(x).
 """
 
 from collections.abc import Callable
@@ -41,17 +41,17 @@ from vdm.runtime import randomness
 
 @dataclasses.dataclass(frozen=True)
 class LatentDiffusion(Model):
-    """A latent VDM: a VDM of what an encoder makes of images.
+    """A latent VDM: a VDM of the codes that an encoder gives to images.
 
     Its config fields are those of Diffusion, and `latent`.
 
     Attributes:
       encoder: x as a vector to μ(x), [batch, latent].
-      decoder: z_0 to two numbers for each value of x, as those of vae.VAE.
+      decoder: z_0 to two numbers for each value of x, as for vae.VAE.
       vdm: the prior, of "images" [1, 1, latent].
       shape: height, width and channels of an image.
       vocab_size: levels of a value.
-      latent: how many numbers μ(x) has.
+      latent: dimension of μ(x).
     """
 
     encoder: nn.Module
@@ -61,7 +61,7 @@ class LatentDiffusion(Model):
     vocab_size: int
     latent: int = 16
 
-    prior: ClassVar[type[Diffusion]] = Diffusion  # what builds `vdm`
+    prior: ClassVar[type[Diffusion]] = Diffusion  # the class of `vdm`
     sections = Diffusion.sections | {"net": "latent network"}
 
     @classmethod
@@ -76,7 +76,7 @@ class LatentDiffusion(Model):
         return self.vdm.abilities - {Ability.DENOISER}
 
     def init(self, key, batch):
-        """{"schedule": …, "net": …, "encoder": …, "decoder": …}: fresh parameters."""
+        """{"schedule": …, "net": …, "encoder": …, "decoder": …}: initial parameters."""
         vdm, encoder, decoder = jax.random.split(key, 3)
         return self.vdm.init(vdm, batch) | {
             "encoder": self.encoder.init(encoder, jnp.zeros((1, math.prod(self.shape)))),
@@ -102,9 +102,9 @@ class LatentDiffusion(Model):
         return vae_lib.discretised_of(output, self.shape)
 
     def draw(self, params, rng, batch, train=False, times=None) -> Draw:
-        """reconstruction, prior and diffusion by one draw each; and the label, where the prior is conditioned
+        """reconstruction, prior and diffusion from one draw each; and the label, if the prior is conditioned
         on it."""
-        keys = rng.keys(randomness.AUTOENCODER) if train else None  # the prior has DROPOUT
+        keys = rng.keys(randomness.AUTOENCODER) if train else None  # DROPOUT is used by the prior
         mean = self.encode(params, batch["image"], keys)
 
         def log_p(eps_0, gamma_0):
@@ -139,12 +139,12 @@ class LatentDiffusion(Model):
         return dataclasses.replace(self, vdm=self.vdm.with_schedule(change))
 
     def log_weight(self, params, rng, batch) -> Float[Array, "batch"]:
-        """Of one path of the chain of latents."""
+        """The log weight of one path of the chain of latents."""
         mean, log_p = self.encode(params, batch["image"]), self.log_likelihood(params, batch)
         return self.vdm.log_weight_of(params, rng, batch, mean, log_p)
 
     def sample_and_log_weight(self, params, rng, batch):
-        """With labels, those of the batch are taken for draws of p(label)."""
+        """The labels of the batch count as draws of p(label)."""
 
         def decode(z_0):
             image = vae_lib.sample_x(rng.keys(randomness.DECODE), self.decode(params, z_0), self.vocab_size)
@@ -163,7 +163,7 @@ class LatentDiffusion(Model):
         return self.vdm.flow_of_latents(params, rng, batch, mean, log_p)
 
     def log_likelihood(self, params: Params, batch: Batch) -> Callable[[Array], Array]:
-        """z_0 → log p(x|z_0), nats, and with labels log p(x, label|z_0), each label as likely as another."""
+        """z_0 → log p(x|z_0), nats; with labels log p(x, label|z_0), for a uniform distribution of labels."""
         label = math.log(self.vdm.classes) if self.vdm.condition == "label" else 0.0
         log_p = lambda z: vae_lib.log_likelihood(batch["image"], self.decode(params, z), self.vocab_size)
         return lambda z_0: log_p(z_0) - label
@@ -179,7 +179,7 @@ class LatentDiffusion(Model):
         )
 
     def sample(self, params, rng, batch):
-        """Samples: z_0 of the chain, and x of p(x|z_0)."""
+        """Samples: z_0 from the chain, and x from p(x|z_0)."""
         z_0 = self.vdm.sample_z_0(params, rng, batch)
         return vae_lib.sample_x(rng.keys(randomness.DECODE), self.decode(params, z_0), self.vocab_size)
 

@@ -3,24 +3,26 @@
   p(x, z_1 … z_T) = p(z_T) p(z_{T−1}|z_T) … p(z_1|z_2) p(x|z_1)        (17)
   q(z_1 … z_T|x)  = q(z_1|x) q(z_2|z_1) … q(z_T|z_{T−1})               (18)
 
-A path z_1 … z_T is drawn from q. The ELBO has reconstruction, −log p(x|z_1), and a term for each latent.
-In the order of (18), with x for z_0, these are
+A path z_1 … z_T is drawn from q. The ELBO has reconstruction, −log p(x|z_1), and a term for each latent. In
+the order of (18), with x for z_0, these are
 
   level_t = log q(z_t|z_{t−1}) − log p(z_t|z_{t+1}), t < T;    prior = KL(q(z_T|z_{T−1}) ‖ p(z_T)).
 
-Only the last is a KL in closed form: z_{t+1} comes of z_t, so that, given both its neighbours, z_t is no
-draw of q(z_t|z_{t−1}). Where q(z_t|z_{t+1}, x) is known, Bayes' rule turns q around, and all of them are
-(lecture (21)):
+Only the last is a KL in closed form: z_{t+1} depends on z_t, so that, given both its neighbours, z_t is not a
+draw of q(z_t|z_{t−1}). If q(z_t|z_{t+1}, x) is known, Bayes' rule reverses q, and all terms are KLs in closed
+form (lecture (21)):
 
   level_t = KL(q(z_t|z_{t+1}, x) ‖ p(z_t|z_{t+1})), t < T;     prior = KL(q(z_T|x) ‖ p(z_T)).
 
-The restrictions, each on its own but that II needs I:
+The restrictions are independent, except that II needs I:
 
-  I    A latent has as many numbers as an image, not config.model.latent.
-  II   q is not learned but linear Gaussian, that of process.py; and of q(z_{t−1}|z_t, x), which is known
-       then, p(z_{t−1}|z_t) has to learn x alone: x̂(z_t) (lecture (20)).
-  III  p(z_T) is N(0, I), not a Gaussian that is learned. The term `prior` says how near q(z_T|x) comes to
-       it; under II that is a matter of γ_max.
+  I    A latent has the dimension of an image, not config.model.latent.
+  II   q is not learned but linear Gaussian, that of process.py. Then q(z_{t−1}|z_t, x) is known, and only x
+    in it
+       must be learned for p(z_{t−1}|z_t): x̂(z_t) (lecture (20)).
+  III  p(z_T) is N(0, I), not a learned Gaussian. The term `prior` measures how close q(z_T|x) is to it; under
+    II,
+       this depends on γ_max.
 
 The T latents are those of a VDM's chain of T − 1 steps: the lecture counts z_1 … z_T, the VDM its times
 from 0 to 1.
@@ -60,11 +62,11 @@ class MHVAE(Model):
     Attributes:
       chain: q, and p except for p(z_T).
       vocab_size: levels of a value.
-      timesteps: T, how many latents there are.
-      restrictions: any of I, II, III, joined by commas.
-      latent: without restriction I, how many numbers a latent has.
+      timesteps: T, the number of latents.
+      restrictions: any of I, II, III, separated by commas.
+      latent: without restriction I, the dimension of a latent.
 
-    The sections schedule and parameterisation have a use under II alone.
+    The sections schedule and parameterisation are used only under II.
     """
 
     chain: Chain
@@ -82,7 +84,8 @@ class MHVAE(Model):
         accept(
             "restrictions",
             "I" in names or "II" not in names,
-            "'I,II' in place of II alone, as a linear encoder of each value has latents of the data's size",
+            "'I,II' instead of only II, as a linear encoder of each value has latents of the data's "
+            "dimension",
         )
         accept(
             "timesteps",
@@ -97,7 +100,7 @@ class MHVAE(Model):
 
     @property
     def learned_prior(self) -> bool:
-        """Whether p(z_T) is learned: no restriction III."""
+        """Whether p(z_T) is learned: without restriction III."""
         return "III" not in _names(self.restrictions)
 
     def roles(self, params: Params) -> PyTree[Role]:
@@ -105,7 +108,7 @@ class MHVAE(Model):
         return self.chain.roles(params) | of_prior
 
     def init(self, key, batch):
-        """Fresh parameters: those of the chain and, where it is learned, "prior"."""
+        """Initial parameters: those of the chain and, if it is learned, "prior"."""
         zeros = jnp.zeros(self.chain.shape)
         prior = {"prior": {"mean": zeros, "log_variance": zeros}} if self.learned_prior else {}
         return self.chain.init(key, batch) | prior
@@ -122,7 +125,7 @@ class MHVAE(Model):
         return Gaussian(**params["prior"]) if self.learned_prior else gaussian.STANDARD
 
     def draw(self, params, rng, batch, train=False, times=None) -> Draw:
-        """reconstruction, level_1 … level_{T−1} and prior, by one path."""
+        """reconstruction, level_1 … level_{T−1} and prior, from one path."""
         keys = rng.keys(randomness.DROPOUT) if train else None
         eps = rng.normal(randomness.LATENT, (self.timesteps, *self.chain.shape))
         z, q = self.path(params, batch["image"], eps, keys)
@@ -137,7 +140,7 @@ class MHVAE(Model):
         )
 
     def log_weight(self, params, rng, batch):
-        """Of one path z_1 … z_T."""
+        """The log weight of one path z_1 … z_T."""
         eps = gaussian.noise(rng.keys(randomness.LATENT), (self.timesteps, *self.chain.shape))
         z, q = self.path(params, batch["image"], eps)
         p_x = self.chain.decode(params, z[0])
@@ -166,8 +169,8 @@ class MHVAE(Model):
         eps: Float[Array, "batch T *latent"],
         keys: Array | None = None,
     ) -> tuple[Float[Array, "T batch *latent"], Gaussian]:
-        """z_1 … z_T of q; and the q(z_1|x), q(z_2|z_1), … that they are draws of, one Gaussian with T in
-        front."""
+        """z_1 … z_T of q; and q(z_1|x), q(z_2|z_1), …, from which they are drawn, as one Gaussian with the
+        leading axis T."""
         eps = jnp.moveaxis(eps, 1, 0)
         q_1 = self.chain.q_1(params, levels, keys)
         z_1 = gaussian.draw(q_1, eps[0])
@@ -183,12 +186,12 @@ class MHVAE(Model):
     def reverse(
         self, params: Params, z: Float[Array, "T batch *latent"], keys: Array | None = None
     ) -> Gaussian:
-        """p(z_1|z_2) … p(z_{T−1}|z_T) on a path: one Gaussian with T − 1 in front."""
+        """p(z_1|z_2) … p(z_{T−1}|z_T) on a path, as one Gaussian with the leading axis T − 1."""
         p = jax.vmap(lambda t, z: self.chain.p(params, t, z, keys))
         return p(jnp.arange(2, self.timesteps + 1), z[1:])
 
     def sample(self, params, rng, batch):
-        """Samples: z_T of the prior, down to x (lecture (17))."""
+        """Samples: z_T from the prior, then down to x (lecture (17))."""
         return self._sample(params, rng)[0]
 
     def sample_and_log_weight(self, params, rng, batch):

@@ -31,8 +31,8 @@ class LearnedChain:
 
     Attributes:
       vae: q(z_1|x) and p(x|z_1).
-      up, down: of q(z_t|z_{t−1}) and p(z_{t−1}|z_t), one network for all t: [batch, latent + T], the latter
-        to tell t, to mean and log variance, [batch, 2 · latent].
+      up, down: of q(z_t|z_{t−1}) and p(z_{t−1}|z_t), one network for all t: [batch, latent + T], where the
+        last T inputs encode t, to mean and log variance, [batch, 2 · latent].
       timesteps: T.
     """
 
@@ -43,17 +43,17 @@ class LearnedChain:
 
     @property
     def shape(self):
-        """Of a latent."""
+        """The shape of a latent."""
         return (self.vae.latent,)
 
     def init(self, key, batch):
-        """{"encoder": …, "decoder": …, "up": …, "down": …}: fresh parameters."""
+        """{"encoder": …, "decoder": …, "up": …, "down": …}: initial parameters."""
         vae, up, down = jax.random.split(key, 3)
         z = jnp.zeros((1, self.vae.latent + self.timesteps))
         return self.vae.init(vae, batch) | {"up": self.up.init(up, z), "down": self.down.init(down, z)}
 
     def roles(self, params: Params) -> PyTree[Role]:
-        """What each parameter is to the optimiser."""
+        """The role of each parameter for the optimiser."""
         return self.vae.roles({name: params[name] for name in params if name != "prior"})
 
     def q_1(self, params: Params, levels: Values, keys: Keys = None) -> Gaussian:
@@ -81,7 +81,7 @@ class LearnedChain:
         return log_prob(below, z[:-1]) - log_prob(p, z[:-1]), last
 
     def deviations(self, params: Params) -> Float[np.ndarray, "T"]:
-        """Of each z_t, what stands for its smallest standard deviation (contract.Latents)."""
+        """An estimate of the smallest standard deviation of each z_t (contract.Latents)."""
         return np.full(self.timesteps, vae_lib.DEVIATION)
 
     def _gaussian(self, net, params, t, z, keys):
@@ -92,10 +92,11 @@ class LearnedChain:
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionChain:
-    """Restriction II: q is linear Gaussian and not learned, and p is q with x̂(z_t) for x (lecture (20)).
+    """Restriction II: q is linear Gaussian and not learned, and p is q with x̂(z_t) in place of x (lecture
+    (20)).
 
     Attributes:
-      vdm: has γ(t) and the denoiser.
+      vdm: its γ(t) and its denoiser are used.
       timesteps: T.
     """
 
@@ -104,7 +105,7 @@ class DiffusionChain:
 
     @property
     def shape(self):
-        """Of a latent: restriction I."""
+        """The shape of a latent: restriction I."""
         return self.vdm.shape
 
     @property
@@ -113,11 +114,11 @@ class DiffusionChain:
         return self.vdm.latents(self.timesteps - 1)
 
     def init(self, key, batch):
-        """{"schedule": …, "net": …}: fresh parameters."""
+        """{"schedule": …, "net": …}: initial parameters."""
         return self.vdm.init(key, batch)
 
     def roles(self, params: Params) -> PyTree[Role]:
-        """What each parameter is to the optimiser."""
+        """The role of each parameter for the optimiser."""
         return self.vdm.roles(params)
 
     def q_1(self, params: Params, levels: Values, keys: Keys = None) -> Gaussian:

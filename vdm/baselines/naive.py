@@ -1,9 +1,9 @@
-"""The naive predictor: asked for an image at once, it gives the average of all answers (lecture,
+"""The naive predictor: as it predicts an image at once, it gives the average of all possible images (lecture,
 observation I).
 
-It predicts the lower half of an image from the upper one, and the upper half from nothing, each value by
-itself: p(x) = Π_i p(x_i | the mean it predicts), the discretised Gaussian of decoder.py. Where that is most
-likely, its mean is the conditional mean of the data: the blurred average.
+It predicts the lower half of an image from the upper half, and the upper half from nothing, with independent
+values: p(x) = Π_i p(x_i | the predicted mean), the discretised Gaussian of decoder.py. At the maximum
+likelihood, this mean is the conditional mean of the data: the blurred average.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ class Naive(Model):
       net: the upper half and zeros to a number for each value.
       shape: height, width and channels of an image.
       vocab_size: levels of a value.
-      classes: how many labels there are.
+      classes: number of labels.
       condition: what the network is conditioned on: none, label or augmented.
     """
 
@@ -64,7 +64,7 @@ class Naive(Model):
         return self.net.heavy
 
     def init(self, key, batch):
-        """{"net": …, "log_variance": of each value, [*shape]}: fresh parameters."""
+        """{"net": …, "log_variance": of each value, [*shape]}: initial parameters."""
         condition = self.condition_of({name: value[:1] for name, value in batch.items()})
         net = self.net.init(key, jnp.zeros((1, *self.shape)), jnp.zeros(1), condition)
         return {"net": net, "log_variance": jnp.full(self.shape, math.log(0.25), jnp.float32)}
@@ -73,8 +73,8 @@ class Naive(Model):
         return {"net": self.net.roles(params["net"]), "log_variance": Role()}
 
     def draw(self, params, rng, batch, train=False, times=None) -> Draw:
-        """The exact −log p(x): "upper" of the upper half from nothing, "lower" of the lower half from the
-        upper."""
+        """The exact −log p(x): "upper" is the upper half from nothing, "lower" the lower half from the upper
+        half."""
         levels = batch["image"].astype(jnp.int32)
         keys = rng.keys(randomness.DROPOUT) if train else None
         x, half = process.scale(levels, self.vocab_size), self.shape[0] // 2
@@ -87,8 +87,7 @@ class Naive(Model):
         return Draw({"upper": jnp.sum(upper, axis=(1, 2, 3)), "lower": jnp.sum(lower, axis=(1, 2, 3))})
 
     def sample(self, params, rng, batch):
-        """What it predicts: the average image, its lower half from the average upper one. Nothing is
-        drawn."""
+        """The prediction: the average image, its lower half from the average upper half. Nothing is drawn."""
         condition, blank = self.condition_of(batch), jnp.zeros((rng.index.shape[0], *self.shape))
         first = self.average(params, blank, 0.0, condition)
         second = self.average(params, first * self.is_upper(), 1.0, condition)
@@ -103,7 +102,7 @@ class Naive(Model):
 
     @property
     def stages(self) -> Stages:
-        """The upper half, and the lower."""
+        """The upper half, then the lower half."""
         first = math.prod(self.shape[1:]) * (self.shape[0] // 2)
         places = np.split(np.arange(math.prod(self.shape)), [first])
 
@@ -119,11 +118,11 @@ class Naive(Model):
     def predict(
         self, params: Params, given: Image, time: Any, condition: Condition, keys: Array | None = None
     ) -> tuple[Image, Float[Array, "height width channels"]]:
-        """The middle of each value's Gaussian, and the log of its variance.
+        """The centre of each value's Gaussian, and the log of its variance.
 
         Args:
-          given: in [−1, 1]; 0 where nothing is given.
-          time: 0.0 where nothing is given, 1.0 where the upper half is.
+          given: in [−1, 1]; 0 for values that are not given.
+          time: 0.0 if nothing is given, 1.0 if the upper half is.
         """
         times = jnp.full(given.shape[:1], time)
         return self.net.predict(params["net"], given, times, condition, keys), params["log_variance"]
@@ -133,7 +132,7 @@ class Naive(Model):
         return (jnp.arange(self.shape[0]) < self.shape[0] // 2).astype(jnp.float32)[:, None, None]
 
     def condition_of(self, batch: Batch) -> Condition:
-        """What the network is conditioned on; None for nothing."""
+        """The condition of the network; None without one."""
         return condition_lib.of_batch(self.condition, batch, self.classes)
 
     @classmethod
@@ -145,8 +144,8 @@ class Naive(Model):
         """
         require(
             spec.shape[0] >= 2,
-            "config.model.name is 'naive', which predicts the lower half of an image from the upper, but "
-            f"the images have {spec.shape[0]} row; give other data.",
+            "config.model.name is 'naive', which predicts the lower half of an image from the upper half, "
+            f"but the images have {spec.shape[0]} row; give other data.",
         )
         net = nets.build(section.net, spec.shape, spec.vocab_size, spec.shape[2])
         made = cls(net, spec.shape, spec.vocab_size, spec.classes, section.condition)

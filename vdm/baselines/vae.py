@@ -20,12 +20,12 @@ from vdm.nets import residual
 from vdm.nets.layers import layer_keys
 from vdm.runtime import randomness
 
-# p(x|z) as the (z_0, γ_0) that decoder.py takes: each value is one of its levels, by a Gaussian of variance
-# e^γ_0 around z_0/α_0.
+# p(x|z) in the form (z_0, γ_0) of decoder.py: a distribution over the levels of each value, by a Gaussian of
+# variance e^γ_0 around z_0/α_0.
 Discretised = tuple[Image, Image]
 
-# What stands for the smallest standard deviation of a latent whose distributions are learned: far below that
-# of N(0, I), and not known before it is drawn.
+# An assumed smallest standard deviation of a latent whose distributions are learned: far below that of N(0,
+# I); the true one is not known before the latent is drawn.
 DEVIATION = 1.0 / 16.0
 
 
@@ -38,7 +38,7 @@ class VAE(Model):
       decoder: z to two numbers for each value of x, [batch, values · 2].
       shape: height, width and channels of an image.
       vocab_size: levels of a value.
-      latent: how many numbers z has.
+      latent: dimension of z.
     """
 
     encoder: nn.Module
@@ -57,7 +57,7 @@ class VAE(Model):
         return frozenset({Ability.LOG_WEIGHT, Ability.CODE})
 
     def init(self, key, batch):
-        """{"encoder": …, "decoder": …}: fresh parameters."""
+        """{"encoder": …, "decoder": …}: initial parameters."""
         keys = jax.random.split(key)
         return {
             "encoder": self.encoder.init(keys[0], jnp.zeros((1, math.prod(self.shape)))),
@@ -79,7 +79,7 @@ class VAE(Model):
         return discretised_of(self.decoder.apply(params["decoder"], z, layer_keys(keys, 1)), self.shape)
 
     def draw(self, params, rng, batch, train=False, times=None) -> Draw:
-        """reconstruction, by one draw of z, and prior matching, exact (lecture (12), (15))."""
+        """reconstruction, from one draw of z, and prior matching, exact (lecture (12), (15))."""
         keys = rng.keys(randomness.DROPOUT) if train else None
         q = self.encode(params, batch["image"], keys)
         z = gaussian.draw(q, rng.normal(randomness.LATENT, (self.latent,)))
@@ -105,7 +105,7 @@ class VAE(Model):
         return x, log_p - gaussian.log_prob(self.encode(params, x), z)
 
     def latents(self, timesteps) -> Latents:
-        """Its one latent."""
+        """Its single latent."""
 
         def no_other(*args):
             raise NotImplementedError
@@ -122,7 +122,7 @@ class VAE(Model):
         )
 
     def sample(self, params, rng, batch):
-        """Samples: z of the prior, and x of p(x|z)."""
+        """Samples: z from the prior, and x from p(x|z)."""
         z = rng.normal(randomness.LATENT, (self.latent,))
         return sample_x(rng.keys(randomness.DECODE), self.decode(params, z), self.vocab_size)
 
@@ -139,7 +139,7 @@ class VAE(Model):
 
 
 def of_size(net: Any, spec: Spec, latent: int) -> VAE:
-    """The VAE with so many latent numbers, and networks as the section config.model.net describes them."""
+    """The VAE with so many latent dimensions, and networks as config.model.net describes them."""
     return VAE(
         encoder=residual.build(net, 2 * latent),
         decoder=residual.build(net, 2 * math.prod(spec.shape)),
@@ -150,7 +150,7 @@ def of_size(net: Any, spec: Spec, latent: int) -> VAE:
 
 
 def discretised_of(output: Float[Array, "batch outputs"], shape: tuple[int, int, int]) -> Discretised:
-    """p(x|z) of a decoder's output, two numbers for each value of `shape`."""
+    """p(x|z) from a decoder's output, two numbers for each value of `shape`."""
     mean, gamma_0 = jnp.moveaxis(output.reshape(-1, *shape, 2), -1, 0)
     return mean * process.alpha(gamma_0), gamma_0
 
@@ -164,6 +164,6 @@ def log_likelihood(
 
 
 def sample_x(keys: Array, p_x: Discretised, vocab_size: int) -> UInt8[Array, "batch *shape"]:
-    """A sample of p(x|z), by a key for each example."""
+    """A sample of p(x|z), with a key for each example."""
     draw = jax.vmap(lambda key, z_0, gamma_0: decoder_lib.sample(key, z_0, gamma_0, vocab_size))
     return draw(keys, *p_x).astype(jnp.uint8)

@@ -1,8 +1,9 @@
-"""The file that compressed images are in: a header that says what it needs, and the words of the stacks.
+"""The file format of compressed images: a header that states what decoding needs, and the words of the
+stacks.
 
   4 bytes   "vdm" and the version of this format
   4 bytes   length of the header
-  4 bytes   CRC-32 of all before it and of the header
+  4 bytes   CRC-32 of all bytes before it and of the header
   header    JSON, deflated after USUAL
   words     of the stacks, one after the other, 32 bits each, little-endian
 

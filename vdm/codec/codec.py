@@ -1,4 +1,4 @@
-"""Images as an Archive, and back, bit for bit."""
+"""Compresses images to an Archive, and back, bit for bit."""
 
 from collections.abc import Sequence
 import math
@@ -24,12 +24,12 @@ PER_STACK, MOST_STACKS = 256, 64  # images for each stack, as initial bits cost 
 
 
 class Compressed(NamedTuple):
-    """An Archive, and what became of the bits.
+    """An Archive, and the use of its bits.
 
     Attributes:
-      bits: that each image added to its stack; where the likelihood is that of an image given its label,
-        without the label.
-      initial: bits that the stacks started with, and random ones at their bottoms.
+      bits: by which each image has lengthened its stack; if the likelihood is that of an image given its
+        label, without the label.
+      initial: the bits with which the stacks started, and the random bits at their bottoms.
     """
 
     archive: Archive
@@ -44,7 +44,7 @@ def parts(made: Compressed, size: int) -> dict[str, float]:
 
 
 def compress(config: ConfigDict, run: Run, given: ImageSet) -> Compressed:
-    """The images as an Archive; shows how far it is, and the rate.
+    """Compresses images to an Archive; shows the progress, and the rate.
 
     Raises:
       UserError: a field of config.codec is not accepted; or the model has no codec, or needs labels.
@@ -92,7 +92,7 @@ def decompress(config: ConfigDict, run: Run, given: Archive, path: str) -> Image
       path: for messages.
 
     Raises:
-      UserError: it is of another model, or of a machine whose numbers may differ and not
+      UserError: the file is of another model, or of a machine whose numbers may differ without
         config.codec.anywhere; or the images are not those that were compressed.
     """
     check(config, run)
@@ -106,8 +106,8 @@ def decompress(config: ConfigDict, run: Run, given: Archive, path: str) -> Image
     )
     require(
         not differ or config.codec.anywhere,
-        f"{path!r} was compressed with {differ}: numbers may differ in their last digit, and then nothing "
-        "can be read. To try it, add --config.codec.anywhere=True; what is wrong will not pass.",
+        f"{path!r} was compressed with {differ}: probabilities may differ in their last digit, which makes "
+        "decoding impossible. To attempt it, add --config.codec.anywhere=True; wrong images are refused.",
     )
     coder = _coder(run, header["timesteps"], header["fineness"])
     images, labels = [], []
@@ -133,11 +133,11 @@ def decompress(config: ConfigDict, run: Run, given: Archive, path: str) -> Image
 
 
 def check(config: ConfigDict, run: Run) -> None:
-    """Raises UserError where config.codec has a number that is not accepted, or the model no codec."""
+    """Raises UserError if config.codec has a number that is not accepted, or the model has no codec."""
     check_config(config)
     require(
         Ability.CODE in run.model.abilities,
-        f"config.model.name is {config.model.name!r}, which has no codec: that needs {Ability.CODE.value}.",
+        f"config.model.name is {config.model.name!r}, which has no codec: it lacks {Ability.CODE.value}.",
     )
     require(jax.process_count() == 1, "a codec runs on one host; start a single process.")
 
@@ -148,7 +148,7 @@ def stacks_of(config: ConfigDict, images: int) -> int:
 
 
 def check_config(config: ConfigDict) -> None:
-    """Raises UserError where config.codec has a number that is not accepted."""
+    """Raises UserError if config.codec has a number that is not accepted."""
     steps, lanes = config.codec.timesteps, config.codec.lanes
     require(steps >= 1, f"config.codec.timesteps is {steps}; accepted: 1 or more.")
     require(lanes >= 0, f"config.codec.lanes is {lanes}; accepted: 0 (by the number of images) or more.")
@@ -157,24 +157,24 @@ def check_config(config: ConfigDict) -> None:
 
 
 def _coder(run: Run, timesteps: int, fineness: float) -> Coder:
-    # On one device, even where the run has several.
+    # On one device, even if the run has several.
     params = jax.device_put(jax.device_get(run.state.ema), jax.devices()[0])
     return coder_lib.make(run.model, params, run.data.spec.shape, timesteps, fineness)
 
 
 def _rounds(size: int, lanes: int) -> list[tuple[int, int]]:
-    """(first image, how many) of each round, in which every stack gets one."""
+    """(first image, number of images) of each round, in which every stack gets one image."""
     return [(first, min(lanes, size - first)) for first in range(0, size, lanes)]
 
 
 def _batch(labels: Any, lanes: int) -> dict[str, Any]:
-    """The batch of a round, without its images. It is always of one size, so that one compiled program does
-    both ways."""
+    """The batch of a round, without its images. Its size is fixed, so that both directions run the same
+    compiled program."""
     return {"label": _padded(labels, lanes), "augmented": np.zeros(lanes, np.float32)}
 
 
 def _padded(values: Any, lanes: int) -> Any:
-    """With zeros behind, where there are fewer than lanes."""
+    """Pads values with zeros to the number of lanes."""
     return np.concatenate([values, np.zeros((lanes - len(values), *values.shape[1:]), values.dtype)])
 
 
@@ -193,14 +193,14 @@ def _labels(run: Run, given: ImageSet) -> Any:
 
 
 def _push_labels(run: Run, stacks: Sequence[Stack], labels: Any) -> None:
-    """Where the model takes them; each is as likely as any other."""
+    """Pushes the labels if the model takes them, with uniform probabilities."""
     if run.model.takes_label:
         for stack, label in zip(stacks, labels):
             stack.push_levels(label[None], np.ones((1, run.data.spec.classes)))
 
 
 def _pop_labels(run: Run, stacks: Sequence[Stack]) -> Any:
-    """The inverse of `_push_labels`; zeros where the model takes none."""
+    """The inverse of `_push_labels`; zeros if the model takes none."""
     if not run.model.takes_label:
         return np.zeros(len(stacks), np.int32)
     likely = np.ones((1, run.data.spec.classes))

@@ -1,4 +1,4 @@
-"""How the images of a batch go onto stacks, one for each, and come back: by bits-back, or directly."""
+"""Codes the images of a batch on stacks, one image on each, and back: by bits-back coding, or directly."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,13 +13,13 @@ from vdm.codec.stack import Stack
 from vdm.contract import Ability, Batch, Latents, Model, Params, Stages
 from vdm.errors import require
 
-# Of a Gaussian in whole numbers: beyond, float64 or the coder's 24 bits do not tell them apart.
+# Limits of a Gaussian over integers, beyond which float64 or the coder's 24 bits cannot separate neighbours.
 LARGEST, WIDEST = 2.0**50, 2.0**18
 
 
 class Coder(NamedTuple):
-    """Both directions, the inverse of each other. A batch is always as large; where there are fewer stacks,
-    the images that have none are not coded.
+    """Both directions, inverse to each other. The size of a batch is fixed; with fewer stacks, the images
+    without a stack are not coded.
 
     Attributes:
       push: (stacks, batch) → None.
@@ -35,8 +35,8 @@ def make(model: Model, params: Params, shape: tuple[int, ...], timesteps: int, f
 
     Args:
       params: on one device.
-      timesteps: T of the chain, where the model can be one of any depth.
-      fineness: whole numbers for a standard deviation of a latent.
+      timesteps: T of the chain, if the model can be a chain of any depth.
+      fineness: number of integers for a standard deviation of a latent.
     """
     if Ability.EXACT in model.abilities:
         return direct(model.stages, params, shape)
@@ -45,11 +45,10 @@ def make(model: Model, params: Params, shape: tuple[int, ...], timesteps: int, f
 
 def bits_back(latents: Latents, params: Params, shape: tuple[int, ...], fineness: float) -> Coder:
     """Bits-back coding, in the order of Bit-Swap (Kingma, Abbeel & Ho 2019): z_1 is drawn and x pushed, z_2
-    is drawn and z_1 pushed, … and z_T is pushed. The bits that drawing takes from the stack are given back as
-    an image is popped, so that in the mean an image adds its negative ELBO, and few bits are needed before
-    the first.
+    is drawn and z_1 pushed, … and z_T is pushed. Decoding an image returns the bits that drawing took from
+    the stack, so that on average an image adds its negative ELBO, and few initial bits are needed.
 
-    A latent is a whole number times its width, which is a part of its smallest standard deviation.
+    A latent is an integer times its width, which is a fraction of its smallest standard deviation.
     """
     top = latents.timesteps
     widths = np.asarray(latents.deviations(params), np.float64) / fineness
@@ -64,7 +63,7 @@ def bits_back(latents: Latents, params: Params, shape: tuple[int, ...], fineness
         return (numbers * width[t - 1]).astype(np.float32).reshape(-1, *latents.shape)
 
     def scaled(t: int, of: Any, size: int) -> tuple[Any, Any]:
-        """Mean and standard deviation of z_t in whole numbers, [batch, n]."""
+        """Mean and standard deviation of z_t in units of its width, [batch, n]."""
         each = (np.broadcast_to(np.asarray(part, np.float64), (size, *latents.shape)) for part in of)
         found = [part.reshape(size, -1) / width[t - 1] for part in each]
         _check_moments(*found)
@@ -105,8 +104,8 @@ def bits_back(latents: Latents, params: Params, shape: tuple[int, ...], fineness
 
 
 def direct(stages: Stages, params: Params, shape: tuple[int, ...]) -> Coder:
-    """Each value with its probabilities given those before it. The stack turns the order around, so that the
-    last is pushed first."""
+    """Codes each value with its probabilities given the earlier values. The stack reverses the order, so the
+    last value is pushed first."""
     start = jax.jit(stages.start)
 
     @jax.jit
@@ -146,8 +145,8 @@ def _give_back(stacks: Sequence[Stack], t: int, z: Any, moments: Any) -> None:
 
 
 def _each(do: Any, stacks: Sequence[Stack], arrays: Sequence[Any]) -> Any:
-    """do(stack, its row of each of the arrays) for each stack; what that gives as rows, and zeros for those
-    without a stack."""
+    """do(stack, its row of each of the arrays) for each stack; returns the results as rows, and zeros for
+    rows without a stack."""
     found = [do(stack, *(array[row] for array in arrays)) for row, stack in enumerate(stacks)]
     if found[0] is None:
         return None
@@ -157,12 +156,12 @@ def _each(do: Any, stacks: Sequence[Stack], arrays: Sequence[Any]) -> Any:
 
 
 def _given(batch: Batch) -> Batch:
-    """What is known of a batch before its images are."""
+    """The entries of a batch that are known before its images."""
     return {name: value for name, value in batch.items() if name != "image"}
 
 
 def _check_moments(mean: Any, deviation: Any) -> None:
-    """Raises UserError where a number of such a Gaussian could not be told from its neighbours."""
+    """Raises UserError if such a Gaussian cannot separate neighbouring integers."""
     _require_finite((mean, deviation))
     require(
         np.abs(mean).max() < LARGEST and 0.0 < deviation.min() and deviation.max() < WIDEST,

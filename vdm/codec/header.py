@@ -1,4 +1,4 @@
-"""What the header of a file says of its model, its images and the machine, and whether that is so here."""
+"""The header of a file: its statements about the model, the images and the machine, and their checks."""
 
 import hashlib
 import importlib.metadata
@@ -15,7 +15,7 @@ import vdm
 from vdm.errors import require
 from vdm.run import Run
 
-# Fields of config.model that change no distribution.
+# Fields of config.model that do not change a distribution.
 OTHER = ("sampler", "sample_steps", "guidance")
 FINEST = 1024  # of config.codec.fineness
 
@@ -33,10 +33,10 @@ KINDS = {
 
 
 def check(header: Any, lanes: int, run: Run, path: str) -> None:
-    """Raises UserError where a header is none that `codec.compress` writes for such a model.
+    """Raises UserError if `codec.compress` cannot have written a header for such a model.
 
     Args:
-      lanes: how many stacks there are.
+      lanes: number of stacks.
       path: for messages.
     """
     wrong = [name for name, kind in KINDS.items() if not isinstance(header.get(name), kind)]
@@ -57,12 +57,12 @@ def check(header: Any, lanes: int, run: Run, path: str) -> None:
     require(
         not wrong,
         f"{path!r} has a header whose {', '.join(wrong)} this model cannot have; give a file that "
-        "--mode=compress wrote, and the --workdir that it was written with.",
+        "--mode=compress wrote, and the --workdir of the model.",
     )
 
 
 def made_by() -> dict[str, str]:
-    """What the last digits of a network's output may depend on."""
+    """All on which the last digits of a network's output may depend."""
     device = jax.devices()[0]
     kind = _processor() if device.platform == "cpu" else device.device_kind
     versions = {name: importlib.metadata.version(name) for name in ("jax", "constriction")}
@@ -70,7 +70,7 @@ def made_by() -> dict[str, str]:
 
 
 def differences(made: dict[str, str]) -> str:
-    """How this machine and its versions differ from those that made a file; "" where they do not."""
+    """How this machine and its versions differ from those that made a file; "" if they do not differ."""
     here = made_by()
     return "; ".join(
         f"{name} {made.get(name)}, here {own}" for name, own in here.items() if own != made.get(name)
@@ -78,7 +78,7 @@ def differences(made: dict[str, str]) -> str:
 
 
 def fingerprint(config: ConfigDict, run: Run) -> str:
-    """Of the model: its config, and each bit of its parameters."""
+    """A fingerprint of the model: its config, and each bit of its parameters."""
     found = hashlib.sha256()
     section = {name: value for name, value in config.model.to_dict().items() if name not in OTHER}
     found.update(json.dumps([section, run.data.spec], sort_keys=True, default=vars).encode())
@@ -90,7 +90,7 @@ def fingerprint(config: ConfigDict, run: Run) -> str:
 
 
 def _processor() -> str:
-    """The processor, and those of its instructions that XLA uses where they are."""
+    """The processor, and the instruction sets that XLA uses."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,5 @@
-"""Images to compress, from a folder, an .npz file or a run's own test split; and where they go back to."""
+"""Reads images to compress, from a folder, an .npz file or the run's test split; writes decompressed
+images."""
 
 from collections import Counter
 import io
@@ -18,7 +19,7 @@ TEST = "test"
 
 
 class ImageSet(NamedTuple):
-    """Images, and their labels and names where they have such."""
+    """Images, and their labels and names if they have them."""
 
     image: UInt8[np.ndarray, "images height width channels"]
     label: Int[np.ndarray, "images"] | None = None
@@ -26,10 +27,10 @@ class ImageSet(NamedTuple):
 
 
 def read(source: str, data: Data) -> ImageSet:
-    """The images that --input names.
+    """The images of --input.
 
     Raises:
-      UserError: there are none, or they are not such as the model is of.
+      UserError: there are none, or the model is not of such images.
     """
     path = pathlib.Path(source).expanduser()
     if source == TEST:
@@ -41,7 +42,7 @@ def read(source: str, data: Data) -> ImageSet:
         require(
             path.is_file(),
             f"--input is {source!r}, which does not exist; accepted: a folder of images, an .npz file, or "
-            f"{TEST!r} for the run's own test split.",
+            f"{TEST!r} for the test split of the run.",
         )
         found = _read_npz(path)
     shape, levels = data.spec.shape, data.spec.vocab_size
@@ -60,17 +61,16 @@ def read(source: str, data: Data) -> ImageSet:
 
 
 def check_target(target: pathlib.Path) -> None:
-    """Raises UserError where `write` would overwrite something but an .npz file."""
+    """Raises UserError if `write` would overwrite anything except an .npz file."""
     free = not target.exists() or (target.is_dir() and not any(target.iterdir()))
     require(
         free or (target.suffix == ".npz" and target.is_file()),
-        f"--output is {str(target)!r}, which is there already; give a new folder, or a name that ends in "
-        ".npz.",
+        f"--output is {str(target)!r}, which exists already; give a new folder, or a name that ends in .npz.",
     )
 
 
 def write(target: pathlib.Path, found: ImageSet) -> None:
-    """Writes an .npz file, or else a folder of PNG files, whole or not at all.
+    """Writes an .npz file, or otherwise a folder of PNG files, atomically.
 
     Raises:
       UserError: it cannot be written.
@@ -89,7 +89,7 @@ def write(target: pathlib.Path, found: ImageSet) -> None:
 
 
 def _names(given: ImageSet) -> list[str]:
-    """Of the PNG files: those that the images had, with another ending where it was no .png."""
+    """The names of the PNG files: those of the images, with the suffix .png."""
     if given.names is None:
         digits = len(str(len(given.image) - 1))
         return [f"{number:0{digits}}.png" for number in range(len(given.image))]
@@ -98,7 +98,7 @@ def _names(given: ImageSet) -> list[str]:
         path = pathlib.PurePosixPath(name)
         require(
             not path.is_absolute() and ".." not in path.parts and not {"\\", "\0"} & set(name) and path.name,
-            f"an image is called {name!r}, which lies outside of --output; {instead}",
+            f"an image is called {name!r}, which lies outside --output; {instead}",
         )
     found = [name if name.lower().endswith(".png") else f"{name}.png" for name in given.names]
     twice = [name for name, count in Counter(name.casefold() for name in found).items() if count > 1]
@@ -121,8 +121,8 @@ def _read_folder(path: pathlib.Path, spec: Spec) -> ImageSet:
         require(
             own == mode and frames == 1 and pixels.shape[:2] == tuple(spec.shape[:2]),
             f"{str(file)!r} is {pixels.shape[0]} × {pixels.shape[1]}, mode {own}, {frames} of them; accepted "
-            f"by this model: {spec.shape[0]} × {spec.shape[1]}, mode {mode}, one. A codec changes nothing: "
-            "convert it first.",
+            f"by this model: {spec.shape[0]} × {spec.shape[1]}, mode {mode}, one. The codec is lossless and "
+            "does not convert: convert the image first.",
         )
         images.append(pixels.reshape(spec.shape))
     names = [file.relative_to(path).as_posix() for file in files]
@@ -143,7 +143,7 @@ def _read_npz(path: pathlib.Path) -> ImageSet:
     for what, array, kinds in (("label", label, "iu"), ("name", names, "U")):
         require(
             array is None or (array.shape == image.shape[:1] and array.dtype.kind in kinds),
-            f"--input is {str(path)!r}, with a {what!r} that is not one for each image.",
+            f"--input is {str(path)!r}, whose array {what!r} does not have one entry for each image.",
         )
     image = image[..., None] if image.ndim == 3 else image
     return ImageSet(image, label, None if names is None else names.tolist())

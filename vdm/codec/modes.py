@@ -1,4 +1,5 @@
-"""--mode=compress and --mode=decompress: images to a file as short as the model's bound says, and back."""
+"""--mode=compress and --mode=decompress: images to a file of about the size of the model's bound, and
+back."""
 
 import pathlib
 
@@ -9,7 +10,7 @@ from vdm.codec import archive, codec, image_io
 
 
 def compress(config: ConfigDict, workdir: pathlib.Path, source: str, target: str) -> None:
-    """Compresses the images that --input names to the file --output, and says how long it is.
+    """Compresses the images of --input to the file --output, and prints its size.
 
     Raises:
       UserError: the workdir has no checkpoint; or --input, --output or a field of config.codec is not

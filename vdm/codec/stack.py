@@ -1,10 +1,10 @@
-"""A stack of bits, on which values are pushed with a distribution, and from which they are popped.
+"""A stack of bits on which values are pushed with a distribution, and from which they are popped.
 
-Pushing a value of probability P adds −log₂ P bits; popping it takes them away again. Popping with a
-distribution of which nothing was pushed draws from that distribution, with the bits of the stack for dice.
-The coder is asymmetric numeral systems, of constriction, with probabilities of 24 bits.
+Pushing a value of probability P adds −log₂ P bits; popping it removes them again. Popping a value that was
+not pushed draws it from the given distribution, with the bits of the stack as randomness. The coder is
+asymmetric numeral systems, from the package constriction, with probabilities of 24 bits.
 
-Gaussians are those of whole numbers: P(k) is the Gaussian's mass from k − ½ to k + ½.
+Gaussians are over integers: P(k) is the Gaussian's mass from k − ½ to k + ½.
 """
 
 from collections.abc import Iterator
@@ -21,29 +21,29 @@ from vdm.errors import UserError
 Numbers = Int[np.ndarray, "n"]
 Reals = Float[np.ndarray, "n"]
 
-# A Gaussian reaches this many standard deviations at least, and less than twice as many. A value that is
-# drawn never lies outside, and one that is pushed does so at the cost of some more bits.
+# A Gaussian reaches at least this many standard deviations, and less than twice as many. A drawn value never
+# lies outside; a pushed value may, and then costs additional bits.
 REACH = 6.0
-SYMBOL = 24  # bits that popping a symbol takes at most
+SYMBOL = 24  # largest number of bits that popping a symbol takes
 DIGIT = 16  # bits that are scrambled together
 ENTROPY = math.sqrt(2.0 * math.pi * math.e)  # 2^entropy of a Gaussian, in standard deviations
 # The words of a new stack, bottom first: the fewest with which probabilities are exact to their 24 bits.
 START = np.array([0, 1], np.uint32)
 START_BITS = 32
-LENGTHS = 25  # of what is said of a value outside: 0 to 24 bits
+LENGTHS = 25  # number of possible bit lengths of a value outside: 0 to 24
 
 
 class Damaged(Exception):
-    """A value cannot have been drawn from its distribution: the bits are not those that were written, or the
-    distributions are not."""
+    """A value cannot have been drawn from its distribution: the bits, or the distributions, are not those of
+    the file."""
 
 
 class Stack:
-    """One stack. It starts with next to no bits, and takes random ones for its bottom, only as many as it
-    needs; or it starts with the words of a file.
+    """One stack. It starts almost empty, and takes random bits at its bottom, only as many as it needs; or it
+    starts with the words of a file.
 
     Args:
-      seed, number: what those random bits depend on.
+      seed, number: determine the random bits.
       words: of a file.
 
     Raises:
@@ -52,7 +52,7 @@ class Stack:
 
     def __init__(self, seed: int, number: int, words: Any = None):
         self._seed, self._number = seed, number
-        self._made = 0  # random words so far, of which the lowest is the newest
+        self._made = 0  # number of random words so far; the lowest word is the newest
         self._grows = words is None
         try:
             self._coder = constriction().stream.stack.AnsCoder(START if words is None else words)
@@ -62,25 +62,25 @@ class Stack:
 
     @property
     def bits(self) -> float:
-        """How many were added to those that it started with and the random ones."""
+        """The number of bits that were added to the initial and the random ones."""
         words, top = self._coder.pos()
         return 32 * words + math.log2(top) - START_BITS - 32 * self._made
 
     def words(self) -> tuple[Any, int]:
-        """The stack as 32-bit words, bottom first, without those that were never reached; and how many of
-        the random words are among them."""
-        untouched = max(0, min(self._made, self._lowest - 2))  # its top has two words
+        """The stack as 32-bit words, bottom first, without those that were never reached; and the number of
+        random words among them."""
+        untouched = max(0, min(self._made, self._lowest - 2))  # the top has two words
         return self._coder.get_compressed()[untouched:], self._made - untouched
 
     def is_bottom(self, initial: int) -> bool:
-        """Whether it holds nothing but what it started with and its `initial` random words."""
+        """Whether it contains only what it started with and its `initial` random words."""
         return np.array_equal(self._coder.get_compressed(), np.append(self._random(0, initial), START))
 
     def draw(self, mean: Reals, deviation: Reals, turn: int) -> Numbers:
-        """Pops numbers of Gaussians, which are random, as they had not been pushed.
+        """Draws integers from Gaussians, by popping values that were not pushed.
 
         Args:
-          turn: how the bits are scrambled first: another one each time.
+          turn: selects the scrambling of the bits beforehand; must differ between calls.
         """
         self._scramble(deviation, turn)
         base, numbers = np.rint(mean), np.empty(mean.shape)
@@ -92,7 +92,7 @@ class Stack:
         """The inverse of `draw`.
 
         Raises:
-          Damaged: a number is one that it cannot have given.
+          Damaged: `draw` cannot have returned one of the numbers.
         """
         base = np.rint(mean)
         for reach, where in reversed(list(_groups(deviation))):
@@ -124,7 +124,7 @@ class Stack:
         return (numbers + base).astype(np.int64)
 
     def push_levels(self, levels: Numbers, probabilities: Float[np.ndarray, "n vocab_size"]) -> None:
-        """Pushes levels, each with the probabilities of its own."""
+        """Pushes levels, each with its own probabilities."""
         self._push(levels, categorical(), probabilities)
 
     def pop_levels(self, probabilities: Float[np.ndarray, "n vocab_size"]) -> Numbers:
@@ -132,11 +132,11 @@ class Stack:
         return self._pop(categorical(), probabilities)
 
     def _scramble(self, deviation: Reals, turn: int) -> None:
-        """Flips a fixed random half of the bits at the top, of about as many as are drawn with such
-        deviations. Done twice, it does nothing.
+        """Flips a fixed random half of the bits at the top, about as many as are drawn with such deviations.
+        A second call undoes it.
 
-        Else a value would be drawn with the bits of one that was just pushed: where in its distribution that
-        one lay would say where this one will.
+        Otherwise a value would be drawn with the bits of a value that was just pushed, so that the two would
+        be dependent.
         """
         bits = np.sum(np.log2(np.maximum(ENTROPY * deviation, 1.0)))
         count = int(bits) // DIGIT + 2
@@ -146,7 +146,7 @@ class Stack:
         self._coder.encode_reverse(digits ^ pad(turn + count)[turn:], uniform(1 << DIGIT))
 
     def _push_whole(self, value: int) -> None:
-        """Any number from 0 on: how many bits it has, and those below the first."""
+        """Pushes any integer from 0 on: its number of bits, and its bits below the first."""
         length = value.bit_length()
         if length >= LENGTHS:
             raise UserError(
@@ -175,7 +175,7 @@ class Stack:
         return symbols
 
     def _reserve(self, bits: int) -> None:
-        """Puts more random words under the stack, where to pop so many bits could empty it."""
+        """Puts more random words under the stack if popping so many bits could empty it."""
         more = 3 + bits // 32 - self._coder.num_words()
         if self._grows and more > 0:
             below = self._random(self._made, self._made + more)
@@ -186,7 +186,7 @@ class Stack:
             self._lowest += more
 
     def _random(self, first: int, last: int) -> Any:
-        """Random words, the last at the bottom; none is 0, which could not be the top of a stack."""
+        """Random words, the last at the bottom; none is 0, which cannot be the top of a stack."""
         name = f"{self._seed} {self._number}"
         if first == last:
             return np.zeros(0, np.uint32)
@@ -195,7 +195,7 @@ class Stack:
 
 
 def _groups(deviation: Reals) -> Iterator[tuple[int, Any]]:
-    """(reach in whole numbers, where) of the Gaussians that reach as far."""
+    """(reach in integers, their positions) of the Gaussians with the same reach."""
     reach = np.exp2(np.ceil(np.log2(np.maximum(REACH * deviation, 1.0)))).astype(np.int64)
     if reach.min() == reach.max():
         yield int(reach[0]), slice(None)
@@ -205,7 +205,7 @@ def _groups(deviation: Reals) -> Iterator[tuple[int, Any]]:
 
 
 def pad(count: int) -> Int[np.ndarray, "count"]:
-    """The first of an endless row of random digits, always the same."""
+    """The first digits of an endless sequence of random digits, always the same."""
     return _digits(1 << count.bit_length())[:count]
 
 
@@ -216,7 +216,7 @@ def _digits(count: int) -> Int[np.ndarray, "count"]:
 
 
 def constriction() -> Any:
-    """The package, imported only now, as most runs need none of it."""
+    """The package, imported late, as few runs need it."""
     import constriction
 
     return constriction
@@ -224,13 +224,13 @@ def constriction() -> Any:
 
 @functools.cache
 def gaussian(reach: int) -> Any:
-    """Gaussians of the whole numbers from −reach to reach, the ends taking all that lies outside."""
+    """Gaussians over the integers from −reach to reach; the end points contain the mass beyond."""
     return constriction().stream.model.QuantizedGaussian(-reach, reach)
 
 
 @functools.cache
 def uniform(count: int) -> Any:
-    """All of 0 … count − 1 alike."""
+    """The uniform distribution on 0 … count − 1."""
     return constriction().stream.model.Uniform(count)
 
 

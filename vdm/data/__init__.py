@@ -1,1 +1,1 @@
-"""Images in: sources, the order of training, batches, augmentation, and what is kept on the devices."""
+"""Data sets: sources, the order of training, batches, augmentation, and storage on the devices."""

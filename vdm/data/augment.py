@@ -1,7 +1,7 @@
 """Augmentation of the paper's CIFAR-10 run: flips, 90° rotations, channel permutations.
 
-Each kind of change is applied to a random half of the images, each for itself. A flag says of each image
-whether any was: the model is conditioned on it, so that evaluation can ask for the images as they are.
+Each kind of change is applied to a random half of the images, independently. A flag of each image states
+whether it was changed; the model is conditioned on it, so that evaluation is of unchanged images.
 """
 
 import itertools
@@ -16,31 +16,31 @@ KINDS = ("flip", "rotate", "channels")
 
 
 def kinds(text: str) -> tuple[str, ...]:
-    """The kinds that config.data.augment names."""
+    """The kinds of changes in config.data.augment."""
     return tuple(filter(None, text.split(",")))
 
 
 def check_shape(names: tuple[str, ...], shape: tuple[int, int, int]) -> None:
-    """Raises UserError where a kind of change cannot be applied to images of this shape."""
+    """Raises UserError if a kind of change cannot be applied to images of this shape."""
     height, width, _ = shape
     require(
         "rotate" not in names or height == width,
         f"config.data.augment has 'rotate', but the images are {height} × {width}; "
-        "rotating by 90° needs square ones.",
+        "rotating by 90° needs square images.",
     )
 
 
 def augment(
     keys: Key[Array, "batch"], images: UInt8[Array, "batch height width channels"], names: tuple[str, ...]
 ) -> tuple[UInt8[Array, "batch height width channels"], Float[Array, "batch"]]:
-    """Changes each image by its own key.
+    """Changes each image with its key.
 
     Args:
-      images: height is equal to width for "rotate".
-      names: the kinds of change, each one of KINDS.
+      images: of equal height and width for "rotate".
+      names: the kinds of changes, each one of KINDS.
 
     Returns:
-      The images, and for each 1 where it was changed, else 0.
+      The images, and for each image 1 if it was changed, else 0.
     """
 
     def one(key, image):

@@ -1,8 +1,8 @@
 """Batches: a shuffled stream for training, and each image once for evaluation.
 
 The order of training is a function of the seed and the position alone. So a run resumes in the middle of an
-epoch, and every host knows which part of each batch is its own. A split that is small enough is kept on the
-devices, or in memory.
+epoch, and every host knows its part of each batch. A split that is small enough is kept on the devices, or in
+memory.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,19 +22,18 @@ from vdm.runtime import cache
 def train_batches(
     split: Split, config: ConfigDict, chunks: Iterable[tuple[int, int]]
 ) -> Iterator[tuple[int, int, Examples]]:
-    """The batches of the training step, of several steps at a time.
+    """The batches of the training step, several steps at a time.
 
-    Where the split is kept on the devices (`fits`), a batch is only indices; else it is images, which
+    If the split is kept on the devices (`fits`), a batch consists of indices; otherwise of images, which
     Grain's threads read ahead, across chunks.
 
     Args:
       config: the whole config.
-      chunks: (first step, number of steps), one after the other without a gap, from any step on and up to
-        config.train.steps.
+      chunks: (first step, number of steps), consecutive, from any step up to config.train.steps.
 
     Yields:
       For each chunk its first step, its number of steps, and {"index": …} or {"image": …, "label": …}, with
-      [local devices, steps, batch per device] in front.
+      the leading axes [local devices, steps, batch per device].
     """
     hosts, host = jax.process_count(), jax.process_index()
 
@@ -44,7 +43,7 @@ def train_batches(
     def batches_from(first):
         if fits(split, config.data):
             return ({"index": indices(step).astype(np.int32)} for step in itertools.count(first))
-        import grain  # only now, as it takes a while to import
+        import grain  # a late import, as it is slow
 
         return iter(
             grain.MapDataset.range(first, config.train.steps)
@@ -72,15 +71,15 @@ def _stacked(steps: list[Examples]) -> Examples:
 
 
 def eval_batches(split: Split, batch_size: int, limit: int = 0) -> Iterator[Examples]:
-    """This host's share of a split in order, each example once, the last short batch included.
+    """This host's share of a split in order, each example once, with the last short batch.
 
     Args:
-      batch_size: of this host. The last batch is filled up with copies of example 0.
-      limit: only so many examples of the split; 0 for all.
+      batch_size: of this host. The last batch is padded with copies of example 0.
+      limit: number of examples to read; 0 for all.
 
     Yields:
-      {"image", "label", "augmented": zeros, "index": int32, the place in the split, "real": bool, false for
-      what only fills up}, each [batch_size, …]. Every host yields the same number of batches.
+      {"image", "label", "augmented": zeros, "index": int32, the index in the split, "real": bool, False for
+      padding}, each [batch_size, …]. Every host yields the same number of batches.
     """
     size = limit or split.size
     hosts, host = jax.process_count(), jax.process_index()
@@ -97,9 +96,9 @@ def eval_batches(split: Split, batch_size: int, limit: int = 0) -> Iterator[Exam
 
 
 def order(seed: int, positions: Int[np.ndarray, "batch"], size: int) -> Int[np.ndarray, "batch"]:
-    """Which example stands at each position of training.
+    """The index of the example at each position of training.
 
-    Each run of `size` positions is one epoch, a permutation of its own of all examples.
+    Each run of `size` positions is one epoch, a new permutation of all examples.
     """
     positions = np.asarray(positions, np.int64)
     indices = np.empty_like(positions)
@@ -121,17 +120,17 @@ def _permutation(seed: int, epoch: int, size: int) -> Int[np.ndarray, "size"]:
 
 
 def fits(split: Split, section: ConfigDict) -> bool:
-    """Whether the split is small enough to be kept whole; `section` is config.data."""
+    """Whether the split is small enough to be kept in memory; `section` is config.data."""
     return split.nbytes <= section.on_device_gib * 2**30
 
 
 def resident_arrays(split: Split, section: ConfigDict) -> Examples:
-    """All of a training split, to put on the devices; {} where it does not fit and is streamed."""
+    """All examples of a training split, for the devices; {} if it does not fit and is streamed."""
     return read_all(split) if fits(split, section) else {}
 
 
 def resident_shapes(split: Split, section: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes and types of `resident_arrays`, for which one example is read."""
+    """The shapes and types of `resident_arrays`, from one example."""
     if not fits(split, section):
         return {}
     one = split.read(np.zeros(1, int))
@@ -139,7 +138,7 @@ def resident_shapes(split: Split, section: ConfigDict) -> dict[str, jax.ShapeDty
 
 
 def in_memory_if_it_fits(split: Split, section: ConfigDict) -> Split:
-    """The split over arrays where it is read from files and fits; else the split itself."""
+    """The split over arrays if it is read from files and fits; otherwise the split itself."""
     if not split.files or not fits(split, section):
         return split
     found = read_all(split)
@@ -147,8 +146,8 @@ def in_memory_if_it_fits(split: Split, section: ConfigDict) -> Split:
 
 
 def read_all(split: Split) -> Examples:
-    """All of a split. What is read from files is kept in the cache (cache.arrays), where the split says under
-    which name."""
+    """All examples of a split. Examples from files are cached (cache.arrays), if the split has a cache
+    name."""
 
     def read():
         parts = np.array_split(np.arange(split.size), max(1, split.size // 1024))

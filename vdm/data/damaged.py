@@ -1,5 +1,5 @@
-"""Damaged data: what a library says of damaged bytes becomes one line; and a split without its damaged
-examples, config.data.skip_damaged."""
+"""Damaged data: turns a decoder's error into one line, and makes a split without its damaged examples
+(config.data.skip_damaged)."""
 
 from collections.abc import Iterator
 import contextlib
@@ -13,8 +13,8 @@ from vdm.data.dataset import Split, some_of
 from vdm.errors import UserError, one_line, require
 from vdm.runtime import cache
 
-# What is wrong with a path. Any other error number is of the machine, such as too many open files, and then
-# nothing is known of the data.
+# Errors that concern a path. Any other error number is of the machine, such as too many open files, and says
+# nothing about the data.
 OF_PATHS = {
     getattr(errno, name)
     for name in ("ENOENT", "EACCES", "EPERM", "EISDIR", "ENOTDIR", "ELOOP", "ENAMETOOLONG", "EINVAL", "ENXIO")
@@ -22,15 +22,16 @@ OF_PATHS = {
 
 
 class Damaged(UserError):
-    """An example cannot be read. A Split's `read` raises it, and config.data.skip_damaged goes on without."""
+    """An example cannot be read. A Split's `read` raises it, and config.data.skip_damaged omits the
+    example."""
 
 
 @contextlib.contextmanager
 def decoding(what: str) -> Iterator[None]:
-    """Raises Damaged, "`what`: why", for all that a decoder raises of bytes that are damaged.
+    """Raises Damaged, "`what`: why", for every error that a decoder raises on damaged bytes.
 
-    Decoders raise exceptions of many kinds, so that it is every kind here, and within it only their calls
-    belong. What the machine lacks is raised as it is: the data may be whole.
+    Decoders raise exceptions of many types, so all types are caught, and only calls of decoders belong within
+    the context. Errors of the machine are raised unchanged: the data may be intact.
     """
     try:
         yield
@@ -44,18 +45,18 @@ def decoding(what: str) -> Iterator[None]:
         raise Damaged(f"{what}: {one_line(error) or type(error).__name__}.") from error
 
 
-BLOCK = 64  # examples that are read at a time
-SHOWN = 3  # damaged ones that are told of
+BLOCK = 64  # examples to read at a time
+SHOWN = 3  # damaged examples in a message
 
 
 def without_damaged(split: Split, name: str) -> Split:
-    """The split without what its `read` raises Damaged of. It prints how many that are, and some of them.
+    """The split without the examples for which `read` raises Damaged. Prints their number and some of them.
 
     Args:
       name: of the split, for messages.
 
     Raises:
-      UserError: nothing is left.
+      UserError: all examples are damaged.
     """
 
     def look():
@@ -70,17 +71,17 @@ def without_damaged(split: Split, name: str) -> Split:
     left_out = split.size - len(kept)
     some = " ".join(found["said"].tolist()) + " …" * (left_out > SHOWN)
     says = f"{left_out:,} of {split.size:,} {name} images are damaged"
-    require(len(kept), f"{says}, and none is left: {some} Give data that are whole.")
+    require(len(kept), f"{says}, and no image is left: {some} Give data that are intact.")
     if jax.process_index() == 0:
         print(f"{says} and left out: {some}", flush=True)
     return some_of(split, kept, "without the damaged")
 
 
 def _look(split: Split, name: str) -> tuple[list[int], list[str]]:
-    """The examples that can be read, and what is said of the first few that cannot."""
+    """The indices of the examples that can be read, and the errors of the first few that cannot."""
     kept: list[int] = []
     said: list[str] = []
-    with tqdm(total=split.size, desc=f"looking at the {name} images", leave=False, disable=None) as bar:
+    with tqdm(total=split.size, desc=f"checking the {name} images", leave=False, disable=None) as bar:
         for first in range(0, split.size, BLOCK):
             block = np.arange(first, min(first + BLOCK, split.size))
             try:

@@ -1,4 +1,4 @@
-"""A data set: two splits of random access, and what a model must know of their images."""
+"""A data set: two splits with random access, and the properties of their images that a model needs."""
 
 from collections.abc import Callable
 import dataclasses
@@ -10,17 +10,17 @@ from vdm.arrays import Images
 from vdm.errors import UserError, require
 
 Labels = Int[np.ndarray, "images"]
-# "image": uint8 [batch, height, width, channels]; "label": int32 [batch], zeros where there are no labels.
+# "image": uint8 [batch, height, width, channels]; "label": int32 [batch], zeros if there are no labels.
 Examples = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What a model must know of the data: the shape of an image, its levels, its labels."""
+    """The properties of the data that a model needs: the shape of an image, its levels, its labels."""
 
     shape: tuple[int, int, int]  # height, width, channels
     vocab_size: int  # each value is an integer in 0 … vocab_size − 1
-    classes: int  # 0 where there are no labels
+    classes: int  # 0 if there are no labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Split:
     """Random access to examples.
 
     Attributes:
-      size: how many there are.
+      size: number of examples.
       read: from indices, int [batch], to the examples.
-      nbytes: how much memory all its images take.
-      files: all the files that `read` depends on; () where the images are in memory.
-      cache_name: tells apart what the cache keeps of it; source.load sets it. "" is never kept.
+      nbytes: memory of all its images.
+      files: all files on which `read` depends; () if the images are in memory.
+      cache_name: identifies it in the cache; set by source.load. "" disables the cache.
     """
 
     size: int
@@ -44,7 +44,7 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """A data set: its splits and what a model must know of them; `validation` chooses the best checkpoint."""
+    """A data set: its splits and its Spec; the split `validation` selects the best checkpoint."""
 
     train: Split
     test: Split
@@ -53,7 +53,7 @@ class Data:
 
 
 def blank(spec: Spec) -> Examples:
-    """One example of level 0, as an Examples with "augmented": where only the shapes are of interest."""
+    """One example of level 0, as an Examples with "augmented", when only the shapes matter."""
     return {
         "image": np.zeros((1, *spec.shape), np.uint8),
         "label": np.zeros(1, np.int32),
@@ -62,7 +62,8 @@ def blank(spec: Spec) -> Examples:
 
 
 def without_images(spec: Spec, why: str) -> Data:
-    """A data set of which no more than the spec is known. To read an image of it raises UserError: `why`."""
+    """A data set without images, of which only the spec is known. Reading an image raises UserError:
+    `why`."""
 
     def read(indices):
         raise UserError(why)
@@ -91,7 +92,8 @@ def in_memory(images: Images, labels: Labels | None = None) -> Split:
 
 
 def held_out(split: Split, count: int) -> tuple[Split, Split]:
-    """Two splits of one, to train and to test: the second is a fixed random choice of `count` examples."""
+    """Splits a split into two, to train and to test: the second is a fixed random choice of `count`
+    examples."""
     shuffled = np.random.default_rng(0).permutation(split.size)
     return (
         some_of(split, shuffled[:-count], f"without {count} held out"),
@@ -100,7 +102,7 @@ def held_out(split: Split, count: int) -> tuple[Split, Split]:
 
 
 def some_of(split: Split, numbers: Int[np.ndarray, "some"], name: str) -> Split:
-    """The examples of a split with these numbers; the name tells them apart in the cache."""
+    """The examples of a split with these indices; the name identifies them in the cache."""
     return dataclasses.replace(
         split,
         size=len(numbers),

@@ -14,9 +14,9 @@ from vdm.data.source import Source
 @dataclasses.dataclass(frozen=True)
 class Digits(Source):
     """scikit-learn's 1,797 handwritten digits, 8 × 8 with 17 levels and labels; 360, a fixed random choice,
-    are held out. They come with scikit-learn: nothing is downloaded.
+    are held out. The installed scikit-learn contains them: nothing is downloaded.
 
-    The file has 64 values and a label a line. scikit-learn itself takes a second to import, and is not.
+    Each line of the file has 64 values and a label. scikit-learn is not imported, as that takes a second.
     """
 
     def load(self) -> Data:

@@ -1,5 +1,5 @@
-"""Fingerprints of images: two bits/dim compare only where these are the same. And data.json, which holds them
-and what a model must know of its data."""
+"""Fingerprints of images, as bits/dim are comparable only on the same images; and data.json, which holds them
+with the Spec of the data."""
 
 from collections.abc import Iterable, Mapping
 import dataclasses
@@ -14,8 +14,8 @@ from vdm.data.dataset import Data, Images, Spec, Split
 from vdm.errors import UserError, require
 from vdm.runtime.atomic import write_text
 
-BLOCK = 1024  # images that are read at a time
-LOOK = 256  # images of a split that a start looks at
+BLOCK = 1024  # images to read at a time
+LOOK = 256  # images of a split that are checked at a start
 
 # Of whole test splits; docs/guide/data.md. The subsets of CIFAR-10 and MNIST have 1,017 and 1,000 images.
 KNOWN = {
@@ -27,12 +27,12 @@ KNOWN = {
 
 
 def of_images(images: Images, vocab_size: int) -> str:
-    """Of images: their number and shape, their levels, each value, and their order."""
+    """The fingerprint of images: their number and shape, their levels, each value, and their order."""
     return _of([images], images.shape, vocab_size)
 
 
 def of_split(split: Split, spec: Spec, count: int) -> str:
-    """`of_images` of the first `count` of a split."""
+    """`of_images` of the first `count` images of a split."""
     blocks = (
         split.read(np.arange(first, min(first + BLOCK, count)))["image"] for first in range(0, count, BLOCK)
     )
@@ -40,13 +40,13 @@ def of_split(split: Split, spec: Spec, count: int) -> str:
 
 
 def named(fingerprint: str) -> str:
-    """The fingerprint, with the name of the images where they are KNOWN."""
+    """The fingerprint, with the name of the images if they are KNOWN."""
     return f"{fingerprint} ({KNOWN[fingerprint]})" if fingerprint in KNOWN else fingerprint
 
 
 def about(data: Data) -> dict[str, Any]:
-    """What data.json holds of a data set: "train" and "test", how many images and a fingerprint of some of
-    them; and "spec", the fields of its Spec."""
+    """The contents of data.json for a data set: "train" and "test", each the number of images and a
+    fingerprint of some of them; and "spec", the fields of its Spec."""
     spec, splits = data.spec, {"train": data.train, "test": data.test}
     return {name: _look(split, spec) for name, split in splits.items()} | {"spec": fields(spec)}
 
@@ -61,7 +61,7 @@ def fields(spec: Spec) -> dict[str, Any]:
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
-    """What a data.json holds; nothing where it is not there.
+    """The contents of a data.json; {} if it does not exist.
 
     Raises:
       UserError: it is damaged.
@@ -74,16 +74,16 @@ def read(path: pathlib.Path) -> dict[str, Any]:
             raise ValueError("it holds no names")
     except ValueError as error:
         raise UserError(
-            f"{str(path)!r} is damaged ({error}); delete it, if the data are still the same."
+            f"{str(path)!r} is damaged ({error}); delete it if the data are unchanged."
         ) from error
     return found
 
 
 def spec_of(known: Mapping[str, Any], path: pathlib.Path) -> Spec | None:
-    """The Spec in what `about` gave; None where an older version gave none.
+    """The Spec in the result of `about`; None if an older version wrote none.
 
     Args:
-      path: of the file that holds it, for messages.
+      path: of the file, for messages.
 
     Raises:
       UserError: it is damaged.
@@ -107,19 +107,19 @@ def spec_of(known: Mapping[str, Any], path: pathlib.Path) -> Spec | None:
 
 
 def write(path: pathlib.Path, known: Mapping[str, Any]) -> None:
-    """Writes a data.json, whole or not at all."""
+    """Writes a data.json atomically."""
     write_text(path, json.dumps(known, indent=2) + "\n")
 
 
 def check(path: pathlib.Path, data: Data, keep: bool) -> None:
-    """Compares the data with what a run was started with, by a look at some images of each split.
+    """Compares the data with those with which a run was started, by some images of each split.
 
     Args:
       path: data.json of the workdir.
-      keep: whether to write it where it is not there, or holds less.
+      keep: whether to write it if it does not exist, or lacks a key.
 
     Raises:
-      UserError: there are more or fewer images, or others.
+      UserError: the number of images, or an image, differs.
     """
     before, now = read(path), about(data)
     then = {"spec": now["spec"]} | (before or now)  # an older version wrote no spec
@@ -127,8 +127,8 @@ def check(path: pathlib.Path, data: Data, keep: bool) -> None:
         what = "shape, levels and classes" if name == "spec" else f"{name} images"
         require(
             then.get(name) == now[name],
-            f"the {what} are not those that this run was started with: {then.get(name)} then, {now[name]} "
-            f"now ({str(path)!r}). Give the data of that time, or another --workdir.",
+            f"the {what} are not those with which this run was started: {then.get(name)} then, {now[name]} "
+            f"now ({str(path)!r}). Give the original data, or another --workdir.",
         )
     if keep and before != now:
         write(path, now)

@@ -1,4 +1,4 @@
-"""A folder of image files, read each time that they are needed."""
+"""A folder of image files, which are read whenever they are needed."""
 
 import dataclasses
 import pathlib
@@ -22,15 +22,15 @@ Labelled = tuple[pathlib.Path, str]  # an image and the name of its label
 
 @dataclasses.dataclass(frozen=True)
 class Folder(Source):
-    """A folder of image files, of 256 levels: its subfolder test/ (or val/), or a tenth of it, is held out.
+    """A folder of image files with 256 levels: its subfolder test/ (or val/), or a tenth of it, is held out.
 
-    Where it has subfolders train/ and test/ (or val/), these are the splits; else a tenth of the images is
-    held out. Below that, one more level of folders is the labels. The first image says for all whether they
-    are grey or in colour: the first that can be read, where the damaged ones are skipped.
+    Subfolders train/ and test/ (or val/) are the splits; without them a tenth of the images is held out. The
+    next level of folders is the labels. The first readable image determines whether all are grey or in
+    colour.
 
     Attributes:
       data_dir: the folder.
-      image_size: side that images are cropped to their middle and resized to; 0: as they are.
+      image_size: side to which images are cropped at their centre and resized; 0: unchanged.
     """
 
     data_dir: str = ""
@@ -38,14 +38,14 @@ class Folder(Source):
 
     def check(self) -> None:
         super().check()
-        accept("image_size", 0 <= self.image_size <= LARGEST, f"0 (as they are) to {LARGEST}")
+        accept("image_size", 0 <= self.image_size <= LARGEST, f"0 (unchanged) to {LARGEST}")
 
     def load(self) -> Data:
         root = existing_path(self.data_dir, self.name, "a folder of images")
         parts = _parts(root)
         require(
             all(parts),
-            f"config.data.data_dir is {str(root)!r}, where too few images were found for a training and a "
+            f"config.data.data_dir is {str(root)!r}, which has too few images for a training and a "
             f"test split; accepted: files that end in {', '.join(SUFFIXES)}.",
         )
         names = sorted({label for part in parts for _, label in part})
@@ -66,7 +66,7 @@ class Folder(Source):
         return Data(train, test, Spec((size[1], size[0], len(mode)), 256, classes))
 
     def _format(self, paths: list[pathlib.Path]) -> tuple[str, tuple[int, int]]:
-        """The mode "L" or "RGB" of the first image, and its width and height, which are those of all."""
+        """The mode "L" or "RGB" of the first image, and its width and height, which all images must have."""
         for path in paths:
             try:
                 with image_files.opened(path) as image:
@@ -101,7 +101,7 @@ def _images(root: pathlib.Path) -> list[Labelled]:
 def _read(
     path: pathlib.Path, mode: str, size: tuple[int, int], resize: bool
 ) -> UInt8[np.ndarray, "height width channels"]:
-    """One image, cropped to its middle and resized to `size` where `resize` allows it."""
+    """One image, cropped at its centre and resized to `size` if `resize`."""
     from PIL import Image, ImageOps
 
     with image_files.opened(path) as file:
@@ -110,7 +110,7 @@ def _read(
         require(
             resize,
             f"{str(path)!r} is {image.size[0]} × {image.size[1]}, the first image {size[0]} × {size[1]}; "
-            "they must be of one size. To crop and resize them all, set --config.data.image_size=SIDE.",
+            "all must have the same size. To crop and resize them, set --config.data.image_size=SIDE.",
         )
         image = ImageOps.fit(image, size, Image.Resampling.BOX)
     pixels = np.asarray(image, np.uint8)

@@ -1,4 +1,4 @@
-"""Image files: how large they say they are is known before they are decoded."""
+"""Image files, whose declared size is checked before they are decoded."""
 
 from collections.abc import Iterator
 import contextlib
@@ -11,18 +11,18 @@ import numpy as np
 from vdm.data.damaged import Damaged, decoding
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # whatever the suffix says; Pillow has some that run programs
-LARGEST = 89_478_485  # pixels: from here on Pillow, too, suspects a bomb
-warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # it is refused below
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # for any suffix; some formats of Pillow run programs
+LARGEST = 89_478_485  # pixels; from this size on Pillow, too, suspects a decompression bomb
+warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # such an image is refused below
 
 
 @contextlib.contextmanager
 def opened(path: pathlib.Path) -> Iterator[Any]:
-    """The PIL image of a file, which is decoded when its pixels are asked for; of an animation, the first.
-    Within it, only calls of Pillow belong.
+    """The PIL image of a file, decoded on the first access to its pixels; of an animation, the first frame.
+    Only calls of Pillow belong within the context.
 
     Raises:
-      Damaged: it cannot be read, or is too large; so it is for what is asked for within.
+      Damaged: the file cannot be read or is too large, or a call within the context fails.
     """
     from PIL import Image
 
@@ -42,7 +42,7 @@ def opened(path: pathlib.Path) -> Iterator[Any]:
 
 
 def of_eight_bits(image: Any) -> Any:
-    """A PIL image whose values have 8 bits: one of 16 is scaled, where Pillow's `convert` would clip."""
+    """A PIL image whose values have 8 bits: 16 bits are scaled, where Pillow's `convert` would clip."""
     from PIL import Image
 
     if not image.mode.startswith("I"):

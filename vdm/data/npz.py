@@ -16,8 +16,8 @@ from vdm.data.dataset import Data, Images, Labels, Spec, held_out, in_memory
 from vdm.data.source import Source, check_levels, existing_path
 from vdm.errors import UserError, require
 
-CLASSES = 1 << 20  # at most
-RATIO = 1032  # deflate expands one byte to at most so many
+CLASSES = 1 << 20  # largest number of classes
+RATIO = 1032  # largest number of bytes to which deflate expands one byte
 SUFFIX = ".npy"
 
 Arrays = tuple[Images, Labels | None]  # the images of a file, and their labels
@@ -25,11 +25,12 @@ Arrays = tuple[Images, Labels | None]  # the images of a file, and their labels
 
 @dataclasses.dataclass(frozen=True)
 class Npz(Source):
-    """One .npz file, or a folder of them; by their names the test split, or a tenth is held out.
+    """One .npz file, or a folder of such files; the test split is recognised by name, or a tenth is held out.
 
-    A file holds "image" (or "images"), uint8 [n, height, width(, channels)], and perhaps "label"; or, as the
-    published ImageNet32/64 batches, "data" uint8 [n, 3 · side · side] and "labels" from 1. In a folder, names
-    with "val" or "test" are the test split; one file alone may hold "test_image", else a tenth is held out.
+    A file holds "image" (or "images"), uint8 [n, height, width(, channels)], and optionally "label"; or, as
+    the published ImageNet32/64 batches, "data" uint8 [n, 3 · side · side] and "labels" from 1. In a folder,
+    files whose names contain "val" or "test" are the test split; a single file may hold "test_image".
+    Otherwise a tenth is held out.
 
     Attributes:
       data_dir: the .npz file, or the folder.
@@ -44,7 +45,7 @@ class Npz(Source):
         check_levels(self.vocab_size)
 
     def load(self) -> Data:
-        root = existing_path(self.data_dir, self.name, "an .npz file or a folder of them")
+        root = existing_path(self.data_dir, self.name, "an .npz file or a folder of such files")
         train, test = _parts(root)
         _require_one_shape([part[0] for part in (train, test) if part is not None])
         images, labels = train
@@ -57,7 +58,7 @@ class Npz(Source):
 
 
 def _parts(root: pathlib.Path) -> tuple[Arrays, Arrays | None]:
-    """The training and the test split; None for the second where it is to be held out of the first."""
+    """The training and the test split; None for the second if it is to be held out of the first."""
     files = sorted(root.glob("*.npz")) if root.is_dir() else [root]
     require(files, f"config.data.data_dir is {str(root)!r}, which holds no .npz file.")
     test = [path for path in files if any(word in path.stem for word in ("val", "test"))]
@@ -70,8 +71,8 @@ def _parts(root: pathlib.Path) -> tuple[Arrays, Arrays | None]:
 
 
 def _classes(labels: list[Labels | None]) -> int:
-    """How many classes the labels of the splits have; 0 where one has none, as those of the other alone are
-    of no use."""
+    """The number of classes in the labels of the splits; 0 if one split has no labels, as those of the other
+    are then useless."""
     known = [part for part in labels if part is not None]
     if len(known) < len(labels):
         return 0
@@ -79,7 +80,7 @@ def _classes(labels: list[Labels | None]) -> int:
 
 
 def _arrays(path: pathlib.Path, prefix: str = "") -> Arrays:
-    """Images and labels of a file; their names begin with `prefix`."""
+    """Images and labels of a file; the names of the arrays begin with `prefix`."""
     names = array_names(path)
     image = next((n for n in (prefix + "image", prefix + "images") if n in names), None)
     label = next((n for n in (prefix + "label", prefix + "labels") if n in names), None)
@@ -99,7 +100,7 @@ def _arrays(path: pathlib.Path, prefix: str = "") -> Arrays:
     require(
         images.dtype == np.uint8 and images.ndim == 4 and images.size,
         f"the images of {str(path)!r} are {images.dtype} {list(images.shape)}; accepted: "
-        "uint8 [n, height, width, channels], of 1 or more.",
+        "uint8 [n, height, width, channels], with n at least 1.",
     )
     if labels is not None:
         labels = _labels(path, labels, len(images), 0 if image is not None else 1)
@@ -117,7 +118,7 @@ def _unflattened(path: pathlib.Path, flat: np.ndarray) -> np.ndarray:
 
 
 def _labels(path: pathlib.Path, labels: np.ndarray, count: int, first: int) -> Labels:
-    """The labels of `count` images, from 0 on, of those that are from `first` on."""
+    """The labels of `count` images, numbered from 0; in the file they are numbered from `first`."""
     integers = labels.ndim == 1 and labels.dtype.kind in "iu"
     ends = f", from {labels.min()} to {labels.max()}" if integers and labels.size else ""
     require(
@@ -129,7 +130,7 @@ def _labels(path: pathlib.Path, labels: np.ndarray, count: int, first: int) -> L
 
 
 def _joined(parts: list[Arrays]) -> Arrays:
-    """One after the other; without labels where one has none."""
+    """The parts concatenated; without labels if one part has none."""
     images = [part[0] for part in parts]
     labels = [part[1] for part in parts if part[1] is not None]
     _require_one_shape(images)
@@ -149,7 +150,7 @@ def array_names(path: pathlib.Path) -> list[str]:
     """The names of the arrays in a file.
 
     Raises:
-      UserError: it cannot be read, or is no .npz file.
+      UserError: it cannot be read, or is not an .npz file.
     """
     with _opened(path) as file:
         return [name.removesuffix(SUFFIX) for name in file.namelist() if name.endswith(SUFFIX)]
@@ -159,7 +160,7 @@ def read_array(path: pathlib.Path, name: str) -> np.ndarray:
     """One of the arrays in a file.
 
     Raises:
-      UserError: it is damaged, or holds what is no number and no text.
+      UserError: it is damaged, or contains neither numbers nor text.
     """
     what = f"{name!r} in {str(path)!r}"
     with _opened(path) as file, decoding(f"{what} cannot be read"):
@@ -167,18 +168,18 @@ def read_array(path: pathlib.Path, name: str) -> np.ndarray:
         kinds = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
         require(
             about.compress_type in kinds and not about.flag_bits & 1,
-            f"{what} is packed in a way of its own; accepted: as np.savez and np.savez_compressed write it.",
+            f"{what} has an unknown compression; accepted: files of np.savez and np.savez_compressed.",
         )
         with file.open(about) as member:
             _check_header(member, about, what, path.stat().st_size)
         with file.open(about) as member:
             found = np.lib.format.read_array(member, allow_pickle=False)
-            member.read()  # the end, where the checksum is compared
+            member.read()  # the end, at which zipfile compares the checksum
     return found
 
 
 def _check_header(member: Any, about: zipfile.ZipInfo, what: str, room: int) -> None:
-    """Raises UserError where the header says what the file cannot hold; `room` is the size of the file."""
+    """Raises UserError if the header exceeds what the file can hold; `room` is the size of the file."""
     versions = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     version = np.lib.format.read_magic(member)
     require(version in versions, f"{what} is of version {version} of .npy; accepted: 1.0 and 2.0.")
@@ -193,13 +194,14 @@ def _check_header(member: Any, about: zipfile.ZipInfo, what: str, room: int) -> 
     size = math.prod(shape) * dtype.itemsize
     require(
         all(side >= 0 for side in shape) and member.tell() + size == about.file_size == holds,
-        f"{what} is damaged: by its header it is {dtype} {list(shape)}, of {size:,} bytes, where the file "
-        f"holds {max(0, holds - member.tell()):,}; take another copy.",
+        f"{what} is damaged: according to its header it is {dtype} {list(shape)}, {size:,} bytes, but the "
+        f"file holds {max(0, holds - member.tell()):,}; get another copy.",
     )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     require(
         size < memory,
-        f"{what} is {dtype} {list(shape)}, of {size:,} bytes, and this machine has {memory:,}; give fewer.",
+        f"{what} is {dtype} {list(shape)}, {size:,} bytes, but this machine has {memory:,}; give fewer "
+        "images.",
     )
 
 
@@ -208,8 +210,6 @@ def _opened(path: pathlib.Path) -> Iterator[zipfile.ZipFile]:
     with decoding(f"{str(path)!r} cannot be read as an .npz file"):
         with path.open("rb") as start:
             alone = start.read(6) == np.lib.format.MAGIC_PREFIX
-        require(
-            not alone, f"{str(path)!r} is one array; accepted: an .npz file, which np.savez writes of arrays."
-        )
+        require(not alone, f"{str(path)!r} is a single array; accepted: an .npz file, written by np.savez.")
         with zipfile.ZipFile(path) as file:
             yield file

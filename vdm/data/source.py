@@ -1,6 +1,6 @@
-"""A data source, a component that loads a data set; and how config.data becomes one.
+"""Data sources, components that load a data set; and how config.data selects one.
 
-One's own source is a subclass, named "module:Class" in config.data.name; see examples/stripes.py.
+A custom source is a subclass, named "module:Class" in config.data.name; see examples/stripes.py.
 """
 
 import dataclasses
@@ -20,15 +20,15 @@ from vdm.errors import UserError, did_you_mean, require
 
 @dataclasses.dataclass(frozen=True)
 class Source(Component):
-    """Where images come from.
+    """Loads a data set.
 
     Attributes:
-      name: what config.data.name says.
-      augment: changes to the training images: any of flip, rotate, channels, joined by commas.
+      name: the value of config.data.name.
+      augment: changes to the training images: any of flip, rotate, channels, separated by commas.
       on_device_gib: GiB up to which a training split is kept on the devices.
-      hold_out: share of the training images to test by, in place of the test split; 0: none.
-      validation: share of the training images to choose the best checkpoint by; 0: by the test split.
-      skip_damaged: leave out what cannot be read, for which all images are looked at once.
+      hold_out: share of the training images that replaces the test split; 0: none.
+      validation: share of the training images that selects the best checkpoint; 0: the test split does.
+      skip_damaged: omit images that cannot be read; all images are read once to find them.
 
     The fields with a default are fields of config.data, in each source.
     """
@@ -42,24 +42,24 @@ class Source(Component):
 
     def check(self) -> None:
         for kind in augment.kinds(self.augment):
-            accepted = f"any of {', '.join(augment.KINDS)}, joined by commas; {kind!r} is none of them"
+            accepted = f"any of {', '.join(augment.KINDS)}, separated by commas; {kind!r} is none of them"
             accept("augment", kind in augment.KINDS, accepted)
         accept("on_device_gib", self.on_device_gib >= 0, "0 (never) or more")
         for name in ("hold_out", "validation"):
-            accept(name, 0 <= getattr(self, name) < 1, "0 (use the test split) up to, but not, 1")
+            accept(name, 0 <= getattr(self, name) < 1, "at least 0 (use the test split) and below 1")
 
     def load(self) -> Data:
-        """The data set. `read` of its splits raises Damaged (vdm/data/damaged.py) where an example cannot be
+        """The data set. `read` of its splits raises Damaged (vdm/data/damaged.py) if an example cannot be
         read.
 
         Raises:
-          UserError: it is not there, or not readable.
+          UserError: the data are missing, or cannot be read.
         """
         raise NotImplementedError
 
 
 class UnknownName(Exception):
-    """A source has no data set of this name. `known` are the names that it has."""
+    """A source has no data set of this name. `known` are the names of its data sets."""
 
     def __init__(self, name: str, known: list[str]):
         super().__init__(name)
@@ -67,15 +67,15 @@ class UnknownName(Exception):
 
 
 def check_levels(vocab_size: int) -> None:
-    """Raises Refused where a source with the field `vocab_size` does not accept its value."""
+    """Raises Refused if a source does not accept the value of its field `vocab_size`."""
     accept("vocab_size", 2 <= vocab_size <= 256, "2 to 256, the levels of a uint8")
 
 
 def existing_path(data_dir: str, name: str, what: str) -> pathlib.Path:
-    """The path that config.data.data_dir says; `what` says what it must be for the source `name`."""
+    """The path config.data.data_dir; `what` describes what the source `name` requires there."""
     path = pathlib.Path(os.path.expanduser(data_dir))
     require(
-        data_dir and os.path.exists(path),  # pathlib's own raises where a name is too long
+        data_dir and os.path.exists(path),  # pathlib's exists raises if a name is too long
         f"config.data.data_dir is {f'{data_dir!r}, which does not exist' if data_dir else 'not set'}; for "
         f"config.data.name = {name!r} it must be {what}.",
     )
@@ -97,12 +97,12 @@ def load(section: ConfigDict) -> Data:
         base = section.name.split("/")[0].split(":")[0]
         raise UserError(
             f"config.data.name is {section.name!r}; accepted: {', '.join(map(repr, builtin))}, the "
-            "name of a TFDS data set, or the import path of your own source, 'module:Class'."
+            "name of a TFDS data set, or the import path of a custom source, 'module:Class'."
             + did_you_mean(base, [*builtin, *unknown.known])
         ) from unknown
     require(
         isinstance(data, Data),
-        f"load() of data set {section.name!r} gives a {type(data).__name__}; accepted: a Data of "
+        f"load() of data set {section.name!r} returns a {type(data).__name__}; accepted: a Data of "
         "vdm/data/dataset.py.",
     )
     train, test = _cached(data.train, "train", source), _cached(data.test, "test", source)
@@ -119,18 +119,18 @@ def load(section: ConfigDict) -> Data:
 
 
 def _part(field: str, share: float, train: Split) -> tuple[Split, Split]:
-    """The training images without a share of them, and that share."""
+    """Splits the training images into all but a share, and that share."""
     count = round(share * train.size)
     require(
         0 < count < train.size,
         f"config.data.{field} is {share}, which is {count} of {train.size} training images; "
-        "accepted: a share of some of them, but not of all.",
+        "accepted: a share that is neither empty nor all of them.",
     )
     return held_out(train, count)
 
 
 def _check(data: Data, source: Source) -> None:
-    """Raises UserError where the images are not what the spec says."""
+    """Raises UserError if the images do not fit the spec."""
     name, spec = source.name, data.spec
     require(data.train.size > 0 and data.test.size > 0, f"data set {name!r} has an empty split.")
     levels = spec.vocab_size
@@ -138,7 +138,7 @@ def _check(data: Data, source: Source) -> None:
     says = ("config.data.vocab_size" if field else f"the vocab_size of data set {name!r}") + f" is {levels}"
     require(2 <= levels <= 256, f"{says}; accepted: 2 to 256, the levels of a uint8.")
 
-    # A look at some images finds what does not fit before hours are spent; 256 levels always do.
+    # Checking some images finds most misfits before hours are spent; 256 levels always fit.
     count = 256 if levels < 256 else 1
     for split in (data.train, data.test):
         some = split.read(np.unique(np.linspace(0, split.size - 1, count).astype(int)))["image"]
@@ -153,8 +153,8 @@ def _check(data: Data, source: Source) -> None:
 
 
 def _watched(split: Split, spec: Spec, name: str) -> Split:
-    """The split, of which each image is looked at as it is read: a value above the levels would have a
-    probability above 1, and a label above the classes none of its own."""
+    """The split, with a check of each image as it is read: a value above the levels would have a probability
+    above 1, and a label above the classes has no embedding."""
 
     def read(indices: np.ndarray) -> Examples:
         found = split.read(indices)
@@ -180,8 +180,8 @@ def _watched(split: Split, spec: Spec, name: str) -> Split:
 
 
 def _cached(split: Split, part: str, source: Source) -> Split:
-    """The split with all that its images depend on, for the cache: its files, the code that reads them, and
-    the fields that its source adds to those of every source."""
+    """The split with all that determines its images, for the cache: its files, the code that reads them, and
+    the fields of its source besides those of every source."""
     if not split.files:
         return split
     code = [inspect.getfile(cls) for cls in type(source).__mro__ if issubclass(cls, Source)]

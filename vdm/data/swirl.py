@@ -10,7 +10,7 @@ from vdm.data.source import Source, check_levels
 
 @dataclasses.dataclass(frozen=True)
 class Swirl(Source):
-    """20,000 points of a noisy spiral, as images of 1 × 1 with two channels, to look at a density in two
+    """20,000 points of a noisy spiral, as images of 1 × 1 with two channels, to show a density in two
     dimensions; 2,000 are held out.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""A data set of TensorFlow Datasets, prepared before as array_record and read without TensorFlow."""
+"""A data set of TensorFlow Datasets that was prepared as array_record; it is read without TensorFlow."""
 
 import dataclasses
 import os
@@ -15,11 +15,11 @@ from vdm.errors import UserError
 @dataclasses.dataclass(frozen=True)
 class TFDS(Source):
     """The data set of TensorFlow Datasets that config.data.name names, such as mnist:3.0.1 or
-    downsampled_imagenet/32x32, of 256 levels and prepared as array_record; its split test, or validation, is
-    held out.
+    downsampled_imagenet/32x32, with 256 levels and prepared as array_record; its split test, or validation,
+    is held out.
 
     Attributes:
-      data_dir: where it is prepared; '' for ~/tensorflow_datasets.
+      data_dir: the folder in which it was prepared; '' for ~/tensorflow_datasets.
     """
 
     data_dir: str = ""
@@ -28,8 +28,8 @@ class TFDS(Source):
         """As in Source.
 
         Raises:
-          UserError: it is not prepared as array_record, or is not of images.
-          UnknownName: there is none of this name.
+          UserError: it is not prepared as array_record, or has no images.
+          UnknownName: TFDS has no data set of this name.
         """
         root = self.data_dir or os.path.join("~", "tensorflow_datasets")
         builder = self._builder(root)
@@ -60,12 +60,12 @@ class TFDS(Source):
             return Split(len(source), read, nbytes, tuple(map(str, info.splits[key].filepaths)))
 
         train = split("train")
-        if None in shape:  # the features leave it open: then the first image says it
+        if None in shape:  # the features leave it open: the first image determines it
             shape = train.read(np.zeros(1, int))["image"].shape[1:]
         return Data(train, split(test), Spec(shape, 256, label.num_classes if label else 0))
 
     def _builder(self, root: str) -> Any:
-        import tensorflow_datasets as tfds  # only now, as it takes a while to import
+        import tensorflow_datasets as tfds  # a late import, as it is slow
 
         with decoding(f"the TFDS data set {self.name!r} in {root!r} cannot be read"):
             try:
@@ -89,14 +89,14 @@ def _records(source: Any, split: Any, indices: np.ndarray) -> list[dict[str, Any
     """The records of a data source of TFDS.
 
     Raises:
-      Damaged: one cannot be read, or has another shape than those beside it; it is told which, and of which
-        file.
+      Damaged: a record cannot be read, or has another shape than the other records; the message states its
+        index and file.
     """
     try:
         records = source.__getitems__([int(i) for i in indices])
         if len({record["image"].shape for record in records}) == 1:
             return records
-    except Exception:  # of Riegeli, Protobuf and Pillow, of many kinds; told of where it is known of which
+    except Exception:  # Riegeli, Protobuf and Pillow raise many types; each record is read again below
         pass
     records = []
     for index in map(int, indices):
@@ -104,12 +104,12 @@ def _records(source: Any, split: Any, indices: np.ndarray) -> list[dict[str, Any
             records += source.__getitems__([index])
             shape, first = records[-1]["image"].shape, records[0]["image"].shape
             if shape != first:
-                raise ValueError(f"it is {list(shape)}, where others are {list(first)}")
+                raise ValueError(f"it is {list(shape)}, but others are {list(first)}")
     return records
 
 
 def _place(split: Any, index: int) -> str:
-    """Which record of which file has this index in a split."""
+    """The file, and the record in it, of an index in a split."""
     ends = np.cumsum(split.shard_lengths)
     shard = int(np.searchsorted(ends, index, "right"))
     return f"record {index - int(ends[shard - 1]) * (shard > 0)} of {str(split.filepaths[shard])!r}"
@@ -117,7 +117,7 @@ def _place(split: Any, index: int) -> str:
 
 def _unprepared(name: str, root: str, state: str) -> UserError:
     return UserError(
-        f"the TFDS data set {name!r} {state} in {root!r}. Where TensorFlow is installed, run "
+        f"the TFDS data set {name!r} {state} in {root!r}. On a machine with TensorFlow, run "
         f"'tfds build {name} --data_dir={root} --file_format=array_record', or set "
-        "config.data.data_dir to where it is prepared."
+        "config.data.data_dir to the folder in which it was prepared."
     )

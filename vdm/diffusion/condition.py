@@ -1,4 +1,4 @@
-"""What a network is conditioned on in addition to time: an image's label, or whether it was augmented."""
+"""The conditions of a network besides time: an image's label, or whether the image was augmented."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ CONDITIONS = ("none", "label", "augmented")
 
 
 def check(condition: str, classes: int) -> None:
-    """Raises Refused where the field `condition` is none of CONDITIONS, or there are no labels."""
+    """Raises Refused if the field `condition` is not in CONDITIONS, or there are no labels."""
     choose("condition", condition, CONDITIONS)
     accept(
         "condition",
@@ -23,14 +23,14 @@ def check(condition: str, classes: int) -> None:
 def withhold(
     condition: Float[Array, "batch size"] | None, keys: Key[Array, "batch"], share: float
 ) -> Float[Array, "batch size"] | None:
-    """The condition, but zeros for a random share of the images (Ho & Salimans 2022)."""
+    """The condition, replaced by zeros for a random share of the images (Ho & Salimans 2022)."""
     if condition is None:
         return None
     return condition * jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - share, (1,)))(keys)
 
 
 def join(*parts: Float[Array, "batch _"] | None) -> Float[Array, "batch size"] | None:
-    """The parts that are not None side by side; None where all are."""
+    """Concatenates the parts that are not None; None if all parts are None."""
     found = [part for part in parts if part is not None]
     if len(found) < 2:
         return found[0] if found else None
@@ -38,7 +38,7 @@ def join(*parts: Float[Array, "batch _"] | None) -> Float[Array, "batch size"] |
 
 
 def of_batch(condition: str, batch: Batch, classes: int) -> Float[Array, "batch size"] | None:
-    """The label as one of `classes`, or the flag; None for nothing."""
+    """The label as a one-hot vector, or the flag of augmentation; None without a condition."""
     if condition == "label":
         return jax.nn.one_hot(batch["label"], classes)
     if condition == "augmented":

@@ -1,4 +1,4 @@
-"""The decoder p(x|z_0): each value on its own, over `vocab_size` levels (VDM sec. 3.3, eq. 8).
+"""The decoder p(x|z_0): independent values over `vocab_size` levels (VDM sec. 3.3, eq. 8).
 
 p(x_i = v | z_0) ∝ q(z_0,i | x_i = v) = N(z_0,i; α_0 x_v, σ_0²), with x_v the v-th level.
 Dividing by α_0 leaves the logits −½ e^{−γ_0} (z_0/α_0 − x_v)².
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from vdm.diffusion import process
 from vdm.runtime import devices
 
-BELOW = 20.0  # nats; e^−20 is 0 beside 1 in float32
+BELOW = 20.0  # nats; e^−20 added to 1 in float32 is 1
 
 
 def logits(
@@ -48,9 +48,9 @@ def log_likelihood(
 
 
 def reach(gamma_0: float, vocab_size: int) -> int:
-    """How many levels on either side of the nearest one count beside it in float32.
+    """The number of levels on either side of the nearest one whose probability matters in float32.
 
-    The logit of the k-th of them is at least ½ e^{−γ_0} (2/V)² (k² − k) below that of the nearest.
+    The logit of the k-th of them is at least ½ e^{−γ_0} (2/V)² (k² − k) below that of the nearest level.
     """
     unit = 0.5 * math.exp(-gamma_0) * (2.0 / vocab_size) ** 2
     return next(k for k in range(vocab_size) if k + 1 == vocab_size or unit * (k**2 + k) > BELOW)
@@ -63,21 +63,21 @@ def log_prob_at(
     vocab_size: int,
     reach: int | None = None,
 ) -> Float[Array, "*any"]:
-    """log p(x|z_0) of each value where z_0/α_0 is x + `offset`, nats. For z_0 = α_0 x + σ_0 ε_0 the offset
-    is e^{γ_0/2} ε_0, without the difference z_0/α_0 − x, which loses digits in float32.
+    """log p(x|z_0) of each value for z_0/α_0 = x + `offset`, nats. For z_0 = α_0 x + σ_0 ε_0 the offset is
+    e^{γ_0/2} ε_0, without the difference z_0/α_0 − x, which loses digits in float32.
 
-    The logits are taken relative to that of the true level x: with
-    d = x_v − x = (2/V) (v − level), from whole numbers and so exact,
+    The logits are taken relative to that of the true level x. With d = x_v − x = (2/V) (v − level), exact as
+    the levels are integers,
 
       logit_v − logit_x = ½ e^{−γ_0} d (2 offset − d),
 
-    which is 0 for the true level, so that no log-probability is above 0. The largest is that of the level
-    nearest to x + offset, so that one scan over the levels, or on accelerators one fused sum, adds all of
-    them, forward and backward, and no array of size [..., vocab_size] is made.
+    which is 0 for the true level, so that no log-probability exceeds 0. The largest logit is that of the
+    level nearest to x + offset. So one scan over the levels, or on accelerators one fused sum, adds all of
+    them, forward and backward, without an array of shape [..., vocab_size].
 
     Args:
-      reach: how many levels on either side of the nearest one are summed, where γ_0 is known and with it that
-        no others count; None for all.
+      reach: the number of levels on either side of the nearest one to sum, if γ_0 is known; None for all
+        levels.
     """
     count = vocab_size if reach is None else min(2 * reach + 1, vocab_size)
     offset, levels, precision = jnp.broadcast_arrays(offset, levels, jnp.exp(-jnp.asarray(gamma_0)))
@@ -110,7 +110,8 @@ def _total(offset, precision, largest, apart):
 
 
 def _moments(offset, precision, largest, apart):
-    """Σ_v exp(…) (x_v − x)^n for n = 0, 1, 2: as one sum, or XLA would write all of its terms."""
+    """Σ_v exp(…) (x_v − x)^n for n = 0, 1, 2 in a single sum; otherwise XLA would write all terms to
+    memory."""
     offset, precision, largest = (value[..., None] for value in (offset, precision, largest))
     term = jnp.exp(0.5 * precision * apart * (2.0 * offset - apart) - largest)
     return jnp.sum(jnp.stack([term, term * apart, term * jnp.square(apart)]), axis=-1)

@@ -1,4 +1,4 @@
-"""The denoiser: a network, and how it is read as a prediction of the noise ε (the parameterisation).
+"""The denoiser: a network, and how its output is read as a prediction of the noise ε (the parameterisation).
 
 z = α x + σ ε and v = α ε − σ x (Salimans & Ho 2022), so each of ε̂, x̂ and v̂ fixes the others. The ELBO uses
 ε̂; the samplers use x̂.
@@ -25,48 +25,49 @@ Net = Callable[[Float[Array, "batch height width inputs"]], Float[Array, "batch 
 
 @dataclasses.dataclass(frozen=True)
 class Parameterisation(Component):
-    """What the network is given and what it predicts. One of your own defines `eps_hat`; examples/edm.py.
+    """The input and the output of the network. To write one, define `eps_hat` (see examples/edm.py).
 
     Attributes:
-      of_levels: whether it assumes that x takes the vocab_size levels alone, so that z_t is a level with
+      of_levels: whether it assumes that x takes only the vocab_size levels, so that z_t is a level with
         noise.
-      one_gamma: whether it needs one γ for all values of an image.
+      one_gamma: whether it needs the same γ for all values of an image.
     """
 
     of_levels: ClassVar[bool] = False
     one_gamma: ClassVar[bool] = False
 
     def outputs(self, channels: int, vocab_size: int) -> int:
-        """How many channels the network must give for an image of `channels` channels."""
+        """Number of channels that the network must output for an image of `channels` channels."""
         return channels
 
     def eps_hat(self, net: Net, z_t: Image, gamma: Gamma, params: Params, vocab_size: int) -> Image:
         """ε̂(z_t, γ).
 
         Args:
-          net: the network as a function of the image that it is given; called once. A network's last layer
-            starts at zero.
+          net: the network as a function of its input image; called once. A network's last layer is
+            initialised to zero.
           gamma: one for each image, or one for each value.
-          params: the model's, with those of `init`.
+          params: those of the model, including those of `init`.
         """
         raise NotImplementedError
 
     def init(self, shape: tuple[int, int, int]) -> dict[str, PyTree]:
-        """Parameters of its own, by names that no other part of the model has: none."""
+        """Parameters of the parameterisation, with names that no other part of the model uses; {} by
+        default."""
         return {}
 
     def fit(self, split: Split, shape: tuple[int, int, int], vocab_size: int) -> dict[str, PyTree]:
-        """Those parameters that start as the training images give them in closed form: none."""
+        """The parameters that are initialised in closed form from the training images; {} by default."""
         return {}
 
     def roles(self, params: Params) -> dict[str, PyTree[Role]]:
-        """What each of its own parameters is to the optimiser."""
+        """The role of each parameter of `init` for the optimiser."""
         return {}
 
 
 @dataclasses.dataclass(frozen=True)
 class Eps(Parameterisation):
-    """ε̂ = z_t + output, as in the authors' code: an output of zero is right where all is noise."""
+    """ε̂ = z_t + output, as in the authors' code: an output of zero is right for pure noise."""
 
     def eps_hat(self, net, z_t, gamma, params, vocab_size):
         return z_t + net(z_t)
@@ -92,8 +93,8 @@ class V(Parameterisation):
 class Categorical(Parameterisation):
     """The output is, for each value, the log-probability of each of its levels given the rest of the image.
 
-    Times the likelihood N(z_t; α x_v, σ²) of the value's own z_t this is its posterior, and x̂ is the
-    posterior's mean.
+    The product with the likelihood N(z_t; α x_v, σ²) of the value's z_t is its posterior, up to a factor, and
+    x̂ is the mean of the posterior.
     """
 
     of_levels: ClassVar[bool] = True

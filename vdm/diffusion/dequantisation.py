@@ -1,4 +1,4 @@
-"""Dequantisation: a random point in the cell of each level, where a density stands for a probability.
+"""Dequantisation: a random point in the cell of each level, so that a density bounds a probability.
 
 P(x) is the density's integral over the cell α (x ± 1/V), so for any q on the cell
 log P(x) ≥ E_q[log p(z) − log q(z)] (Theis et al. 2016).
@@ -17,9 +17,9 @@ KINDS = ("uniform", "normal")
 
 
 def start(kind: str, gamma_0: Float[Array, ""], vocab_size: int) -> Float[Array, ""]:
-    """The γ of the z that a kind of dequantisation draws: there the flow starts, and another start is another
-    model. It is γ_0, but where the noise is spread over the whole cell, as by "uniform", it is that at which
-    σ² is the variance of uniform noise."""
+    """The γ of the z that a kind of dequantisation draws. The flow starts there, and another start is another
+    model. For "normal" it is γ_0; for "uniform", whose noise fills the whole cell, the γ at which σ² is the
+    variance of uniform noise, or γ_0 if that is larger."""
     if kind in ("normal", "latent"):
         return gamma_0
     return jnp.maximum(gamma_0, -2.0 * math.log(vocab_size * math.sqrt(3.0)))
@@ -35,9 +35,9 @@ def dequantise(
     """Draws a point z of the cell of each value.
 
     "uniform": z = α (x + u), with u uniform on the cell, at the γ where α² times the variance of u is σ²; or
-      at γ_0, where that is less noise than the model knows.
-    "normal": z = α x + σ ε at γ_0, with ε normal and cut off at the borders of the cell. This is z as the
-      model meets it in training (Zheng et al. 2023, sec. 4).
+      at γ_0, if that γ is below the model's range.
+    "normal": z = α x + σ ε at γ_0, with ε normal and truncated at the borders of the cell. The model sees
+      such z in training (Zheng et al. 2023, sec. 4).
 
     Returns:
       z, its γ, and −log q(z) in nats.
@@ -64,7 +64,7 @@ def dequantise(
 def normal_entropy(gamma_0: float, vocab_size: int) -> float:
     """The entropy of one value's noise under "normal", in units of z, nats: E[−log q(z)].
 
-    That of a normal distribution cut off at ±b standard deviations, of which P lies within:
+    For a normal distribution truncated at ±b standard deviations, which contain the probability P, it is
     log(σ P √(2πe)) − b e^{−b²/2}/(P √(2π)).
     """
     b = math.exp(-0.5 * gamma_0) / vocab_size

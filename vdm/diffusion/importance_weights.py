@@ -18,7 +18,7 @@ from vdm.gaussian import total
 
 # (z [batch, …], γ [batch] or of each value) → ε̂ [batch, …].
 EpsHat = Callable[[Array, Array], Array]
-# (x, ε, γ_t, γ_s) → x_t, and the noise that ε̂ is to predict (Diffusion.target).
+# (x, ε, γ_t, γ_s) → x_t, and the noise that ε̂ must predict (Diffusion.target).
 Target = Callable[[Array, Array, Array, Array], tuple[Array, Array]]
 
 
@@ -35,10 +35,10 @@ def log_weight(
     The path is drawn from z_1 down, by q(z_s|z_t, x). In terms of the noise ε_t in z_t this is
     ε_s = e^{(γ_s − γ_t)/2} ε_t + (1 − e^{γ_s − γ_t})^½ e. The means of p(z_s|z_t) and of q(z_s|z_t, x) lie
     d = (e^{γ_t − γ_s} − 1)^½ (ε̂ − ε_t) standard deviations apart, so each step adds −½‖d‖² − e·d
-    (VDM eq. 13, 14, before the expectation). Where each value has its own γ, all this holds value by value.
+    (VDM eq. 13, 14, before the expectation). If γ differs between values, all this holds for each value.
 
     Args:
-      x: the data, or where a latent stands for them its mean.
+      x: the data, or the mean of the latent that represents them.
       log_likelihood: z_0 → log p(x|z_0), nats.
       gammas: γ at times 0, 1/T, …, 1; one for all, or one for each value, or for each value of each image.
       keys: one for each example.
@@ -79,13 +79,13 @@ def of_sample(
     keys: Key[Array, "batch"],
     target: Target,
 ) -> tuple[Any, Float[Array, "batch"]]:
-    """Draws z_1 … z_0 and x from the model, and gives log p(x, z)/q(z|x) of them, nats.
+    """Draws z_1 … z_0 and x from the model, and returns their log p(x, z)/q(z|x), nats.
 
-    In the words of `log_weight`: p(z_s|z_t) adds the noise e of each step around its own mean, so that each
-    step adds ½‖d‖² − e·d.
+    In the notation of `log_weight`: p(z_s|z_t) adds the noise e of each step around its own mean, so that
+    each step adds ½‖d‖² − e·d.
 
     Args:
-      decode: z_0 → what was drawn from p(x|z_0), its x as in `log_weight`, and log p(x|z_0).
+      decode: z_0 → the draw from p(x|z_0), its x as in `log_weight`, and log p(x|z_0).
       z_1: drawn from N(0, I).
     """
     steps = gammas.shape[0] - 1
@@ -116,7 +116,8 @@ def of_sample(
 
 
 def of_each(gamma: Float[Array, "*any"], z: Float[Array, "batch *shape"]) -> Float[Array, "batch *any"]:
-    """One γ for all as one for each example of z; one for each value as one for each of its values."""
+    """A common γ repeated for each example of z; a γ for each value repeated for each value of each
+    example."""
     return jnp.broadcast_to(gamma, z.shape if gamma.ndim else z.shape[:1])
 
 

@@ -1,8 +1,8 @@
 """The Variational Diffusion Model (VDM: Kingma et al. 2021).
 
 `Diffusion.bound` is the ELBO: VDM eq. 11, equation (21) of the lecture (docs/derivation.md). Its formulas are
-here and in schedule.py, process.py, decoder.py and denoiser.py. A method of another paper derives from
-Diffusion (vdm/methods/, examples/clipped.py), or is one of its parts.
+here and in schedule.py, process.py, decoder.py and denoiser.py. A method of another paper is a subclass of
+Diffusion (vdm/methods/, examples/clipped.py), or one of its parts.
 """
 
 from collections.abc import Callable
@@ -50,17 +50,17 @@ class Diffusion(Model):
       net: the network inside the denoiser.
       shape: height, width and channels of an image.
       vocab_size: levels of a value.
-      classes: how many labels there are.
+      classes: number of labels.
       parameterisation: what the network predicts.
       times: how training draws diffusion times.
       sampler: how samples are drawn.
       condition: what the network is conditioned on in addition to γ: none, label or augmented.
-      drop_label: share of the training images whose label is withheld, so that the denoiser can do without
-        (Ho & Salimans 2022).
-      guidance: w ≥ 0; samples go by (1 + w) ε̂(z, label) − w ε̂(z) (Ho & Salimans 2022, eq. 6), which needs
+      drop_label: share of the training images whose label is withheld, so that the denoiser also works
+        without labels (Ho & Salimans 2022).
+      guidance: w ≥ 0; sampling uses (1 + w) ε̂(z, label) − w ε̂(z) (Ho & Salimans 2022, eq. 6), which needs
         drop_label.
       timesteps: T, the depth of the chain; 0 for continuous time.
-      sample_steps: the sampler's steps where T is 0.
+      sample_steps: the number of the sampler's steps if T is 0.
     """
 
     schedule: Schedule
@@ -69,7 +69,7 @@ class Diffusion(Model):
     vocab_size: int
     classes: int
     parameterisation: Parameterisation = Eps()
-    times: Times = Stratified()  # type: ignore[assignment]  # a property of other models
+    times: Times = Stratified()  # type: ignore[assignment]  # a property in other models
     sampler: Sampler = Ancestral()
     condition: str = "none"
     drop_label: float = 0.0
@@ -88,7 +88,7 @@ class Diffusion(Model):
     # ---- the ELBO ----------------------------------------------------------------
 
     def draw(self, params, rng, batch, train=False, times=None) -> Draw:
-        """The terms of images, with the p(x|z_0) of decoder.py."""
+        """The terms of images, with p(x|z_0) from decoder.py."""
         x, levels = process.scale(batch["image"], self.vocab_size), batch["image"].astype(jnp.int32)
         fixed = not self.schedule.learned_ends
         reach = decoder.reach(self.schedule.gamma_min, self.vocab_size) if fixed else None
@@ -110,22 +110,22 @@ class Diffusion(Model):
         train: bool = False,
         times: DrawTimes | None = None,
     ) -> Draw:
-        """−log p(x) ≤ reconstruction + prior + diffusion (VDM eq. 11; lecture (21)), in nats of each image.
-        Each term is an unbiased estimate by one draw, so that the expected sum is the bound.
+        """−log p(x) ≤ reconstruction + prior + diffusion (VDM eq. 11; lecture (21)), nats per image.
+        Each term is an unbiased estimate from one draw, so that the expected sum is the bound.
 
         Args:
-          batch: read for the condition alone; the images come in by x and log_p.
+          batch: only its condition is used; x and log_p contain the images.
           x: the images, scaled to [−1, 1]; a latent model gives its latents instead.
           log_p: (ε_0, γ_0) → log p(x|z_0), z_0 = α_0 x + σ_0 ε_0.
-          train: whether there is dropout, and labels are withheld.
-          times: (rng) → (t, 1/q(t)), t in [0, 1) drawn with the density q. Without it q is uniform, 1/q = 1.
+          train: whether dropout is on, and labels are withheld.
+          times: (rng) → (t, 1/q(t)), t in [0, 1) drawn with the density q. By default q is uniform, 1/q = 1.
         """
         condition = self.condition_of(batch)
         if train and self.drop_label:
             condition = condition_lib.withhold(condition, rng.keys(randomness.LABEL), self.drop_label)
-        # What is drawn: noise from N(0, I), each use by keys of its own, and a time t with a density q,
-        # uniform without `times`. Then γ_t (and γ_s in a chain), the weight w, and γ_0 and γ_1, which no
-        # condition moves.
+        # The draws: noise from N(0, I), with separate keys for each use, and a time t with a density q,
+        # uniform without `times`. They give γ_t (and γ_s in a chain), the weight w, and γ_0 and γ_1, which do
+        # not depend on the condition.
         eps_0 = rng.normal(randomness.RECONSTRUCTION, self.shape)
         eps = rng.normal(randomness.NOISE, self.shape)
         t, one_over_q = times(rng) if times else (rng.uniform(randomness.TIME), jnp.ones(()))
@@ -158,7 +158,7 @@ class Diffusion(Model):
         )
 
     def gamma(self, params: Params, t: Float[Array, "*times"], condition: Condition = None) -> Array:
-        """γ(t); of a schedule for each value, [..., height, width, channels]."""
+        """γ(t); [..., height, width, channels] if γ differs between values."""
         return self.schedule.apply(params["schedule"], t, *self.schedule_given(condition))
 
     def eps_hat(
@@ -171,8 +171,8 @@ class Diffusion(Model):
     ) -> Image:
         """ε̂(z_t, γ), with a γ for each image or for each value.
 
-        The network is told (γ − γ_min)/(γ_max − γ_min), with the configured gamma_min and gamma_max, also
-        where γ(0) and γ(1) are learned. Of a γ for each value it is told the mean.
+        The network gets (γ − γ_min)/(γ_max − γ_min), with the configured gamma_min and gamma_max, even if
+        γ(0) and γ(1) are learned. If γ differs between values, it gets the mean.
         """
         low, high = self.schedule.gamma_min, self.schedule.gamma_max
         time = (process.of_image(gamma) - low) / (high - low)
@@ -188,7 +188,7 @@ class Diffusion(Model):
 
         Args:
           gamma: γ_t; one for all, or for each image.
-          gamma_s: of the step of a chain that goes from s to t; None in continuous time.
+          gamma_s: γ at the end s of the step from t to s of a chain; None in continuous time.
         """
         return x, eps
 
@@ -196,7 +196,7 @@ class Diffusion(Model):
         return condition_lib.of_batch(self.condition, batch, self.classes)
 
     def schedule_given(self, condition: Condition) -> tuple[Array, ...]:
-        """What γ is a function of, beside t: nothing."""
+        """The arguments of γ besides t: none."""
         return ()
 
     # ---- samples -----------------------------------------------------------------
@@ -211,7 +211,7 @@ class Diffusion(Model):
         return draw(rng.keys(randomness.DECODE), z_0).astype(jnp.uint8)
 
     def sample_z_0(self, params: Params, rng: Random, batch: Batch) -> Image:
-        """z_0 of the chain from noise down, or of its ODE."""
+        """z_0, from the sampler's steps down the chain or its ODE."""
         condition = self.condition_of(batch)
 
         def predict_x(z_t, gamma):
@@ -244,7 +244,7 @@ class Diffusion(Model):
     # ---- importance weights ------------------------------------------------------
 
     def log_weight(self, params, rng, batch) -> Float[Array, "batch"]:
-        """Of one path of the chain of T steps."""
+        """The log weight of one path of the chain of T steps."""
         x, gamma_0 = process.scale(batch["image"], self.vocab_size), self.gamma(params, jnp.zeros(()))
         log_likelihood = decoder.log_likelihood(batch["image"], gamma_0, self.vocab_size)
         return self.log_weight_of(params, rng, batch, x, log_likelihood)
@@ -264,7 +264,7 @@ class Diffusion(Model):
         )
 
     def sample_and_log_weight(self, params, rng, batch):
-        """By the chain of T steps, whatever the sampler, and without guidance."""
+        """By the chain of T steps, for any sampler, and without guidance."""
         gamma_0 = self.gamma(params, jnp.zeros(()))
 
         def decode(z_0):
@@ -277,7 +277,7 @@ class Diffusion(Model):
     def sample_and_log_weight_of(
         self, params: Params, rng: Random, batch: Batch, decode: Callable[[Image], tuple[Any, Image, Array]]
     ) -> tuple[Any, Float[Array, "batch"]]:
-        """The same with any p(x|z_0): `decode` as in importance_weights.of_sample."""
+        """The same with any p(x|z_0); `decode` is that of importance_weights.of_sample."""
         condition = self.condition_of(batch)
         return importance_weights.of_sample(
             lambda z, gamma: self.eps_hat(params, z, gamma, condition),
@@ -292,12 +292,12 @@ class Diffusion(Model):
 
     @property
     def flow_kinds(self):
-        """Of dequantisation. Where each value has its own γ, uniform noise starts beside the way of
-        q(z_t|x)."""
+        """The kinds of dequantisation. If γ differs between values, uniform noise would not start on the path
+        of q(z_t|x)."""
         return ("normal",) if self.schedule.per_value else dequantisation.KINDS
 
     def flow(self, params, rng, batch, kind) -> Flow:
-        """From a point of the cell of each level; −log q of it are the nats."""
+        """Starts at a point in the cell of each level; its −log q are the nats."""
         condition = self.condition_of(batch)
         gamma_0 = self.gammas(params, 1, condition)[0]
         keys = rng.keys(randomness.DECODE)
@@ -308,10 +308,10 @@ class Diffusion(Model):
     def flow_of_latents(
         self, params: Params, rng: Random, batch: Batch, x: Image, log_likelihood: LogLikelihood
     ) -> Flow:
-        """From z_0 = α x + σ ε of q(z_0|x); log p(x|z_0) − log q(z_0|x) are the nats.
+        """Starts at z_0 = α x + σ ε of q(z_0|x); log p(x|z_0) − log q(z_0|x) are the nats.
 
         Args:
-          x: the latents that stand for images.
+          x: the latents that represent the images.
           log_likelihood: z_0 → log p(x|z_0), nats.
         """
         condition = self.condition_of(batch)
@@ -323,7 +323,7 @@ class Diffusion(Model):
         return self.flow_from(params, condition, z_0, gamma_0, log_likelihood(z_0) - log_q)
 
     def flow_from(self, params: Params, condition: Condition, z: Image, gamma_0: Array, nats: Array) -> Flow:
-        """The ODE from z at γ_0 on, with these nats."""
+        """The ODE from z at γ_0, with these nats."""
 
         def eps_hat(z, gamma, condition):
             eps = self.eps_hat(params, z, gamma, condition)
@@ -336,10 +336,10 @@ class Diffusion(Model):
         return Flow(z, times, eps_hat, condition, lambda t, given: self.gamma(params, t, given), nats)
 
     def noise_of_flow(self, eps_hat: Image, z_t: Image, gamma: Array) -> Image:
-        """What the ODE takes for ε̂: this itself, where ε̂ predicts ε."""
+        """The noise in the velocity of the ODE: ε̂ itself, as it predicts ε."""
         return eps_hat
 
-    # ---- the latents of its chain, one above the other ---------------------------
+    # ---- the latents of its chain ------------------------------------------------
 
     def latents(
         self,
@@ -347,11 +347,11 @@ class Diffusion(Model):
         mean: Callable[[Params, Batch], Array] | None = None,
         logits: Callable[[Params, Array], Array] | None = None,
     ) -> Latents:
-        """z_1 … z_{T+1} as the lecture counts: z_1 is at γ(0), and the last at γ(1).
+        """z_1 … z_{T+1} in the lecture's notation: z_1 is at γ(0), and the last at γ(1).
 
         Args:
-          mean: of the images, what stands for x; x itself unless given.
-          logits: those of p(x|z_1); the decoder's unless given.
+          mean: of the images, what represents x; by default x itself.
+          logits: those of p(x|z_1); by default those of the decoder.
         """
 
         def gamma(params, t):
@@ -378,10 +378,10 @@ class Diffusion(Model):
             deviations=lambda params: _deviations(gamma(params, jnp.arange(1, timesteps + 2))),
         )
 
-    # ---- what it is made of ------------------------------------------------------
+    # ---- parameters, checks, construction ----------------------------------------
 
     def init(self, key: Array, batch: Batch) -> Params:
-        """{"schedule": …, "net": …}, and those of the parameterisation."""
+        """{"schedule": …, "net": …}, and the parameters of the parameterisation."""
         keys = jax.random.split(key)
         condition = self.condition_of({name: value[:1] for name, value in batch.items()})
         params: dict[str, Any] = self.parameterisation.init(self.shape)
@@ -391,7 +391,7 @@ class Diffusion(Model):
             params["net"] = self.net.init(keys[1], given, jnp.zeros(1), condition)
             return jnp.zeros((*given.shape[:-1], self.net.out_channels))
 
-        # The parameterisation says what the network is given.
+        # The parameterisation determines the network's input.
         self.parameterisation.eps_hat(
             net, jnp.zeros((1, *self.shape)), jnp.zeros((1, 1, 1, 1)), params, self.vocab_size
         )
@@ -409,11 +409,11 @@ class Diffusion(Model):
         accept(
             "parameterisation.name",
             not (self.schedule.per_value and self.parameterisation.one_gamma),
-            "one that takes a γ for each value, as the schedule gives it, such as 'eps', 'x', 'v'",
+            "one that accepts a γ for each value, which the schedule gives, such as 'eps', 'x', 'v'",
         )
         accept("timesteps", self.timesteps >= 0, "0 (continuous time) or more")
         accept("sample_steps", self.sample_steps >= 1, "1 or more")
-        accept("drop_label", 0 <= self.drop_label < 1, "0 up to, but not, 1")
+        accept("drop_label", 0 <= self.drop_label < 1, "at least 0 and below 1")
         accept(
             "drop_label", not self.drop_label or self.condition == "label", "0, unless condition = 'label'"
         )
@@ -422,7 +422,7 @@ class Diffusion(Model):
 
     def verify(self, params: Params) -> None:
         verify.schedule(self.schedule, params["schedule"])
-        # The others are right where they are built in.
+        # Built-in components are tested.
         if component.is_own(self.times):
             verify.times(self.times)
         if component.is_own(self.sampler):
@@ -473,7 +473,7 @@ class Diffusion(Model):
 
     @classmethod
     def assemble(cls, section: Any, spec: Spec, **fields: Any) -> "Diffusion":
-        """One with the components of a section of the config, and these fields.
+        """A Diffusion with the components of a section of the config, and these fields.
 
         Raises:
           UserError: a field of a component has a value that is not accepted.

@@ -1,9 +1,9 @@
 """The forward process q: linear, Gaussian, variance preserving, and not learned (VDM sec. 3.1).
 
-q(z_t|x), q(z_t|z_s) and q(z_s|z_t, x), of which the last with x̂ for x is also the reverse process
-p(z_s|z_t) (VDM eq. 9; lecture (20)). Pure functions of arrays; γ = −log SNR broadcasts against z. Every
-coefficient is formed from γ by a function that is accurate in float32 for |γ| ≤ 20, where σ² or α² is 2e-9:
-no 1 − sigmoid, no log of a difference.
+q(z_t|x), q(z_t|z_s) and q(z_s|z_t, x), which with x̂ in place of x is also the reverse process p(z_s|z_t)
+(VDM eq. 9; lecture (20)). Pure functions of arrays; γ = −log SNR broadcasts against z. Every coefficient is
+computed from γ by a function that is accurate in float32 for |γ| ≤ 20, where σ² or α² is 2e-9: no 1 −
+sigmoid, no log of a difference.
 """
 
 import jax
@@ -15,27 +15,27 @@ Gamma = Float[Array, "*#any"]  # broadcasts against Values
 
 
 def alpha(gamma: Gamma) -> Gamma:
-    """α = sqrt(sigmoid(−γ)): what is left of the signal."""
+    """α = sqrt(sigmoid(−γ)): the scale of the signal."""
     return jnp.exp(0.5 * jax.nn.log_sigmoid(-gamma))
 
 
 def sigma(gamma: Gamma) -> Gamma:
-    """σ = sqrt(sigmoid(γ)): the noise that is in. α² + σ² = 1."""
+    """σ = sqrt(sigmoid(γ)): the scale of the noise. α² + σ² = 1."""
     return jnp.exp(0.5 * jax.nn.log_sigmoid(gamma))
 
 
 def over_pixels(values: Float[Array, "batch *any"]) -> Float[Array, "batch _ _ _"]:
-    """[batch] as [batch, 1, 1, 1]; any other shape as it is."""
+    """[batch] as [batch, 1, 1, 1]; any other shape unchanged."""
     return values[:, None, None, None] if values.ndim == 1 else values
 
 
 def of_image(gamma: Float[Array, "batch *any"]) -> Float[Array, "batch"]:
-    """The γ of each image: where each value has its own, their mean."""
+    """The γ of each image; the mean over its values if γ differs between them."""
     return gamma if gamma.ndim == 1 else jnp.mean(gamma, axis=(1, 2, 3))
 
 
 def scale(levels: Shaped[Array, "*any"], vocab_size: int) -> Float[Array, "*any"]:
-    """Integer levels 0 … V−1 to the centres of V equal cells of [−1, 1]: (2i + 1)/V − 1."""
+    """Maps integer levels 0 … V−1 to the centres of V equal cells of [−1, 1]: (2i + 1)/V − 1."""
     return (2.0 * levels.astype(jnp.float32) + 1.0) / vocab_size - 1.0
 
 

@@ -1,4 +1,4 @@
-"""From noise to z_0: by the chain itself, or by its probability-flow ODE in fewer steps."""
+"""Samplers: from noise to z_0 by the chain, or by its probability-flow ODE in fewer steps."""
 
 from collections.abc import Callable
 import dataclasses
@@ -18,10 +18,10 @@ PredictX = Callable[[Image, Array], Image]
 
 @dataclasses.dataclass(frozen=True)
 class Sampler(Component):
-    """How samples are drawn. One of your own defines `sample`; examples/euler.py.
+    """Draws samples. To write one, define `sample` (see examples/euler.py).
 
     Attributes:
-      ode: whether it solves the probability-flow ODE, and is given that ODE's x̂.
+      ode: whether it solves the probability-flow ODE, so that `predict_x` is that of the ODE.
     """
 
     ode: ClassVar[bool] = False
@@ -31,7 +31,7 @@ class Sampler(Component):
 
         Args:
           predict_x: (z_t, γ of all values or of each) → x̂.
-          gammas: γ at times 0, 1/T, …, 1, of all values or of each.
+          gammas: γ at times 0, 1/T, …, 1, for all values or for each.
           z_1: drawn from N(0, I).
           keys: one for each example.
         """
@@ -77,15 +77,15 @@ class DPM2M(Sampler):
 
 
 def solve(predict_x: PredictX, gammas: Gammas, z_1: Image, order: int) -> Image:
-    """Solves the probability-flow ODE from noise down to z_0, one prediction a step.
+    """Solves the probability-flow ODE from noise down to z_0, with one prediction per step.
 
-    In log SNR its linear part is solved exactly, and x̂ is taken for constant over a step
-    (order 1: DDIM, Song et al. 2021) or for linear, from this prediction and the last (order 2:
+    Its linear part is solved exactly as a function of log SNR, and x̂ is approximated over a step as constant
+    (order 1: DDIM, Song et al. 2021) or as linear, from the present and the previous prediction (order 2:
     DPM-Solver++ 2M, Lu et al. 2022, alg. 2):
 
       z_s = σ_s/σ_t z_t + α_s (1 − e^{−h}) x̂, h = (γ_t − γ_s)/2.
 
-    Arguments and result are those of Sampler.sample; it draws nothing but z_1.
+    Arguments and result are those of Sampler.sample; the only randomness is z_1.
     """
     steps = gammas.shape[0] - 1
 
@@ -95,7 +95,7 @@ def solve(predict_x: PredictX, gammas: Gammas, z_1: Image, order: int) -> Image:
         h = 0.5 * (gamma_t - gamma_s)
         x = predict_x(z_t, gamma_t)
         first = i == steps - 1
-        # The mean over the step of the line through both, which the first step has not.
+        # The mean over the step of the line through both predictions; the first step has no previous one.
         slope = jnp.where(first, 0.0, 0.5 * h / last_h) if order == 2 else 0.0
         ratio = process.sigma(gamma_s) / process.sigma(gamma_t)
         drift = -process.alpha(gamma_s) * jnp.expm1(-h)

@@ -16,15 +16,15 @@ from vdm.parameters import Role, by_path
 class Schedule(nn.Module, Component):
     """A Flax module that maps times t to γ(t); t = 0 is data, t = 1 is noise.
 
-    With one γ for all values of an image, the ELBO for T → ∞ depends on γ(0) and γ(1) alone. What lies
-    between them, the interior, changes the variance of its estimate (VDM sec. 5.1, app. I.2). A condition may
-    change the interior, and not the end points.
+    With the same γ for all values of an image, the ELBO for T → ∞ depends only on γ(0) and γ(1). The
+    interior, γ between these end points, changes the variance of the ELBO's estimate (VDM sec. 5.1, app.
+    I.2). A condition may change the interior, but not the end points.
 
     Attributes:
       shape: height, width and channels of an image.
-      gamma_min: γ(0); its initial value where it is learned. The network is told this γ as 0.
-      gamma_max: γ(1); its initial value where it is learned. The network is told this γ as 1.
-      per_value: whether each value of an image has a γ of its own, so that γ is [..., *shape].
+      gamma_min: γ(0), or its initial value if it is learned. The network gets this γ as 0.
+      gamma_max: γ(1), or its initial value if it is learned. The network gets this γ as 1.
+      per_value: whether γ differs between the values of an image, so that its shape is [..., *shape].
     """
 
     shape: tuple[int, int, int]
@@ -54,16 +54,16 @@ class Schedule(nn.Module, Component):
     def at(
         self, params: PyTree, t: Float[Array, "batch"], timesteps: int, *given: Array
     ) -> tuple[Array | None, Array, Array]:
-        """γ_s, γ_t and the weight w of the diffusion term: each [batch], or [batch, *shape] where each value
-        has its own γ.
+        """γ_s, γ_t and the weight w of the diffusion term: each [batch], or [batch, *shape] if γ differs
+        between values.
 
         T = 0, continuous time: None, γ(t) and γ'(t) (VDM eq. 17). T > 0: t is rounded up to i/T, s = (i −
-        1)/T, and w = T (e^{γ_t − γ_s} − 1), where the factor T makes one step drawn uniformly an estimate of
-        the sum over all steps (VDM eq. 13, 14).
+        1)/T, and w = T (e^{γ_t − γ_s} − 1); with the factor T, one uniformly drawn step estimates the sum
+        over all steps (VDM eq. 13, 14).
 
         Args:
           timesteps: T; 0 for continuous time.
-          *given: what it is a function of beside t.
+          *given: the arguments of γ besides t.
         """
         gamma = lambda t: self.apply(params, t, *given)
         if timesteps == 0:
@@ -73,11 +73,12 @@ class Schedule(nn.Module, Component):
         return gamma_s, gamma_t, timesteps * jnp.expm1(gamma_t - gamma_s)
 
     def is_interior(self, names: list[str]) -> bool:
-        """Whether a parameter bends γ between its end points, by the names on the way to it."""
+        """Whether a parameter bends γ between its end points; `names` is the path to the parameter."""
         return False
 
     def roles(self, params: PyTree) -> PyTree[Role]:
-        """A level of noise is not decayed: zero is no simpler a level than another."""
+        """The role of each parameter. A level of noise is not decayed, as zero is no simpler than another
+        level."""
         return by_path(params, lambda names, _: Role(decayed=False, interior=self.is_interior(names)))
 
 
@@ -86,11 +87,11 @@ def with_slope(gamma: Callable[[Any], Array], t: Float[Array, "batch"]) -> tuple
     return jax.jvp(gamma, (t,), (jnp.ones_like(t),))
 
 
-# ---- nothing is learned: a straight line, and the published ones ----
+# ---- schedules without parameters: a straight line, and published ones ----
 
 
 class FixedLinear(Schedule):
-    """γ(t) = γ_min + (γ_max − γ_min) t: nothing is learned."""
+    """γ(t) = γ_min + (γ_max − γ_min) t, without learned parameters."""
 
     def __call__(self, t: Float[Array, "*times"]) -> Float[Array, "*times"]:
         return self.gamma_min + (self.gamma_max - self.gamma_min) * t
@@ -132,11 +133,11 @@ class LinearBeta(Schedule):
 
 
 class Sigmoid(Schedule):
-    """α² falls from 1 to 0 as a sigmoid does from `steep` to −`steep` (Jabri et al. 2022), s linear in t
+    """α² decreases from 1 to 0 as a sigmoid does from `steep` to −`steep` (Jabri et al. 2022), s linear in t
     between its values at the two end points.
 
     Attributes:
-      steep: half the length of the piece of the sigmoid; 3 in the paper.
+      steep: half the length of the interval of the sigmoid; 3 in the paper.
     """
 
     steep: float = 3.0
@@ -188,10 +189,10 @@ class LearnedLinear(Schedule):
 
 
 class Interior(Schedule):
-    """A schedule whose interior is learned, between end points that the interior cannot move.
+    """A schedule with a learned interior, which cannot move the end points.
 
     Attributes:
-      learn_ends: whether the end points are learned too.
+      learn_ends: whether the end points are learned, too.
     """
 
     learn_ends: bool = False
@@ -217,8 +218,8 @@ class LearnedNet(Interior):
     """The monotone network of VDM app. H, between given end points.
 
     With weights kept positive, f(t) = l1(t) + l3(sigmoid(l2(l1(t)))) increases, and
-    γ(t) = γ_0 + (γ_1 − γ_0) (f(t) − f(0)) / (f(1) − f(0)) has end points that do not
-    depend on f: learning the interior cannot move them.
+    γ(t) = γ_0 + (γ_1 − γ_0) (f(t) − f(0)) / (f(1) − f(0)) has end points that do not depend on f: learning
+    the interior cannot move them.
 
     Attributes:
       hidden: units of l2, the middle layer.
@@ -229,14 +230,15 @@ class LearnedNet(Interior):
     @nn.compact
     def __call__(self, t: Float[Array, "*times"]) -> Float[Array, "*times"]:
         ends = self.ends()
-        # Sigmoids as narrow as a fifth of the way, spread over all of it, or it bends too slowly.
+        # Sigmoids with a width of a fifth of the interval, spread over it: with wider ones γ bends too
+        # slowly.
         layers = (Positive(1, 1.0), Positive(self.hidden, 10.0), Positive(1, 10.0 / self.hidden))
 
         def f(t):
             first = layers[0](t[..., None])
             return (first + layers[2](jax.nn.sigmoid(layers[1](first))))[..., 0]
 
-        # All in one product, so that γ(0) and γ(1) are the end points to the last digit.
+        # A single product, so that γ(0) and γ(1) are the end points to the last digit.
         t = jnp.asarray(t)
         values = f(jnp.append(t, jnp.array([0.0, 1.0])))
         f_t, f_0, f_1 = values[:-2].reshape(t.shape), values[-2], values[-1]
@@ -244,11 +246,10 @@ class LearnedNet(Interior):
 
 
 class Piecewise(Interior):
-    """Straight lines over `parts` equal parts of [0, 1], whose shares of the way from γ(0) to γ(1)
-    are learned.
+    """Linear over each of `parts` equal parts of [0, 1]; the share of each part in γ(1) − γ(0) is learned.
 
     Attributes:
-      parts: how many parts.
+      parts: number of parts.
     """
 
     parts: int = 20
@@ -262,7 +263,7 @@ class Piecewise(Interior):
         ends = self.ends()
         share = jax.nn.softmax(self.param("share", nn.initializers.zeros, (self.parts,)))
         at = jnp.concatenate([jnp.zeros(1), jnp.cumsum(share)])
-        at /= at[-1]  # 1 exactly, so that γ(1) stays where it is
+        at /= at[-1]  # exactly 1 at the end, so that γ(1) does not move
         part = jnp.clip(jnp.floor(t * self.parts), 0, self.parts - 1).astype(jnp.int32)
         return ends(at[part] + (at[part + 1] - at[part]) * (t * self.parts - part))
 
@@ -285,13 +286,13 @@ def _constant(value):
 
 
 class MovingNet(Schedule):
-    """The learned schedule of the authors' own code, whose end points move with what lies between them:
+    """The learned schedule of the authors' code, in which all parameters move the end points, too:
     γ(t) = b + |w| t + 1/n Σ |v_i| tanh(½ (|u_i| (2t − 1) + c_i)), with n = `hidden` (google-research/vdm).
 
-    Unlike LearnedNet, all its parameters move γ(0) and γ(1), so that all of them change the ELBO.
+    Unlike those of LearnedNet, all its parameters move γ(0) and γ(1), so that all of them change the ELBO.
 
     Attributes:
-      hidden: n, how many tanh there are.
+      hidden: n, the number of tanh functions.
     """
 
     hidden: int = 1024

@@ -1,5 +1,5 @@
-"""Whether components are what they say, measured in a fraction of a second: before training, and before each
-evaluation. A likelihood is worth nothing where γ falls, or its slope is another function's.
+"""Checks that components are what they declare, in a fraction of a second: before training, and before each
+evaluation. A likelihood is worthless if γ decreases, or if its slope is not its derivative.
 """
 
 from collections.abc import Callable
@@ -19,23 +19,23 @@ from vdm.diffusion.times import Times
 from vdm.errors import UserError, require
 from vdm.runtime.randomness import Rng
 
-NODES = 2**14  # of t, at which γ and its slope are compared
+NODES = 2**14  # values of t at which γ and its slope are compared
 PARTS = 32  # parts of [0, 1], in each of which they must agree
-DRAWS = 2**12  # of times
+DRAWS = 2**12  # number of times drawn
 
 
 def schedule(schedule: Schedule, params: PyTree) -> None:
-    """γ is finite and rises, its slope is its derivative, its end points are those that its fields say, and
-    what it declares of its parameters is true.
+    """Checks that γ is finite and increases, its slope is its derivative, its end points are those of its
+    fields, and the declarations about its parameters are true.
 
     Raises:
-      UserError: something of this does not hold.
+      UserError: one of these does not hold.
     """
     name = f"schedule {type(schedule).__name__}"
     shape = schedule.shape if schedule.per_value else ()
     nodes = max(2 * PARTS, min(NODES, 2**22 // math.prod(shape)) // PARTS * PARTS)
 
-    # More of them at both ends, where γ may be steep: t = u² (3 − 2u), and u at even distances.
+    # More nodes near both ends, where γ may be steep: t = u² (3 − 2u), with u equally spaced.
     middles = (np.arange(nodes) + 0.5) / nodes
     edges, t = (u**2 * (3.0 - 2.0 * u) for u in (np.arange(PARTS + 1) / PARTS, middles))
 
@@ -58,25 +58,25 @@ def schedule(schedule: Schedule, params: PyTree) -> None:
             wrong = values[first].ravel()
             raise UserError(
                 f"{name} gives {what} = {wrong[~np.isfinite(wrong)][0]} at t = {times[first]:.4g}; accepted: "
-                "a number."
+                "a finite number."
             )
 
     low, high = at[0], at[-1]
     whole = high - low
     require(
         np.all(whole > 0),
-        f"{name} does not rise: γ(0) = {_mean(low):.4g} and γ(1) = {_mean(high):.4g}. γ = −log SNR must grow "
-        "from data, t = 0, to noise, t = 1.",
+        f"{name} does not increase: γ(0) = {_mean(low):.4g} and γ(1) = {_mean(high):.4g}. γ = −log SNR must "
+        "increase from data, t = 0, to noise, t = 1.",
     )
     steps = np.diff(np.concatenate([at[:1], between, at[-1:]]), axis=0)
     rounding = 1e-5 * np.max(np.abs(between))
     worst = int(np.argmin(steps.reshape(len(steps), -1).min(axis=1)))
     require(
         steps.min() >= -rounding,
-        f"{name} falls by {-steps.min():.3g} at t = {t[min(worst, nodes - 1)]:.3f}; γ = −log SNR must grow "
-        "with t.",
+        f"{name} decreases by {-steps.min():.3g} at t = {t[min(worst, nodes - 1)]:.3f}; γ = −log SNR must "
+        "increase with t.",
     )
-    # Each part's own slope, and that of all: a jump has no slope, and adds up to nothing.
+    # The slope in each part, and over all: a jump has no slope, so that its rise is missing in the integral.
     by_u = slope * (6.0 * middles * (1.0 - middles)).reshape(-1, *(1,) * len(shape))
     added = by_u.reshape(PARTS, -1, *shape).mean(axis=1) / PARTS
     risen = np.diff(at, axis=0)
@@ -85,7 +85,7 @@ def schedule(schedule: Schedule, params: PyTree) -> None:
     require(
         np.max(off) <= 0,
         f"{name} has a slope that is not its derivative, or it jumps: between t = {edges[part]:.3f} and "
-        f"{edges[part + 1]:.3f} γ rises by {_mean(risen[part]):.4g}, and γ'(t) adds up to "
+        f"{edges[part + 1]:.3f} γ rises by {_mean(risen[part]):.4g}, and γ'(t) integrates to "
         f"{_mean(added[part]):.4g}.",
     )
     wanted = (schedule.gamma_min, schedule.gamma_max)
@@ -95,14 +95,14 @@ def schedule(schedule: Schedule, params: PyTree) -> None:
     require(
         meets or schedule.learned_ends,
         f"{name} goes from γ = {_mean(low):.4g} to {_mean(high):.4g}, but its gamma_min is {wanted[0]:.4g} "
-        f"and its gamma_max {wanted[1]:.4g}; accepted: these ends, or the property learned_ends = True where "
-        "they are learned.",
+        f"and its gamma_max {wanted[1]:.4g}; accepted: these end points, or the property learned_ends = True "
+        "if they are learned.",
     )
     _declared(name, schedule, params, float(whole.mean()))
 
 
 def _declared(name: str, schedule: Schedule, params: PyTree, whole: float) -> None:
-    """Whether its parameters move what it declares that they do."""
+    """Checks that its parameters move what it declares they move."""
     times = jnp.array([0.0, 1.0, 0.3, 0.7])
     gamma = lambda params: schedule.apply(params, times).reshape(4, -1).mean(axis=1)
     by_each = (
@@ -110,39 +110,40 @@ def _declared(name: str, schedule: Schedule, params: PyTree, whole: float) -> No
         if jax.tree.leaves(params)
         else []
     )
-    # How much one unit of a parameter moves γ, in shares of the way from end to end. Rounding is no move.
+    # How far one unit of a parameter moves γ, as a share of γ(1) − γ(0). Rounding errors do not count.
     moves = lambda each, part: bool(np.abs(each[part]).max() > 1e-5 * whole)
     interior = [role.interior for role in jax.tree.leaves(schedule.roles(params))]
     ends = [moves(each, slice(0, 2)) for each in by_each]
     between = [moves(each, slice(2, 4)) for each in by_each]
     require(
         schedule.learned_ends or not any(ends),
-        f"{name} has parameters that move γ(0) or γ(1), and its property learned_ends is False; accepted: "
-        "True, or end points that stay where they are.",
+        f"{name} has parameters that move γ(0) or γ(1), but its property learned_ends is False; accepted: "
+        "True, or end points that no parameter moves.",
     )
     require(
         not schedule.learned_ends or any(ends),
-        f"{name} has the property learned_ends = True, and no parameter of it moves γ(0) or γ(1); accepted: "
-        "False.",
+        f"{name} has the property learned_ends = True, but none of its parameters moves γ(0) or γ(1); "
+        "accepted: False.",
     )
     require(
         not any(end and inside for end, inside in zip(ends, interior)),
-        f"{name} has parameters that move γ(0) or γ(1), and that its is_interior calls interior; accepted: "
+        f"{name} has parameters that move γ(0) or γ(1), for which its is_interior returns True; accepted: "
         "False for those.",
     )
     require(
         not schedule.learned_interior or any(one and inside for one, inside in zip(between, interior)),
-        f"{name} has the property learned_interior = True, and no parameter that its is_interior calls "
-        "interior moves γ between its ends; accepted: False, or a method is_interior that says which do.",
+        f"{name} has the property learned_interior = True, but none of the parameters for which its "
+        "is_interior returns True moves γ between its ends; accepted: False, or a correct method "
+        "is_interior.",
     )
 
 
 def times(times: Times) -> None:
-    """Times lie in [0, 1), and their weights are 1/q of their density: so that in each eighth of [0, 1] the
-    weights average to an eighth.
+    """Checks that times lie in [0, 1), and that their weights are 1/q for their density q: in each eighth of
+    [0, 1] the weights must sum to an eighth of the number of draws.
 
     Raises:
-      UserError: something of this does not hold.
+      UserError: one of these does not hold.
     """
     name = f"times {type(times).__name__}"
     rng = Rng(jax.random.key(0), jnp.arange(DRAWS), DRAWS)
@@ -171,24 +172,24 @@ def times(times: Times) -> None:
         inside = (t * 8).astype(int).clip(0, 7) == part
         require(
             inside.sum() >= 4,
-            f"{name} seldom or never gives a time between {part / 8} and {(part + 1) / 8}: {inside.sum()} of "
-            f"{DRAWS}, so that this part of the ELBO is not trained; accepted: a density above 0, as by some "
-            "uniform times among them.",
+            f"{name} seldom or never draws a time between {part / 8} and {(part + 1) / 8}: {inside.sum()} of "
+            f"{DRAWS}, so that this part of the ELBO is not trained; accepted: a positive density, for "
+            "instance by a mixture with uniform times.",
         )
         share = weight * inside
         mean, se = share.mean(), share.std() / math.sqrt(DRAWS)
         require(
             abs(mean - 0.125) <= 5.0 * se + 0.005,
             f"{name} gives weights that are not 1/q(t): between t = {part / 8} and {(part + 1) / 8} they "
-            f"average to {mean:.4f} ± {se:.4f}; accepted: 0.125, as the integral of 1 is.",
+            f"average to {mean:.4f} ± {se:.4f}; accepted: 0.125, the integral of 1.",
         )
 
 
 def sampler(sampler: Sampler) -> None:
-    """z_0 is a float32 number for each value of z_1, where x̂ is 0.
+    """Checks that z_0 is a finite float32 number for each value of z_1, for x̂ = 0.
 
     Raises:
-      UserError: something of this does not hold.
+      UserError: this does not hold.
     """
     name = f"sampler {type(sampler).__name__}"
     keys = jax.random.split(jax.random.key(0), 2)
@@ -200,16 +201,17 @@ def sampler(sampler: Sampler) -> None:
         isinstance(z_0, np.ndarray) and z_0.shape == z_1.shape and z_0.dtype == np.float32,
         f"{name} gives {_kind(z_0)} for z_1 of float32 {list(z_1.shape)}; accepted: the same.",
     )
-    require(np.all(np.isfinite(z_0)), f"{name} gives what is no number where x̂ is 0; accepted: numbers.")
+    require(np.all(np.isfinite(z_0)), f"{name} gives NaN or infinity for x̂ = 0; accepted: finite numbers.")
 
 
 def parameterisation(
     parameterisation: Parameterisation, params: PyTree, shape: tuple[int, int, int], vocab_size: int
 ) -> None:
-    """ε̂ is a float32 number for each value of z_t, at both ends and between, where the network gives 0.
+    """Checks that ε̂ is a finite float32 number for each value of z_t, at several γ, for a network output of
+    0.
 
     Raises:
-      UserError: something of this does not hold.
+      UserError: this does not hold.
     """
     name = f"parameterisation {type(parameterisation).__name__}"
     channels = parameterisation.outputs(shape[2], vocab_size)
@@ -235,7 +237,7 @@ def parameterisation(
     )
     require(
         np.all(np.isfinite(eps_hat)),
-        f"{name} gives ε̂ that is no number where the network gives 0; accepted: numbers.",
+        f"{name} gives an ε̂ of NaN or infinity for a network output of 0; accepted: finite numbers.",
     )
 
 
@@ -245,8 +247,8 @@ def images_apart(
     params: PyTree,
     shape: tuple[int, int, int],
 ) -> None:
-    """ε̂ of an image does not depend on which other images are in its batch: the likelihood of each would
-    depend on them. As fresh networks may give zeros alone, noise is added to the parameters.
+    """Checks that ε̂ of an image does not depend on the other images of its batch, on which its likelihood
+    would then depend, too. Noise is added to the parameters, as initial networks may output only zeros.
 
     Args:
       eps_hat: (params, z, γ) → ε̂ of a batch of 3.
@@ -269,14 +271,14 @@ def images_apart(
     require(
         np.allclose(one, other, rtol=1e-3, atol=1e-3 * np.abs(one).max(), equal_nan=True),
         f"{name} gives an ε̂ of an image that depends on the other images of its batch, so that its "
-        "likelihood would too; accepted: each image on its own (no batch norm, no mean over axis 0).",
+        "likelihood would, too; accepted: a network without batch norm or another mean over axis 0.",
     )
 
 
 def _numbers(name: str, part: Any, function: Callable[..., Any], *args: Any) -> Any:
-    """What a component gives, as NumPy; what it raises becomes a line with its name."""
+    """The result of a component as NumPy; its errors become one line with the component's name."""
     with blamed(part, name):
-        # Of a large model only these come to the host, and no program is made for all its devices.
+        # For a large model only these arrays come to the host, and nothing is compiled for all devices.
         return jax.tree.map(np.asarray, jax.jit(function)(*jax.device_get(args)))
 
 

@@ -1,5 +1,5 @@
-"""What the estimators cannot see: a schedule whose slope is wrong, an x̂ of the wrong scale, images that are
-there twice; and what mistake a claimed likelihood looks like."""
+"""Checks of mistakes that the estimators cannot see: a wrong slope of the schedule, a wrong scale of x̂,
+duplicate images; and the mistake that explains a claimed likelihood."""
 
 from collections.abc import Mapping
 import hashlib
@@ -22,7 +22,7 @@ TIMES = 32  # at which the scale of x̂ is measured
 
 
 def slope_line(model: Model, params: Params) -> str:
-    """Whether γ rises, and its slope is that of γ: it must integrate to γ(1) − γ(0)."""
+    """Whether γ increases, and its slope is its derivative: the slope must integrate to γ(1) − γ(0)."""
     nodes = 2**16
     _, slope = with_slope(
         lambda t: model.gamma(params, t), (jnp.arange(nodes, dtype=jnp.float32) + 0.5) / nodes
@@ -30,16 +30,17 @@ def slope_line(model: Model, params: Params) -> str:
     whole = float(np.mean(np.asarray(slope, np.float64)))
     low, high = np.asarray(model.gamma(params, jnp.array([0.0, 1.0])), np.float64)
     verdict = "yes" if abs(whole - (high - low)) < 0.005 * (high - low) and np.all(slope >= 0) else "NO"
-    return f"γ rises as its slope says: {verdict}; by {high - low:.3f}, and its slope adds up to {whole:.3f}."
+    found = f"γ rises by {high - low:.3f}, and the slope integrates to {whole:.3f}"
+    return f"The slope of γ is its derivative: {verdict}; {found}."
 
 
 def scale_line(config: ConfigDict, run: Run, elbo_bits: float) -> str:
-    """Whether x̂ has the scale of the images. Where x̂ = E[x|z], the factor s = E[x x̂]/E[x̂²] is 1. Times s,
-    an x̂ would be nearer to x by E[x̂²] (1 − s)², which is half that times e^{−γ} in nats for each unit of γ
+    """Whether x̂ has the scale of the images. If x̂ = E[x|z], the factor s = E[x x̂]/E[x̂²] is 1. Multiplying
+    x̂ by s would lower its squared error by E[x̂²] (1 − s)²; half of that times e^{−γ} are nats per unit of γ
     (VDM eq. 18).
 
     Args:
-      elbo_bits: bits/dim of the ELBO for T → ∞. A hundredth of it is too much.
+      elbo_bits: bits/dim of the ELBO for T → ∞. The check fails if a hundredth of it could be saved.
     """
     model, params = run.model, run.state.ema
 
@@ -65,13 +66,13 @@ def scale_line(config: ConfigDict, run: Run, elbo_bits: float) -> str:
     (gamma, scale, se), whole = worst[lost.argmax()], max(lost.sum(), 0.0)
     verdict = "NO" if whole > 0.01 * elbo_bits else "yes"
     return (
-        f"x̂ has the scale of the images: {verdict}; the right one would save {whole:.4f} bits/dim, most of "
-        f"it at γ = {gamma:.2f}, where the images are {scale:.3f} ± {se:.3f} times x̂."
+        f"x̂ has the scale of the images: {verdict}; the right scale would save {whole:.4f} bits/dim, mostly "
+        f"at γ = {gamma:.2f}, where the images are {scale:.3f} ± {se:.3f} times x̂."
     )
 
 
 def derivative_line(model: Model, params: Params, batch: Batch, vocab_size: int) -> str:
-    """Whether the gradient of ε̂ in z is its derivative: in one random direction, against a difference."""
+    """Whether the gradient of ε̂ in z is right: compared in one random direction with a finite difference."""
     x = process.scale(batch["image"], vocab_size)
     gamma = jnp.broadcast_to(model.gamma(params, jnp.float32(0.5)), x.shape[:1])
     eps, way, pull_by = (jax.random.normal(key, x.shape) for key in jax.random.split(jax.random.key(0), 3))
@@ -84,20 +85,20 @@ def derivative_line(model: Model, params: Params, batch: Batch, vocab_size: int)
     found = each((eps_hat(z + step * way) - eps_hat(z - step * way)) * pull_by) / (2.0 * step)
     off = np.linalg.norm(own - found) / np.linalg.norm(found)
     verdict = "yes" if off < 0.01 else "NO"
-    return f"The gradient of ε̂ is its derivative: {verdict}; they differ by {off:.1e} of it."
+    return f"The gradient of ε̂ agrees with a finite difference: {verdict}; the relative error is {off:.1e}."
 
 
 def twice_line(images: Images, train: Images | None) -> str:
-    """How many of the images are there more than once, and how many are among training images."""
+    """How many images are duplicates, and how many are among the training images."""
     own = [hashlib.sha256(image.tobytes()).digest() for image in images]
     twice = len(own) - len(set(own))
-    text = f"{twice} of the {len(own)} images are there before" if twice else "none is there twice"
+    text = f"{twice} of the {len(own)} images are duplicates" if twice else "no image is a duplicate"
     known = 0
     if train is not None:
         seen = {hashlib.sha256(image.tobytes()).digest() for image in train}
         known = sum(one in seen for one in own)
-        text += f", {known or 'none'} of them among the {len(train)} training images"
-    return f"The images are apart: {'NO' if twice or known else 'yes'}; {text}."
+        text += f"; images that are also training images: {known or 'none'} ({len(train)} searched)"
+    return f"The images are distinct: {'NO' if twice or known else 'yes'}; {text}."
 
 
 def claim_line(
@@ -109,12 +110,12 @@ def claim_line(
     vocab_size: int,
     entropy: float | None,
 ) -> str:
-    """Whether claimed bits/dim of each image agree with those of a row within three standard errors of their
-    difference, how much that is, and what a larger difference looks like.
+    """Whether the claimed bits/dim of the images agree with those of a row within three standard errors of
+    the difference; states this tolerance, or the mistake that explains a larger difference.
 
     Args:
       ours: Estimate.values of the row.
-      entropy: of the noise of normal dequantisation, bits/dim, in units of the z that the claim has.
+      entropy: of the noise of normal dequantisation, bits/dim, in the units of the claim's z.
     """
     each = claim - ours["bpd"]
     mean, se = float(each.mean()), standard_error(each)
@@ -132,7 +133,7 @@ def _mistakes(
     vocab_size: int,
     entropy: float | None,
 ) -> list[str]:
-    """The mistakes that would make `ours` the claim, within three standard errors of the difference."""
+    """The mistakes that would turn `ours` into the claim, within three standard errors of the difference."""
     total = ours["bpd"]
     values: dict[str, PerImage] = {}
     values["nats were taken for bits"] = total * math.log(2.0)

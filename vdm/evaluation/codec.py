@@ -1,4 +1,5 @@
-"""The estimator "codec": the length of a file that the images are compressed to, and come back from."""
+"""The estimator "codec": the length of a file to which the images are compressed and from which they
+return."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -25,12 +26,12 @@ from vdm.run import Run
 
 
 class File(NamedTuple):
-    """A file that test images were compressed to, and came back from.
+    """A file to which test images were compressed, and from which they were decompressed.
 
     Attributes:
-      size: its bytes.
-      values: bits/dim of each image: "images" is what it added to its stack; "initial" and "header" are its
-        share of the random bits before the first image, and of the header and the rounding to whole words.
+      size: in bytes.
+      values: bits/dim of each image: "images" is the growth of its stack; "initial" and "header" are its
+        share of the initial random bits, and of the header and the rounding to whole words.
       compress, decompress: seconds, with compilation.
     """
 
@@ -64,7 +65,7 @@ def make_file(config: ConfigDict, run: Run) -> File:
 
 
 def above(file: File, bound: Row) -> tuple[float, float]:
-    """How much more the images take than a bound says, image by image: mean and standard error, bits/dim."""
+    """By how much the images exceed a bound, image by image: mean and standard error, bits/dim."""
     count = min(len(file.values["images"]), bound.estimate.images)
     each = file.values["images"][:count] - bound.estimate.values["bpd"][:count]
     return float(each.mean()), standard_error(each)
@@ -72,7 +73,7 @@ def above(file: File, bound: Row) -> tuple[float, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Codec(Estimator):
-    """The length of a file, of which the images come back; config.codec."""
+    """The length of a file from which the images are recovered; config.codec."""
 
     needs: ClassVar[frozenset[Ability]] = frozenset({Ability.CODE})
 
@@ -83,7 +84,7 @@ class Codec(Estimator):
 
     def measure(self, config: ConfigDict, run: Run, done: Sequence[Row]) -> Result:
         if jax.process_count() > 1:
-            return Result([], checks=["No file was made: a codec runs on one host."])
+            return Result([], checks=["No file was made: a codec runs on a single host."])
         steps, own = config.codec.timesteps, run.model.depth is None
         bound = done[0] if own else depth_row(config, run, steps, done)
         file = make_file(config, run)
@@ -97,9 +98,9 @@ class Codec(Estimator):
         verdict = "not known" if math.isnan(se) else "NO" if more < -3.0 * se else "yes"
         checks = [
             f"The file has {file.size:,} bytes for {count} images: {mean['images']:.4f} bits/dim for the "
-            f"images, {mean['initial']:.4f} for the random bits before the first, {mean['header']:.4f} for "
-            f"the header. All came back. Seconds an image: {file.compress / count:.4f} to compress, "
-            f"{file.decompress / count:.4f} to decompress.",
+            f"images, {mean['initial']:.4f} for the initial random bits, {mean['header']:.4f} for "
+            f"the header. All images were recovered. Seconds per image: {file.compress / count:.4f} to "
+            f"compress, {file.decompress / count:.4f} to decompress.",
             f"The images take no less than {bound.name}: {verdict}; by {more:+.4f} ± {fixed(se)} bits/dim, "
             f"{100.0 * more / bound.estimate.mean['bpd']:+.2f}%.",
         ]

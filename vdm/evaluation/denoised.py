@@ -1,4 +1,4 @@
-"""What the denoiser makes of some test images on the way from noise to data."""
+"""The denoiser's predictions x̂ for some test images, from noise to data."""
 
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ class Denoised(NamedTuple):
     """Images and their predictions.
 
     Attributes:
-      times: from 1 down to 0.
+      times: decreasing from 1 to 0.
       x_hat: x̂(z_t) at these times, in [−1, 1].
       x: the images themselves.
     """

@@ -1,4 +1,4 @@
-"""The estimator "depth": the ELBO of the same model as chains of config.eval.depths steps, and for T → ∞."""
+"""The estimator "depth": the ELBO of a model as chains of config.eval.depths steps, and for T → ∞."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -18,7 +18,7 @@ def depths(config: ConfigDict) -> list[int]:
     """config.eval.depths, increasing.
 
     Raises:
-      UserError: it is no list of numbers of steps.
+      UserError: it is not a list of numbers of steps.
     """
     text = config.eval.depths
     try:
@@ -33,7 +33,7 @@ def depths(config: ConfigDict) -> list[int]:
 
 
 def depth_row(config: ConfigDict, run: Run, timesteps: int, done: Sequence[Row]) -> Row:
-    """The ELBO of a chain of so many steps, 0 for T → ∞; one of the rows `done`, where it is there."""
+    """The ELBO of a chain of so many steps, 0 for T → ∞; taken from `done` if it is there."""
     for row in done:
         if row.depth == timesteps:
             return row

@@ -25,21 +25,21 @@ from vdm.reporting.text import estimate_table
 from vdm.run import Run
 from vdm.runtime import devices
 
-OWN = "the model"  # whose likelihood is bounded, where the model is no chain of any depth
+OWN = "the model"  # the name of the bounded likelihood, if the model is not a chain of variable depth
 
 
 def elbo_name(timesteps: int) -> str:
-    """What the ELBO of a chain of so many steps is called; 0 for T → ∞."""
+    """The name of the ELBO of a chain of so many steps; 0 for T → ∞."""
     return f"ELBO, T = {timesteps}" if timesteps else "ELBO, T → ∞"
 
 
 def chain_name(timesteps: int) -> str:
-    """Whose likelihood the ELBO at this depth bounds; 0 for T → ∞."""
+    """The name of the model whose likelihood the ELBO at this depth bounds; 0 for T → ∞."""
     return f"the chain of {timesteps} steps" if timesteps else "the chain of ∞ steps"
 
 
 def elbo_row(config: ConfigDict, run: Run, model: Model) -> tuple[Row, Profile | None]:
-    """The ELBO of a model with the parameters of the run, and its Profile where it draws a time."""
+    """The ELBO of a model with the parameters of the run, and its Profile if the model draws a time."""
     start = time.monotonic()
     if model.depth is None:
         name, bounds = "exact" if Ability.EXACT in model.abilities else "ELBO", OWN
@@ -56,7 +56,7 @@ def elbo_row(config: ConfigDict, run: Run, model: Model) -> tuple[Row, Profile |
 
 @dataclasses.dataclass(frozen=True)
 class ELBO(Estimator):
-    """The model's own ELBO; and that for T → ∞, where it is a chain."""
+    """The model's ELBO, and the ELBO for T → ∞ if the model is a chain."""
 
     def measure(self, config: ConfigDict, run: Run, done: Sequence[Row]) -> Result:
         row, profile = elbo_row(config, run, run.model)
@@ -64,20 +64,20 @@ class ELBO(Estimator):
             print(estimate_table(row.estimate), flush=True)
         if not run.model.depth:
             return Result([row], profile=profile)
-        # The profile is to be that of continuous time.
+        # The profile must be that of continuous time.
         continuous, profile = elbo_row(config, run, run.model.at_depth(0))
         return Result([row, print_row(continuous)], profile=profile)
 
 
-# How many passes are a set, whose times and noise are spread evenly (randomness.QuasiRng).
+# Number of passes in a set, whose times and noise are spread evenly (randomness.QuasiRng).
 SET = 10
 
-# What a draw has beside its terms, where a time is drawn (profile.of_time).
+# The values of a draw besides its terms, if a time is drawn (profile.of_time).
 _TIME = ("t", "time_weight", "error")
 
 
 def one_draw(model: Model) -> PerExample:
-    """One draw of the terms, with times distributed as `extra` says; and with these, where it draws any."""
+    """One draw of the terms, and of what a Profile needs if a time is drawn; `extra` is the cdf of times."""
     draws_time = Ability.TIME in model.abilities
 
     def draw_terms(params, rng, batch, cdf):
@@ -91,15 +91,15 @@ def one_draw(model: Model) -> PerExample:
 def make_elbo(model: Model, config: ConfigDict, data: Data) -> Callable[..., tuple[Estimate, Profile | None]]:
     """Returns evaluate(params, passes, progress=False, target_se=0.0, title="ELBO") → (Estimate, Profile).
 
-    Passes are taken in at least two independent sets, so that the Monte-Carlo noise is measured, not assumed.
-    Where the model draws a time, the times of each set are distributed as the sets before it advise
-    (Profile.cdf), which changes no mean. The Profile of any other model is None.
+    Passes are taken in at least two independent sets, so that the Monte-Carlo error is measured, not assumed.
+    If the model draws a time, the earlier sets determine the distribution of times in each set (Profile.cdf),
+    which does not change the mean. The Profile of any other model is None.
 
-    With `target_se`, sets of SET passes go on until the Monte-Carlo noise of the bits/dim is at most that, or
-    config.eval.max_passes are taken.
+    With `target_se`, sets of SET passes continue until the Monte-Carlo error of the bits/dim is at most that,
+    or config.eval.max_passes are taken.
 
     Raises:
-      UserError: a number of config.eval is not accepted; from `evaluate`, also where sums are computed
+      UserError: a number of config.eval is not accepted; from `evaluate`, also if the compiler computes sums
         wrongly (self_check.py).
     """
     for name in ("passes", "passes_in_training", "max_passes"):
@@ -143,8 +143,8 @@ def make_elbo(model: Model, config: ConfigDict, data: Data) -> Callable[..., tup
                 bar.total = (len(sets) + 1) * bar.total // len(sets)
             add_set(min(SET, left))
             noise = combine(sets, data.spec.shape).noise["bpd"]
-            bar.set_postfix_str(f"noise {noise:.5f}, to be {target_se}")
-            # A standard error of few degrees of freedom is small by chance too often.
+            bar.set_postfix_str(f"noise {noise:.5f}, target {target_se}")
+            # With few degrees of freedom, a standard error is too often small by chance.
             if noise <= target_se and images * (len(sets) - 1) >= 30:
                 break
         bar.close()

@@ -1,6 +1,6 @@
-"""What an estimator of the likelihood is, and how those that config.eval names are chosen and measured.
+"""Estimators of the likelihood: their interface, and how those of config.eval are selected and measured.
 
-A new one is a class that derives from Estimator; examples/certificate.py.
+A custom estimator is a class that derives from Estimator, as in examples/certificate.py.
 """
 
 from collections.abc import Sequence
@@ -23,13 +23,13 @@ from vdm.run import Run
 
 
 class Result(NamedTuple):
-    """What an estimator gives.
+    """The result of an estimator.
 
     Attributes:
-      rows: lines of the table. One that is there already, the very same Row, is not repeated.
+      rows: lines of the table. An object that is already in the table is not repeated.
       series: over the depth T, or over the number of samples K; () for none.
-      checks: lines on whether the numbers agree as they must.
-      profile: of the ELBO in continuous time; None where no time is drawn.
+      checks: lines on whether the numbers are consistent.
+      profile: of the ELBO in continuous time; None if no time is drawn.
     """
 
     rows: Sequence[Row]
@@ -40,20 +40,20 @@ class Result(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Estimator(Component):
-    """An estimator of a model's likelihood. Those built in read fields of the whole config; the fields of one
-    of your own are in config.eval.CLASS, in lower case.
+    """An estimator of a model's likelihood. Built-in ones read fields of the whole config; the fields of a
+    custom one are in config.eval.CLASS, in lower case.
 
     Attributes:
-      needs: what the model must be able to do.
+      needs: the abilities that the model must have.
     """
 
     needs: ClassVar[frozenset[Ability]] = frozenset()
 
     def check_config(self, config: ConfigDict) -> None:
-        """Raises UserError where a field of the config that it reads is not accepted."""
+        """Raises UserError if a field of the config that it reads has a value that is not accepted."""
 
     def measure(self, config: ConfigDict, run: Run, done: Sequence[Row]) -> Result:
-        """Its rows; `done` are all rows so far, the model's own ELBO first."""
+        """Measures its rows; `done` are all earlier rows, the model's ELBO first."""
         raise NotImplementedError
 
 
@@ -66,7 +66,7 @@ def print_row(row: Row) -> Row:
 
 
 def find(config: ConfigDict) -> dict[str, Estimator]:
-    """Every built-in estimator, in the order in which they are measured, and then those of your own that
+    """Every built-in estimator, in the order in which they are measured, and then the custom ones that
     config.eval.estimators names. The ELBO is the first.
 
     Raises:
@@ -87,11 +87,11 @@ def find(config: ConfigDict) -> dict[str, Estimator]:
 
 
 class Measured(NamedTuple):
-    """What the estimators gave, together (estimator.Result).
+    """The joint results of the estimators (estimator.Result).
 
     Attributes:
-      rows: of the table, the model's own ELBO first.
-      series: by the estimator's name.
+      rows: of the table, the model's ELBO first.
+      series: {name of the estimator: rows}.
     """
 
     rows: list[Row]
@@ -101,16 +101,16 @@ class Measured(NamedTuple):
 
 
 def check(config: ConfigDict) -> None:
-    """Raises UserError where config.eval names an unknown estimator, or has a number that is not accepted."""
+    """Raises UserError if config.eval names an unknown estimator, or has a number that is not accepted."""
     for estimator in find(config).values():
         estimator.check_config(config)
 
 
 def choose(config: ConfigDict, model: Model) -> list[str]:
-    """The estimators that config.eval names, the ELBO first; of "all", those that the model can do.
+    """The estimators that config.eval names, the ELBO first; for "all", those that the model supports.
 
     Raises:
-      UserError: one is named that the model cannot do.
+      UserError: the model does not support one of them.
     """
     every = find(config)
     possible = [name for name, estimator in every.items() if estimator.needs <= model.abilities]
@@ -127,7 +127,7 @@ def choose(config: ConfigDict, model: Model) -> list[str]:
 
 
 def measure(config: ConfigDict, run: Run, chosen: Sequence[str]) -> Measured:
-    """Runs the chosen estimators, one after the other, and prints what each gives."""
+    """Runs the chosen estimators in turn, and prints their results."""
     found, every = Measured([], {}, [], None), find(config)
     for name in chosen:
         done = [*found.rows, *(row for rows in found.series.values() for row in rows)]
@@ -144,8 +144,8 @@ def measure(config: ConfigDict, run: Run, chosen: Sequence[str]) -> Measured:
 
 
 def check_result(name: str, result: Any, taken: Sequence[str] = ()) -> None:
-    """Raises UserError where an estimator of your own gives no Result, or a row that cannot be; `taken` are
-    the names of the rows that are there already."""
+    """Raises UserError if a custom estimator returns no Result, or an invalid row; `taken` are the names of
+    the earlier rows."""
     require(
         isinstance(result, Result)
         and isinstance(result.rows, Sequence)
@@ -159,12 +159,12 @@ def check_result(name: str, result: Any, taken: Sequence[str] = ()) -> None:
     for row in result.rows:
         what = f"the row {row.name!r} of estimator {name}"
         require(
-            names.count(row.name) == 1, f"{what} has the name of another row; accepted: a name of its own."
+            names.count(row.name) == 1, f"{what} has the name of another row; accepted: a different name."
         )
         require(
             isinstance(row.estimate, Estimate),
-            f"{what} has an estimate of {type(row.estimate).__name__}; accepted: an Estimate, as combine() "
-            "of vdm/estimate.py gives it.",
+            f"{what} has an estimate of {type(row.estimate).__name__}; accepted: an Estimate, such as the "
+            "result of combine() in vdm/estimate.py.",
         )
         for term, values in row.estimate.values.items():
             require(

@@ -1,4 +1,4 @@
-"""--mode=eval: the likelihood of the test split by independent estimators, in one table; and its files."""
+"""--mode=eval: the likelihood of the test split by independent estimators, in one table, and its files."""
 
 from collections.abc import Sequence
 import csv
@@ -27,9 +27,9 @@ from vdm.runtime.atomic import atomic_path, write_text
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Prints the table of config.eval.estimators, and writes it into the workdir.
 
-    Leaves there, or in its folder step-STEP while it still trains, the files eval.md, eval.json and
-    eval_images.csv; for a model with a denoiser also profile.csv, density.png and distortion.png; and
-    depth.png where "depth" is among the estimators.
+    Writes eval.md, eval.json and eval_images.csv into the workdir, or into its folder step-STEP while the run
+    is training; for a model with a denoiser also profile.csv, density.png and distortion.png; and depth.png
+    if "depth" is among the estimators.
 
     Raises:
       UserError: the workdir has no checkpoint, or a field of config.eval is not accepted.
@@ -59,14 +59,15 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def _choice(config: ConfigDict, run: Run) -> str:
-    """By what the checkpoint was chosen."""
+    """How the checkpoint was selected, for the heading."""
     if config.eval.checkpoint == "newest":
         return ""
     if run.data.validation is None:
         return (
-            ", the best by these test images themselves, so that it looks too good (config.data.validation)"
+            ", the best checkpoint by these test images, which makes the number too good "
+            "(config.data.validation)"
         )
-    return f", the best by {run.data.validation.size} validation images"
+    return f", the best checkpoint by {run.data.validation.size} validation images"
 
 
 def _write_estimates(
@@ -93,8 +94,8 @@ def _write_profile(
     profile: Profile,
     denoised: Denoised,
 ) -> list[str]:
-    """Writes profile.csv, density.png and distortion.png, and depth.png where the depths were measured;
-    returns their names."""
+    """Writes profile.csv, density.png and distortion.png, and depth.png if the depths were measured; returns
+    their names."""
     spec, model = run.data.spec, run.model
     (continuous,) = (row for row in measured.rows if row.depth == 0)
     prior = continuous.estimate.mean["prior"] + continuous.estimate.mean.get("context", 0.0)
@@ -105,7 +106,7 @@ def _write_profile(
     eval_figures.save_distortion(workdir / "distortion.png", columns, *denoised)
     written = ["profile.csv", "density.png", "distortion.png"]
     if "depth" not in measured.series:
-        (workdir / "depth.png").unlink(missing_ok=True)  # it is of another evaluation
+        (workdir / "depth.png").unlink(missing_ok=True)  # it belongs to an earlier evaluation
         return written
     *finite, infinite = measured.series["depth"]
     eval_figures.save_depth(
@@ -118,7 +119,7 @@ def _write_profile(
 
 
 def _write_columns(path: pathlib.Path, columns: dict[str, Float[np.ndarray, "columns"]]) -> None:
-    """Columns of one length as a CSV; those of edges are left out."""
+    """Writes the columns as a CSV file, without those of edges, which are longer."""
     names = [name for name in columns if not name.endswith("edges")]
     with atomic_path(path) as part, part.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -127,7 +128,7 @@ def _write_columns(path: pathlib.Path, columns: dict[str, Float[np.ndarray, "col
 
 
 def _write_images(path: pathlib.Path, rows: Sequence[Row]) -> None:
-    """The bits/dim of each test image by each row, and by the first also each term."""
+    """Writes the bits/dim of each test image for each row, and each term of the first row."""
     first, *others = rows
     terms = first.estimate.values.items()
     columns = {first.key if name == "bpd" else f"{first.key} {name}": values for name, values in terms}

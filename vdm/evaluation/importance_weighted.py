@@ -1,5 +1,5 @@
-"""The estimator "chain": bounds on log p(x) by importance weights, of a model's latents or of the
-path of its chain.
+"""The estimator "chain": importance-weighted bounds on log p(x), over a model's latents or the path of its
+chain.
 
 A draw gives, for an image x, the log weight log w = log p(x, z)/q(z|x) of a random z ~ q(z|x). As
 E[w] = p(x), the mean of log w is at most log p(x). So is that of log (w_1 + … + w_K)/K, which rises towards
@@ -31,7 +31,7 @@ def importance_bound(
 ) -> Float[np.ndarray, "groups ..."]:
     """log (w_1 + … + w_K)/K of each group of K = `samples` draws, float64.
 
-    Draws that do not fill a group, the last ones, are left out.
+    The last draws are dropped if they do not fill a group.
     """
     log_weights = np.asarray(log_weights, np.float64)
     groups = log_weights[: len(log_weights) // samples * samples]
@@ -52,10 +52,10 @@ def bound_rows(
     """The bounds with K = 1, 2, 4, … samples, and with all.
 
     Args:
-      key, name: of the estimator, as Row.id and Row.name.
-      bounds: whose negative log-likelihood they bound from above.
+      key, name: of the estimator, for Row.id and Row.name.
+      bounds: the name of the model whose negative log-likelihood they bound from above.
       log_weights: nats.
-      evaluations: of the network, per image, over all draws; `seconds` too.
+      evaluations: of the network, per image, over all draws; `seconds` likewise.
       shape: of an image.
     """
     total = len(log_weights)
@@ -70,7 +70,7 @@ def bound_rows(
 
 @dataclasses.dataclass(frozen=True)
 class Chain(Estimator):
-    """Bounds by importance weights; config.eval.chain."""
+    """Importance-weighted bounds; config.eval.chain."""
 
     needs: ClassVar[frozenset[Ability]] = frozenset({Ability.LOG_WEIGHT})
 
@@ -81,8 +81,8 @@ class Chain(Estimator):
     def measure(self, config: ConfigDict, run: Run, done: Sequence[Row]) -> Result:
         """The bounds with K = 1, 2, 4, … samples, up to config.eval.chain.samples.
 
-        A model of any depth is taken as a chain of config.eval.chain.timesteps steps, and its ELBO is that
-        chain's; any other model has latents of its own.
+        A model of variable depth is evaluated as a chain of config.eval.chain.timesteps steps, and compared
+        with the ELBO of that chain; any other model has latents.
         """
         steps, samples = config.eval.chain.timesteps, config.eval.chain.samples
         if run.model.depth is not None:
@@ -106,7 +106,7 @@ class Chain(Estimator):
         weighted = bound_rows(key, name, bounds, log_w, evaluations, seconds, run.data.spec.shape)
         print_row(weighted[-1])
         checks = [
-            agreement_line("Paths have the ELBO for their mean", weighted[0], elbo),
+            agreement_line("The mean over paths is the ELBO", weighted[0], elbo),
             samples_line(weighted),
         ]
         return Result([elbo, weighted[-1]], weighted, checks)

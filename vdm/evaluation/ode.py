@@ -46,21 +46,23 @@ class ODE(Estimator):
         try:
             flows = [flow_row(config, run, kind) for kind in run.model.flow_kinds]
             weighted, quadrature = weighted_flow_rows(config, run)
-        except UserError as error:  # the other estimators' numbers are not lost for it
+        except UserError as error:  # so that the other estimators' numbers are not lost
             return Result([], checks=[f"No row of the ODE: {error}"])
         checks = [
             *(gain_line(row, flows[0]) for row in flows[1:]),
-            agreement_line("Hutchinson's divergence has the exact one for its mean", flows[-1], weighted[0]),
+            agreement_line("Hutchinson's divergence has the mean of the exact one", flows[-1], weighted[0]),
             samples_line(weighted),
             "In the ODE, each image's steps keep the local error of z within "
             f"{config.eval.ode.tolerance}; half the nodes would change an image by "
-            f"{quadrature:.4f} bits/dim on average, an estimate of the quadrature's error and no bound.",
+            f"{quadrature:.4f} bits/dim on average, which estimates the quadrature's error but does not "
+            "bound it.",
         ]
         return Result([*flows, *weighted[:1], *weighted[1:][-1:]], weighted, checks)
 
 
 def flow_row(config: ConfigDict, run: Run, kind: str) -> Row:
-    """The likelihood by one `kind` of start, of one point for each image, by Hutchinson's divergence.
+    """The likelihood with one `kind` of dequantisation, from one point for each image, by Hutchinson's
+    divergence.
 
     Raises:
       UserError: the ODE of an image was not solved.
@@ -74,8 +76,8 @@ def flow_row(config: ConfigDict, run: Run, kind: str) -> Row:
 def weighted_flow_rows(config: ConfigDict, run: Run) -> tuple[list[Row], float]:
     """The bounds with K = 1, 2, 4, … samples up to config.eval.ode.samples, on the first images.
 
-    The start is the last of Model.flow_kinds. The divergence is exact: Hutchinson's noise, under the
-    logarithm of the mean, would raise the bound above the likelihood, and it would be none.
+    The dequantisation is the last of Model.flow_kinds. The divergence is exact: under the logarithm of the
+    mean, Hutchinson's noise would raise the bound above the likelihood, so that it would be no bound.
 
     Returns:
       The bounds, and the mean difference that half the quadrature's nodes would make, bits/dim.
@@ -93,7 +95,7 @@ def weighted_flow_rows(config: ConfigDict, run: Run) -> tuple[list[Row], float]:
 
 
 def gain_line(row: Row, first: Row) -> str:
-    """How far one way of dequantisation is above another, image by image."""
+    """The difference between two kinds of dequantisation, image by image."""
     mean, se = difference(row, first)
     return f"{row.name} is {mean:+.4f} ± {fixed(se)} bits/dim above {first.name}, image by image."
 
@@ -116,7 +118,7 @@ def _flow(
     """Solves the ODE of each image, from `samples` points of its cell.
 
     Returns:
-      The log weights "log_w", with what flow_log_density gives; evaluations per image; seconds.
+      The log weights "log_w" with the results of flow_log_density; evaluations per image; seconds.
 
     Raises:
       UserError: the ODE of an image was not solved.
@@ -142,16 +144,16 @@ def _flow(
 
     result = run_passes(log_weight, config, run, samples, name, images)
     require_solved(result["steps"], section.tolerance)
-    # A step asks for six evaluations, a node for one and products with its Jacobian.
+    # A step needs six evaluations; a node one evaluation, and products with its Jacobian.
     products = result["size"].mean() if exact else 1
     evaluations = samples * (6.0 * result["steps"].mean() + (section.nodes + 1) * (1 + products))
     return result, float(evaluations), time.monotonic() - began
 
 
 def require_solved(steps: np.ndarray, tolerance: float) -> None:
-    """Raises UserError where the ODE of an image was not solved within ode_solver.MAX_STEPS."""
+    """Raises UserError if the ODE of an image was not solved within ode_solver.MAX_STEPS."""
     require(
         np.max(steps) < ode_solver.MAX_STEPS,
         f"the ODE of an image was not solved in {ode_solver.MAX_STEPS} steps; config.eval.ode.tolerance"
-        f" is {tolerance}: set a larger one.",
+        f" is {tolerance}: set a larger value.",
     )

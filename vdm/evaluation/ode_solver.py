@@ -1,4 +1,4 @@
-"""The probability-flow ODE: the density that a denoiser gives to z_0, by the change of variables.
+"""The probability-flow ODE: the density of z_0 under a denoiser, by the change of variables.
 
 Pure functions of arrays.
 """
@@ -30,7 +30,7 @@ def velocity(
     condition: Any,
     slope: Any = 1.0,
 ) -> Float[Array, "batch *shape"]:
-    """dz/ds = ½ γ' σ (ε̂ − σ z), where γ' is `slope`, dγ/ds: value by value, where each has its own γ.
+    """dz/ds = ½ γ' σ (ε̂ − σ z), where γ' is `slope`, dγ/ds, which may differ between the values of an image.
 
     Song et al. 2021, eq. 13, for dα/dγ = −½ α σ² and dσ/dγ = ½ σ α².
     """
@@ -51,24 +51,24 @@ def flow_log_density(
 ) -> dict[str, Array]:
     """log p_0(z_0) under the flow that takes N(0, I) at γ_1 to γ_0.
 
-    log p_0(z_0) = log N(z_1; 0, I) + ∫ div ds from one end to the other, where s is γ itself, or the time
-    that a γ of each value depends on, along the path of z_0 (Chen et al. 2018). The
-    path is solved by Tsit5. Each image has steps of its own, which keep the local error in z within
-    `tolerance`, relative or absolute. The integral is taken by Clenshaw–Curtis quadrature on the path, so the
-    divergence is needed at the nodes alone.
+    log p_0(z_0) = log N(z_1; 0, I) + ∫ div ds over the path of z_0 (Chen et al. 2018), where s is γ itself,
+    or the time on which the γ of each value depends. Tsit5 solves the path, with separate steps for each
+    image that keep the local error in z within `tolerance`, relative or absolute. Clenshaw–Curtis quadrature
+    on the path computes the integral, so the divergence is needed only at the nodes.
 
     Args:
       condition: of each example: an array, or a tree of arrays.
-      ends: γ_0 and γ_1; or with a `curve` the times that they are at.
+      ends: γ_0 and γ_1; with a `curve`, their times.
       keys: one for each example, for the probes.
-      nodes: n, a multiple of 4: intervals of the quadrature, and of the coarser one with n/2.
-      exact_divergence: the divergence as the trace of the whole Jacobian. Otherwise it is Hutchinson's
-        estimate with a fresh ±1 probe at each node, which leaves log p_0 without bias.
+      nodes: n, a multiple of 4: intervals of the quadrature; n/2 for the coarser rule.
+      exact_divergence: the divergence as the trace of the whole Jacobian. Otherwise Hutchinson's estimate
+        with a fresh ±1 probe at each node, which leaves log p_0 unbiased.
       curve: (time, condition of one example) → γ of each of its values.
 
     Returns:
-      "log_density": nats [batch]. "steps": how many were taken, [batch]. "quadrature": how far the rule with
-      half the nodes is from the one used, nats [batch]: an estimate of the error, which can be larger.
+      "log_density": nats [batch]. "steps": number of steps, [batch]. "quadrature": difference from the rule
+        with
+      half the nodes, nats [batch]; it estimates the error, which can be larger.
     """
     points, weights = clenshaw_curtis(nodes)
     low, high = ends
@@ -112,8 +112,8 @@ def _solve_path(
     tolerance: float,
     curve: Callable[[Array, Any], Array] | None,
 ) -> tuple[Float[Array, "nodes batch *shape"], Int[Array, "batch"]]:
-    """z along the flow from z_0 at each place, and how many steps each image took."""
-    import diffrax  # only now, as it takes half a second, and training imports this file's checks
+    """z along the flow from z_0 at each place, and the number of steps of each image."""
+    import diffrax  # a late import: it takes half a second, and training imports this file's checks
 
     def one(z, condition):
         one_condition = jax.tree.map(lambda value: value[None], condition)
@@ -133,7 +133,7 @@ def _solve_path(
             stepsize_controller=diffrax.PIDController(rtol=tolerance, atol=tolerance),
             saveat=diffrax.SaveAt(ts=places),
             max_steps=MAX_STEPS,
-            throw=False,  # what is not reached is inf; the caller looks at the steps
+            throw=False,  # unreached values are inf; the caller checks the number of steps
         )
         return solution.ys, solution.stats["num_steps"]
 

@@ -18,7 +18,7 @@ from vdm.run import Run
 from vdm.runtime import devices
 from vdm.runtime.randomness import QuasiRng
 
-# Folded into the seed: the noise of evaluation is its own, and the same for every checkpoint.
+# Folded into the seed: the noise of evaluation is separate, and the same for every checkpoint.
 _EVALUATION = 2
 
 # (params, rng, batch, extra) → {name: [batch, …]}.
@@ -27,10 +27,10 @@ PerImage = dict[str, Float[np.ndarray, "images ..."]]
 
 
 class Pass(NamedTuple):
-    """Which pass over the images it is: number `number` of the `passes` of a set of draws.
+    """A pass over the images: the number `number` of the `passes` in a set of draws.
 
-    The draws of one set are spread evenly over its passes (randomness.QuasiRng); sets are independent of each
-    other.
+    The draws of a set are spread evenly over its passes (randomness.QuasiRng); different sets are
+    independent.
     """
 
     set: int
@@ -38,7 +38,7 @@ class Pass(NamedTuple):
     passes: int
 
 
-SPLIT = (False, False, False, True), (True,)  # of `of_device`: which arguments are, and which results
+SPLIT = (False, False, False, True), (True,)  # of `of_device`: which arguments and results are split
 
 
 def of_device(function: PerExample, config: ConfigDict) -> Callable[..., tuple[dict[str, Array]]]:
@@ -59,12 +59,12 @@ def over_split(function: PerExample, config: ConfigDict, data: Data) -> Callable
 
     Returns:
       one_pass(params, which, extra, images, bar) → {name: float64 [images, …]}, where `which` is a Pass,
-      `images` is how many there are, and `bar` counts batches. `params` and `extra` are replicated over the
-      devices. Every host calls it and gets all images.
+      `images` is their number, and `bar` counts batches. `params` and `extra` are replicated over the
+        devices.
+      Every host calls it and gets all images.
 
     Raises:
-      UserError: the batch is not divisible by the devices, or there are not so many images as
-        config.eval.images.
+      UserError: the batch is not divisible by the devices, or there are fewer images than config.eval.images.
     """
     batch_size = config.eval.batch_size
     require(
@@ -78,12 +78,12 @@ def over_split(function: PerExample, config: ConfigDict, data: Data) -> Callable
 
     mapped = devices.over_devices(of_device(function, config), config.parallel, *SPLIT)
     whole = functools.cache(lambda: in_memory_if_it_fits(data.test, config.data))
-    test = (lambda: data.test) if config.eval.images else whole  # of some images, only these are read
+    test = (lambda: data.test) if config.eval.images else whole  # of a subset, only its images are read
 
     def one_pass(params, which, extra, images, bar):
         parts = []
         which = np.array([*which, images], np.int32)
-        # Few images take a batch no larger than they are, and a multiple of the devices.
+        # Few images take a batch of their number, rounded up to a multiple of the devices.
         size = min(batch_size, -(-images // devices.count()) * jax.device_count())
         for batch in eval_batches(test(), size // jax.process_count(), images):
             real = batch.pop("real")
@@ -98,7 +98,7 @@ def over_split(function: PerExample, config: ConfigDict, data: Data) -> Callable
 
 
 def progress_bar(images: int, config: ConfigDict, passes: int, title: str, shown: bool = True) -> tqdm:
-    """A bar over the batches of so many passes, which `over_split`'s function moves."""
+    """A bar over the batches of so many passes, updated by the function of `over_split`."""
     batches = -(-images // config.eval.batch_size)
     return tqdm(total=passes * batches, desc=title, disable=not shown or None, leave=False)
 
@@ -112,11 +112,11 @@ def run_passes(
     images: int | None = None,
     number_of_set: int = 0,
 ) -> dict[str, Float[np.ndarray, "passes images ..."]]:
-    """The results of one set of so many passes, stacked, float64; `function` gets 0 for its `extra`.
+    """The results of one set of so many passes, stacked, float64; `function` gets 0 as its `extra`.
 
     Args:
-      images: how many; None for config.eval.images.
-      number_of_set: sets of different numbers are independent of each other; two of one number are equal.
+      images: their number; None for config.eval.images.
+      number_of_set: sets with different numbers are independent; two with the same number are equal.
     """
     images = images or config.eval.images or run.data.test.size
     one_pass = over_split(function, config, run.data)

@@ -1,4 +1,4 @@
-"""Where the bits of the diffusion term are: their density over t and γ, and the rate–distortion curve."""
+"""The density of the diffusion term over t and γ, and the rate–distortion curve."""
 
 from typing import Any
 
@@ -12,31 +12,31 @@ from vdm.gaussian import total
 
 BINS = times.PARTS  # equal parts of [0, 1) in t
 EDGES = np.linspace(0.0, 1.0, BINS + 1)
-UNIFORM = EDGES.astype(np.float32)  # the distribution of times that are uniform, as Profile.cdf gives it
+UNIFORM = EDGES.astype(np.float32)  # the cdf of uniform times, in the form of Profile.cdf
 
 
 def of_time(denoising: Denoising) -> dict[str, Float[Array, "batch"]]:
-    """What a Profile takes of a draw beside its terms: "t"; "time_weight", 1/q(t); and "error", ‖x − x̂(z_t)‖²
-    for x in [−1, 1], as x − x̂ = (ε̂ − ε) σ/α."""
+    """The values of a draw that a Profile needs besides the terms: "t"; "time_weight", 1/q(t); and "error",
+    ‖x − x̂(z_t)‖² for x in [−1, 1], as x − x̂ = (ε̂ − ε) σ/α."""
     d = denoising
     error = process.over_pixels(jnp.exp(d.gamma)) * jnp.square(d.target - d.eps_hat)
     return {"t": d.t, "time_weight": d.time_weight, "error": total(error)}
 
 
 def gamma_at_edges(model: Model, params: Params) -> Float[np.ndarray, "bins_and_one"]:
-    """γ at EDGES, of a model with Ability.TIME. Where each value has a γ of its own, it is the mean over
-    values, with a context of 0."""
+    """γ at EDGES, for a model with Ability.TIME. If γ differs between values, the mean over values, with a
+    context of 0."""
     gamma = np.asarray(model.gamma(params, jnp.asarray(EDGES, jnp.float32)))
     return gamma.reshape(len(EDGES), -1).mean(axis=1)
 
 
 class Profile:
-    """Gathers the draws of the diffusion term of each image, over equal parts of [0, 1) in t.
+    """Accumulates the draws of the diffusion term of each image in equal bins of t in [0, 1).
 
-    Where x̂ is the optimal denoiser and all values have one γ, the density over γ is half the error of x̂ over
-    the noise (Guo et al. 2005: the derivative of mutual information in SNR is half the error). The same draws
-    give the curve of progressive coding: rate(t) = prior + the integral of the density from t to 1, against
-    the error of x̂(z_t) (VDM sec. 5.1; Ho et al. 2020, sec. 4.3).
+    If x̂ is the optimal denoiser and all values have the same γ, the density over γ is half the squared error
+    of x̂ over the variance of the noise (Guo et al. 2005: the derivative of mutual information in SNR is half
+    the error). The same draws give the curve of progressive coding: rate(t) = prior + the integral of the
+    density from t to 1, against the error of x̂(z_t) (VDM sec. 5.1; Ho et al. 2020, sec. 4.3).
     """
 
     def __init__(self, images: int):
@@ -46,7 +46,7 @@ class Profile:
         self._moments: Any = np.zeros((3, BINS))
 
     def add(self, draw: dict[str, Float[np.ndarray, "images"]]) -> None:
-        """Adds a pass: the term "diffusion", nats, and what `of_time` gives."""
+        """Adds a pass: the term "diffusion", nats, and the values of `of_time`."""
         part = np.minimum((draw["t"] * BINS).astype(int), BINS - 1)
         image = np.arange(self._images)
         self._passes += 1
@@ -58,7 +58,7 @@ class Profile:
             np.add.at(moment, part, density**power)
 
     def cdf(self) -> Float32[np.ndarray, "bins_and_one"]:
-        """How times are best distributed, by the draws so far: times.cdf."""
+        """The distribution of times with the least variance, estimated from the draws so far: times.cdf."""
         return np.asarray(times.cdf(self._moments), np.float32)
 
     def summary(
@@ -68,29 +68,31 @@ class Profile:
         shape: tuple[int, ...],
         vocab_size: int,
     ) -> dict[str, Float[np.ndarray, "columns"]]:
-        """The profile as columns in order of t, float64 [BINS]; [BINS + 1] where the name ends in "edges".
+        """The profile as columns in order of t, float64 [BINS]; [BINS + 1] if the name ends in "edges".
 
         Args:
           gamma: γ at EDGES.
           prior: the prior term, bits/dim.
           shape: of an image.
-          vocab_size: its levels.
+          vocab_size: number of levels.
 
         Returns:
-          t_edges, gamma_edges. t: the middle of each part. per_t, per_t_se: bits/dim per unit of t, whose
-          mean over the parts is the diffusion term. per_gamma, per_gamma_se: the same per unit of γ. rate,
-          rate_edges: bits/dim spent from t = 1 down to t. rmse: of x̂(z_t), in levels. Where a part has no
-          draw, per_t_se and rmse are NaN.
+          t_edges, gamma_edges. t: the centre of each bin. per_t, per_t_se: bits/dim per unit of t, whose mean
+          over the bins is the diffusion term. per_gamma, per_gamma_se: the same per unit of γ. rate,
+            rate_edges:
+          bits/dim from t = 1 down to t. rmse: of x̂(z_t), in levels. In a bin without draws, per_t_se and
+            rmse
+          are NaN.
         """
         per_t = bits_per_dim(self._nats / self._passes * BINS, shape)
         mean = per_t.mean(axis=0)
         gamma = np.asarray(gamma, np.float64)
         slope = np.diff(gamma) * BINS
         spent = prior + np.append(np.cumsum(mean[::-1])[::-1] / BINS, 0.0)
-        with np.errstate(invalid="ignore"):  # a part without a draw has no error
+        with np.errstate(invalid="ignore"):  # a bin without draws has no error
             error = self._error.sum(axis=0) / self._weight.sum(axis=0)
-            # All images together meet each part evenly, so how often one image met it is no noise. The
-            # standard error is that of the difference from the mean of as many draws.
+            # All images together fill each bin evenly, so the number of draws of one image in it is no noise.
+            # The standard error is that of the difference from the mean of as many draws.
             share = self._weight / self._weight.mean(axis=0)
         difference = per_t - share * mean
         se = np.sqrt(np.sum(np.square(difference), axis=0) / max(self._images - 1, 1) / self._images)

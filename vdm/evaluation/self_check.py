@@ -1,5 +1,5 @@
-"""Whether the compiler sums rightly: the sums that the numbers of an evaluation rest on, at their real
-shapes, against float64 NumPy.
+"""Checks that the compiler computes the sums of an evaluation correctly, at their real shapes, against
+float64 NumPy.
 
 XLA:CPU of JAX 0.10.2 silently computes some fused sums wrongly (jax#39103; docs/guide/trust.md).
 """
@@ -18,10 +18,10 @@ from vdm.diffusion.importance_weights import log_normal
 from vdm.errors import require
 from vdm.gaussian import total
 
-FLAG = "--xla_cpu_experimental_ynn_fusion_type="  # without a value: none of the fusions in question
-TOLERANCE = 1e-4  # float32 alone is off by about 1e-6
-FEATURES = 16  # of the product before a sum of squares, as of a network's last layer
-LARGEST = 1 << 21  # values of a batch: of larger images fewer are taken
+FLAG = "--xla_cpu_experimental_ynn_fusion_type="  # an empty value disables the fusions in question
+TOLERANCE = 1e-4  # float32 alone has an error of about 1e-6
+FEATURES = 16  # of the product before a sum of squares, as in a network's last layer
+LARGEST = 1 << 21  # values of a batch; with larger images, the batch has fewer
 GAMMA_1 = 4.0
 
 Case = tuple[Callable[..., Any], Callable[..., Any], tuple[Any, ...]]
@@ -29,8 +29,8 @@ Case = tuple[Callable[..., Any], Callable[..., Any], tuple[Any, ...]]
 
 @functools.cache
 def require_right_sums(batch: int, shape: tuple[int, ...], vocab_size: int) -> None:
-    """Looks once in a process, and on a CPU with its optimisations alone: there it was seen, and elsewhere a
-    product may be one of bfloat16.
+    """Checks once in a process, and only on a CPU with its optimisations, where the fault was seen; on other
+    devices a product may be computed in bfloat16.
 
     Raises:
       UserError: a sum is wrong.
@@ -40,14 +40,14 @@ def require_right_sums(batch: int, shape: tuple[int, ...], vocab_size: int) -> N
     name, error = worst(batch, shape, vocab_size)
     require(
         error <= TOLERANCE,
-        f"{name} is off by {error:.1e} of its mean as XLA:CPU of JAX {jax.__version__} computes it; set "
-        f"XLA_FLAGS={FLAG} in the environment, or take another version of JAX.",
+        f"{name} has a relative error of {error:.1e} in XLA:CPU of JAX {jax.__version__}; set "
+        f"XLA_FLAGS={FLAG} in the environment, or use another version of JAX.",
     )
 
 
 def worst(batch: int, shape: tuple[int, ...], vocab_size: int) -> tuple[str, float]:
-    """The sum that is most off, and by how much, relative to its mean over the batch, as one sum alone may be
-    near zero; infinite where it is no number."""
+    """The sum with the largest error, and its error relative to its mean over the batch, as a single sum may
+    be near zero; infinite if a sum is not finite."""
     batch = max(1, min(batch, LARGEST // math.prod(shape)))
     found = {}
     for name, (compiled, exact, args) in cases(batch, shape, vocab_size).items():
@@ -59,14 +59,14 @@ def worst(batch: int, shape: tuple[int, ...], vocab_size: int) -> tuple[str, flo
 
 
 def cases(batch: int, shape: tuple[int, ...], vocab_size: int) -> dict[str, Case]:
-    """What is summed: (compiled function, float64 function, their arguments)."""
+    """The sums: (compiled function, float64 function, their arguments)."""
     random = np.random.default_rng(0)
     x, eps = random.uniform(-1.0, 1.0, (batch, *shape)), random.normal(size=(batch, *shape))
     h, last = random.normal(size=(batch, *shape[:-1], FEATURES)), random.normal(size=(FEATURES, shape[-1]))
     weight = random.uniform(1.0, 9.0, batch)
     levels = random.integers(0, vocab_size, (batch, *shape)).astype(np.uint8)
     axes = tuple(range(1, x.ndim))
-    gamma = -2.0 * math.log(vocab_size)  # of z_0: noise of half a cell, so that levels are told apart badly
+    gamma = -2.0 * math.log(vocab_size)  # of z_0: noise of half a cell, so that levels overlap
 
     def diffusion(h, last, eps, weight):
         return 0.5 * total(process.over_pixels(weight) * jnp.square(eps - h @ last))
@@ -84,7 +84,7 @@ def cases(batch: int, shape: tuple[int, ...], vocab_size: int) -> dict[str, Case
         return decoder.log_likelihood(levels, gamma_0, vocab_size)(z_0)
 
     def exact_reconstruction(levels, eps):
-        levels, eps = levels[:2], eps[:2]  # two images: in NumPy, all levels of each value are in memory
+        levels, eps = levels[:2], eps[:2]  # two images: NumPy holds all levels of each value in memory
         centres = (2.0 * np.arange(vocab_size) + 1.0) / vocab_size - 1.0
         at = centres[levels.astype(int)] + np.exp(0.5 * gamma) * eps
         logits = -0.5 * np.exp(-gamma) * np.square(at[..., None] - centres)

@@ -1,4 +1,4 @@
-"""Rows of estimates: how they compare image by image, and their tables."""
+"""Rows of estimates, their comparison image by image, and their tables."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -16,15 +16,15 @@ class Row:
     """One line of the table.
 
     Attributes:
-      name: the estimator, for people.
-      bounds: whose negative log-likelihood it bounds from above.
-      estimate: of the first so many test images.
+      name: the estimator's display name.
+      bounds: the name of the model whose negative log-likelihood it bounds from above.
+      estimate: of the first test images.
       evaluations: of the network and of products with its Jacobian, per image.
-      seconds: how long it took, with compilation.
-      other_images: whether its images are no test images, so that nothing is compared with them.
-      from_below: whether it bounds from below, so that it may be below 0.
-      id: its name in files, which stays when the words change; the name itself, where it is "".
-      depth: T of the chain whose ELBO it is, 0 for T → ∞; None of all else.
+      seconds: its duration, with compilation.
+      other_images: whether its images are not test images, so that nothing is compared with them.
+      from_below: whether it bounds from below, so that it may be negative.
+      id: its name in files, which does not change with the display name; "" for the display name.
+      depth: T of the chain whose ELBO it is, 0 for T → ∞; None for all other estimates.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Row:
         return self.id or self.name
 
     def json(self) -> dict[str, Any]:
-        """Everything but the numbers of each image."""
+        """All but the numbers of each image."""
         return {
             "id": self.key,
             "name": self.name,
@@ -55,7 +55,7 @@ class Row:
 
 
 def tables(rows: Sequence[Row], series: dict[str, list[Row]], checks: Sequence[str]) -> str:
-    """The table, that of series["depth"] where there is one, and the checks, as Markdown."""
+    """The table, the table of series["depth"] if there is one, and the checks, as Markdown."""
     parts = [table(rows)]
     if "depth" in series:
         parts.append(depth_table(series["depth"]))
@@ -65,7 +65,8 @@ def tables(rows: Sequence[Row], series: dict[str, list[Row]], checks: Sequence[s
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table; each is compared to the first, image by image, on the images of both."""
+    """The rows as a Markdown table; each is compared with the first, image by image, on their common
+    images."""
     header = (
         "estimator", "bounds −log p of", "bits/dim", "± s.e.", "± noise",
         "minus the first", "± s.e.", "images", "evaluations/image", "seconds",
@@ -92,15 +93,15 @@ def depth_table(rows: Sequence[Row]) -> str:
 
 
 def difference(row: Row, other: Row) -> tuple[float, float]:
-    """How far a row is above another on the images of both: mean and standard error, bits/dim."""
+    """By how much a row exceeds another on their common images: mean and standard error, bits/dim."""
     images = min(row.estimate.images, other.estimate.images)
     each = row.estimate.values["bpd"][:images] - other.estimate.values["bpd"][:images]
     return float(each.mean()), standard_error(each)
 
 
 def smallest_step(rows: Sequence[Row]) -> tuple[Row, Row] | None:
-    """The neighbours (above, below) whose difference is the smallest in standard errors; None where no
-    difference is known."""
+    """The neighbours (above, below) with the smallest difference in standard errors; None if no difference is
+    known."""
     pairs = list(zip(rows, rows[1:]))
     differences = [mean / max(se, 1e-12) for mean, se in (difference(*pair) for pair in pairs)]
     return pairs[int(np.nanargmin(differences))] if np.isfinite(differences).any() else None
@@ -110,12 +111,12 @@ def order_line(claim: str, above: Row, below: Row) -> str:
     """Whether `above` is above `below`, image by image, up to three standard errors."""
     mean, se = difference(above, below)
     verdict = "NO" if mean < -3.0 * se else "yes"
-    return f"{claim}: {verdict}; least surely from {above.name} to {below.name}, by {mean:.4f} ± {se:.4f}."
+    return f"{claim}: {verdict}; least certain from {above.name} to {below.name}, by {mean:.4f} ± {se:.4f}."
 
 
 def agreement_line(claim: str, one: Row, other: Row) -> str:
-    """Whether two rows are the same on the images of both, up to three standard errors: how much that is,
-    the line says, as nothing smaller can be seen."""
+    """Whether two rows are equal on their common images, up to three standard errors; the line states the
+    error, as no smaller difference can be detected."""
     mean, se = difference(one, other)
     verdict = "not known" if math.isnan(se) else f"yes, to {3.0 * se:.4f}" if abs(mean) <= 3.0 * se else "NO"
     return f"{claim}: {verdict}; {one.name} is {mean:+.4f} ± {fixed(se)} above {other.name}."

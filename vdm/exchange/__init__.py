@@ -1,1 +1,1 @@
-"""Models from elsewhere, and to elsewhere."""
+"""Import and export of models."""

@@ -48,10 +48,10 @@ Sampling needs no images. Evaluation and training do: images that are not built 
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, target: str) -> None:
-    """Writes the folder --output from the checkpoint that config.eval.checkpoint names.
+    """Writes the folder --output from the checkpoint that config.eval.checkpoint selects.
 
     Raises:
-      UserError: the workdir has no checkpoint; or --output is there, or cannot be written.
+      UserError: the workdir has no checkpoint; or --output exists, or cannot be written.
     """
     restored = run_lib.restore(config, workdir, images=False)
     known = fingerprint.read(workdir / "data.json") | {"spec": fingerprint.fields(restored.data.spec)}
@@ -60,13 +60,13 @@ def run(config: ConfigDict, workdir: pathlib.Path, target: str) -> None:
     step = int(restored.state.step)
     about = {"model_type": "vdm", "step": step, **config.to_dict(), weights.DATA: known}
     if "data_dir" in about["data"]:
-        about["data"] = about["data"] | {"data_dir": ""}  # a path of this machine alone
+        about["data"] = about["data"] | {"data_dir": ""}  # a path that exists only on this machine
     size = weights.write(folder, params, about, card(config, workdir, restored, known))
     print(f"{folder}: {', '.join(weights.FILES)}; {size:,} bytes of weights, step {step}")
 
 
 def card(config: ConfigDict, workdir: pathlib.Path, of: Run, known: Mapping[str, Any]) -> str:
-    """The README.md: what the model is, its bits/dim, its data (`known`: fingerprint.about), its training."""
+    """The README.md: the model, its bits/dim, its data (`known`: fingerprint.about), its training."""
     spec, step = of.data.spec, int(of.state.step)
     found = _evaluated(workdir, step)
     rows = [row for row in read_metrics(workdir / "metrics.jsonl") if row["step"] <= step]
@@ -90,7 +90,7 @@ def card(config: ConfigDict, workdir: pathlib.Path, of: Run, known: Mapping[str,
 
 
 def _evaluated(workdir: pathlib.Path, step: int) -> dict[str, Any]:
-    """eval.json, where it is whole and of this step; else nothing."""
+    """eval.json, if it is complete and of this step; otherwise {}."""
     try:
         found = json.loads((workdir / "eval.json").read_text())
     except (OSError, ValueError):

@@ -1,5 +1,5 @@
-"""--mode=import: a model from elsewhere as a new workdir, which can be used like any other: to evaluate, to
-sample, or to train on, also by another objective."""
+"""--mode=import: an external model as a new workdir, to evaluate, to sample, or to train further, also with
+another objective."""
 
 import json
 import pathlib
@@ -19,11 +19,11 @@ from vdm.runtime import devices, lock
 from vdm.runtime.atomic import write_text
 
 SAYS = """
-Of {path}, step {step}: its averaged parameters, from which a run here starts, without the optimiser's state.
-The same function as there: pixels are 2 (v + ½)/V − 1, the network is told γ as (γ − gamma_min)/(gamma_max −
-gamma_min), and ε̂ is z plus its output. Stored otherwise: {stored}.
-Not in the file, and to be set as there: gamma_min ({gamma_min}), gamma_max ({gamma_max}), timesteps
-({timesteps}), dropout ({dropout})."""
+From {path}, step {step}: the averaged parameters, from which a run here starts, without the optimiser's
+state. The function is the same: pixels are 2 (v + ½)/V − 1, the network gets γ as (γ − gamma_min)/(gamma_max
+− gamma_min), and ε̂ is z plus its output. Stored differently: {stored}.
+Not in the file, and to be set as in the original run: gamma_min ({gamma_min}), gamma_max ({gamma_max}),
+timesteps ({timesteps}), dropout ({dropout})."""
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, path: str) -> None:
@@ -33,7 +33,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, path: str) -> None:
       path: the workdir of a run, a folder that --mode=export wrote, or a checkpoint of google-research/vdm.
 
     Raises:
-      UserError: the file is none, or of another model than the config's, or the workdir has a run.
+      UserError: there is no such file, it is of another model than the config's, or the workdir has a run.
     """
     require(
         workdir_lib.newest(workdir) is None and not (workdir / "config.json").exists(),
@@ -54,7 +54,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, path: str) -> None:
         old.eval.checkpoint = config.eval.checkpoint
         given = run_lib.restore(old, folder, images=False)
         params, step = jax.device_get(given.state.ema), int(given.state.step)
-        # What the model has in addition, such as an encoder that is learned, starts afresh.
+        # Parts that only this model has, such as a learned encoder, keep their initial parameters.
         check_shapes(params, {name: parts.like.params.get(name) for name in params}, path)
     else:
         params = weights.read(folder, parts.like.params)
@@ -62,7 +62,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, path: str) -> None:
     first = jax.device_get(parts.init(fit=bool(parts.like.params.keys() - params.keys())))
     params = {**first.params, **jax.tree.map(jnp.asarray, params)}
     state = first._replace(params=params, ema=jax.tree.map(jnp.copy, params))
-    from vdm.runtime import checkpoint  # only now, as Orbax takes a while to import
+    from vdm.runtime import checkpoint  # a late import, as Orbax is slow to import
 
     with lock.hold(workdir):
         checkpoints = checkpoint.Checkpoints(workdir, config.train.keep)
@@ -75,12 +75,13 @@ def run(config: ConfigDict, workdir: pathlib.Path, path: str) -> None:
 
 
 def data_of(config: ConfigDict, folder: pathlib.Path) -> tuple[Data, dict[str, Any]]:
-    """The data set of the new run, and what its data.json is to hold (fingerprint.about). Where the images
-    are not here, that is what `folder` says of its own; then the run can do all that needs no images.
+    """The data set of the new run, and the contents of its data.json (fingerprint.about). If the images are
+    not found, these are the statements of `folder` about its data; then the run can do all that needs no
+    images.
 
     Raises:
-      UserError: the images are not here, and config.data is not that of `folder`, or `folder` does not say
-        what a model must know of them; or what it says is damaged.
+      UserError: the images are not found, and config.data is not that of `folder`, or `folder` does not state
+        the spec of its data; or its statement is damaged.
     """
     is_workdir = (folder / "checkpoints").is_dir()
     there = fingerprint.read(folder / "data.json") if is_workdir else weights.known_data(folder)
@@ -93,19 +94,19 @@ def data_of(config: ConfigDict, folder: pathlib.Path) -> tuple[Data, dict[str, A
         ):
             raise
         print(
-            f"the images of {config.data.name!r} are not here, and evaluation and training need them: "
+            f"the images of {config.data.name!r} were not found, and evaluation and training need them: "
             f"{one_line(error)}"
         )
         return dataset.without_images(spec, str(error)), there
     here = fingerprint.about(data)
     for name in ("train", "test"):
         if there.get(name, here[name]) != here[name]:
-            print(f"the {name} images here are others than the model's: {here[name]}, and not {there[name]}")
+            print(f"the {name} images here differ from those of the model: {here[name]}, not {there[name]}")
     return data, here
 
 
 def says(config: ConfigDict, path: str, step: int) -> str:
-    """What was taken from an official checkpoint, and what the config must say."""
+    """What was read from an official checkpoint, and what the config must state."""
     model = config.model
     ends = {name: model.schedule[name] for name in ("gamma_min", "gamma_max")}
     free = {"timesteps": model.timesteps, "dropout": model.net.dropout, **ends}
@@ -113,7 +114,7 @@ def says(config: ConfigDict, path: str, step: int) -> str:
 
 
 def check_fields(config: ConfigDict, fields: dict[str, Any], path: str) -> None:
-    """Raises UserError where the config is not that of the file's model."""
+    """Raises UserError if the config is not that of the file's model."""
     flat = config_lib.flat(config.model)
     wrong = {name: value for name, value in fields.items() if flat.get(name) != value}
     flags = " ".join(f"--config.model.{name}={value}" for name, value in wrong.items())
@@ -121,7 +122,7 @@ def check_fields(config: ConfigDict, fields: dict[str, Any], path: str) -> None:
 
 
 def check_shapes(params: Any, like: Any, path: str) -> None:
-    """Raises UserError where the parameters are not those of the config's model."""
+    """Raises UserError if the parameters are not those of the config's model."""
 
     def shapes(tree):
         flat, _ = jax.tree_util.tree_flatten_with_path(tree)
@@ -131,6 +132,6 @@ def check_shapes(params: Any, like: Any, path: str) -> None:
     for name in sorted({*found, *wanted}):
         require(
             found.get(name) == wanted.get(name),
-            f"{path!r} is of another model than the config's: {name} is {found.get(name, 'absent')} there "
+            f"{path!r} is of another model than the config: {name} is {found.get(name, 'absent')} there "
             f"and {wanted.get(name, 'absent')} here; give the config of that run, and images of its shape.",
         )

@@ -1,8 +1,8 @@
-"""What the trainer of google-research/vdm writes (`ckpt-N.flax`), as parameters of the Diffusion here.
+"""Reads checkpoints of google-research/vdm (`ckpt-N.flax`) as parameters of Diffusion.
 
 The file is a flax msgpack of a train state: `step`, `params`, `ema_params`, `opt_state`. Its function is that
-of configs/cifar10.py: a U-Net whose Fourier features lie in another order, whose attention has its three
-matrices apart, and whose blocks are not stacked.
+of configs/cifar10.py: a U-Net with another order of Fourier features, three separate matrices in its
+attention, and blocks that are not stacked.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ SCHEDULES = {
     frozenset(("l1", "l2", "l3")): "moving_net",
 }
 NORM_GROUPS = 32
-STORED = "Fourier features in another order, q, k and v in one matrix, blocks that are alike stacked"
+STORED = "Fourier features in another order, q, k and v in one matrix, equal blocks stacked"
 
 
 class Checkpoint(NamedTuple):
@@ -31,8 +31,8 @@ class Checkpoint(NamedTuple):
 
     Attributes:
       step: of its training.
-      ema: its averaged parameters; `params` and `opt_state` are left.
-      fields: those of config.model that its shapes say.
+      ema: its averaged parameters; `params` and `opt_state` are not read.
+      fields: the fields of config.model that its shapes determine.
     """
 
     step: int
@@ -44,17 +44,18 @@ def read(path: str) -> Checkpoint:
     """Reads a file.
 
     Raises:
-      UserError: it is not there, or no such file, or of a model that is none here.
+      UserError: it does not exist, is no such file, or is of a model that this code does not have.
     """
     file = pathlib.Path(path).expanduser()
     require(
-        file.is_file(), f"--input is {path!r}, which is no file; give a ckpt-N.flax of google-research/vdm."
+        file.is_file(),
+        f"--input is {path!r}, which is not a file; give a ckpt-N.flax of google-research/vdm.",
     )
-    wrong = f"--input is {path!r}, which is no checkpoint of google-research/vdm: "
+    wrong = f"--input is {path!r}, which is not a checkpoint of google-research/vdm: "
     try:
         found = serialization.msgpack_restore(file.read_bytes())
-    except Exception as error:  # of msgpack, of many kinds
-        raise UserError(f"{wrong}it is no whole flax msgpack ({type(error).__name__}).") from error
+    except Exception as error:  # msgpack raises many types
+        raise UserError(f"{wrong}it is no complete flax msgpack ({type(error).__name__}).") from error
     require(isinstance(found, dict) and "ema_params" in found, f"{wrong}it has no 'ema_params'.")
     ema = found["ema_params"]
     try:
@@ -105,7 +106,7 @@ def parameters(ema: Tree) -> dict[str, Any]:
         "middle_1": _block(net["mid.block_2"]),
         "middle_attention": _attention(net["mid.attn_1"]),
         "up_first": up[0],
-        # Here a block up has the number of the block down whose input it takes.
+        # Here a block up has the index of the block down whose input it gets.
         "up": _stacked(up[:0:-1]),
     }
     gamma = _schedule(ema.get("gamma", {}))
@@ -128,8 +129,8 @@ def _schedule(gamma: Tree) -> dict[str, Any]:
 
 
 def _in_our_order(kernel: Float[np.ndarray, "3 3 inputs width"], net: Tree) -> np.ndarray:
-    """Theirs are, after the colours, sin and then cos, each by colour and then by frequency, rising; here
-    each is by frequency, falling, and then by colour."""
+    """Reorders the inputs. Theirs are, after the colours, sin and then cos, each by colour and then by
+    increasing frequency; here each is by decreasing frequency, and then by colour."""
     colours = net["conv_out"]["kernel"].shape[3]
     count = (kernel.shape[2] // colours - 1) // 2
     place = np.arange(2 * colours * count).reshape(2, colours, count)

@@ -1,4 +1,4 @@
-"""A model as a folder of the kind that model hubs expect: model.safetensors, config.json, and a card."""
+"""A model as a folder in the form of model hubs: model.safetensors, config.json, and a card."""
 
 import hashlib
 import json
@@ -13,16 +13,16 @@ from safetensors.numpy import load_file, save_file
 from vdm.errors import UserError, require
 
 FILES = ("model.safetensors", "config.json", "README.md")
-DATA = "data_set"  # in config.json: what data.json of a workdir has
+DATA = "data_set"  # the key of config.json with the contents of a workdir's data.json
 
 
 def write(folder: pathlib.Path, params: Any, config: dict[str, Any], card: str) -> int:
-    """Writes the folder, whole or not at all; returns the bytes of its weights.
+    """Writes the folder atomically; returns the bytes of its weights.
 
     Raises:
-      UserError: it is there, or cannot be written.
+      UserError: it exists, or cannot be written.
     """
-    require(not folder.exists(), f"--output is {str(folder)!r}, which is there; give a new folder.")
+    require(not folder.exists(), f"--output is {str(folder)!r}, which exists already; give a new folder.")
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
@@ -40,7 +40,7 @@ def write(folder: pathlib.Path, params: Any, config: dict[str, Any], card: str) 
 
 
 def known_data(folder: pathlib.Path) -> dict[str, Any]:
-    """What a folder that `write` wrote says of its data (fingerprint.about); nothing where an older version
+    """The statement about the data (fingerprint.about) in a folder that `write` wrote; {} if an older version
     wrote it.
 
     Raises:
@@ -59,11 +59,12 @@ def read(folder: pathlib.Path, like: Any) -> Any:
     """The parameters in a folder that `write` wrote, as a tree like `like`.
 
     Raises:
-      UserError: they are not there, damaged, or of another model.
+      UserError: they are missing, damaged, or of another model.
     """
     path = folder / FILES[0]
     require(
-        path.is_file(), f"--input is {str(folder)!r}, which has no {FILES[0]}; give what --mode=export wrote."
+        path.is_file(),
+        f"--input is {str(folder)!r}, which has no {FILES[0]}; give a folder of --mode=export.",
     )
     try:
         found, said = load_file(path), json.loads((folder / FILES[1]).read_text())
@@ -71,7 +72,7 @@ def read(folder: pathlib.Path, like: Any) -> Any:
         raise UserError(f"{str(path)!r} is damaged ({error}); take another copy.") from error
     require(
         isinstance(said, dict) and said.get("sha256") == _sha(path),
-        f"{str(path)!r} is damaged, or not of the {FILES[1]} beside it: its sha256 is another; copy again.",
+        f"{str(path)!r} is damaged, or does not belong to its {FILES[1]}: its sha256 differs; copy it again.",
     )
     wanted = _flat(like)
     for name in sorted({*found, *wanted}):
@@ -81,7 +82,7 @@ def read(folder: pathlib.Path, like: Any) -> Any:
         )
         require(
             there == here,
-            f"{str(path)!r} is of another model than the config's: {name} is {there} there and {here} here; "
+            f"{str(path)!r} is of another model than the config: {name} is {there} there and {here} here; "
             "leave out --config, or set the fields of config.model as they were.",
         )
     leaves = [found[name] for name in wanted]

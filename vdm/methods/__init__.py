@@ -1,1 +1,1 @@
-"""What a paper adds to a VDM, one file each; nothing in vdm/diffusion knows of them."""
+"""Methods that a paper adds to a VDM, one file each; vdm/diffusion does not depend on them."""

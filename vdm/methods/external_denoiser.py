@@ -1,4 +1,4 @@
-"""A VDM that was not trained here: its denoiser and its schedule are functions, of whatever framework."""
+"""A VDM that was trained elsewhere: its denoiser and its schedule are functions, from any framework."""
 
 from collections.abc import Callable
 import dataclasses
@@ -22,10 +22,10 @@ PREDICTS = ("eps", "x", "v")
 
 
 class Curve(Schedule):
-    """A schedule that is a function, of which nothing is learned.
+    """A schedule that is a given function, without learned parameters.
 
     Attributes:
-      function: t → γ(t), of times of any shape; JAX differentiates it.
+      function: t → γ(t), for times of any shape; JAX differentiates it.
     """
 
     function: Callable[[Array], Array] = lambda t: t
@@ -36,10 +36,10 @@ class Curve(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class Scaling:
-    """Where the data of another model lie: level i is at a x + b, where x is `process.scale` of i.
+    """The scale of the data of another model: level i is at a x + b, where x is `process.scale` of i.
 
-    z of that model is α (a x + b) + σ ε. Times a constant, minus a constant, this is a z of the data x at
-    γ − 2 log a: the same process in other units.
+    z of that model is α (a x + b) + σ ε. A linear map of it is a z of the data x at γ − 2 log a: the same
+    process in other units.
     """
 
     a: float = 1.0
@@ -47,27 +47,27 @@ class Scaling:
 
     @classmethod
     def of_range(cls, low: float, high: float, vocab_size: int) -> "Scaling":
-        """That of data whose lowest level is at `low`, and the highest at `high`."""
+        """The Scaling of data whose lowest level is at `low`, and the highest at `high`."""
         half = 0.5 * (high - low) * vocab_size / (vocab_size - 1)
         return cls(half, 0.5 * (high + low))
 
     def ours(self, gamma: Array) -> Array:
-        """γ of the data x, where that of the other model's data is `gamma`."""
+        """γ for the data x, if γ for the other model's data is `gamma`."""
         return gamma - 2.0 * math.log(self.a)
 
     def theirs(self, z: Array, gamma: Array) -> tuple[Array, Array]:
-        """(z, γ) of the other model, from those of the data x; γ broadcasts against z."""
+        """(z, γ) of the other model, from those for the data x; γ broadcasts against z."""
         other = gamma + 2.0 * math.log(self.a)
         return z * process.sigma(other) / process.sigma(gamma) + process.alpha(other) * self.b, other
 
 
 @dataclasses.dataclass(frozen=True)
 class External(Diffusion):
-    """See the module's docstring; `schedule` is a Curve of the γ of the data x.
+    """A VDM that was trained elsewhere; `schedule` is a Curve of γ for the data x.
 
     Attributes:
-      denoise: in the units of the model that it is of.
-      predicts: what it gives: ε̂, x̂ or v̂.
+      denoise: the denoiser, in the units of its model.
+      predicts: its prediction: ε̂, x̂ or v̂.
       scaling: of that model's data.
       labelled: whether it is conditioned on labels.
     """
@@ -78,7 +78,7 @@ class External(Diffusion):
     labelled: bool = False
 
     def verify(self, params: Any) -> None:
-        """Its mistakes are found by evaluation/audit.py, which reports them beside the numbers."""
+        """Checks nothing: evaluation/audit.py finds mistakes, and reports them beside the numbers."""
 
     def check(self) -> None:
         choose("predicts", self.predicts, PREDICTS)
@@ -113,7 +113,7 @@ def on_host(function: Callable[..., Any], vjp: Callable[..., Any] | None = None)
         z = images[0]
 
         def on_arrays(images, numbers):
-            # Under vmap, each has further axes in front.
+            # Under vmap, each array has further leading axes.
             shape = images[0].shape
             flat = [np.asarray(part, np.float32).reshape(-1, *shape[-3:]) for part in images]
             gamma, *labels = (np.asarray(part).reshape(-1) for part in numbers)

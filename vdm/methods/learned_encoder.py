@@ -1,18 +1,19 @@
-"""The encoder's mean x_t, a function of x and of the noise: x itself in a VDM, and learned in DiffEnc
+"""An encoder's mean x_t, a function of x and the noise level: x itself in a VDM, and learned in DiffEnc
 (Nielsen et al. 2024).
 
   q(z_t|x) = N(α_t x_t, σ_t² I),  with x_0 = x.
 
-q(z_s|z_t, x) keeps the variance that it has in a VDM and these marginals, so that its mean is that of a VDM
-with y in place of x (process.posterior):
+q(z_s|z_t, x) has the variance of a VDM and the marginals above, so that its mean is that of a VDM with y in
+place of x (process.posterior):
 
   y = x_t − (x_t − x_s)/(1 − e^{γ_s − γ_t}), and as s → t  y = x_t − dx_t/dγ.
 
-p(z_s|z_t) is as in a VDM. So its denoiser predicts y, which is in terms of noise
+p(z_s|z_t) is that of a VDM. So the denoiser predicts y, which corresponds to the noise
 
   (z_t − α_t y)/σ_t = ε + α_t/σ_t (x_t − y),
 
-and the three terms of the ELBO, chains, importance weights and samples are those of a VDM with this for ε.
+and the three terms of the ELBO, chains, importance weights and samples are those of a VDM with this noise for
+ε.
 """
 
 from collections.abc import Callable
@@ -35,8 +36,8 @@ from vdm.errors import require
 from vdm.nets import Network
 from vdm.parameters import Role
 
-# Networks have sines of their time, of up to 1,000 radians between 0 and 1: too steep for x_t, whose slope
-# counts.
+# Networks embed their time by sines of up to 1,000 radians between 0 and 1: too steep for x_t, whose slope in
+# γ enters the ELBO.
 SLOW = 0.01
 
 Gamma = Float[Array, "batch"]
@@ -47,20 +48,20 @@ NEEDS_X = frozenset({Ability.DENOISER, Ability.CODE, Ability.PREDICTS_NOISE})  #
 
 @dataclasses.dataclass(frozen=True)
 class MeanTransform(Component):
-    """x_t, a function of x and γ. A subclass defines `x_t`; at γ_0 that must be x.
+    """x_t, a function of x and γ. A subclass defines `x_t`, which must be x at γ_0.
 
     Attributes:
-      lacks: what a Diffusion with it cannot do; nothing, only where x_t is x.
+      lacks: abilities that a Diffusion with it lacks; empty only if x_t is x.
     """
 
     lacks: ClassVar[frozenset[Ability]] = frozenset({*NEEDS_X, Ability.FLOW})
 
     def init(self, key: Array, x: Image) -> Params:
-        """Fresh parameters; None where it has none."""
+        """Initial parameters; None without any."""
         return None
 
     def roles(self, params: Params) -> PyTree[Role]:
-        """What each parameter is to the optimiser."""
+        """The role of each parameter for the optimiser."""
         raise NotImplementedError
 
     def x_t(self, params: Params, x: Image, gamma: Gamma, gamma_0: Float[Array, ""]) -> Image:
@@ -70,11 +71,11 @@ class MeanTransform(Component):
     def target(
         self, params: Params, x: Image, eps: Image, gamma: Array, gamma_s: Array | None, gamma_0: Array
     ) -> tuple[Image, Image]:
-        """x_t, and the noise that the denoiser is to predict: ε + α/σ (x_t − y).
+        """x_t, and the noise that the denoiser must predict: ε + α/σ (x_t − y).
 
         Args:
           gamma: one for all, or for each example.
-          gamma_s: of the step of a chain that goes from s to t; None in continuous time.
+          gamma_s: γ at the end s of the step from t to s of a chain; None in continuous time.
         """
         gamma = jnp.broadcast_to(gamma, x.shape[:1])
         if gamma_s is None:
@@ -87,14 +88,14 @@ class MeanTransform(Component):
         return x_t, eps + process.over_pixels(jnp.exp(-0.5 * gamma)) * moves
 
     def read(self, eps_hat: Image, z_t: Image, gamma: Array) -> Image:
-        """The prediction of the noise of y, from the network's ε̂."""
+        """The prediction of the noise that corresponds to y, from the network's ε̂."""
         return eps_hat
 
     def of_flow(self, eps_hat: Image, z_t: Image, gamma: Array) -> Image:
-        """What the probability-flow ODE takes for ε̂, from the prediction of the noise of y.
+        """ε̂ of the probability-flow ODE, from the prediction of the noise that corresponds to y.
 
-        z_t = α x_t + σ ε moves by dz_t/dγ = ½ σ (ε_f − σ z_t) with ε_f = ε + 2 α/σ dx_t/dγ. This needs both
-        E[y|z_t] and E[ε|z_t], and the denoiser predicts the first alone.
+        z_t = α x_t + σ ε has the velocity dz_t/dγ = ½ σ (ε_f − σ z_t) with ε_f = ε + 2 α/σ dx_t/dγ. This
+        needs both E[y|z_t] and E[ε|z_t], but the denoiser predicts only the first.
         """
         raise NotImplementedError
 
@@ -122,8 +123,7 @@ class Identity(MeanTransform):
 
 @dataclasses.dataclass(frozen=True)
 class Scaled(MeanTransform):
-    """x_t = α_t²/α_0² x: x fades as noise comes, by no parameters (the encoder of DiffEnc that is not
-    trained).
+    """x_t = α_t²/α_0² x: x fades with the noise, without parameters (DiffEnc's encoder that is not trained).
 
     dx_t/dγ = −σ² x_t, so that y = (1 + σ²) x_t, and one prediction gives both.
     """
@@ -134,7 +134,7 @@ class Scaled(MeanTransform):
         return process.over_pixels(jnp.exp(_log_faded(gamma, gamma_0))) * x
 
     def read(self, eps_hat, z_t, gamma):
-        """ε̂ is of x_t: (1 + σ²) ε̂ − σ z_t is that of y."""
+        """(1 + σ²) ε̂ − σ z_t, as ε̂ is the noise that corresponds to x_t."""
         return (1.0 + jax.nn.sigmoid(gamma)) * eps_hat - process.sigma(gamma) * z_t
 
     def of_flow(self, eps_hat, z_t, gamma):
@@ -145,14 +145,15 @@ class Scaled(MeanTransform):
 
 @dataclasses.dataclass(frozen=True)
 class Learned(MeanTransform):
-    """x_t = x + (1 − α_t²/α_0²) r(x, γ), r a network that starts at zero: so training starts at a VDM.
+    """x_t = x + (1 − α_t²/α_0²) r(x, γ) with a network r that is initialised to zero, so that training starts
+    from a VDM.
 
-    In DiffEnc x_t is α_t² x + σ_t² (r + x), which is this except for α_0² of nearly 1; it starts at Scaled.
-    E[x_t|z_t] is not known beside E[y|z_t], so there is no probability-flow ODE.
+    In DiffEnc x_t is α_t² x + σ_t² (r + x), which is the same up to α_0² ≈ 1, and starts from Scaled.
+    E[x_t|z_t] is not known in addition to E[y|z_t], so there is no probability-flow ODE.
 
     Attributes:
       net: r.
-      ends: γ_0 and γ_1 as they are before training: between which r's time goes.
+      ends: the initial γ_0 and γ_1, which r gets as the times 0 and 1.
     """
 
     net: Network
@@ -179,19 +180,19 @@ class Learned(MeanTransform):
 
 @dataclasses.dataclass(frozen=True)
 class DiffEnc(Diffusion):
-    """A VDM whose x_t is that of `encoder` (DiffEnc: Nielsen et al. 2024)."""
+    """A VDM with the x_t of `encoder` (DiffEnc: Nielsen et al. 2024)."""
 
     encoder: MeanTransform = Identity()
 
     sections = Diffusion.sections | {"encoder": "encoder"}
 
     def target(self, params, x, eps, gamma, gamma_s):
-        """x_t, and the noise of y."""
+        """x_t, and the noise that corresponds to y."""
         gamma_0 = self.gamma(params, jnp.zeros(()))
         return self.encoder.target(params.get("x_t"), x, eps, gamma, gamma_s, gamma_0)
 
     def eps_hat(self, params, z_t, gamma, condition, dropout_keys=None):
-        """The prediction of the noise of y."""
+        """The prediction of the noise that corresponds to y."""
         eps_hat = super().eps_hat(params, z_t, gamma, condition, dropout_keys)
         return self.encoder.read(eps_hat, z_t, process.over_pixels(gamma))
 
@@ -200,11 +201,12 @@ class DiffEnc(Diffusion):
 
     @property
     def flow_kinds(self):
-        """Where x_t is not x, uniform noise starts beside the way of q(z_t|x)."""
+        """The kinds of dequantisation. If x_t is not x, uniform noise would not start on the path of
+        q(z_t|x)."""
         return ("normal",) if self.encoder.lacks else super().flow_kinds
 
     def init(self, key, batch):
-        """With "x_t", where the encoder has parameters."""
+        """The parameters of a VDM, and "x_t" if the encoder has parameters."""
         moved = self.encoder.init(jax.random.fold_in(key, 3), jnp.zeros((1, *self.shape)))
         return super().init(key, batch) | ({} if moved is None else {"x_t": moved})
 
@@ -224,13 +226,13 @@ class DiffEnc(Diffusion):
         accept(
             "parameterisation.name",
             not self.parameterisation.of_levels,
-            f"'eps', 'x', 'v'; another needs {field}",
+            f"'eps', 'x', 'v'; other parameterisations need {field}",
         )
         flows = not self.sampler.ode or Ability.FLOW not in self.encoder.lacks
-        accept("sampler.name", flows, f"'ancestral', as this encoder has no ODE; another needs {field}")
+        accept("sampler.name", flows, f"'ancestral', as this encoder has no ODE; other samplers need {field}")
         require(
             not self.schedule.per_value,
-            f"config.model.schedule.name gives each value a γ of its own, which needs {field}.",
+            f"config.model.schedule.name gives each value a separate γ, which needs {field}.",
         )
 
     @classmethod
@@ -241,8 +243,8 @@ class DiffEnc(Diffusion):
 
 
 def with_slope_in_reverse(function: Callable[[Gamma], Image], gamma: Gamma) -> tuple[Image, Image]:
-    """A function of each example's γ, and its derivative, in reverse mode twice: networks have gradients of
-    their own, which know no forward mode."""
+    """A function of each example's γ, and its derivative, by reverse mode twice, as networks have custom
+    gradients without forward mode."""
     value, pull = jax.vjp(function, gamma)
     _, push = jax.vjp(pull, jnp.zeros_like(value))
     (slope,) = push((jnp.ones_like(gamma),))

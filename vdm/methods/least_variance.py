@@ -1,9 +1,10 @@
-"""The schedule of least variance (VDM app. I.2): its gradient out of the same backward pass as the ELBO's.
+"""The schedule of least variance (VDM app. I.2): its gradient comes from the same backward pass as the
+ELBO's.
 
-In continuous time the interior of γ(t) changes no mean of the diffusion term L, so the gradient of its
-variance is that of E[L²]: E[2 L ∇L]. A backward pass for the mean of L over a batch carries ∇L of each
-example through γ(t) and w = γ'(t), where these come out of the schedule; there it is multiplied by 2 L. As L
-is linear in w, L = w ∂L/∂w, so that L is known there too.
+In continuous time the interior of γ(t) does not change the mean of the diffusion term L, so the gradient of
+its variance is that of E[L²]: E[2 L ∇L]. A backward pass for the mean of L over a batch carries ∇L of each
+example through γ(t) and w = γ'(t), the outputs of the schedule; there it is multiplied by 2 L. As L is linear
+in w, L = w ∂L/∂w, so that L is known there, too.
 """
 
 import dataclasses
@@ -22,8 +23,8 @@ from vdm.objective import Objective
 
 @dataclasses.dataclass(frozen=True)
 class LeastVariance(Objective):
-    """The negative ELBO; but the schedule's interior, which changes no mean of it, minimises the variance of
-    the diffusion term (VDM app. I.2)."""
+    """The negative ELBO for all parameters except the schedule's interior, which does not change its mean and
+    minimises the variance of the diffusion term (VDM app. I.2)."""
 
     needs: ClassVar[frozenset[Ability]] = frozenset({Ability.TIME, Ability.INTERIOR})
     is_elbo: ClassVar[bool] = True
@@ -37,10 +38,10 @@ class LeastVariance(Objective):
 
 @dataclasses.dataclass(frozen=True)
 class Squared:
-    """A schedule whose interior has the gradient of the mean of (L/d)² in place of that of L, d the number of
-    values of an image, nats per dimension squared; its end points have that of L.
+    """A schedule whose interior gets the gradient of the mean of (L/d)² instead of that of L, with the number
+    d of values of an image, in nats per dimension squared; its end points get that of L.
 
-    It is for a loss that is the mean of L over a batch, and L the only thing that γ(t) and w are used for.
+    The loss must be the mean of L over a batch, and only L may depend on γ(t) and w.
     """
 
     of: Schedule
@@ -55,12 +56,12 @@ class Squared:
             for of_interior in (True, False)
         )
         interior = squared(*interior, dims)
-        # The value of either, and the gradients of both.
+        # The values are the same; the gradients are those of both.
         return None, *(a + b - jax.lax.stop_gradient(b) for a, b in zip(ends, interior))
 
 
 def _stopped(params, roles, interior):
-    """`params` with no gradient to its interior, or to all but its interior."""
+    """`params` without gradients for its interior, or for all but its interior."""
     return jax.tree.map(
         lambda role, value: jax.lax.stop_gradient(value) if role.interior == interior else value,
         roles,
@@ -70,8 +71,8 @@ def _stopped(params, roles, interior):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def squared(gamma: Array, weight: Array, dims: int) -> tuple[Array, Array]:
-    """γ and w, [batch] or [batch, *shape] each, as they are; but where the gradient of the mean over the
-    batch of L comes back, that of the mean of (L/dims)² goes on."""
+    """γ and w, [batch] or [batch, *shape] each, unchanged; their gradients of the mean of L over the batch
+    are turned into those of the mean of (L/dims)²."""
     return gamma, weight
 
 
@@ -81,7 +82,7 @@ def _forward(gamma, weight, dims):
 
 def _backward(dims, weight, gradients):
     of_gamma, of_weight = gradients
-    nats = len(weight) * total(weight * of_weight)  # L = w ∂L/∂w, and a mean has divided by the batch
+    nats = len(weight) * total(weight * of_weight)  # L = w ∂L/∂w; the mean has divided by the batch size
     factor = (2.0 * nats / dims**2).reshape(-1, *(1,) * (weight.ndim - 1))
     return of_gamma * factor, of_weight * factor
 

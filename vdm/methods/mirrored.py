@@ -1,8 +1,8 @@
-"""A VDM under which an image is as likely as its mirror image, as among photographs.
+"""A VDM that gives an image and its mirror image the same likelihood, as suits photographs.
 
-ε̂ is the mean of ε̂ of an image and of its mirror image, so that errors of the network that are not the same
-for both cancel in part. It costs two evaluations of the network for one. In training the network is
-evaluated once, on images that are mirrored at random (config.data.augment = "flip").
+ε̂ is the mean of the predictions for an image and its mirror image, so that errors of the network that differ
+between the two partly cancel. It costs two evaluations of the network. In training the network is evaluated
+once, on images that are mirrored at random (config.data.augment = "flip").
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from vdm.diffusion.model import Diffusion
 
 @dataclasses.dataclass(frozen=True)
 class Mirrored(Diffusion):
-    """See the module's docstring: columns from left to right, or from right to left."""
+    """A VDM whose ε̂ is the mean of the predictions for an image and its mirror image (columns reversed)."""
 
     def draw(self, params, rng, batch, train=False, times=None):
         if not train:

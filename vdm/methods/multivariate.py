@@ -1,7 +1,7 @@
-"""MuLAN (Sahoo et al. 2024): a noise schedule for each value of an image, and a context that bends it.
+"""MuLAN (Sahoo et al. 2024): a noise schedule for each value of an image, which depends on a context.
 
-The context c is a small Gaussian latent of each image, for their discrete one: c ~ q(c|x), with N(0, I) for
-its prior. Schedule and denoiser are conditioned on it, and its KL is a further term of the ELBO.
+The context c is a small Gaussian latent of each image (discrete in the paper): c ~ q(c|x), with the prior
+N(0, I). Schedule and denoiser are conditioned on it, and its KL is a further term of the ELBO.
 """
 
 import dataclasses
@@ -26,12 +26,12 @@ from vdm.runtime import randomness
 
 
 class Multivariate(Schedule):
-    """A γ for each value of an image, bent by the context of a MuLAN (Sahoo et al. 2024, sec. 3.2).
+    """A separate γ for each value of an image, which depends on the context of MuLAN (Sahoo et al. 2024, sec.
+    3.2).
 
-    γ_i(t) = γ_0 + (γ_1 − γ_0) f_i(t)/f_i(1), with f_i(t) = ∫_0^t (a τ² + b τ + d)² + δ dτ, where a, b
-    and d are learned for each value, and shifted by a linear map of the context where there is
-    one. The end points are the same for all. Unlike with one schedule for all values, the ELBO
-    depends on the way between them.
+    γ_i(t) = γ_0 + (γ_1 − γ_0) f_i(t)/f_i(1), with f_i(t) = ∫_0^t (a τ² + b τ + d)² + δ dτ, where a, b and d
+    are learned for each value, and shifted by a linear map of the context if there is one. The end points are
+    the same for all values. Unlike with one schedule for all values, the ELBO depends on the interior.
     """
 
     per_value: ClassVar[bool] = True
@@ -61,8 +61,8 @@ class Multivariate(Schedule):
         return self.gamma_min + (self.gamma_max - self.gamma_min) * f(t) / f(jnp.ones_like(t))
 
 
-_FLOOR = 1e-3  # δ: γ_i increases also where the square is zero
-_SLOW = 0.1  # Adam moves all parameters alike, and one value's gradient is mostly noise: γ_i would wander
+_FLOOR = 1e-3  # δ: γ_i increases even where the square is zero
+_SLOW = 0.1  # Adam moves all parameters alike, but one value's gradient is mostly noise: γ_i would drift
 
 
 class Posterior(nn.Module):
@@ -79,13 +79,13 @@ class Posterior(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class MuLAN(Diffusion):
-    """A VDM with a context, a learned latent of each image that bends its schedule (MuLAN: Sahoo et al. 2024,
-    sec. 3.3).
+    """A VDM with a context, a learned latent of each image on which its schedule depends (MuLAN: Sahoo et al.
+    2024, sec. 3.3).
 
-    A batch has it as "context", and it is the last part of the condition.
+    A batch contains it as "context", and it is the last part of the condition.
 
     Attributes:
-      context: how many numbers the context has.
+      context: dimension of the context.
     """
 
     context: int = 8
@@ -102,7 +102,7 @@ class MuLAN(Diffusion):
         return () if condition is None else (condition[..., -self.context :],)
 
     def gammas(self, params, steps, condition):
-        """Of each image: [steps + 1, batch, height, width, channels]."""
+        """γ for each image: [steps + 1, batch, height, width, channels]."""
         t = jnp.linspace(0.0, 1.0, steps + 1)
         return self.gamma(params, jnp.broadcast_to(t[:, None], (steps + 1, len(condition))), condition)
 
@@ -114,16 +114,16 @@ class MuLAN(Diffusion):
         return self.posterior.apply(params["context"], x)
 
     def of_prior(self, rng: Random, batch: Batch) -> Batch:
-        """The batch with a context of the prior."""
+        """The batch with a context from the prior."""
         return {**batch, "context": rng.normal(randomness.CONTEXT, (self.context,))}
 
     def weighted(self, params: Params, rng: Random, batch: Batch, x: Array) -> tuple[Batch, Array]:
-        """The batch with a draw of q(c|x), independent of all others, and log p(c)/q(c|x), nats."""
+        """The batch with a draw of q(c|x), independent of all other draws, and log p(c)/q(c|x), nats."""
         c = gaussian.draw(self.q(params, x), gaussian.noise(rng.keys(randomness.CONTEXT), (self.context,)))
         return {**batch, "context": c}, _log_ratio(c, self.q(params, x))
 
     def bound(self, params, rng, batch, x, log_p, train=False, times=None):
-        """With the term `context`, KL(q(c|x) ‖ p(c))."""
+        """The bound of a VDM, with the additional term `context`, KL(q(c|x) ‖ p(c))."""
         q = self.q(params, x)
         batch = {**batch, "context": gaussian.draw(q, rng.normal(randomness.CONTEXT, (self.context,)))}
         draw = super().bound(params, rng, batch, x, log_p, train, times)
@@ -162,7 +162,7 @@ class MuLAN(Diffusion):
         return super().x_hat(params, rng, batch, t)
 
     def init(self, key, batch):
-        """With "context", of q(c|x)."""
+        """The parameters of a VDM, and "context", those of q(c|x)."""
         context = jnp.zeros((len(batch["image"]), self.context))
         own = self.posterior.init(jax.random.fold_in(key, 2), jnp.zeros((1, *self.shape)))
         return super().init(key, {**batch, "context": context}) | {"context": own}
@@ -178,7 +178,7 @@ class MuLAN(Diffusion):
         super().check()
         accept("context", self.context >= 1, "1 or more; without a context config.model.name is 'diffusion'")
         takes = "context" in inspect.signature(type(self.schedule).__call__).parameters
-        accept("schedule.name", takes, "'multivariate', or another whose call takes a context")
+        accept("schedule.name", takes, "'multivariate', or another schedule whose call takes a context")
 
 
 def _log_ratio(c: Float[Array, "batch size"], q: Gaussian) -> Float[Array, "batch"]:

@@ -1,11 +1,12 @@
 """The error of a denoiser's derivative: the second-order term of i-DODE (Zheng et al. 2023; Lu et al. 2022).
 
-The likelihood of the probability-flow ODE depends on the divergence of ε̂, which the ELBO does not see. For
-the optimal ε̂(z) = E[ε|z] the derivative is known from its errors e = ε̂ − ε:
+The likelihood of the probability-flow ODE depends on the divergence of ε̂, which the ELBO does not constrain.
+For the optimal ε̂(z) = E[ε|z] the errors e = ε̂ − ε determine the derivative:
 
   σ ∇ε̂(z) = I − E[e eᵀ|z],
 
-as ε̂ = −σ ∇ log q(z_t) and ∇² log q(z_t) = (E[e eᵀ|z] − I)/σ². So M = σ ∇ε̂ − I + e eᵀ has the mean 0, given z.
+as ε̂ = −σ ∇ log q(z_t) and ∇² log q(z_t) = (E[e eᵀ|z] − I)/σ². So M = σ ∇ε̂ − I + e eᵀ has the mean 0, given
+z.
 """
 
 from collections.abc import Callable
@@ -29,7 +30,7 @@ Image = Float[Array, "batch *shape"]
 
 @dataclasses.dataclass(frozen=True)
 class SecondOrder(Objective):
-    """The negative ELBO, and the error of the denoiser's derivative: fine-tuning for the likelihood of the
+    """The negative ELBO, and the error of the denoiser's derivative, to fine-tune for the likelihood of the
     probability-flow ODE (i-DODE: Zheng et al. 2023, sec. 4).
 
     The ELBO is their first-order flow matching under the weight of maximum likelihood:
@@ -61,11 +62,10 @@ def error(
     gamma: Float[Array, "*#any"],
     keys: Key[Array, "batch"],
 ) -> Float[Array, "batch"]:
-    """(uᵀ (σ ∇ε̂ − I) u + ‖e‖²)²/d of a random probe u of ±1, the estimator of the authors' code.
+    """(uᵀ (σ ∇ε̂ − I) u + ‖e‖²)²/d for a random probe u of ±1, the estimator of the authors' code.
 
-    Over u, what is squared has the mean tr M. Of e eᵀ the trace is taken itself and not by the probe, whose
-    noise would be most of the square and nothing that a network can learn. e counts as a number and has no
-    gradient: ε̂ itself learns from the ELBO.
+    The mean over u of the number that is squared is tr M. The trace of e eᵀ is exact, without the probe,
+    whose noise would dominate the square. No gradient flows through e: ε̂ itself is trained by the ELBO.
     """
     probe = jax.vmap(lambda key: jax.random.rademacher(key, z_t.shape[1:], z_t.dtype))(keys)
     predicted, pull = jax.vjp(eps_hat, z_t)

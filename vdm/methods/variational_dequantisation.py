@@ -1,17 +1,19 @@
 """Variational dequantisation of a trained VDM (Ho et al. 2019): a conditional flow q(u|x) on the cell of each
-level, trained while the VDM stays as it is.
+level, trained while the VDM is fixed.
 
 The density p(z_s) of the VDM at the γ_s where its noise is as large as a cell (dequantisation.start) bounds
-P(x) by log P(x) ≥ E_q(u|x)[log p(z_s) − log q(z_s|x)], z_s = α_s (x + u/V). Training takes for log p(z_s) its
-own bound (Song et al. 2021, theorem 3), by z_γ = z_s's mean + σ (1 − r)^½ ε of q(z_γ|z_s), r = e^{γ_s − γ}:
+P(x): log P(x) ≥ E_q(u|x)[log p(z_s) − log q(z_s|x)], z_s = α_s (x + u/V). Training replaces log p(z_s) by a
+lower bound (Song et al. 2021, theorem 3), with z_γ = (mean given z_s) + σ (1 − r)^½ ε from q(z_γ|z_s), r =
+e^{γ_s − γ}:
 
   −log p(z_s) ≤ E[−log N(z_1; 0, I)] + ∫ E[½ ‖ε̂‖² − σ ∇·ε̂ + ½ σ² d] dγ.
 
-As E[σ ∇·ε̂] = E[ε̂·ε]/(1 − r)^½, the share 1 − r of it is taken by the right-hand side, where noise cancels:
+As E[σ ∇·ε̂] = E[ε̂·ε]/(1 − r)^½, the share 1 − r of it is replaced by the right-hand side, where noise
+cancels:
 
   r (½ ‖ε̂‖² − σ ∇·ε̂) + ½ ‖(1 − r)^½ ε̂ − ε‖² − ½ (1 − σ²) d  has the same mean.
 
-Evaluation has the probability-flow ODE in addition.
+Evaluation uses the probability-flow ODE as well.
 """
 
 import dataclasses
@@ -41,8 +43,9 @@ from vdm.runtime import randomness
 class Cells(nn.Module):
     """q(u|x) on (−1, 1) for each value: from uniform numbers by splines of `bins` parts.
 
-    The first map of a value depends on x around it. Each further one moves the values of one colour of a
-    checkerboard, given those of the other (Dinh et al. 2017). It starts as the uniform distribution.
+    The first map of a value depends on the values of x around it. Each further map changes the values of one
+    colour of a checkerboard, given those of the other (Dinh et al. 2017). The initial q(u|x) is the uniform
+    distribution.
     """
 
     layers: int
@@ -71,10 +74,11 @@ class Cells(nn.Module):
 def spline(
     v: Float[Array, "*any"], heights: Float[Array, "*any knots"]
 ) -> tuple[Float[Array, "*any"], Float[Array, "*any"]]:
-    """A map of (0, 1) to itself whose slope is in proportion to `heights` at evenly spaced knots and linear
+    """A map of (0, 1) to itself whose slope is proportional to `heights` at evenly spaced knots and linear
     between them; and the logarithm of the slope.
 
-    The slope is continuous, as that of a step has a gradient of its own where v crosses it.
+    The slope is continuous, as a piecewise constant slope has a discontinuous gradient where v crosses a
+    knot.
     """
     bins = heights.shape[-1] - 1
     area = 0.5 * (heights[..., 1:] + heights[..., :-1]) / bins
@@ -89,14 +93,14 @@ def spline(
 
 @dataclasses.dataclass(frozen=True)
 class Dequantised(Model):
-    """A VDM that is not trained, and a flow q(u|x) that is, which draws a point in the cell of an image's
-    levels (Ho et al. 2019).
+    """A fixed VDM and a trained flow q(u|x), which draws a point in the cell of an image's levels (Ho et al.
+    2019).
 
     Its config fields are those of Diffusion, and `layers`, `bins` and `width`.
 
     Attributes:
-      vdm: what is not trained.
-      layers: maps of q(u|x).
+      vdm: the fixed model.
+      layers: number of maps of q(u|x).
       bins: parts of the splines of q(u|x).
       width: channels of the networks of q(u|x).
     """
@@ -134,7 +138,7 @@ class Dequantised(Model):
         return Cells(self.layers, self.bins, self.width)
 
     def init(self, key, batch):
-        """Those of the VDM, and "cells"."""
+        """The parameters of the VDM, and "cells"."""
         x = jnp.zeros((1, *self.vdm.shape))
         return self.vdm.init(key, batch) | {"cells": self.cells.init(jax.random.fold_in(key, 4), x, x)}
 
@@ -146,7 +150,7 @@ class Dequantised(Model):
         return fixed | {"cells": alike(params["cells"], Role())}
 
     def draw_z(self, params: Params, rng: Random, batch: Batch) -> tuple[Image, Float[Array, ""], Array]:
-        """z_s of one u of q(u|x), γ_s, and −log q(z_s|x)."""
+        """z_s for a draw u of q(u|x), γ_s, and −log q(z_s|x)."""
         x = process.scale(batch["image"], self.vdm.vocab_size)
         gamma_s = self.gamma_s(params)
         keys = rng.keys(randomness.DECODE)
@@ -157,11 +161,12 @@ class Dequantised(Model):
         return z, gamma_s, math.prod(self.vdm.shape) * jnp.log(scale) - log_q
 
     def gamma_s(self, params: Params) -> Float[Array, ""]:
-        """γ_s, where the flow starts."""
+        """γ_s, at which the flow starts."""
         return dequantisation.start("variational", self.gamma(params, jnp.zeros(())), self.vdm.vocab_size)
 
     def draw(self, params, rng, batch, train=False, times=None) -> Draw:
-        """dequantisation, E[log q(z_s|x)]; prior, E[−log N(z_1)]; and diffusion, the integral, by one γ."""
+        """dequantisation, E[log q(z_s|x)]; prior, E[−log N(z_1)]; and diffusion, the integral, at a drawn
+        γ."""
         frozen = {name: jax.lax.stop_gradient(value) for name, value in params.items() if name != "cells"}
         z_s, gamma_s, nats = self.draw_z(frozen | {"cells": params["cells"]}, rng, batch)
         gamma_1 = self.gamma(frozen, jnp.ones(()))
@@ -214,7 +219,7 @@ class Dequantised(Model):
         vdm = Diffusion.build(section, spec)
         require(
             "uniform" in vdm.flow_kinds,
-            "config.model.name is 'dequantised', which needs one γ for all values of an image.",
+            "config.model.name is 'dequantised', which needs the same γ for all values of an image.",
         )
         made = cls(vdm, **{field: section[field] for field in component.fields(cls)})
         component.check(made, section, "config.model")

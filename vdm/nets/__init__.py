@@ -1,4 +1,4 @@
-"""Networks that know nothing of diffusion: images to images. A new one derives from Network."""
+"""Networks from images to images, independent of diffusion. A custom one derives from Network."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
-"""A causal transformer: of each value of a sequence, logits that depend on the values before it alone
-(Vaswani et al. 2017; of pixels, Chen et al. 2020).
+"""A causal transformer: logits of each value of a sequence that depend only on the values before it (Vaswani
+et al. 2017; for pixels, Chen et al. 2020).
 
-It reads a sequence whole, or goes on by one value from what it kept of those before: one function.
+The same function reads a whole sequence, or continues it by one value from the kept keys and values.
 """
 
 import math
@@ -20,8 +20,8 @@ from vdm.runtime import devices
 
 
 class Layer(nn.Module):
-    """Attention to a token itself and those before it, then a two-layer network; each is normed first and
-    added."""
+    """Attention to a token itself and those before it, then a two-layer network; both are residual branches
+    with a norm at their input."""
 
     heads: int
     dropout: float
@@ -31,13 +31,13 @@ class Layer(nn.Module):
     def __call__(self, h, layer, kept, at, keys):
         """h [batch, tokens, width] to the same, and None.
 
-        Or of the one token `at`, given `kept` [2, batch, heads, tokens, width / heads], the keys and values
-        of those before it: h [batch, 1, width] to the same, and its own key and value, to be kept there.
+        Or for the single token `at`, given `kept` [2, batch, heads, tokens, width / heads], the keys and
+        values of the tokens before it: h [batch, 1, width] to the same, and its key and value, to be kept.
         """
         batch, tokens, width = h.shape
         keys = layer_keys(keys, layer)
 
-        def normed(h):  # one row a token, as in nets/transformer.py
+        def normed(h):  # one row per token, as in nets/transformer.py
             return nn.LayerNorm(dtype=jnp.float32)(h).astype(self.dtype).reshape(-1, width)
 
         def plus(h, out, branch):
@@ -59,23 +59,23 @@ class Layer(nn.Module):
 
 
 def attend_before(query: Heads, key: Heads, value: Heads) -> Heads:
-    """What each token sees of itself and those before it."""
+    """The attention of each token to itself and those before it."""
     return jax.nn.dot_product_attention(query, key, value, is_causal=True)
 
 
-# So many queries are taken together on a CPU.
+# The number of queries that are processed together on a CPU.
 BLOCK = 128
 
 
 def attend_in_blocks(q: Array, k: Array, v: Array) -> Array:
-    """`attend_before` of [..., tokens, width], without the keys that are after a whole block of queries:
+    """`attend_before` of [..., tokens, width], without the keys that come after a whole block of queries:
     three to five times as fast on a CPU."""
     parts = []
     for start in range(0, q.shape[-2], BLOCK):
         end = start + BLOCK
         queries, keys = q[..., start:end, :], k[..., :end, :]
         rows, columns = queries.shape[-2], keys.shape[-2]
-        mask = jnp.tri(rows, columns, columns - rows, dtype=bool)  # the queries are those of the last keys
+        mask = jnp.tri(rows, columns, columns - rows, dtype=bool)  # the queries belong to the last keys
         parts.append(attend(queries, keys, v[..., :end, :], mask))
     return jnp.concatenate(parts, axis=-2)
 
@@ -87,10 +87,10 @@ def attend_kept(
     kept: Float[Array, "2 batch heads tokens width"],
     at: Int[Array, ""],
 ) -> tuple[Heads, Float[Array, "2 batch heads 1 width"]]:
-    """What the token `at` [batch, 1, heads, width] sees of itself and those `kept` from before it, and its
-    own key and value [2, batch, heads, 1, width].
+    """The attention of the token `at` [batch, 1, heads, width] to itself and the tokens `kept` from before
+    it, and its key and value [2, batch, heads, 1, width].
 
-    These two are not written among the others first: all of them would be copied for it.
+    The new key and value are not first written among the kept ones, which would copy all of them.
     """
     query, key, value = (jnp.swapaxes(part, 1, 2) for part in (query, key, value))
 
@@ -110,9 +110,9 @@ class Causal(nn.Module, Component):
 
     Attributes:
       tokens: values of a sequence.
-      vocab_size: levels of a value. The logits of each start at zero.
+      vocab_size: levels of a value. The logits are initialised to zero.
       unroll: see layers.scan.
-      depth: how many layers.
+      depth: number of layers.
       width: channels of a layer.
       dropout: share of a layer's activations that is dropped.
       heads: attention heads.
@@ -136,14 +136,14 @@ class Causal(nn.Module, Component):
         choose("remat", self.remat, REMAT)
 
     def roles(self, params: PyTree) -> PyTree[Role]:
-        """What each parameter is to the optimiser."""
+        """The role of each parameter for the optimiser."""
         return matrices_of_loops(params, "layers")
 
     def setup(self):
         self.level = nn.Embed(self.vocab_size, self.width)
         self.value = nn.Dense(self.width)
         self.position = self.param("position", nn.initializers.normal(1.0), (self.tokens, self.width))
-        self.told = nn.Dense(self.width)  # of the condition; the name that it has in checkpoints
+        self.told = nn.Dense(self.width)  # of the condition; checkpoints contain this name
         in_axes = (0, 0, nn.broadcast, nn.broadcast)
         layers = scan(Layer, self.depth, self.remat, self.unroll, in_axes)
         self.layers = layers(self.heads, self.dropout, jnp.dtype(self.dtype))
@@ -156,12 +156,12 @@ class Causal(nn.Module, Component):
         condition: Float[Array, "batch size"] | None = None,
         keys: Keys = None,
     ) -> Float[Array, "batch tokens vocab_size"]:
-        """Logits; `keys` where dropout is on."""
+        """Logits; `keys` if dropout is on."""
         before = jnp.pad(self._embed(levels[:, :-1]), ((0, 0), (1, 0), (0, 0)))
         return self._read(before + self.position, condition, keys=keys)[0]
 
     def nothing(self, batch: int) -> Float[Array, "depth 2 batch heads tokens width_of_head"]:
-        """What is kept before the first `step`."""
+        """The empty keys and values before the first `step`."""
         shape = (self.depth, 2, batch, self.heads, self.tokens, self.width // self.heads)
         return jnp.zeros(shape, self.dtype)
 
@@ -172,18 +172,19 @@ class Causal(nn.Module, Component):
         at: Int[Array, ""],
         condition: Float[Array, "batch size"] | None = None,
     ) -> tuple[Float[Array, "batch vocab_size"], Array]:
-        """Logits of the token `at`, and what is kept with it.
+        """Logits of the token `at`, and the kept keys and values with its own.
 
         Args:
-          level: of the token before it; any where `at` is 0.
-          kept: of the steps before it.
+          level: of the token before it; arbitrary if `at` is 0.
+          kept: from the steps before it.
         """
         before = jnp.where(at == 0, 0.0, self._embed(level))
         logits, own = self._read((before + self.position[at])[:, None], condition, kept, at)
         return logits[:, 0], jax.lax.dynamic_update_slice_in_dim(kept, own, at, axis=4)
 
     def _embed(self, levels):
-        """[…] to […, width]: of its level and, so that near levels are alike, of its place in [−1, 1]."""
+        """[…] to […, width]: an embedding of the level and, so that near levels are similar, of its value in
+        [−1, 1]."""
         place = (2.0 * levels[..., None].astype(jnp.float32) + 1.0) / self.vocab_size - 1.0
         return self.level(levels) + self.value(place)
 

@@ -1,4 +1,4 @@
-"""A 3 × 3 convolution, with gradients in forms that also a CPU runs fast."""
+"""A 3 × 3 convolution, with gradients in forms that are fast on CPUs, too."""
 
 import math
 
@@ -33,7 +33,7 @@ class Filters(nn.Module):
 
 
 class Conv(Filters):
-    """Images [batch, height, width, channels] to [batch, height, width, features], zeros around.
+    """Images [batch, height, width, channels] to [batch, height, width, features], with zero padding.
 
     Attributes:
       dtype: of the computation and the result; parameters are float32.
@@ -49,7 +49,7 @@ class Conv(Filters):
 
 
 def convolve_3x3(h: Image, kernel: Kernel) -> Image:
-    """The convolution of an image with zeros around."""
+    """The convolution of an image with zero padding."""
     return jax.lax.conv_general_dilated(h, kernel, (1, 1), "SAME", dimension_numbers=LAYOUT)
 
 
@@ -57,10 +57,10 @@ def convolve_3x3(h: Image, kernel: Kernel) -> Image:
 def convolve_on_cpu(h: Image, kernel: Kernel) -> Image:
     """`convolve_3x3`, in forms that XLA's CPU backend runs fast, also inside a loop.
 
-    It has two libraries for a convolution, and both want its operands to lie as LAYOUT says;
-    any other, as those of the gradients are, runs a hundred times slower in a loop. Of the two,
-    it takes the slower, which for less than 96 channels runs on one core alone, unless the
-    result is larger than h: hence a row too many, which is cut off.
+    XLA's CPU backend has two libraries for convolutions, and both require operands in the layout LAYOUT; any
+    other layout, such as that of the gradients, is a hundred times slower in a loop. For less than 96
+    channels it selects the slower library, which uses a single core, unless the result is larger than h:
+    hence the extra row, which is cut off.
     """
     taller = ((1, 2), (1, 1))
     out = jax.lax.conv_general_dilated(h, kernel, (1, 1), taller, dimension_numbers=LAYOUT)
@@ -72,20 +72,20 @@ def _forward(h, kernel):
 
 
 def _backward(saved, dy):
-    """The gradient of h is a convolution that lies as the first does."""
+    """The gradient of h is a convolution with the layout of the forward one."""
     h, kernel = saved
     turned = jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
-    # The barrier keeps XLA from taking the transposition into the convolution, as its layout.
+    # The barrier keeps XLA from merging the transposition into the convolution's layout.
     return convolve_on_cpu(dy, jax.lax.optimization_barrier(turned)), _of_kernel(h, dy)
 
 
 def _of_kernel(h, dy):
-    """The gradient of the kernel, by products of two matrices.
+    """The gradient of the kernel, as products of two matrices.
 
-    dk[i, j] = Σ_{r, c} h[r + i − 1, c + j − 1]ᵀ dy[r, c], summed over images: with h moved
-    along the columns by each j, and dy along the rows by each i, side by side as channels, it
-    is all nine at once, and neither is copied nine times. Images are taken few at a time, so
-    that the copies stay in the cache.
+    dk[i, j] = Σ_{r, c} h[r + i − 1, c + j − 1]ᵀ dy[r, c], summed over images. With the shifts of h along the
+    columns by each j, and those of dy along the rows by each i, concatenated as channels, one product gives
+    all nine, and neither array is copied nine times. Few images are processed at a time, so that the copies
+    stay in the cache.
     """
     batch, rows, columns, channels = h.shape
     features = dy.shape[-1]

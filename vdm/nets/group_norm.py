@@ -1,12 +1,12 @@
-"""Group normalisation (Wu & He 2018), in a form for a CPU and in one for accelerators.
+"""Group normalisation (Wu & He 2018), in one form for CPUs and one for accelerators.
 
-Images [batch, height, width, channels] are brought to mean 0 and variance 1 over the pixels and the
-channels of each group, then scaled and shifted by channel: activation(h · a + b). Sums are taken by channel
-first, so that only [batch, channels] is ever split into groups. What lies between is computed again in the
-backward pass, as that is cheaper than to keep it.
+Images [batch, height, width, channels] are brought to mean 0 and variance 1 over the pixels and channels of
+each group, then scaled and shifted by channel: activation(h · a + b). Sums are first taken by channel, so
+that only [batch, channels] is split into groups. The backward pass recomputes intermediate values, which is
+cheaper than to store them.
 
-There are 32 groups as in the paper, or fewer where these would have less than 4 channels: with 1 channel a
-group, it would take the embedding, added to whole channels, out again.
+There are 32 groups as in the paper, or fewer if a group would have less than 4 channels: with 1 channel per
+group, the norm would remove the embedding, which is constant over each channel.
 """
 
 from collections.abc import Callable
@@ -40,7 +40,7 @@ class Affine(nn.Module):
 
 
 class GroupNorm(Affine):
-    """Images, normalised and given to `activation`."""
+    """Normalises images and applies `activation`."""
 
     activation: Activation = lambda h: h
 
@@ -57,7 +57,7 @@ def _groups(channels):
 
 
 def normalise_on_cpu(activation: Activation, parts: list[Image], scale: Vector, bias: Vector) -> list[Image]:
-    """The channels of all `parts`, side by side, normalised; a list of as many parts comes back."""
+    """Normalises the channels of all `parts`, concatenated; returns as many parts."""
     sizes = [part.shape[-1] for part in parts]
     channels = sum(sizes)
     groups = _groups(channels)
@@ -81,7 +81,7 @@ def normalise_on_cpu(activation: Activation, parts: list[Image], scale: Vector, 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def normalise(activation: Activation, h: Image, scale: Vector, bias: Vector) -> Image:
-    """On accelerators: one pass over h for its sums and one to apply them, forward and backward."""
+    """For accelerators: one pass over h for its sums and one to apply them, forward and backward."""
     return _normalise(activation, h, scale, bias)[0]
 
 
@@ -106,9 +106,9 @@ def _moments(h):
 
 
 def _affine(moments, offset, scale, bias):
-    """a and b of each image and channel, by which h · a + b is h + offset, normalised.
+    """a and b of each image and channel, such that h · a + b is h + offset, normalised.
 
-    A group's few channels are added one by one, as a sum along an axis would be a kernel of its own.
+    A group's few channels are added one by one, as a sum along an axis would be a separate kernel.
     """
     mean, square = moments
     if offset is not None:
@@ -129,10 +129,10 @@ def _apply(h, a, b):
 
 
 def _gradients(activation, h, moments, offset, scale, bias, dy, others=()):
-    """Of h, in float32, of the offset, scale and bias.
+    """The gradients of h, in float32, and of the offset, scale and bias.
 
-    That of h waits for the `others`, gradients of parameters: XLA would put these off, and until then keep
-    all that they are made of. It leaves 0 · x as it is, as x may be infinite.
+    That of h waits for the `others`, gradients of parameters: XLA would postpone these, and keep their inputs
+    in memory until then. XLA does not simplify 0 · x, as x may be infinite.
     """
     (a, b), of_affine = jax.vjp(_affine, moments, offset, scale, bias)
     _, of_activation = jax.vjp(activation, _apply(h, a, b))
@@ -145,13 +145,13 @@ def _gradients(activation, h, moments, offset, scale, bias, dy, others=()):
 
 
 class NormedConv(NamedTuple):
-    """What `convolve_normed` is given beside images.
+    """The arguments of `convolve_normed` besides images.
 
     Attributes:
-      scale, bias: of the norm, once for each image (`over_images`).
-      kernel: of the convolution, in its type.
-      added: to the convolution, the same for each image; None for nothing.
-      shortcut: a matrix from the input's channels to the result's; None for the input itself.
+      scale, bias: of the norm, repeated for each image (`over_images`).
+      kernel: of the convolution, in the type of the computation.
+      added: a vector to add after the convolution, the same for each image; None for none.
+      shortcut: a matrix from the input's channels to those of the result; None for the identity.
     """
 
     scale: Float[Array, "batch channels"]
@@ -169,10 +169,10 @@ def convolve_normed(
     params: NormedConv,
     keep: Bool[Array, "batch height width channels"] | None,
 ) -> tuple[Image, Image]:
-    """On accelerators: norm, swish, dropout of a share `rate`, and convolution of h + `offset`, where h is
-    `parts` with their channels side by side; and h · shortcut.
+    """For accelerators: norm, swish, dropout of a share `rate`, and convolution of h + `offset`, where h is
+    the concatenation of `parts` along the channels; and h · shortcut.
 
-    Only the parts are kept for the backward pass. The offset is added to no pixel, but to the norm's a and b.
+    Only the parts are kept for the backward pass. The offset is merged into the norm's a and b.
     """
     return _convolve_normed(rate, parts, offset, params, keep)[0]
 
@@ -191,15 +191,15 @@ def _convolve_normed(rate, parts, offset, params, keep):
 def _normed(rate, h, moments, offset, params, keep):
     out = nn.silu(_apply(h, *_affine(moments, offset, params.scale, params.bias)))
     out = (out if keep is None else dropped(out, keep, rate)).astype(h.dtype)
-    return jax.lax.optimization_barrier(out)  # or on a TPU each step of the convolution would make it anew
+    return jax.lax.optimization_barrier(out)  # otherwise a TPU recomputes it in each step of the convolution
 
 
 def _of_convolve_normed(rate, saved, gradients):
     (parts, moments, offset, params, keep), (dy, d_mixed) = saved, gradients
-    h = jnp.concatenate(jax.lax.optimization_barrier(parts), axis=-1)  # or XLA would keep what comes of it
+    h = jnp.concatenate(jax.lax.optimization_barrier(parts), axis=-1)  # otherwise XLA keeps its results
     _, of_convolution = jax.vjp(convolve_3x3, _normed(rate, h, moments, offset, params, keep), params.kernel)
     d_normed, d_kernel = of_convolution(dy)
-    d_normed = jax.lax.optimization_barrier(d_normed)  # or a TPU would fuse the sums below into it
+    d_normed = jax.lax.optimization_barrier(d_normed)  # otherwise a TPU fuses the sums below into it
     d_kernel = jax.lax.optimization_barrier(d_kernel)  # or its store into the stack of all blocks
     d_normed = d_normed if keep is None else dropped(d_normed, keep, rate)
     d_added = d_shortcut = None
@@ -214,7 +214,7 @@ def _of_convolve_normed(rate, saved, gradients):
     )
     dh = (dh + d_mixed.astype(jnp.float32)).astype(h.dtype)
     ends = list(itertools.accumulate(part.shape[-1] for part in parts))[:-1]
-    # All at once, or XLA would make that of a skip where it is used, much later.
+    # All gradients at once; otherwise XLA computes that of a skip much later, where it is used.
     d_parts = jax.lax.optimization_barrier(tuple(jnp.split(dh, ends, axis=-1)))
     return d_parts, d_offset, NormedConv(dscale, dbias, d_kernel, d_added, d_shortcut), None
 
@@ -223,8 +223,8 @@ convolve_normed.defvjp(_convolve_normed, _of_convolve_normed)
 
 
 def over_images(batch: int, *vectors: Float[Array, "channels"]) -> list[Float[Array, "batch channels"]]:
-    """Each vector once for each image. On accelerators: so the gradients of all of them are summed over the
-    images at once."""
+    """Repeats each vector for each image. On accelerators, the gradients of all vectors are then summed over
+    the images at once."""
     ends = list(itertools.accumulate(vector.shape[0] for vector in vectors))[:-1]
     row = jnp.concatenate(vectors)
     return jnp.split(jnp.broadcast_to(row, (batch, *row.shape)), ends, axis=-1)

@@ -1,11 +1,11 @@
-"""What the networks share: embeddings, Fourier features, dropout, attention.
+"""Building blocks of the networks: embeddings, Fourier features, dropout, attention.
 
-Nothing here knows of diffusion: a network maps images z [batch, height, width, channels]
-to images, given `time` [batch] in about [0, 1], a `condition` [batch, k] or None, and,
-when dropout is on, `keys` [batch], one random key for each example.
+They are independent of diffusion: a network maps images z [batch, height, width, channels] to images, given
+`time` [batch] in about [0, 1], a `condition` [batch, k] or None, and, with dropout, `keys` [batch], one
+random key for each example.
 
-A network has a `dtype`, of its products and of what lies between its layers. Parameters,
-embeddings, Fourier features, the sums in norms, and what comes out are float32 always.
+The `dtype` of a network is that of its products and activations. Parameters, embeddings, Fourier features,
+the sums in norms, and the output are always float32.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,8 +42,8 @@ def fourier_features(
 ) -> Float[Array, "batch height width more"]:
     """z with sin and cos of 2π f z appended for each f (VDM app. C.3): more channels.
 
-    f counts cycles per unit of z. At half the number of levels in [−1, 1] one cycle spans
-    one level, so these features say where between two levels a value lies.
+    f counts cycles per unit of z. At half the number of levels in [−1, 1] one cycle spans one level, so that
+    these features locate a value between two levels.
     """
     angles = [2.0 * jnp.pi * f * z for f in frequencies]
     return jnp.concatenate([z, *map(jnp.sin, angles), *map(jnp.cos, angles)], axis=-1)
@@ -51,17 +51,17 @@ def fourier_features(
 
 @jax.custom_vjp
 def swish(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
-    """x · sigmoid(x), as ½x (1 + tanh ½x), to the rounding of x.
+    """x · sigmoid(x), computed as ½x (1 + tanh ½x), up to the rounding of x.
 
-    Its gradient computes the tanh again. Autodiff would keep the sigmoid beside x, and to write it and read
-    it again takes longer on a CPU.
+    Its gradient recomputes the tanh. Autodiff would keep the sigmoid, and writing and reading it takes longer
+    on a CPU.
     """
     half = 0.5 * x
     return half + half * jnp.tanh(half)
 
 
 def _of_swish(x, dy):
-    half = 0.5 * jax.lax.optimization_barrier(x)  # or XLA would keep the tanh of the forward pass
+    half = 0.5 * jax.lax.optimization_barrier(x)  # otherwise XLA keeps the tanh of the forward pass
     tanh = jnp.tanh(half)
     return (0.5 * dy * (1.0 + tanh) * (1.0 + half * (1.0 - tanh)),)
 
@@ -86,17 +86,16 @@ class Embedding(nn.Module):
 
 
 def dropout(h: Float[Array, "batch *any"], rate: float, keys: Keys) -> Float[Array, "batch *any"]:
-    """Zeroes a share `rate` of each example, drawn with its own key; h itself without keys.
+    """Zeroes a share `rate` of each example, drawn with its key; returns h without keys.
 
-    Each value is given 16 random bits, not the 32 of a uniform: half the cost, and a rate
-    that is exact to 2^-16.
+    Each value gets 16 random bits instead of 32: half the cost, and a rate that is exact to 2^-16.
     """
     keep = kept(h.shape, rate, keys)
     return h if keep is None else dropped(h, keep, rate)
 
 
 def kept(shape: tuple[int, ...], rate: float, keys: Keys) -> Bool[Array, "batch *any"] | None:
-    """What dropout keeps of an array of this shape; None for all of it."""
+    """The mask of the values that dropout keeps; None for all."""
     if keys is None or rate == 0:
         return None
     size = math.prod(shape[1:])
@@ -110,7 +109,7 @@ def kept(shape: tuple[int, ...], rate: float, keys: Keys) -> Bool[Array, "batch 
 
 
 def dropped(h: Array, keep: Array, rate: float) -> Array:
-    """h where it is kept, larger by what is lost."""
+    """h where `keep` is True, divided by the share that is kept."""
     return jnp.where(keep, h * (1.0 / (1.0 - _threshold(rate) / 2**16)), 0.0)
 
 
@@ -119,17 +118,17 @@ def _threshold(rate):
 
 
 def layer_keys(keys: Keys, layer: int | Array) -> Keys:
-    """Keys for the layer of that number; None stays None."""
+    """Keys for the layer of that index; None stays None."""
     if keys is None:
         return None
     return randomness.fold_in(keys, jnp.broadcast_to(layer, keys.shape))
 
 
 class Attention(nn.Module):
-    """Self-attention among the tokens of h [batch, tokens, width]; its last layer starts at 0.
+    """Self-attention among the tokens of h [batch, tokens, width]; its last layer is initialised to 0.
 
-    How much each token looks at each other, [batch, heads, tokens, tokens], is computed again in
-    the backward pass, not kept, but on a CPU where it is small.
+    The attention weights, [batch, heads, tokens, tokens], are recomputed in the backward pass, except on a
+    CPU if they are small.
     """
 
     heads: int
@@ -149,18 +148,18 @@ class Attention(nn.Module):
 
 
 def _attention(width, dtype):
-    """The fastest here, for heads of this width."""
+    """The fastest implementation on this platform, for heads of this width."""
     platform = devices.platform()
     if platform == "cpu":
         return attend_on_cpu
-    if platform == "gpu" and dtype == jnp.bfloat16 and width % 8 == 0 and width <= 128:  # what cuDNN takes
+    if platform == "gpu" and dtype == jnp.bfloat16 and width % 8 == 0 and width <= 128:  # accepted by cuDNN
         return functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
     return jax.checkpoint(jax.nn.dot_product_attention)
 
 
 def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
     """Softmax attention, divided by the softmax's sum at the end: all [..., tokens, width]. `mask`,
-    [queries, keys], says which key each query may look at."""
+    [queries, keys], is True where a query attends to a key."""
     scores = jnp.matmul(q, jnp.swapaxes(k, -1, -2), preferred_element_type=jnp.float32)
     scores /= math.sqrt(q.shape[-1])
     if mask is not None:
@@ -173,8 +172,8 @@ def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
 def attend_on_cpu(
     query: Heads, key: Heads, value: Heads, one: Callable[[Array, Array, Array], Array] = attend
 ) -> Heads:
-    """jax.nn.dot_product_attention, in an order that is twice as
-    fast on a CPU: few images at a time, each by `one`."""
+    """jax.nn.dot_product_attention, in an order that is twice as fast on a CPU: few images at a time, each by
+    `one`."""
     by_head = [jnp.swapaxes(part, 1, 2) for part in (query, key, value)]
     tokens, heads = query.shape[1:3]
     images = max(1, 2**20 // (heads * tokens**2))
@@ -193,25 +192,25 @@ def product_of_parts(
     bias: Array,
     dtype: jnp.dtype,
 ) -> Array:
-    """product(h, kernel) + bias, where h is all `parts` side by side as channels: but they are
-    never put there, as it is the sum of each part's product with its share of the kernel."""
+    """product(h, kernel) + bias, where h is the concatenation of `parts` along the channels. h is never
+    built: the result is the sum of each part's product with its share of the kernel."""
     ends = list(itertools.accumulate(part.shape[-1] for part in parts))[:-1]
     kernels = jnp.split(kernel.astype(dtype), ends, axis=-2)
     whole = sum(product(part.astype(dtype), share) for part, share in zip(parts, kernels))
     return checkpoint_name(whole, PRODUCT) + bias.astype(dtype)
 
 
-# The name, for jax.checkpoint, of what costs much to compute again: a product, a sum over pixels,
-# random bits.
+# The name, for jax.checkpoint, of values that are expensive to recompute: products, sums over pixels, random
+# bits.
 PRODUCT = "product"
 
 
 def remat(layer: type[nn.Module], kept: str, in_loop: bool = True) -> type[nn.Module]:
-    """The module class `layer`, with this kept of each call of it for the backward pass:
+    """The module class `layer`, which keeps the following of each call for the backward pass:
 
-    none: all that autodiff keeps, save in norms and attention, which never keep what they can
-    compute again. dots: the products, the sums over pixels and the random bits, and the rest is
-    computed again. block: nothing but its input (a U-Net then has first derivatives only).
+    none: all that autodiff keeps, except in norms and attention, which always recompute. dots: the products,
+    the sums over pixels and the random bits; the rest is recomputed. block: only its input (a U-Net then has
+    only first derivatives).
     """
     if kept == "none":
         return layer
@@ -226,15 +225,15 @@ def remat(layer: type[nn.Module], kept: str, in_loop: bool = True) -> type[nn.Mo
 def scan(
     layer: type[nn.Module], length: int, kept: str, unroll: bool, in_axes: Any, **options: Any
 ) -> type[nn.Module]:
-    """The module class of `length` layers alike, one after another, with stacked parameters.
+    """The module class of `length` equal layers in sequence, with stacked parameters.
 
     Args:
       layer: a module class, whose call maps (h, *inputs) to (h, output).
-      kept: as in `remat`, where they are a loop.
-      unroll: whether they are compiled one by one, not as a loop; it is the same function. What
-        is kept is left to XLA then.
-      in_axes: of each input, 0 where it is stacked too, or nn.broadcast.
-      **options: more of nn.scan.
+      kept: as in `remat`, for a loop.
+      unroll: whether the layers are compiled one by one, and not as a loop; the function is the same, and XLA
+        then decides what to keep.
+      in_axes: for each input, 0 if it is stacked, too, or nn.broadcast.
+      **options: further options of nn.scan.
     """
     return nn.scan(
         layer if unroll else remat(layer, kept),
@@ -243,7 +242,7 @@ def scan(
         in_axes=in_axes,
         length=length,
         unroll=length if unroll else 1,
-        check_constancy_invariants=False,  # which would trace each layer once more
+        check_constancy_invariants=False,  # the check would trace each layer again
         **options,
     )
 

@@ -1,4 +1,4 @@
-"""A residual network over an image's values as one vector: for 2-D points."""
+"""A residual network over the values of an image as one vector: for 2-D points."""
 
 from flax import linen as nn
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from vdm.parameters import Role, matrices_of_loops
 
 
 class Layer(nn.Module):
-    """Norm, swish, dense, twice, around a residual; the embedding is added at the start."""
+    """Norm, swish, dense, twice, as a residual branch; the embedding is added at its start."""
 
     dropout: float
     dtype: jnp.dtype

@@ -1,4 +1,4 @@
-"""What a network is: images to images, with nothing of diffusion in it."""
+"""The interface of a network: images to images, independent of diffusion."""
 
 import inspect
 from typing import ClassVar
@@ -15,25 +15,25 @@ from vdm.parameters import Role, alike
 class Network(nn.Module, Component):
     """A Flax module from images to images.
 
-    It is called with
+    Its arguments are
 
       z: float32 [batch, height, width, channels],
       time: [batch], in about [0, 1],
       condition: [batch, k], or None,
-      keys: [batch], one random key for each example, where dropout is on; or None,
+      keys: [batch], one random key for each example, if dropout is on; or None,
 
-    and gives float32 [batch, height, width, out_channels]. In place of `keys` its call may take `train`, as
-    Flax's own layers want it: nn.Dropout(0.1, deterministic=not train).
+    and its result is float32 [batch, height, width, out_channels]. Instead of `keys` its call may have the
+    argument `train`, for Flax's layers: nn.Dropout(0.1, deterministic=not train).
 
     Attributes:
       shape: height, width and channels of the images.
       vocab_size: levels of a value, in [−1, 1].
-      out_channels: channels of what it gives.
-      unroll: whether layers that are alike are compiled one by one and not as a loop. A network without such
-        layers ignores it.
-      unrolled_on: where they are: "cpu", where XLA runs small products at half the speed in a loop, or "gpu",
-        which starts a kernel for each array that a loop stores for the gradient.
-      heavy: whether its products are large, so that one step of training takes seconds on a CPU.
+      out_channels: channels of the result.
+      unroll: whether equal layers are compiled one by one and not as a loop. A network without such layers
+        ignores it.
+      unrolled_on: the platform on which they are: "cpu", where XLA runs small products at half the speed in a
+        loop, or "gpu", which starts a kernel for each array that a loop stores for the gradient.
+      heavy: whether its products are large, so that a training step takes seconds on a CPU.
     """
 
     shape: tuple[int, int, int]
@@ -62,14 +62,14 @@ class Network(nn.Module, Component):
         condition: Float[Array, "batch size"] | None = None,
         keys: Array | None = None,
     ) -> Float[Array, "batch height width out_channels"]:
-        """The network's call with these parameters; `keys` where dropout is on.
+        """Calls the network with these parameters; `keys` if dropout is on.
 
         Raises:
-          UserError: it gives another shape or type than it must.
+          UserError: the result has a wrong shape or type.
         """
         takes = inspect.signature(type(self).__call__).parameters
 
-        # Image by image, so that each has dropout of its own: the same on one device as on many.
+        # Image by image, so that each has separate dropout: the same on one device as on many.
         def one(key, *inputs):
             inputs = jax.tree.map(lambda value: value[None], inputs)
             return self.apply(params, *inputs, train=True, rngs={"dropout": key})[0]
@@ -83,24 +83,24 @@ class Network(nn.Module, Component):
         wanted = (*z.shape[:-1], self.out_channels)
         require(
             found.shape == wanted and found.dtype == "float32",
-            f"network {type(self).__name__} gives {found.dtype} {list(found.shape)} of an input of "
+            f"network {type(self).__name__} returns {found.dtype} {list(found.shape)} for an input of "
             f"{list(z.shape)}; accepted: float32 {list(wanted)}, as its out_channels is {self.out_channels}.",
         )
         return found
 
     def roles(self, params: PyTree) -> PyTree[Role]:
-        """What each parameter is to the optimiser; without matrices, Muon refuses the network."""
+        """The role of each parameter for the optimiser; without matrices, Muon refuses the network."""
         return alike(params, Role())
 
 
 class Layered(Network):
-    """What the built-in networks have in common.
+    """The common fields of the built-in networks.
 
     Attributes:
       depth: layers, or blocks in one direction.
       width: channels of a layer.
       dropout: share of a layer's activations that is dropped.
-      fourier: how many frequencies of Fourier features there are, each half of the one before (VDM app. C.3).
+      fourier: number of frequencies of Fourier features, each half of the one before (VDM app. C.3).
       highest: the highest frequency, in cycles per unit of z; 0 for V/2, the lattice of the V levels.
       dtype: of the products: float32 or bfloat16. Parameters are float32.
       remat: what a layer keeps for its gradient: none, dots or block (layers.remat).
@@ -116,7 +116,7 @@ class Layered(Network):
 
     @property
     def frequencies(self) -> tuple[float, ...]:
-        """Of the Fourier features, in cycles per unit of z."""
+        """The frequencies of the Fourier features, in cycles per unit of z."""
         highest = self.highest or self.vocab_size / 2.0
         return tuple(highest / 2.0**n for n in range(self.fourier))
 
@@ -132,14 +132,14 @@ REMAT = ("none", "dots", "block")
 
 
 def check_layers(depth: int, width: int, dropout: float, dtype: str) -> None:
-    """Raises Refused where one of these fields has a value that no network accepts."""
+    """Raises Refused if one of these fields has a value that no network accepts."""
     accept("depth", depth >= 1, "1 or more")
     accept("width", width >= 1, "1 or more")
-    accept("dropout", 0 <= dropout < 1, "0 up to, but not, 1")
+    accept("dropout", 0 <= dropout < 1, "at least 0 and below 1")
     choose("dtype", dtype, ("float32", "bfloat16"))
 
 
 def check_heads(heads: int, width: int) -> None:
-    """Raises Refused where attention cannot have so many heads."""
+    """Raises Refused if attention cannot have so many heads."""
     accept("heads", heads >= 1, "1 or more")
     accept("width", width % (2 * heads) == 0, f"a multiple of 2 · heads = {2 * heads}")

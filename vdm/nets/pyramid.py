@@ -1,7 +1,8 @@
-"""A U-Net of several resolutions, whose cost per image is small: convolutions of squares of pixels.
+"""A U-Net of several resolutions with a low cost per image: convolutions of squares of pixels.
 
-The first resolution is that of `patch` × `patch` squares of pixels, read as channels; each next one is half
-as fine, with as many channels. Nothing is normalised, as the size of what comes in says how certain it is.
+The first resolution is that of `patch` × `patch` squares of pixels, read as channels; each next resolution is
+half as fine, with the same number of channels. There is no normalisation, as the magnitude of the input is a
+measure of its certainty.
 """
 
 from flax import linen as nn
@@ -16,7 +17,7 @@ from vdm.parameters import Role, by_path
 
 
 class Block(nn.Module):
-    """Swish and convolution, twice, around a residual; scaled and shifted by the embedding between."""
+    """Swish and convolution, twice, as a residual branch; scaled and shifted by the embedding in between."""
 
     dropout: float
     dtype: jnp.dtype
@@ -32,10 +33,10 @@ class Block(nn.Module):
 
 
 class Pyramid(Network):
-    """A U-Net of several resolutions, the finest of squares of pixels, so that its cost per image is small.
+    """A U-Net of several resolutions, the finest of squares of pixels, with a low cost per image.
 
     Attributes:
-      scales: how many resolutions there are.
+      scales: number of resolutions.
       depth: blocks of the first resolution on the way down, and on the way up.
       coarse: blocks of each other resolution on the way down, and on the way up.
       width: channels of each resolution.
@@ -63,8 +64,8 @@ class Pyramid(Network):
         accept(
             "scales",
             height % coarsest == 0 and width % coarsest == 0,
-            f"so many that {coarsest}, the side of the last one's pixels, divides the images' height "
-            f"{height} and width {width}",
+            f"such that {coarsest}, the side of a square of the coarsest resolution, divides the images' "
+            f"height {height} and width {width}",
         )
 
     def roles(self, params: PyTree) -> PyTree[Role]:

@@ -14,10 +14,10 @@ from vdm.nets.network import check_layers
 class Residual(nn.Module, Component):
     """A residual network from vectors to vectors: [batch, any] to float32 [batch, outputs].
 
-    When dropout is on, it is given `keys` [batch].
+    With dropout, it gets `keys` [batch].
 
     Attributes:
-      outputs: how many numbers come out.
+      outputs: size of the output.
       depth: residual layers: norm, dense, GELU, dense.
       width: units of a layer.
       dropout: share of a layer's activations that is dropped.
@@ -48,8 +48,8 @@ class Residual(nn.Module, Component):
 
 
 def build(section: Any, outputs: int) -> Residual:
-    """The Residual of so many outputs that config.model.net describes; of another network's section it takes
-    the fields that it has too.
+    """The Residual with so many outputs that config.model.net describes; from the section of another network
+    it takes the common fields.
 
     Raises:
       UserError: a field has a value that is not accepted.

@@ -22,7 +22,7 @@ from vdm.runtime import devices
 
 
 class Layer(nn.Module):
-    """Attention, then a two-layer network, each normed, shifted, scaled and gated."""
+    """Attention, then a two-layer network; each is normed, shifted, scaled and gated."""
 
     heads: int
     dropout: float
@@ -32,8 +32,8 @@ class Layer(nn.Module):
     def __call__(self, h, layer, embedding, keys):
         h = devices.by_batch(h)
         width = h.shape[-1]
-        # Six matrices, not one that is six times as wide: Muon makes each orthogonal by itself,
-        # which costs a quarter.
+        # Six matrices, not one that is six times as wide: Muon orthogonalises each separately, which costs a
+        # quarter.
         modulation = nn.DenseGeneral((6, width), kernel_init=ZEROS, name="modulation")(embedding)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (modulation[:, None, i] for i in range(6))
 
@@ -47,7 +47,7 @@ class Layer(nn.Module):
         keys = layer_keys(keys, layer)
         out = Attention(self.heads, self.dtype)(norm(h, shift_a, scale_a))
         h += gated(gate_a, dropout(out, self.dropout, layer_keys(keys, 0)))
-        # One row a token: a product of two matrices, not of three axes, runs at full speed.
+        # One row per token: a product of two matrices runs at full speed, one over three axes does not.
         out = norm(h, shift_m, scale_m).reshape(-1, width)
         out = nn.gelu(nn.Dense(4 * width, dtype=self.dtype)(out))
         out = nn.Dense(width, dtype=self.dtype, kernel_init=ZEROS)(out).reshape(h.shape)
@@ -60,7 +60,7 @@ class Transformer(Layered):
 
     Attributes:
       heads: attention heads.
-      patch: side of a token's square of pixels; it divides height and width.
+      patch: side of a token's square of pixels; a divisor of height and width.
     """
 
     heads: int = 1
@@ -74,7 +74,7 @@ class Transformer(Layered):
         accept(
             "patch",
             height % self.patch == 0 and width % self.patch == 0,
-            f"what divides the images' height {height} and width {width}",
+            f"a divisor of the images' height {height} and width {width}",
         )
 
     def roles(self, params: PyTree) -> PyTree[Role]:

@@ -1,9 +1,9 @@
 """The paper's U-Net, which never changes resolution (VDM app. B).
 
-`depth` residual blocks down, two in the middle, `depth + 1` up. Each block up also sees
-what went into, or came out of, a block down. The blocks of one direction are alike, so
-they are one block whose parameters are stacked, scanned over: compile time does not grow
-with depth. On a GPU alone they are compiled one by one (Network.unrolled_on).
+`depth` residual blocks down, two in the middle, `depth + 1` up. Each block on the way up also gets the input,
+or the output, of a block on the way down. The blocks of one direction are equal, so they are one scanned
+block with stacked parameters: compile time does not grow with depth. Only on a GPU are they compiled one by
+one (Network.unrolled_on).
 """
 
 import functools
@@ -36,10 +36,10 @@ from vdm.runtime import devices
 
 
 class Block(nn.Module):
-    """Norm, swish, convolution, twice, around a residual; the embedding is added between.
+    """Norm, swish, convolution, twice, as a residual branch; the embedding is added in between.
 
-    The channels of all `parts`, side by side, are its input. What the embedding adds is `shift`, where that
-    is known already.
+    Its input is the concatenation of all `parts` along the channels. `shift` is the projected embedding, if
+    it was already computed.
     """
 
     width: int
@@ -74,13 +74,13 @@ class Block(nn.Module):
         h = product_of_parts(convolve_on_cpu, [h], *conv_1, self.dtype)
         if mix is None:
             return h + parts[0]
-        # One row a pixel: a product of two matrices, not of four axes, runs at full speed.
+        # One row per pixel: a product of two matrices runs at full speed, one over four axes does not.
         rows = [part.reshape(-1, part.shape[-1]) for part in parts]
         return h + product_of_parts(jnp.matmul, rows, *mix, self.dtype).reshape(h.shape)
 
     @nn.nowrap
     def on_accelerator(self, parts, norm_0, conv_0, shift, norm_1, conv_1, mix, keep):
-        """In few kernels, which keep little for the gradient."""
+        """In few kernels, which store little for the gradient."""
         vectors = *norm_0, conv_0[1], *norm_1, conv_1[1] + (0.0 if mix is None else mix[1])
         scale_0, bias_0, added_0, scale_1, bias_1, added_1 = over_images(len(shift), *vectors)
         narrow = functools.partial(jax.tree.map, lambda value: value.astype(self.dtype))
@@ -94,7 +94,7 @@ class Block(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Attention over all pixels around a residual."""
+    """Attention over all pixels, as a residual branch."""
 
     heads: int
     dtype: jnp.dtype
@@ -108,10 +108,10 @@ class AttentionBlock(nn.Module):
 
 
 class Layer(nn.Module):
-    """One turn of the scan: a block, with attention after it where that is everywhere.
+    """One iteration of the scan: a block, with attention after it if attention is everywhere.
 
-    On the way down it puts out its input, which a block on the way up will take in. Where that input
-    is `known` already, only the gradient comes of h.
+    On the way down its output is its input, for a block on the way up. If that input is `known` already, h
+    contributes only its gradient.
     """
 
     width: int
@@ -132,17 +132,18 @@ class Layer(nn.Module):
 
 @jax.custom_vjp
 def with_gradient_of(value, h):
-    """`value`, whose gradient goes to h, once: a second derivative would lack what comes through `value`."""
+    """`value`, with its gradient passed to h; only for first derivatives, as a second one would lack
+    `value`'s."""
     del h
     return value
 
 
 @jax.custom_jvp
 def once(value, *sources):
-    """`value`, which cannot be differentiated, neither by itself nor by `sources`.
+    """`value`, which can be differentiated neither directly nor with respect to `sources`.
 
     Raises:
-      UserError: it is.
+      UserError: it is differentiated.
     """
     del sources
     return value
@@ -151,12 +152,12 @@ def once(value, *sources):
 @once.defjvp
 def _(primals, tangents):
     raise UserError(
-        "config.model.net.remat is 'block', which has first derivatives only; accepted for more: "
+        "config.model.net.remat is 'block', which has only first derivatives; accepted for second ones: "
         "'none', 'dots'."
     )
 
 
-# A second derivative goes through the value, which is a constant to it, or through the gradient.
+# A second derivative goes through the value, which is constant there, or through the gradient.
 with_gradient_of.defvjp(lambda value, h: (once(value, h), None), lambda _, gradient: (None, once(gradient)))
 
 
@@ -167,7 +168,7 @@ class UNet(Layered):
     """The paper's U-Net of one resolution (VDM app. B), with dropout of each block's inner activations.
 
     Attributes:
-      attention: where there is attention: in the middle, or everywhere.
+      attention: where attention is applied: middle, or everywhere.
       heads: attention heads.
     """
 
@@ -183,8 +184,8 @@ class UNet(Layered):
         check_heads(self.heads, self.width)
 
     def roles(self, params: PyTree) -> PyTree[Role]:
-        """The blocks' convolutions and dense layers are matrices: a convolution sums over rows, columns and
-        channels."""
+        """The kernels of the blocks' convolutions and dense layers are matrices: a convolution sums over
+        rows, columns and channels."""
 
         def role_of(names, value):
             if names[-1] not in ("kernel", "shortcut") or not set(names) & {
@@ -194,7 +195,7 @@ class UNet(Layered):
                 *MIDDLE,
             }:
                 return Role()
-            first = 1 if set(names) & {"down", "up"} else 0  # of loops the axis of the layers
+            first = 1 if set(names) & {"down", "up"} else 0  # the axis of layers in a loop
             last = value.ndim - 1
             return Role(matrix=(tuple(range(first, last)), (last,)))
 
@@ -212,7 +213,7 @@ class UNet(Layered):
         in_axes = (0, 0, 0, 0, nn.broadcast, nn.broadcast)
         numbers = jnp.arange(self.depth)
 
-        # As a loop a block keeps only its input, and one by one XLA would keep more.
+        # In a loop a block keeps only its input; one by one, XLA would keep more.
         unroll = self.unroll and self.remat != "block"
         kept_of_one = "none" if unroll else self.remat
 
@@ -221,7 +222,7 @@ class UNet(Layered):
             return made(*layer_args, name=name)
 
         def shifts(name):
-            """Of all blocks of a direction, as one product in place of one a block."""
+            """The shifts of all blocks of a direction, as one product instead of one per block."""
             if not unroll or self.is_initializing():
                 return None
             kernels = self.variables["params"][name]["Block_0"]["Dense_0"]["kernel"]
@@ -235,9 +236,9 @@ class UNet(Layered):
         down = layers("down")
         last, skips = down(h, None, None, numbers, shifts("down"), embedding, keys)
         if self.remat == "block" and not self.is_initializing():
-            # The loop would keep each block's input twice, as a skip and for the backward pass. So it
-            # is gone through again, with the skips for inputs; whose values being known, only the
-            # backward pass of that is ever computed, and only the forward pass of the first.
+            # The loop would keep each block's input twice, as a skip and for the backward pass. So the loop
+            # is run again with the skips as known inputs: of this second run only the backward pass is
+            # computed, and of the first run only the forward pass.
             known = jax.lax.stop_gradient((last, skips))
             again = down(h, None, known[1], numbers, None, embedding, keys)
             last, skips = map(with_gradient_of, known, again)

@@ -13,17 +13,17 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def save_curve(path: pathlib.Path | str, metrics: pathlib.Path | str, total_name: str = "ELBO") -> None:
-    """Plots a metrics.jsonl; nothing where it has no line yet.
+    """Plots a metrics.jsonl; does nothing if it has no line yet.
 
-    Left the total in training and on the test split, and the final estimate where the run has ended. Right
-    its terms on the test split, or in training before there is any test, on a logarithmic axis.
+    Left: the total in training and on the test split, and the final estimate if the run has ended. Right: its
+    terms on the test split, or in training before the first evaluation, on a logarithmic axis.
     """
     rows = read_metrics(metrics)
     if not rows:
         return
     splits = ("train", "test", "final")
     train, test, final = ([row for row in rows if row["split"] == split] for split in splits)
-    # A run that was taken up again, to train for longer, has the final estimate of its first end.
+    # A run that was resumed to train for longer still has the final estimate of its first end.
     final = [row for row in final[-1:] if row["step"] == rows[-1]["step"]]
     figure, (left, right) = figures.new_figure(1, 2, (10, 4.4))
     _plot_total(left, train, test, final)
@@ -37,7 +37,7 @@ def save_curve(path: pathlib.Path | str, metrics: pathlib.Path | str, total_name
 
 
 def _series(rows: Rows, name: str) -> tuple[list[int], list[float]]:
-    """Steps and values; NaN where one is not known."""
+    """Steps and values; NaN for an unknown value."""
     return [row["step"] for row in rows], [math.nan if row[name] is None else row[name] for row in rows]
 
 
@@ -57,13 +57,13 @@ def _plot_total(axes, train: Rows, test: Rows, final: Rows) -> None:
         _, (error,) = _series(final, "bpd_se")
         axes.errorbar(
             steps, value, error, color="tab:red", marker="D", ms=5, ls="none", capsize=4, zorder=3,
-            label=f"final, {_passes(final)} with noise of their own, {value:.3f} ± {error:.3f}",
+            label=f"final, {_passes(final)} with independent noise, {value:.3f} ± {error:.3f}",
         )  # fmt: skip
     figures.limit_y(axes, [_series(rows, "bpd")[1] for rows in (train, test, final) if rows])
 
 
 def _passes(rows):
-    """How many passes most of the lines have, in words."""
+    """The most frequent number of passes of the lines, in words."""
     count = statistics.mode(row["passes"] for row in rows)
     return f"{count} pass" + "es" * (count > 1)
 

@@ -19,10 +19,10 @@ def save_depth(
     excess: Sequence[float],
     excess_se: Sequence[float],
 ) -> None:
-    """Plots the ELBO of chains of `depths` steps and of T → ∞, left; right, how far they are above it.
+    """Plots the ELBO of chains of `depths` steps and of T → ∞, left; right, its excess over T → ∞.
 
     Args:
-      bpd: bits/dim at each depth, and at T → ∞ the last.
+      bpd: bits/dim at each depth, and last for T → ∞.
       excess: bits/dim above T → ∞ at each depth, image by image; and its standard error.
     """
     figure, (left, right) = new_figure(1, 2, (10, 4))
@@ -36,7 +36,7 @@ def save_depth(
     )  # fmt: skip
     if excess[-1] > 0:
         guide = excess[-1] * depths[-1] / np.asarray(depths)
-        right.plot(depths, guide, color="tab:gray", ls=":", label="in proportion to 1/T")
+        right.plot(depths, guide, color="tab:gray", ls=":", label="proportional to 1/T")
     right.set(ylabel="bits/dim", title="above T → ∞")
     right.legend()
     for axes in (left, right):
@@ -72,8 +72,8 @@ def save_distortion(
     x_hat: Float[np.ndarray, "times images height width channels"],
     x: Float[np.ndarray, "images height width channels"],
 ) -> None:
-    """Plots the rate–distortion curve of progressive coding, left; right, x̂(z_t) of some images x at `times`,
-    all in [−1, 1]."""
+    """Plots the rate–distortion curve of progressive coding, left; right, x̂(z_t) of some images x at
+    `times`, all in [−1, 1]."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 5), layout="constrained")

@@ -1,4 +1,4 @@
-"""What figures share: names and colours of the terms, axes, and how a figure is written."""
+"""Common parts of figures: names and colours of the terms, axes, and how a figure is written."""
 
 from collections.abc import Iterable, Mapping, Sequence
 import pathlib
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-# What one term of the ELBO is called in a figure, and its colour, the same everywhere.
+# The name of each term of the ELBO in figures, and its colour.
 TERMS = {
     "bpd": ("ELBO", "black"),
     "diffusion": ("diffusion (denoising matching)", "tab:blue"),
@@ -26,7 +26,7 @@ TERMS = {
 
 
 def term_names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The terms that lines of metrics.jsonl, or eval.json, hold: those of TERMS first, then what else has a
+    """The terms in lines of metrics.jsonl, or eval.json: those of TERMS first, then all others with a
     standard error."""
     found = {name for row in rows for name in row if name in TERMS or f"{name}_se" in row}
     known = [name for name in TERMS if name in found]
@@ -34,7 +34,7 @@ def term_names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def new_figure(rows: int, columns: int, size: tuple[float, float]) -> tuple["Figure", Any]:
-    """A Matplotlib figure, which needs no screen and leaves no global state behind, and its axes."""
+    """A Matplotlib figure, without a display or global state, and its axes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
@@ -42,11 +42,11 @@ def new_figure(rows: int, columns: int, size: tuple[float, float]) -> tuple["Fig
 
 
 def limit_y(axes: "Axes", curves: Sequence[Sequence[float]]) -> None:
-    """Sets the limits of y for what comes after the first steps, which are far above all others.
+    """Sets the limits of y without the first steps, whose values are far above all others.
 
     Args:
-      curves: the values of each curve. All that is at most a quarter above the lowest value is shown. So is
-        the last value of each curve, unless it is as far above the others as first steps are.
+      curves: the values of each curve. Values of at most a quarter above the lowest value are shown, and so
+        is the last value of each curve, unless it is as far above the others as those of first steps.
     """
     values = np.concatenate([np.asarray(curve, np.float64) for curve in curves] or [np.zeros(0)])
     values = values[np.isfinite(values)]
@@ -70,6 +70,6 @@ def plain_ticks(axis: "Axis") -> None:
 
 
 def save(figure: "Figure", path: pathlib.Path | str, dpi: int = 110) -> None:
-    """Writes a figure as what its suffix says, .png or .pdf, whole or not at all."""
+    """Writes a figure in the format of its suffix, .png or .pdf, atomically."""
     with atomic_path(path) as part:
         figure.savefig(part, dpi=dpi)

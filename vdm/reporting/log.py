@@ -1,4 +1,4 @@
-"""How a run is reported as it goes: a bar on a terminal or plain lines, files, images."""
+"""The report of a run: a bar on a terminal or plain lines, files, images."""
 
 from collections.abc import Mapping
 import math
@@ -26,10 +26,10 @@ REDRAW = 10.0
 
 
 class Log:
-    """The report of the process that reports."""
+    """The report of the process that writes it."""
 
     def __init__(self, config: ConfigDict, workdir: pathlib.Path, first: int, seconds: float, spec: Spec):
-        """Goes on after step `first`, before which training took so many seconds."""
+        """Continues after step `first`, before which training took so many seconds."""
         self._train = config.train
         self._workdir = workdir
         self._spec = spec
@@ -41,7 +41,10 @@ class Log:
         self._began = time.monotonic()
         self._first = first
         self._last = (self._began, first)
-        self._drawn, self._undrawn = -math.inf, ""  # when; and the name of a curve that has newer points
+        self._drawn, self._undrawn = (
+            -math.inf,
+            "",
+        )  # time of the last curve; name of a curve with newer points
         (workdir / "samples").mkdir(exist_ok=True)
 
     def seconds(self) -> float:
@@ -49,7 +52,7 @@ class Log:
         return self._before + time.monotonic() - self._began
 
     def start_clock(self, step: int) -> None:
-        """Counts the speed of training from here."""
+        """Measures the speed of training from here on."""
         self._last = (time.monotonic(), step)
 
     def say(self, line: str) -> None:
@@ -58,7 +61,7 @@ class Log:
         sys.stdout.flush()
 
     def progress(self, step: int) -> None:
-        """Moves the bar."""
+        """Updates the bar."""
         self._bar.update(step - self._bar.n)
 
     def train(self, step: int, means: Mapping[str, float]) -> None:
@@ -71,7 +74,7 @@ class Log:
         bpd, draw_sd = bits.pop("loss"), bits.pop("draw_sd")
         now = time.monotonic()
         began, before = self._last
-        if step == before:  # a first chunk as long as the interval: all there is to go by
+        if step == before:  # a first chunk as long as the interval: no other time was measured
             began, before = self._began, self._first
         rate = (step - before) / (now - began)
         self._last = (now, step)
@@ -94,7 +97,7 @@ class Log:
             self._bar.set_postfix_str(f"bpd {bpd:.3f}  {terms}")
 
     def test(self, step: int, estimate: Estimate) -> None:
-        """Writes an estimate over the test split, and plots the curve unless that was done just before."""
+        """Writes an estimate over the test split, and plots the curve unless it was plotted just before."""
         self._writer.write(step, "test", estimate.json() | {"seconds": self.seconds()})
         self.say(f"step {step}: test {estimate.mean['bpd']:.4f} ± {estimate.se['bpd']:.4f} bits/dim")
         self._undrawn = "−log p, exact" if estimate.exact else "ELBO"
@@ -108,7 +111,7 @@ class Log:
         self.say(f"step {step}: validation {mean:.4f} ± {se:.4f} bits/dim")
 
     def samples(self, step: int, samples: Images) -> None:
-        """Writes samples.png and samples.npz, the newest, and keeps the image of this step."""
+        """Writes the newest samples.png and samples.npz, and keeps the image of this step."""
         sample_sheet.write_samples(self._workdir, samples, self._spec.vocab_size)
         path = self._workdir / "samples" / f"{step:08d}.png"
         with atomic_path(path) as part:
@@ -125,7 +128,7 @@ class Log:
         self.say(f"{self._workdir}: eval.json, samples.png, elbo.png, metrics.jsonl, checkpoints/")
 
     def close(self) -> None:
-        """Plots the curve where it has newer points, and closes the files."""
+        """Plots the curve if it has newer points, and closes the files."""
         if self._undrawn:
             self._plot()
         self._bar.close()
@@ -137,7 +140,7 @@ class Log:
 
 
 class NoLog(Log):
-    """That of a process that reports nothing."""
+    """The Log of a process that reports nothing."""
 
     def __init__(self, config: ConfigDict, workdir: pathlib.Path, first: int, seconds: float, spec: Spec):
         pass

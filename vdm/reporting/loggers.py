@@ -1,8 +1,8 @@
-"""Where the numbers of a run go beside metrics.jsonl and TensorBoard: Weights & Biases, MLflow, Aim.
+"""Loggers besides metrics.jsonl and TensorBoard: Weights & Biases, MLflow, Aim.
 
-`config.loggers` names them: wandb, mlflow, aim, or the import path of your own, joined by commas. Each takes
-numbers as "split/metric", bits/dim except for what is named otherwise, and images. Runs are grouped by the
-folder that their workdir is in, which is that of a study.
+`config.loggers` names them: wandb, mlflow, aim, or the import path of a custom logger, separated by commas.
+Each gets numbers as "split/metric", in bits/dim unless named otherwise, and images. Runs are grouped by the
+folder that contains their workdir, which is that of a study.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,21 +25,21 @@ class Logger(Component):
     """A tracker of experiments.
 
     Attributes:
-      package: that it needs; it is an extra of this project, too.
+      package: the package that it needs, which is also an extra of this project.
     """
 
     package: ClassVar[str] = ""
 
     def start(self, workdir: pathlib.Path, config: Mapping[str, Any], known: str | None) -> str:
-        """Starts a run, or goes on with the one of the id `known`; returns its id."""
+        """Starts a run, or continues the run with the id `known`; returns its id."""
         raise NotImplementedError
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Takes numbers of a step, {"split/metric": value}."""
+        """Logs numbers of a step, {"split/metric": value}."""
         raise NotImplementedError
 
     def image(self, step: int, name: str, path: pathlib.Path | str) -> None:
-        """Takes a PNG."""
+        """Logs a PNG image."""
 
     def end(self) -> None:
         """Ends the run."""
@@ -47,7 +47,7 @@ class Logger(Component):
 
 @dataclasses.dataclass
 class WandB(Logger):
-    """Weights & Biases, offline in the workdir unless WANDB_MODE says otherwise; `wandb sync` uploads it."""
+    """Weights & Biases, offline in the workdir unless WANDB_MODE is set; `wandb sync` uploads it."""
 
     package = "wandb"
 
@@ -68,7 +68,7 @@ class WandB(Logger):
         return str(self._run.id)
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        self._run.log({**numbers, "step": step})  # its own steps count calls, and may not go back
+        self._run.log({**numbers, "step": step})  # W&B's own steps count calls, and must not decrease
 
     def image(self, step: int, name: str, path: pathlib.Path | str) -> None:
         import wandb
@@ -81,7 +81,7 @@ class WandB(Logger):
 
 @dataclasses.dataclass
 class MLflow(Logger):
-    """MLflow, in mlflow.db beside the workdir unless MLFLOW_TRACKING_URI says otherwise."""
+    """MLflow, in mlflow.db beside the workdir unless MLFLOW_TRACKING_URI is set."""
 
     package = "mlflow"
 
@@ -94,7 +94,7 @@ class MLflow(Logger):
         artifacts = None if elsewhere else (folder / "mlartifacts").as_uri()
         experiment = found.experiment_id if found else self._client.create_experiment(folder.name, artifacts)
         if known:
-            self._id = self._client.get_run(known).info.run_id  # or it fails later
+            self._id = self._client.get_run(known).info.run_id  # an unknown id fails here, not later
         else:
             self._id = self._client.create_run(experiment, run_name=workdir.name).info.run_id
             for field, value in config.items():
@@ -114,7 +114,7 @@ class MLflow(Logger):
 
 @dataclasses.dataclass
 class Aim(Logger):
-    """Aim, in .aim beside the workdir unless AIM_REPO says otherwise."""
+    """Aim, in .aim beside the workdir unless AIM_REPO is set."""
 
     package = "aim"
 
@@ -147,7 +147,7 @@ def build(names: str) -> dict[str, Logger]:
     """{name: logger} of config.loggers.
 
     Raises:
-      UserError: one is unknown, or its package is not installed.
+      UserError: a name is unknown, or its package is not installed.
     """
     found: dict[str, Logger] = {}
     for name in filter(None, (part.strip() for part in names.split(","))):
@@ -162,7 +162,7 @@ def build(names: str) -> dict[str, Logger]:
 
 
 class Loggers:
-    """All of them, of one run, whose ids loggers.json keeps: a run that goes on goes on there."""
+    """All loggers of one run. loggers.json keeps their ids, so that a resumed run continues in them."""
 
     def __init__(self, names: str, workdir: pathlib.Path, config: Mapping[str, Any]):
         path = workdir / "loggers.json"
@@ -173,7 +173,7 @@ class Loggers:
         workdir = workdir.resolve()
         for name, logger in self._loggers.items():
             try:
-                with FileLock(workdir.parent / ".loggers.lock"):  # or runs would each make what they share
+                with FileLock(workdir.parent / ".loggers.lock"):  # or each run would create the shared files
                     ids[name] = logger.start(workdir, config, ids.get(name))
             except Exception as error:
                 why = f"{type(error).__name__}: {error}"
@@ -181,11 +181,11 @@ class Loggers:
         write_text(path, json.dumps(ids) + "\n")
 
     def log(self, step: int, split: str, numbers: Mapping[str, float]) -> None:
-        """Gives all of them the numbers of a step."""
+        """Passes the numbers of a step to all loggers."""
         self._each(lambda logger: logger.log(step, {f"{split}/{name}": v for name, v in numbers.items()}))
 
     def image(self, step: int, name: str, path: pathlib.Path | str) -> None:
-        """Gives all of them an image."""
+        """Passes an image to all loggers."""
         self._each(lambda logger: logger.image(step, name, path))
 
     def end(self) -> None:
@@ -193,11 +193,12 @@ class Loggers:
         self._each(lambda logger: logger.end())
 
     def _each(self, call: Callable[[Logger], None]) -> None:
-        """A tracker that fails, as its server is gone, gets no more; the run goes on."""
+        """Calls each logger. One that fails, for instance without its server, is dropped; the run
+        continues."""
         for name, logger in list(self._loggers.items()):
             try:
                 call(logger)
             except Exception as error:
                 del self._loggers[name]
                 why = f"{type(error).__name__}: {one_line(error)}"
-                print(f"config.loggers: {name} failed and gets no more of this run: {why}", flush=True)
+                print(f"config.loggers: {name} failed and is not used further in this run: {why}", flush=True)

@@ -14,22 +14,22 @@ from vdm.runtime.atomic import write_text
 
 
 class Writer:
-    """metrics.jsonl, one JSON object a line, and TensorBoard events, in a workdir.
+    """metrics.jsonl, one JSON object per line, and TensorBoard events, in a workdir.
 
     A line is {"step": …, "split": "train", "test", "validation" or "final", metric: value, …}, in bits/dim
-    except for what is named otherwise. All lines of "test" have the same passes and draws, so they make one
-    curve. "final" is the estimate at the end, of more passes. "seconds" is the time spent training, over all
+    unless named otherwise. All lines of "test" have the same passes and draws, so they form one curve.
+    "final" is the estimate at the end, with more passes. "seconds" is the time spent training, over all
     starts.
     """
 
     def __init__(self, workdir: pathlib.Path | str, step: int, loggers: Loggers | None = None):
-        """Goes on after `step`: what an interrupted run wrote beyond it is taken out.
+        """Continues after `step`: removes what an interrupted run wrote after it.
 
         Args:
-          loggers: what takes all of it too.
+          loggers: get all numbers and images, too.
 
         Raises:
-          OSError: it cannot be written; so do the methods.
+          OSError: it cannot be written; the methods raise it, too.
         """
         self.path = pathlib.Path(workdir) / "metrics.jsonl"
         keep = [row for row in read_metrics(self.path) if row["step"] <= step]
@@ -66,11 +66,11 @@ class Writer:
 
 
 class Board:
-    """TensorBoard events in a folder. tensorboardX's own SummaryWriter writes in a thread, and when that has
-    ended, as by a full disk, a call of it waits for ever."""
+    """TensorBoard events in a folder. tensorboardX's SummaryWriter writes in a thread, and its calls hang if
+    that thread has ended, as after an error of a full disk."""
 
     def __init__(self, folder: pathlib.Path | str, step: int):
-        """Goes on after `step`; TensorBoard drops what older files have beyond it."""
+        """Continues after `step`; TensorBoard ignores what older files contain after it."""
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import SessionLog
 
@@ -103,7 +103,7 @@ class Board:
 
 
 def read_metrics(path: pathlib.Path | str) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line that is cut off is left out."""
+    """The lines of a metrics.jsonl, without a last line that is incomplete."""
     path = pathlib.Path(path)
     rows = []
     for line in path.read_bytes().splitlines() if path.exists() else []:

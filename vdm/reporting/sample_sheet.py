@@ -36,7 +36,7 @@ def _save_grid(path, samples: UInt8[np.ndarray, "images height width channels"],
     count, height, width, channels = samples.shape
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
-    # A dark line between images, and small images enlarged, so that a person can see them.
+    # Dark lines between images, and small images enlarged to be visible.
     grid = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, channels), 40, np.uint8)
     grays = np.round(samples * (255.0 / (vocab_size - 1))).astype(np.uint8)
     for i, image in enumerate(grays):

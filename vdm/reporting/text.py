@@ -9,17 +9,18 @@ import numpy as np
 
 from vdm.data import fingerprint
 
-if TYPE_CHECKING:  # this module imports no JAX, so that studies start at once
+if TYPE_CHECKING:  # this module does not import JAX, so that studies start quickly
     from vdm.estimate import Estimate
 
 
 def fixed(number: float) -> str:
-    """Four digits after the point; a dash for NaN, what is not known."""
+    """Four decimal places; a dash for NaN, an unknown value."""
     return "–" if np.isnan(number) else f"{number:.4f}"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table that reads well as text too: the first column to the left, the others to the right."""
+    """A Markdown table that is also legible as text: the first column left-aligned, the others
+    right-aligned."""
     widths = [max(map(len, column)) for column in zip(header, *rows)]
 
     def line(cells):
@@ -32,7 +33,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def print_to_pipe(text: str) -> None:
-    """Prints a text whose reader may be gone before its end, as in `--help | head`."""
+    """Prints a text whose reader may close the pipe early, as in `--help | head`."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -40,7 +41,7 @@ def print_to_pipe(text: str) -> None:
 
 
 def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The same table for LaTeX, with the lines of the package booktabs."""
+    """The same table for LaTeX, with the rules of the package booktabs."""
     signs = {"\\": r"\textbackslash{}", "±": r"$\pm$", "−": "$-$", "∞": r"$\infty$", "–": "--"}
     signs |= {sign: "\\" + sign for sign in "&%$#_{}"}
 

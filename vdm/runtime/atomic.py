@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there: written beside their name, and renamed in the end."""
+"""Atomic writes of files and folders: written under a temporary name, and renamed at the end."""
 
 from collections.abc import Iterator
 import contextlib
@@ -8,15 +8,15 @@ import shutil
 
 @contextlib.contextmanager
 def atomic_path(path: pathlib.Path | str) -> Iterator[pathlib.Path]:
-    """A path for a file or a folder, of the same suffix, which is called `path` in the end; of what failed,
-    as on a full disk, nothing is left.
+    """Yields a temporary path of the same suffix, which is renamed to `path` at the end; after a failure, as
+    on a full disk, it is deleted.
 
     Raises:
       OSError: it cannot be written.
     """
     path = pathlib.Path(path)
     part = path.with_name(f".{path.stem}.part{path.suffix}")
-    _remove(part)  # of a process that was killed
+    _remove(part)  # left by a process that was killed
     try:
         yield part
         part.replace(path)
@@ -25,7 +25,7 @@ def atomic_path(path: pathlib.Path | str) -> Iterator[pathlib.Path]:
 
 
 def write_text(path: pathlib.Path | str, text: str) -> None:
-    """Writes a text file, whole or not at all.
+    """Writes a text file atomically.
 
     Raises:
       OSError: it cannot be written.

@@ -1,4 +1,4 @@
-"""What is kept between runs: compiled programs, and images read from files of their own formats."""
+"""The cache between runs: compiled programs, and images decoded from files."""
 
 from collections.abc import Callable, Sequence
 import contextlib
@@ -12,22 +12,22 @@ import numpy as np
 
 FOLDER = "~/.cache/vdm"  # the default
 
-_folder: pathlib.Path | None = None  # that of `enable`
+_folder: pathlib.Path | None = None  # set by `enable`
 
 
 def enable(folder: str) -> None:
-    """Keeps compiled programs and images under `folder`; an empty one keeps none. Of programs, JAX's own
-    variable JAX_COMPILATION_CACHE_DIR goes first.
+    """Keeps compiled programs and images under `folder`; "" disables the cache. For programs, JAX's variable
+    JAX_COMPILATION_CACHE_DIR takes precedence.
 
-    What a CPU compiles is for its kind alone, and a home may be shared by many kinds: each has
-    its own folder in there.
+    A program that was compiled on a CPU runs only on CPUs of its kind, and machines of several kinds may
+    share a home: each kind has a separate folder.
     """
     global _folder
     _folder = pathlib.Path(folder).expanduser() if folder else None
-    # A full disk stops no run, nor does a damaged program: it is compiled again.
+    # A full disk stops no run. A damaged program is compiled again.
     warnings.filterwarnings("ignore", message="Error (writing|reading) persistent compilation cache")
     if _folder and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        import jax  # only now, as main.py asks for FOLDER before it needs JAX
+        import jax  # a late import: main.py reads FOLDER before it needs JAX
 
         kind = hashlib.sha256(_cpu().encode()).hexdigest()[:8]
         jax.config.update("jax_compilation_cache_dir", str(_folder / kind))
@@ -37,11 +37,11 @@ def enable(folder: str) -> None:
 def arrays(
     name: str, files: Sequence[str], read: Callable[[], dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    """{name: array} that `read` gives, read once: it is kept until one of `files` changes.
+    """{name: array} from `read`, cached until one of `files` changes.
 
     Args:
-      name: tells apart what is kept; a newer one of the same name takes its place.
-      files: paths of all that it depends on. They have changed where their list, a size or a time has.
+      name: identifies the entry; a newer entry of the same name replaces it.
+      files: all paths on which it depends. Their list, sizes and times identify their contents.
     """
     if _folder is None:
         return read()
@@ -50,10 +50,10 @@ def arrays(
         for file in files:
             about = os.stat(file)
             version.update(f"{file} {about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}\n".encode())
-    except OSError:  # not a path of this machine, or gone: `read` knows more of that
+    except OSError:  # not a path of this machine, or deleted: the error of `read` is more specific
         return read()
     path = _folder / "images" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.npz"
-    # Absent, or damaged in one of many ways: then it is read again.
+    # If the entry is missing or damaged, the files are read again.
     with contextlib.suppress(Exception), path.open("rb") as old, np.load(old) as kept:
         if kept["of"] == version.hexdigest():
             return {key: kept[key] for key in kept.files if key != "of"}
@@ -71,7 +71,7 @@ def arrays(
 
 
 def _cpu():
-    """What this CPU is and can do."""
+    """The model and the features of this CPU."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

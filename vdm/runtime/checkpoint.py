@@ -1,8 +1,8 @@
-"""Checkpoints by orbax: written in the background with their checksums, the newest few and the best kept.
+"""Checkpoints by orbax: written in the background with checksums; the newest few and the best are kept.
 
-A checkpoint holds the State (step, parameters, EMA, optimiser) and, as JSON, the position
-in the data and the sums of the metrics since they were last written out. A checkpoint that
-was cut off while it was written does not count: orbax renames it when it is whole.
+A checkpoint holds the State (step, parameters, EMA, optimiser) and, as JSON, the sums of the metrics since
+they were last written. orbax renames a checkpoint when it is complete, so that one whose writing was
+interrupted does not count.
 """
 
 import asyncio
@@ -23,23 +23,23 @@ State = Any  # step.State, or another NamedTuple of trees of arrays
 
 
 class Checksummed(AtomicRenameTemporaryPath):
-    """Where orbax writes a checkpoint until it is whole. Its checksums are written before it is renamed."""
+    """The temporary folder in which orbax writes a checkpoint. Adds the checksums before it is renamed."""
 
     async def finalize(self) -> None:
-        if self.get_final().name.isdigit():  # not of its parts, which orbax gives their names first
+        if self.get_final().name.isdigit():  # not for its parts, which orbax renames first
             await asyncio.to_thread(checksums.write, pathlib.Path(self.get()))
         await super().finalize()
 
 
 class Checkpoints:
-    """The checkpoints of one workdir. Those that are damaged must be gone: checksums.whole_steps."""
+    """The checkpoints of one workdir. Damaged ones must be set aside first: checksums.whole_steps."""
 
     def __init__(self, workdir: pathlib.Path, newest: int, read_only: bool = False):
-        """Keeps the `newest` newest, and the one with the lowest "bpd"."""
+        """Keeps the `newest` newest checkpoints, and the one with the lowest "bpd"."""
         self._path = pathlib.Path(workdir).absolute() / "checkpoints"
         self._newest, self._read_only = newest, read_only
-        self._saving: int | None = None  # the step that is being written,
-        self._lost: int | None = None  # and the newest, where it could not be
+        self._saving: int | None = None  # the step that is being written
+        self._lost: int | None = None  # the newest step, if it could not be written
         self._manager = self._open()
 
     def _open(self):
@@ -71,10 +71,9 @@ class Checkpoints:
         )
 
     def save(self, step: int, state: State, rest: dict[str, Any], bpd: float | None = None) -> None:
-        """Saves in the background. `rest` is a JSON dictionary, `bpd` chooses the best.
+        """Saves in the background. `rest` is a JSON dictionary; `bpd` selects the best checkpoint.
 
-        Where the one before could not be written, or this one cannot, one line says so, and the older ones
-        stay.
+        If the previous checkpoint or this one cannot be written, prints one line; the older ones stay.
         """
         args = ocp.args.Composite(state=ocp.args.StandardSave(_parts(state)), rest=ocp.args.JsonSave(rest))
         metrics = None if bpd is None else {"bpd": float(bpd)}
@@ -86,7 +85,7 @@ class Checkpoints:
             self._give_up(error)
 
     def _settle(self):
-        """Waits for the save in hand."""
+        """Waits for the save in progress."""
         try:
             self._manager.wait_until_finished()
         except Exception as error:
@@ -98,11 +97,11 @@ class Checkpoints:
             raise error
         print(
             f"the checkpoint of step {self._saving} could not be written ({reason(error)}); the older ones "
-            "are kept, and the next is tried",
+            "are kept, and the next save will be attempted",
             file=sys.stderr,
             flush=True,
         )
-        with contextlib.suppress(Exception):  # it repeats its error
+        with contextlib.suppress(Exception):  # closing raises the same error again
             self._manager.close()
         self._saving, self._lost = None, self._saving
         self._manager = self._open()
@@ -112,7 +111,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def best(self) -> int | None:
-        """The step with the lowest `bpd`, or None where none was evaluated."""
+        """The step with the lowest `bpd`, or None if no checkpoint was evaluated."""
         return self._manager.best_step()
 
     def restore(self, like: State, step: int | None) -> tuple[State, dict[str, Any]]:
@@ -120,10 +119,10 @@ class Checkpoints:
 
         Args:
           like: a State whose arrays have the shapes, types and devices to restore to.
-          step: one that is kept; or as `best` gives it.
+          step: a kept step; or the result of `best`.
 
         Raises:
-          UserError: there is no checkpoint, or it is one of another model.
+          UserError: there is no checkpoint, or it is that of another model.
         """
         if step is None:
             raise UserError(
@@ -138,7 +137,7 @@ class Checkpoints:
         return type(like)(**restored.state), restored.rest
 
     def _check(self, step, abstract):
-        """Raises UserError where the saved arrays are not those of `abstract`."""
+        """Raises UserError if the saved arrays do not have the shapes of `abstract`."""
         saved = self._manager.item_metadata(step).state
 
         def shapes(tree):
@@ -150,29 +149,29 @@ class Checkpoints:
             have, want = (tuple(tree[name].shape) if name in tree else "absent" for tree in (saved, wanted))
             if have != want:
                 raise UserError(
-                    f"the checkpoint of step {step} in {str(self._path)!r} is one of another "
+                    f"the checkpoint of step {step} in {str(self._path)!r} is that of another "
                     f"model: {name} is {have} there and {want} under this config. Give the "
-                    "config that it was trained with, or another --workdir."
+                    "config with which it was trained, or another --workdir."
                 )
 
     def close(self) -> None:
-        """Waits until all that was saved is on disk, and lets go of the threads.
+        """Waits until all checkpoints are on disk, and ends the threads.
 
         Raises:
-          Failed: the last one could not be written.
+          Failed: the last checkpoint could not be written.
         """
         self._settle()
         self._manager.close()
         if self._lost is not None:
             raise Failed(
                 f"the checkpoint of step {self._lost}, the last, could not be written; with room in "
-                f"{str(self._path)!r} the same command goes on from the newest that is there."
+                f"{str(self._path)!r} the same command resumes from the newest intact checkpoint."
             )
 
 
 def reason(error: BaseException) -> str:
-    """Why something could not be written or read, in a few words: the operating system's own where it has
-    said any."""
+    """Why something could not be written or read, in a few words: those of the operating system, if the error
+    contains any."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     line = one_line(error)
@@ -188,5 +187,5 @@ def reason(error: BaseException) -> str:
 
 
 def _parts(state):
-    """The parts of a State that it has."""
+    """The parts of a State that are not empty."""
     return {name: part for name, part in state._asdict().items() if part is not None}

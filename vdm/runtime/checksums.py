@@ -9,17 +9,17 @@ import time
 import xxhash
 
 NAME = "checksums.json"
-# What Orbax still changes as it gives a checkpoint its name.
+# Files that Orbax changes while it renames a checkpoint.
 LATE = ("_CHECKPOINT_METADATA", "commit_success.txt")
 ITEMS = ("state", "rest")  # the folders that every checkpoint has
-BLOCK = 1 << 18  # bytes that are read at a time: they stay in the processor's cache
+BLOCK = 1 << 18  # bytes to read at a time; they fit into the processor's cache
 
 
 def write(folder: pathlib.Path) -> None:
     """Writes the size and XXH3 hash of each file of a folder into it.
 
     Raises:
-      OSError: it cannot be read or written.
+      OSError: a file cannot be read or written.
     """
     found = {str(path.relative_to(folder)): _about(path) for path in _files(folder)}
     text = json.dumps({"files": found, "xxh3": _hash(json.dumps(found).encode())})
@@ -27,8 +27,8 @@ def write(folder: pathlib.Path) -> None:
 
 
 def damage(folder: pathlib.Path) -> str | None:
-    """What is wrong with a checkpoint; None where nothing is. One of an older version has no checksums, and
-    is taken for whole where it has all its parts."""
+    """The damage of a checkpoint, in words; None if it is intact. A checkpoint of an older version has no
+    checksums, and counts as intact if it has all its parts."""
     try:
         missing = [name for name in ITEMS if not any((folder / name).glob("*"))]
         if missing:
@@ -46,7 +46,7 @@ def damage(folder: pathlib.Path) -> str | None:
             if not path.is_file():
                 return f"{name} is missing"
             if _about(path) != about:
-                return f"{name} is not what was written"
+                return f"{name} differs from what was written"
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{NAME} or {LATE[0]} cannot be parsed"
     except OSError as error:
@@ -55,25 +55,25 @@ def damage(folder: pathlib.Path) -> str | None:
 
 
 def whole_steps(workdir: pathlib.Path, move: bool) -> list[int]:
-    """The steps whose checkpoint is whole, in order. One line on stderr names each of the others.
+    """The steps whose checkpoint is intact, in order. Prints one line on stderr for each of the others.
 
     Args:
-      move: whether to move those into the folder damaged/ of the workdir, as is right where no other process
-        trains there; else they are left where they are.
+      move: whether to move damaged checkpoints into the folder damaged/ of the workdir; only safe if no other
+        process trains there.
     """
     while True:
         found, gone = _look_through(workdir, move)
-        if found or not gone:  # else training deleted all that were listed, and there are newer ones
+        if found or not gone:  # otherwise training deleted all listed steps, and there are newer ones
             return sorted(found)
 
 
 def _look_through(workdir, move):
-    """The steps that are whole, newest first, as those stay longest; and how many were deleted meanwhile."""
+    """The intact steps, newest first, as those stay longest; and how many steps were deleted meanwhile."""
     folders = {int(path.name): path for path in workdir.glob("checkpoints/*") if path.name.isdigit()}
     found, gone = [], 0
     for step, folder in sorted(folders.items(), reverse=True):
         why = damage(folder)
-        if why and not move:  # perhaps it is just being deleted, as a newer one has come
+        if why and not move:  # it may be in deletion, as a newer one exists
             time.sleep(1.0 if folder.exists() else 0.0)
             why = damage(folder) if folder.exists() else ""
         if why is None:
@@ -91,7 +91,7 @@ def _set_aside(folder: pathlib.Path, into: pathlib.Path) -> pathlib.Path:
     places = (into / (f"{folder.name}-{n}" if n else folder.name) for n in range(10_000))
     place = next(place for place in places if not place.exists())
     folder.rename(place)
-    with contextlib.suppress(OSError):  # so that the newest one that is damaged has the newest date
+    with contextlib.suppress(OSError):  # sets the date, so that the newest damaged one has the newest
         place.touch()
     return place
 

@@ -1,10 +1,10 @@
 """Maps a function of one device over all devices of all hosts, along the axis "batch".
 
-`pmap`, and `shard_map` over a global mesh, give the same bits: what is shared (the state, the data set) is
-one replicated array without a device axis, and what is split (batches, results per example) has a leading
+`pmap`, and `shard_map` over a global mesh, give the same bits: shared values (the state, the data set) are
+one replicated array without a device axis, and split values (batches, results per example) have a leading
 axis of devices. With `fsdp` each device holds a share of the state (ZeRO stage 3, Rajbhandari et al. 2020):
-XLA's partitioner gathers a layer's parameters where they are used, and sends each device its share of their
-gradient. That gives the same numbers to rounding.
+XLA's partitioner gathers the parameters of a layer before their use, and sends each device its share of the
+gradient. The results agree up to rounding.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,17 +24,17 @@ from vdm.errors import one_of
 
 AXIS = "batch"
 KINDS = ("pmap", "shard_map", "fsdp")
-SMALL = 2**14  # values; an array of fewer is whole on every device
+SMALL = 2**14  # values; a smaller array is replicated on every device
 
 
 _described: Sequence[jax.Device] | None = None
-_cutting = False  # whether what is traced is for the partitioner
+_cutting = False  # whether the present trace is for the partitioner
 
 
 @contextlib.contextmanager
 def described(devices: Sequence[jax.Device]) -> Iterator[None]:
-    """Within it, functions are mapped over these devices, of a topology that is only described
-    (jax.experimental.topologies): they can be lowered and compiled, and not called."""
+    """Within the context, functions are mapped over these devices of a topology description
+    (jax.experimental.topologies): they can be lowered and compiled, but not called."""
     global _described
     before, _described = _described, devices
     try:
@@ -44,17 +44,17 @@ def described(devices: Sequence[jax.Device]) -> Iterator[None]:
 
 
 def every() -> Sequence[jax.Device]:
-    """The devices that functions are mapped over."""
+    """The devices over which functions are mapped."""
     return jax.devices() if _described is None else _described
 
 
 def count() -> int:
-    """How many devices functions are mapped over."""
+    """The number of these devices."""
     return len(every())
 
 
 def platform() -> str:
-    """What these devices are: "cpu", "gpu" or "tpu"."""
+    """The platform of these devices: "cpu", "gpu" or "tpu"."""
     kind = every()[0].platform
     return "gpu" if kind in ("cuda", "rocm") else kind
 
@@ -75,12 +75,12 @@ def over_devices(
     """Maps `function` over the devices.
 
     Args:
-      function: of arrays of one device; may use the axis name "batch".
+      function: of the arrays of one device; may use the axis name "batch".
       kind: "pmap", "shard_map" or "fsdp".
-      split_in: for each argument, whether it is split over devices, or else shared.
+      split_in: for each argument, whether it is split over devices; otherwise it is shared.
       split_out: the same for each result.
-      donate: the positions of arguments whose memory the result may take.
-      batch_axis: which axis of a device's split arguments counts examples; "fsdp" has to know.
+      donate: the positions of arguments whose memory the result may reuse.
+      batch_axis: the axis of a device's split arguments that counts examples; used by "fsdp".
 
     Raises:
       UserError: `kind` is none of these.
@@ -129,7 +129,7 @@ def over_devices(
 
 
 def _partitioned(function, split_in, split_out, donate, batch_axis):
-    """`function` of the whole batch, as one device that all devices are, for the partitioner to cut."""
+    """`function` of the whole batch, for one virtual device that the partitioner splits."""
     place = jax.lax.with_sharding_constraint
 
     def whole(v):
@@ -161,13 +161,13 @@ def _partitioned(function, split_in, split_out, donate, batch_axis):
 
 
 def by_batch(h: Array) -> Array:
-    """h [batch, …], of which with "fsdp" each device has its examples. A network says so of what goes from
-    layer to layer, or the partitioner would cut it as it finds the parameters cut."""
+    """Marks h [batch, …] as split over devices by example under "fsdp". A network applies it to the
+    activations between layers; otherwise the partitioner would split them as it splits the parameters."""
     return jax.lax.with_sharding_constraint(h, _sharding(AXIS)) if _cutting else h
 
 
 def _share(shape):
-    """How the partitioner cuts an array of the state: along the largest axis that the devices divide."""
+    """The partition of an array of the state: along the largest axis that the devices divide."""
     axes = [axis for axis, size in enumerate(shape) if size % count() == 0]
     if math.prod(shape) < SMALL or not axes:
         return ()
@@ -176,7 +176,7 @@ def _share(shape):
 
 
 def _placing(mapped, split_in):
-    """`mapped`, given host arrays for what is split."""
+    """`mapped`, for host arrays as split arguments."""
 
     def placed(args):
         return [split(arg) if is_split else arg for arg, is_split in zip(args, split_in)]
@@ -184,25 +184,25 @@ def _placing(mapped, split_in):
     def call(*args):
         return mapped(*placed(args))
 
-    # As jit and pmap have.
+    # As for the functions that jit and pmap return.
     call.lower = lambda *args: mapped.lower(*placed(args))  # type: ignore[attr-defined]
     return call
 
 
 def replicate(tree: PyTree) -> PyTree[Array]:
-    """The same values, given by every host, as one array on all devices."""
+    """A tree of the same values on every host, as one array on all devices."""
     if jax.process_count() == 1:
         return jax.device_put(tree, _sharding())
     return as_global(jax.tree.map(jnp.asarray, tree))
 
 
 def replicated_like(tree: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
-    """The shapes and types of `tree` as those of what `replicate` gives."""
+    """The shapes and types of the result of `replicate`."""
     return state_like(tree, "pmap")
 
 
 def state_like(tree: PyTree, kind: str) -> PyTree[jax.ShapeDtypeStruct]:
-    """The shapes and types of a state, each with where it lies."""
+    """The shapes, types and shardings of a state."""
 
     def one(v):
         sharding = _sharding(*(_share(v.shape) if kind == "fsdp" else ()))
@@ -212,7 +212,7 @@ def state_like(tree: PyTree, kind: str) -> PyTree[jax.ShapeDtypeStruct]:
 
 
 def create(init: Callable[..., PyTree], kind: str, like: PyTree) -> Callable[..., PyTree[Array]]:
-    """`init`, which gives a state, with the state where `state_like` says; no device ever holds more."""
+    """`init`, with its state placed as in `state_like`; no device ever holds more."""
     if kind == "fsdp":
         return jax.jit(init, out_shardings=jax.tree.map(lambda shape: shape.sharding, like))
     return lambda *args: replicate(init(*args))
@@ -220,18 +220,18 @@ def create(init: Callable[..., PyTree], kind: str, like: PyTree) -> Callable[...
 
 def compile_ahead(function: Any, *args: PyTree) -> Callable[[], Any]:
     """Traces a function of `over_devices`, and starts to compile it in another thread. The process does not
-    end before that thread does.
+    end before that thread.
 
     Args:
-      *args: of its first call, or their shapes (`replicated_like`) where they are replicated.
+      *args: those of its first call, or for replicated arguments their shapes (`replicated_like`).
 
     Returns:
-      a function () → None that waits until it is compiled.
+      a function () → None that waits until the compilation has finished.
 
     Raises:
       Exception: what the call itself would raise, here or while waiting.
     """
-    if jax.process_count() > 1:  # pmap has no shapes without values there
+    if jax.process_count() > 1:  # there, pmap cannot be lowered from shapes alone
         return lambda: None
     lowered = function.lower(*args)
     pool = ThreadPoolExecutor(1)
@@ -241,8 +241,8 @@ def compile_ahead(function: Any, *args: PyTree) -> Callable[[], Any]:
 
 
 def as_global(tree: PyTree) -> PyTree:
-    """Replicated results as arrays over the devices of all hosts, as checkpoints want them:
-    what pmap returns spans the devices of its own host only."""
+    """Replicated results as arrays over the devices of all hosts, as checkpoints require: the results of pmap
+    span only the devices of their host."""
 
     def one(value):
         if jax.process_count() == 1 or not value.is_fully_addressable:
@@ -271,7 +271,7 @@ def per_device(tree: PyTree) -> PyTree:
 
 
 def local(tree: PyTree[Array]) -> PyTree:
-    """This host's part of results that are split: NumPy, the axis of devices flattened."""
+    """This host's part of split results, as NumPy arrays with the axis of devices flattened."""
 
     def one(value):
         shards = sorted(value.addressable_shards, key=lambda shard: shard.index[0].start or 0)
@@ -282,7 +282,7 @@ def local(tree: PyTree[Array]) -> PyTree:
 
 
 def gather(values: PyTree) -> PyTree:
-    """NumPy arrays of every host, one after the other."""
+    """NumPy arrays of every host, concatenated."""
     if jax.process_count() == 1:
         return values
     return multihost_utils.process_allgather(values, tiled=True)

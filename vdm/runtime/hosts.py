@@ -1,8 +1,8 @@
-"""A process of a run on many hosts, watched by one that has no part in it.
+"""A process of a run on several hosts, with a parent process that watches it.
 
-Where a host dies, XLA ends the processes of all others by an abort, with a page of its own report, and Python
-has no say in that. So the process that was started forks: the child joins the run, and the parent passes on
-what it prints and its signals, and says in one line why it ended.
+If a host dies, XLA aborts the processes of all other hosts with a long report, and Python cannot prevent it.
+So the process that was started forks: the child joins the run, and the parent forwards the child's output and
+its own signals, and states in one line why the child ended.
 """
 
 import ctypes
@@ -15,34 +15,34 @@ from typing import Any
 from vdm.errors import UserError, one_line
 from vdm.runtime.stop import QUEUE_AGAIN
 
-HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead
+HEARTBEAT = 30  # seconds without a heartbeat after which a process counts as dead
 
-# What XLA and its libraries print, which is shown only where nobody else says what failed.
+# Output of XLA and its libraries, which is shown only if nothing else reports the failure.
 OWN_REPORT = re.compile(
     r"\[Gloo\]|[IWEF]\d{4} \d\d:\d\d:|Additional GRPC|:UNKNOWN:|\*\*\* Check fail|\s*@ +0x|terminate called"
     r"|  what\(\)|\d+$|\s*$|RPC: |The tasks have crashed"
     r"|=== Source Location Trace|(external|third_party)/\S+:\d+$"  # JAX 0.12
 )
-# What a failed exchange with another process says.
+# Texts of errors of a failed exchange with another process.
 PEER = re.compile("Gloo|NCCL|[Cc]onnection|[Ss]ocket closed|coordination|heartbeat|UNAVAILABLE|peer")
 
 EXCHANGE = re.compile("(Gloo|NCCL).* failed")
 
 LINE = (
-    "error: another process of this run has ended, and so this one. Start them all again: they go on from "
-    "the newest checkpoint that is whole."
+    "error: another process of this run has ended, and therefore this one. Start all of them again: they "
+    "resume from the newest intact checkpoint."
 )
 
 
 def is_of_peer(error: BaseException) -> bool:
-    """Whether an error of JAX says that another process is gone: also a ValueError, as XLA's status of an
-    exchange that failed becomes one where JAX starts it at once."""
+    """Whether an error of JAX means that another process has died. It may be a ValueError, into which JAX
+    turns XLA's status if the exchange fails at its start."""
     pattern = {"JaxRuntimeError": PEER, "ValueError": EXCHANGE}.get(type(error).__name__)
     return pattern is not None and bool(pattern.search(str(error)))
 
 
 def watched() -> int | None:
-    """Forks. Returns None in the child, and in the parent the exit code of the child, when it has ended."""
+    """Forks. Returns None in the child, and in the parent the exit code of the child after its end."""
     reader, writer = os.pipe()
     parent, child = os.getpid(), os.fork()
     if child == 0:
@@ -57,7 +57,7 @@ def watched() -> int | None:
     os.close(writer)
 
     def pass_on(number: int, _: Any) -> None:
-        if number != signal.SIGINT or not sys.stdin.isatty():  # Ctrl-C in a terminal reaches both by itself
+        if number != signal.SIGINT or not sys.stdin.isatty():  # a terminal sends Ctrl-C to both
             os.kill(child, number)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
@@ -82,15 +82,15 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
     """Joins the other processes of the run.
 
     Raises:
-      UserError: there is no way to them.
+      UserError: they cannot be reached.
     """
     import jax
 
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM: stop.Stop
+    jax.config.update("jax_enable_preemption_service", False)  # it would handle SIGTERM, as stop.Stop does
     try:
         jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=HEARTBEAT)
     except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(
-            f"--distributed: the other processes cannot be joined ({one_line(error)[:200]}); where JAX does "
-            "not know the cluster, give --coordinator=HOST:PORT, --processes=N and --process=I."
+            f"--distributed: the other processes cannot be joined ({one_line(error)[:200]}); if JAX does "
+            "not recognise the cluster, give --coordinator=HOST:PORT, --processes=N and --process=I."
         ) from error

@@ -1,4 +1,4 @@
-"""One writer a workdir: a lock that the file system lets go of when its process ends, however it ends."""
+"""One writer per workdir: a lock that the operating system releases when its process ends."""
 
 from collections.abc import Iterator
 import contextlib
@@ -14,16 +14,16 @@ import filelock
 from vdm.errors import UserError
 from vdm.runtime.atomic import write_text
 
-WAIT = 5.0  # seconds: an evaluation that writes its results has the lock for a moment
+WAIT = 5.0  # seconds: an evaluation holds the lock only while it writes its results
 
 
 @contextlib.contextmanager
 def hold(workdir: pathlib.Path) -> Iterator[None]:
-    """Holds the workdir for as long as the context is open: no other process writes its run meanwhile.
+    """Holds the lock of the workdir within the context: no other process writes its run meanwhile.
 
-    The lock is flock's on the file "lock", which the kernel frees with the process, so that none is ever
-    stale. It holds between hosts where the file system takes flock there: NFS 4, Lustre with -o flock, GPFS,
-    CephFS. "holder.json" says who has it.
+    The lock is flock's on the file "lock", which the kernel releases with the process, so that it is never
+    stale. It holds between hosts if the file system supports that: NFS 4, Lustre with -o flock, GPFS, CephFS.
+    "holder.json" names the holder.
 
     Raises:
       UserError: another process holds it.
@@ -44,8 +44,8 @@ def hold(workdir: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def place_for_results(workdir: pathlib.Path, step: int) -> Iterator[pathlib.Path]:
-    """The folder for the results of an evaluation or of sampling at a step: the workdir itself, which is then
-    held; or while another process trains there, its folder step-STEP."""
+    """The folder for the results of evaluation or sampling at a step: the workdir itself, which is then
+    locked; or, while another process trains there, its folder step-STEP."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(hold(workdir))
@@ -56,7 +56,7 @@ def place_for_results(workdir: pathlib.Path, step: int) -> Iterator[pathlib.Path
 
 
 def is_free(workdir: pathlib.Path) -> bool:
-    """Whether no other process holds the workdir now."""
+    """Whether no other process holds the lock of the workdir."""
     lock = filelock.FileLock(workdir / "lock")
     free = _acquire(lock, 0)
     lock.release()
@@ -64,7 +64,7 @@ def is_free(workdir: pathlib.Path) -> bool:
 
 
 def holder(workdir: pathlib.Path) -> str:
-    """ "process N on HOST", of which holder.json speaks."""
+    """ "process N on HOST", from holder.json."""
     try:
         about = json.loads((workdir / "holder.json").read_text())
         return f"process {about['process']} on {about['host']}"
@@ -73,7 +73,7 @@ def holder(workdir: pathlib.Path) -> str:
 
 
 def _acquire(lock, seconds):
-    """Whether it was acquired, or the file system has no locks."""
+    """Whether the lock was acquired, or the file system has no locks."""
     try:
         lock.acquire(timeout=seconds)
     except filelock.Timeout:

@@ -1,4 +1,4 @@
-"""How a process is asked to end, by Ctrl-C, SIGTERM or SIGUSR1; and its exit codes."""
+"""Handles Ctrl-C, SIGTERM and SIGUSR1, which ask a process to end; and its exit codes."""
 
 import math
 import os
@@ -16,14 +16,14 @@ DONE, FAILED, BAD_INPUT = 0, 1, 2
 QUEUE_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 CTRL_C = 130
 
-# What each exit code says of a run or a study.
+# The meaning of each exit code, for a run or a study.
 EXIT_CODES = {
     DONE: "all is done",
-    FAILED: "the machine failed, and with that mended the same command goes on; a run of a study failed; or "
-    "--rerun found other numbers",
-    BAD_INPUT: "bad input; one line says the value, what is accepted, and how to mend it",
-    QUEUE_AGAIN: "asked to end by SIGTERM or SIGUSR1, or left by another process; saved where that was "
-    "possible. Queue it again",
+    FAILED: "the machine failed (the same command resumes once the cause is removed), a run of a study "
+    "failed, or --rerun found other numbers",
+    BAD_INPUT: "bad input; one line gives the value, the accepted values and the remedy",
+    QUEUE_AGAIN: "ended by SIGTERM or SIGUSR1, or because another process of the run died; a checkpoint was "
+    "saved if possible. Queue the run again",
     CTRL_C: "ended by Ctrl-C",
 }
 
@@ -31,20 +31,20 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 NOT_ASKED = 0  # in place of a signal
 GRACE = 1.0  # seconds for Python to end by itself after Ctrl-C
 
-_saves = False  # whether a Stop is there to save what was done
+_saves = False  # whether there is a Stop, which saves before the end
 
 
 def watch() -> None:
-    """Ends the process soon after a signal that asks for it, until there is a Stop: also within a compilation
-    or another call that Python cannot interrupt."""
+    """Ends the process soon after a stop signal, as long as there is no Stop, also within a compilation or
+    another call that Python cannot interrupt."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, lambda *_: None)  # the wakeup alone, which a compilation does not hold up
+        signal.signal(number, lambda *_: None)  # only the wakeup, which a compilation does not delay
 
     def wait() -> None:
-        first = True  # the first Ctrl-C is for Stop, where there is one
+        first = True  # the first Ctrl-C is for Stop, if there is one
         while True:
             number = os.read(reader, 1)[0]
             if number == signal.SIGINT:
@@ -59,21 +59,22 @@ def watch() -> None:
 
 
 class Stop:
-    """Ctrl-C, SIGTERM or SIGUSR1 ends the run after the chunk in hand, saved; a second Ctrl-C at once.
+    """Ends the run on Ctrl-C, SIGTERM or SIGUSR1 after the present chunk, with a checkpoint; on a second
+    Ctrl-C immediately.
 
-    Many processes must stop after the same chunk, whichever of them is asked. (JAX's own service for that
-    counts steps one by one, and Orbax asks it in between.)
+    Several processes must stop after the same chunk, whichever of them gets the signal. (JAX's service for
+    this purpose counts single steps, and Orbax queries it in between.)
     """
 
     def __init__(self) -> None:
-        import jax  # only now: main.py asks for `watch` before it needs JAX
+        import jax  # a late import: main.py calls `watch` before it needs JAX
 
         global _saves
         _saves = True
         self._asked = NOT_ASKED  # the signal
         self._many = jax.process_count() > 1
         self._lock = threading.Lock()
-        self._count, self._last = 0, math.inf  # the chunks that were done, and after which of them to stop
+        self._count, self._last = 0, math.inf  # the number of chunks done, and of the one after which to stop
         for number in SIGNALS:
             signal.signal(number, self._ask)
         self._thread = threading.Thread(target=self._agree, daemon=True)
@@ -86,15 +87,15 @@ class Stop:
             return
         self._asked = number
         tqdm.write(
-            "stopping after the steps in hand, or ending if they are the last; Ctrl-C once more to leave at "
-            "once, unsaved"
+            "stopping after the steps in progress, or ending if they are the last; press Ctrl-C again to end "
+            "immediately, without saving"
         )
         if self._many:
             _store().key_value_set("stop", str(number), allow_overwrite=True)
 
     def _agree(self) -> None:
-        """Waits until one of the processes is asked; then all tell how far they are, and stop one chunk after
-        the furthest. The lock holds each back until that is known."""
+        """Waits until one of the processes is asked to stop; then all share their numbers of chunks, and stop
+        one chunk after the largest. The lock holds each process back until this chunk is known."""
         import jax
 
         while True:
@@ -102,7 +103,7 @@ class Stop:
                 number = int(_store().blocking_key_value_get("stop", 600_000))
                 break
             except jax.errors.JaxRuntimeError as error:
-                if "DEADLINE_EXCEEDED" not in str(error):  # the others are gone
+                if "DEADLINE_EXCEEDED" not in str(error):  # the other processes have ended
                     return
         if number == NOT_ASKED:
             return
@@ -113,7 +114,8 @@ class Stop:
             self._asked = number
 
     def asked(self) -> bool:
-        """Whether to stop after this chunk; the same on all processes, each of which asks after each."""
+        """Whether to stop after this chunk; the same on all processes, each of which calls it after each
+        chunk."""
         if not self._many:
             return bool(self._asked)
         with self._lock:
@@ -121,27 +123,27 @@ class Stop:
             return self._count >= self._last
 
     def close(self) -> None:
-        """Ends the thread that waits for the others: at its end, Python aborts where one waits in XLA."""
+        """Ends the thread that waits for the others: Python aborts at its end if a thread waits in XLA."""
         if self._many:
             _store().key_value_set("stop", str(NOT_ASKED), allow_overwrite=True)
             self._thread.join()
 
     def reason(self) -> Stopped:
-        """What to raise when all is saved."""
+        """The exception to raise when all is saved."""
         return Stopped(CTRL_C if self._asked == signal.SIGINT else QUEUE_AGAIN)
 
 
 def _store():
-    """What all processes of the run can write to and read."""
+    """The key-value store of all processes of the run."""
     from jax._src import distributed
 
     return distributed.global_state.client
 
 
 def leave(code: int, with_others: bool) -> None:
-    """Ends the process at once. It waits for no thread, such as a compilation or a save that failed; and a
-    signal while Python tidies up would change the exit code. Of many processes, each waits for the others
-    where all went well."""
+    """Ends the process immediately. Waits for no thread, such as a compilation or a failed save, and a signal
+    during Python's shutdown cannot change the exit code. One of several processes waits for the others after
+    success."""
     if with_others and code in (DONE, QUEUE_AGAIN):
         sys.exit(code)
     for stream in (sys.stdout, sys.stderr):

@@ -1,4 +1,4 @@
-"""A study of variants of a config, each with several seeds: trained, tabulated and drawn.
+"""Trains variants of a config with several seeds each, and writes tables and figures.
 
   python -m vdm.sweep --config=configs/digits.py --workdir=runs/schedules --seeds=3 \\
       --vary=config.model.schedule.name=fixed_linear,cosine,mine:Cubic
@@ -6,12 +6,12 @@
   python -m vdm.sweep --workdir=runs/schedules --status
   python -m vdm.sweep --workdir=runs/schedules --figures
 
-Variants are every combination of the values of --vary, and those of --variant='NAME: FIELD=VALUE …', beside
-the config itself, "base", where there is no --vary. --config.FIELD=VALUE sets a field of all. Differences are
-taken from --baseline, or the first variant.
+The variants are every combination of the values of --vary, and those of --variant='NAME: FIELD=VALUE …';
+without --vary also the config itself, "base". --config.FIELD=VALUE sets a field of all variants. Differences
+are taken from --baseline, or from the first variant.
 
-Each run is a `python -m vdm.main` in its own folder, W/VARIANT-SEED. The same command goes on where it was
-stopped; a study grows by more variants or seeds.
+Each run is a `python -m vdm.main` in a separate workdir, W/VARIANT-SEED. The same command resumes an
+interrupted study; more variants or seeds extend it.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from vdm.sweep import curves, saved, study, tables, variants, workdirs
 
 
 def grid(config: ConfigDict) -> dict[str, variants.Fields]:
-    """The config itself, where no flag says otherwise."""
+    """The config itself, if no flag defines variants."""
     kept = saved.read(pathlib.Path(study.FLAGS.workdir).expanduser())
     with_base = "base" in kept.names if kept else not study.FLAGS.vary
     return {"base": {}} if with_base else {}

@@ -1,4 +1,4 @@
-"""The same minutes for every variant of a study: what a step of each costs, and how many fit."""
+"""The same training time for every variant of a study: the cost of its steps, and how many fit."""
 
 from collections.abc import Sequence
 import hashlib
@@ -20,13 +20,13 @@ from vdm.sweep.plan import Grid, Trial
 
 
 class Cost(NamedTuple):
-    """What training costs.
+    """The cost of training.
 
     Attributes:
-      start: seconds from the config until the first step is done: reading, fitting and compiling.
-      step: seconds of each further step, the median.
+      start: seconds until the first step is done: reading, fitting and compiling.
+      step: median seconds of each further step.
       operations: floating-point operations of a step (flops.products).
-      device: what it was measured on.
+      device: on which the cost was measured.
     """
 
     start: float
@@ -35,11 +35,11 @@ class Cost(NamedTuple):
     device: str = ""
 
     def steps(self, seconds: float) -> int:
-        """How many steps are done after so many seconds; 0 where the first is not."""
+        """How many steps are done after so many seconds; 0 if the first is not."""
         return max(0, math.floor((seconds - self.start) / self.step) + 1)
 
     def seconds(self, steps: float) -> float:
-        """When so many steps are done, without evaluations."""
+        """The seconds until so many steps are done, without evaluations."""
         return self.start + (steps - 1) * self.step
 
 
@@ -53,21 +53,21 @@ def fit(
     measure_here: bool = True,
     usual: Sequence[str] = (),
 ) -> Grid:
-    """The grid of the variants whose cost is known, with as many steps for each as the minutes allow. A
-    variant that sets its own steps keeps these.
+    """The grid of the variants whose cost is known, each with as many steps as the minutes allow. A variant
+    that sets its number of steps keeps it.
 
-    The costs of the variants `only`, or of all, are measured first, where they are not kept in budget.json of
-    the study from before: so all runs of a variant take as many steps.
+    First measures the costs of the variants `only`, or of all, that are not in budget.json of the study: so
+    all runs of a variant have the same number of steps.
 
     Raises:
       UserError: as make_trials does; or a variant cannot be trained, or not one step of it fits; or costs are
-        to be measured, but not here.
+        to be measured, but not in this call.
     """
     given = commandline.fields_of([*usual, *args])
     require(0 < minutes < math.inf, f"--minutes is {minutes}; accepted: a number above 0.")
     require(
         "train.steps" not in given,
-        "--config.train.steps is set, but --minutes says how long each run trains; leave one of them out.",
+        "--config.train.steps is set, but --minutes determines the number of steps; leave one of them out.",
     )
     trials = {trial.variant: trial for trial in plan.make_trials(grid, file, args, workdir, 1, usual)}
     for name in only:
@@ -77,8 +77,8 @@ def fit(
     missing = [name for name in only or trials if name not in costs]
     require(
         measure_here or not missing,
-        f"--minutes times {', '.join(missing)} on this machine first; give the command without --status and "
-        "--figures, and with --dry_run in place of --cluster on a machine of the cluster.",
+        f"--minutes has to time {', '.join(missing)} on this machine first; run the command without --status "
+        "and --figures, and, on a machine of the cluster, with --dry_run in place of --cluster.",
     )
     for name in tqdm(missing, "timing a few steps of each", disable=None):
         costs[name] = measure(trials[name])
@@ -104,10 +104,10 @@ def fit(
 
 
 def measure(trial: Trial) -> Cost:
-    """The Cost of a trial, in a process of its own, which leaves no accelerator taken.
+    """The Cost of a trial, measured in a separate process, so that no accelerator stays occupied.
 
     Raises:
-      UserError: it cannot be trained.
+      UserError: the trial cannot be trained.
     """
     given = [arg for arg in trial.command[3:] if not arg.startswith("--workdir=")]
     command = [sys.executable, "-m", "vdm.sweep.cost", *given]
@@ -120,13 +120,12 @@ def measure(trial: Trial) -> Cost:
 
 
 def digest(trial: Trial) -> str:
-    """Of all that a trial's cost depends on."""
+    """A digest of all that determines a trial's cost."""
     return hashlib.sha256(json.dumps(trial.config.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
 def read(workdir: pathlib.Path) -> dict[str, tuple[Cost, str]]:
-    """{variant: (its Cost, and the digest of its trial)} that budget.json of a study holds; {} where there is
-    none."""
+    """{variant: (its Cost, and the digest of its trial)} in budget.json of a study; {} if there is none."""
     path = workdir / "budget.json"
     kept = json.loads(path.read_text()) if path.exists() else {}
     return {name: (Cost(*cost), of) for name, (*cost, of) in kept.items()}

@@ -1,4 +1,4 @@
-"""Runs as jobs of a cluster, by submitit: submitted once, and found again by the number of their job."""
+"""Runs as jobs of a cluster, by submitit: submitted once, and found again by the job id."""
 
 from collections.abc import Sequence
 import json
@@ -16,8 +16,8 @@ from vdm.sweep.jobs import Process
 if TYPE_CHECKING:
     from vdm.sweep.plan import Trial
 
-LOOK = 5.0  # seconds between looks at Slurm's queue
-LATE = 15.0  # seconds after its job has left the queue in which a result may appear on a shared file system
+LOOK = 5.0  # seconds between queries of Slurm's queue
+LATE = 15.0  # seconds for a result to appear on a shared file system after its job has left the queue
 
 
 class Queue:
@@ -25,10 +25,10 @@ class Queue:
 
     def __init__(self) -> None:
         self._ids: set[str] | None = None
-        self._until = 0.0  # when to look again
+        self._until = 0.0  # time of the next query
 
     def has(self, job_id: str) -> bool:
-        """Whether a job is there. Where Slurm does not answer, as it was before."""
+        """Whether a job is in the queue. If Slurm does not answer, the last answer holds."""
         if time.monotonic() > self._until:
             line = ["squeue", "--noheader", "--array", "--format=%i", f"--user={os.getuid()}"]
             found = subprocess.run(line, capture_output=True, text=True)
@@ -42,12 +42,12 @@ class Queue:
         return job_id in (self._ids or ())
 
     def look(self) -> None:
-        """Has the next `has` look."""
+        """Makes the next `has` query the queue."""
         self._until = 0.0
 
 
 class Job:
-    """A Process that was submitted to a cluster; to Slurm, where it has a queue.
+    """A Process that was submitted to a cluster; to Slurm if it has a queue.
 
     Attributes:
       begun: how it was started, in words.
@@ -56,10 +56,10 @@ class Job:
     def __init__(self, job: Any, queue: Queue | None, begun: str):
         self._job, self._queue, self.begun = job, queue, f"{begun} {job.job_id}"
         self._cancelled = False
-        self._left: float | None = None  # when it was seen that it had left the queue
+        self._left: float | None = None  # when it was first found to have left the queue
 
     def poll(self) -> str | None:
-        """None while it waits or runs; then why it failed, or ""."""
+        """None while it waits or runs; then the reason of its failure, or ""."""
         paths = self._job.paths
         if self._queue and not paths.result_pickle.exists():
             if self._queue.has(self._job.job_id):
@@ -76,13 +76,13 @@ class Job:
         return f"job {self._job.job_id} left no result; see {paths.stderr}"
 
     def send(self, number: int) -> None:
-        """Cancels it, by the cluster's own signals, at which it saves."""
+        """Cancels it, by the signals of the cluster, on which it saves a checkpoint."""
         self._cancelled = True
         self._job.cancel(check=False)
         if self._queue:
             self._queue.look()
         else:
-            self._job.watcher.clear()  # or it would be minutes until the next look
+            self._job.watcher.clear()  # otherwise the next query is minutes away
 
 
 def make_executor(cluster: str, folder: pathlib.Path, options: Sequence[str]) -> Any:
@@ -92,16 +92,16 @@ def make_executor(cluster: str, folder: pathlib.Path, options: Sequence[str]) ->
       options: ["NAME=VALUE", …], parameters of submitit.
 
     Raises:
-      UserError: submitit or Slurm is not there, or refuses an option.
+      UserError: submitit or Slurm is missing, or refuses an option.
     """
     try:
         import submitit
     except ImportError as error:
         raise UserError("--cluster needs submitit; install it by pip install -e '.[slurm]'.") from error
-    # submitit's own time is 5 minutes.
+    # submitit's default time limit is 5 minutes.
     parameters: dict[str, Any] = {"name": folder.parent.name, "timeout_min": 24 * 60}
     often: dict[str, Any] = {}
-    if cluster == "slurm":  # queued again when its node fails, and at each time limit, not at three alone
+    if cluster == "slurm":  # requeued when its node fails, and at each time limit instead of only three
         parameters["slurm_additional_parameters"] = {"requeue": True}
         often["slurm_max_num_timeout"] = 10_000
     for option in options:
@@ -117,12 +117,12 @@ def make_executor(cluster: str, folder: pathlib.Path, options: Sequence[str]) ->
 
 
 def submit(executor: Any, trials: "Sequence[Trial]") -> list[Job]:
-    """Submits trials as one array, without those whose job is in Slurm's queue from an earlier start.
+    """Submits trials as one array, except those whose job of an earlier start is still in Slurm's queue.
 
     Raises:
-      UserError: the cluster refuses it, or such a job does something else.
+      UserError: the cluster refuses it, or the earlier job of a trial has another command.
     """
-    inner = executor._executor  # private, as is all that says what submitit's executor has
+    inner = executor._executor  # private: submitit has no public access to it
     queue = Queue() if executor.cluster == "slurm" else None
     jobs: dict[pathlib.Path, Job] = {}
     for trial in trials if queue else ():
@@ -131,7 +131,7 @@ def submit(executor: Any, trials: "Sequence[Trial]") -> list[Job]:
             require(
                 line == _own(trial),
                 f"job {job_id} is still in the queue for {str(trial.folder)!r}, with other arguments: "
-                f"{shlex.join(line)}; give these, or end it by scancel {job_id}.",
+                f"{shlex.join(line)}; use these, or cancel the job by scancel {job_id}.",
             )
             jobs[trial.folder] = Job(
                 inner.job_class(inner.folder, job_id), queue, "still in the queue, as job"
@@ -154,12 +154,12 @@ def submit(executor: Any, trials: "Sequence[Trial]") -> list[Job]:
 
 
 def _own(trial: "Trial") -> list[str]:
-    """A trial's command, except for the Python and the workdir, which may be spelled otherwise."""
+    """A trial's command without the Python and the workdir, whose spelling may differ."""
     return [arg for arg in trial.command[1:] if not arg.startswith("--workdir=")]
 
 
 def _remembered(folder: pathlib.Path) -> tuple[str | None, list[str]]:
-    """The job that a run was last submitted as, and `_own` of its trial; None and [] where it never was."""
+    """The last job of a run, and `_own` of its trial; None and [] if it was never submitted."""
     try:
         found = json.loads((folder / "job.json").read_text())
         return found["job"], found["args"]
@@ -168,8 +168,8 @@ def _remembered(folder: pathlib.Path) -> tuple[str | None, list[str]]:
 
 
 def script(executor: Any, count: int) -> str:
-    """What `submit` gives to sbatch for so many trials, as text."""
-    slurm = executor._executor  # private: submitit gives it to sbatch alone
+    """The script that `submit` gives to sbatch for so many trials."""
+    slurm = executor._executor  # private: submitit writes the script only for sbatch
     if count > 1:
         slurm.parameters["map_count"] = count
     return slurm._make_submission_file_text(slurm._submitit_command_str, "")

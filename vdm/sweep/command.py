@@ -1,4 +1,4 @@
-"""The command line of a study: flags of its own, and bad input as one line."""
+"""The command line of a study: its flags, and bad input as one line."""
 
 from collections.abc import Callable, Sequence
 import re
@@ -18,19 +18,19 @@ def main(
     run: Callable[[list[str]], int | None],
     args: Sequence[str] | None = None,
 ) -> NoReturn:
-    """Reads `args`, and calls run(those that are no flags); exits with the code that it returns, or with
+    """Parses `args`, and calls run(those that are not flags); exits with the code that it returns, or with
     BAD_INPUT or CTRL_C.
 
     Args:
       doc: the study's docstring, for --help.
-      values: where its flags are defined; they are set from `args`.
-      args: sys.argv[1:] where None.
+      values: the FlagValues that define its flags; they are set from `args`.
+      args: sys.argv[1:] if None.
     """
     args = sys.argv[1:] if args is None else args
     if any(re.fullmatch("--?h(elp(=true)?)?", arg) for arg in args):
         print_to_pipe(f"{doc}\n{values.get_help()}")
         sys.exit(stop.DONE)
-    logging.set_verbosity(logging.ERROR)  # the libraries' own reports are not the study's
+    logging.set_verbosity(logging.ERROR)  # hides the libraries' reports
     try:
         sys.exit(run(parse(values, args)))
     except UserError as error:
@@ -41,21 +41,21 @@ def main(
 
 
 def parse(values: flags.FlagValues, args: Sequence[str]) -> list[str]:
-    """Sets the flags; returns the arguments that are no flags.
+    """Sets the flags; returns the arguments that are not flags.
 
     Raises:
-      UserError: one is unknown, or has a bad value.
+      UserError: a flag is unknown, or has a bad value.
     """
     try:
         return values([sys.argv[0], *args])[1:]
     except flags.UnrecognizedFlagError as error:
         hint = did_you_mean(error.flagname, list(values))
-        raise UserError(f"--{error.flagname} is no flag.{hint} See --help.") from error
+        raise UserError(f"--{error.flagname} is not a flag.{hint} See --help.") from error
     except flags.Error as error:
         raise UserError(f"{one_line(error).removesuffix('.')}. See --help.") from error
 
 
 def refuse_others(others: Sequence[str]) -> None:
-    """Raises UserError where there are arguments that are no flags."""
+    """Raises UserError if there are arguments that are not flags."""
     if others:
-        raise UserError(f"{' '.join(others)!r} is no flag; see --help.")
+        raise UserError(f"{' '.join(others)!r} is not a flag; see --help.")

@@ -1,8 +1,8 @@
-"""What a step of training costs on this machine: seconds, and floating-point operations.
+"""The cost of a training step on this machine: seconds, and floating-point operations.
 
   python -m vdm.sweep.cost --config=configs/digits.py
 
-Takes a few steps, with no cache, so that the start, too, is that of a first run. Nothing else should run
+Takes a few steps without a cache, so that the start is that of a first run, too. Nothing else should run
 meanwhile. Prints a line of JSON.
 """
 
@@ -25,14 +25,14 @@ from vdm.runtime import devices
 from vdm.sweep import command
 from vdm.sweep.budget import Cost
 
-CALLS = 8  # that are timed; each takes config.train.substeps steps, one on a CPU where these take long
+CALLS = 8  # timed calls, of config.train.substeps steps each; one on a CPU if steps are slow
 
 
 def measure(config: ConfigDict) -> Cost:
     """The Cost of a complete config.
 
     Raises:
-      UserError: the config is not possible.
+      UserError: the config is not accepted.
     """
     config = config.copy_and_resolve_references()
     config.train.steps = (CALLS + 1) * config.train.substeps
@@ -59,7 +59,8 @@ def measure(config: ConfigDict) -> Cost:
 
 def products(jaxpr: Any) -> int:
     """Floating-point operations of the products and convolutions in a traced function: two for each
-    multiply-add. A scan counts as often as it is gone through, and of branches the dearest."""
+    multiply-add. The body of a scan counts once for each iteration; of branches, the most expensive
+    counts."""
     total = 0
     for equation in jaxpr.eqns:
         kind, params = equation.primitive.name, equation.params

@@ -28,30 +28,30 @@ OTHER = {
     "density": "bits/dim per unit of γ",
 }
 NOTES = {
-    "points": "Points: the test split's bits/dim, with the same noise at each.",
+    "points": "Points: bits/dim of the test split, with the same noise at each point.",
     "fewer": "They have {} passes; the tables' estimates have more, and differ by the noise of evaluation.",
     "band": "Bands: mean ± its standard error over seeds.",
-    "pair": "Bands: from one of two seeds to the other.",
+    "pair": "Bands: the range of two seeds.",
     "bar": "Bar: ± the standard error of the last evaluation of a single run, over images and noise.",
     "final": "Diamonds: the estimate at the end of a run without a curve.",
-    "thin": "Thin: each seed, where they are not equally far.",
-    "faint": "Faint: training after the last evaluation, one draw.",
-    "seconds": "Seconds are from a run's start on, compilation and evaluations included.",
+    "thin": "Thin lines: single seeds, if some have trained further than others.",
+    "faint": "Faint lines: training loss after the last evaluation, one draw.",
+    "seconds": "Seconds count from a run's start, and include compilation and evaluations.",
     "variance": "Variance: of the loss of one example of a training batch, over images, times and noise.",
 }
 NO_OPERATIONS = "--panels has operations, which only studies with --minutes measure; leave it out."
-SMALLEST = 1e-3  # bits/dim that a panel shows at least, and that curves differ by in one that says something
-Curve = Float[np.ndarray, "3 evaluations"]  # step, x and y of each
+SMALLEST = 1e-3  # bits/dim: least height of a panel, and least difference of curves in an informative panel
+Curve = Float[np.ndarray, "3 evaluations"]  # step, x and y of each evaluation
 
 
 def plot_curves(
     variants: Variants, out: pathlib.Path | str, name: str = "curves", look: Look | None = None
 ) -> list[pathlib.Path]:
     """Writes NAME.png, NAME.pdf and the caption NAME.txt: bits/dim of the test split against steps and
-    seconds, and the terms that say something; or the panels of the look. Returns their paths.
+    seconds, and the informative terms; or the panels of the look. Returns their paths.
 
     Args:
-      look: that of the study in `out` where None, or the usual one.
+      look: by default that of the study in `out`, or Look().
 
     Raises:
       UserError: as `read_variants` and `make_folder` do, or no run has measured anything yet.
@@ -60,7 +60,7 @@ def plot_curves(
     every = [record for records in found.values() for record in records]
     require(
         any("bpd" in one.newest for one in every),
-        "no run has measured anything yet; the first comes after config.train.log_every steps.",
+        "no run has measurements yet; the first comes after config.train.log_every steps.",
     )
     look = look or look_lib.of_study(out)
     terms = figures.term_names([row for one in every for row in (one.newest, one.final)])
@@ -93,10 +93,10 @@ def plot_curves(
 def check_panels(
     panels: Sequence[str], workdir: pathlib.Path, done: Sequence[pathlib.Path], minutes: float | None
 ) -> None:
-    """Raises UserError where a study cannot have one of the panels, as far as its finished runs tell.
+    """Raises UserError if a study cannot have one of the panels, as far as its finished runs show.
 
     Args:
-      done: the workdirs of these.
+      done: the workdirs of the finished runs.
     """
     own = figures.term_names([workdirs.read(folder).final for folder in done[:1]]) if panels else []
     known = [*AGAINST, *(name for name in figures.TERMS if name != "bpd"), *own, *OTHER]
@@ -106,7 +106,7 @@ def check_panels(
 
 
 def caption(found: Mapping[str, Sequence[Record]], notes: set[str]) -> str:
-    """What stands below a figure of curves."""
+    """The caption of a figure of curves."""
     every = [record for records in found.values() for record in records]
     passes = sorted({str(row["passes"]) for one in every for row in one.test if "passes" in row})
     texts = [images_note(every)]
@@ -119,8 +119,8 @@ def caption(found: Mapping[str, Sequence[Record]], notes: set[str]) -> str:
 
 
 def says_something(found: Mapping[str, Sequence[Record]], term: str) -> bool:
-    """Whether a term, and the ELBO without it, differ between evaluations or variants by more than
-    SMALLEST."""
+    """Whether a term is informative: the term, and the ELBO without it, differ between evaluations or
+    variants by more than SMALLEST."""
     rows = [
         row for records in found.values() for one in records for row in (*one.test, one.final) if term in row
     ]
@@ -134,13 +134,13 @@ def _range(values):
 
 
 def operations(out: pathlib.Path, found: Mapping[str, Any]) -> dict[str, float]:
-    """Floating-point operations of a step of each variant, where the study has measured them (--minutes)."""
+    """Floating-point operations of a step of each variant, if the study has measured them (--minutes)."""
     costs = budget.read(out)
     return {name: costs[name][0].operations for name in found} if all(name in costs for name in found) else {}
 
 
 def _panel(axes, panel, terms, found, styles, spent, look):
-    """A panel of bits/dim against something, or of a term against steps; returns which of NOTES it needs."""
+    """Draws a panel of bits/dim, or of a term against steps; returns the keys of NOTES that it needs."""
     shown: list[Any] = []
     notes: set[str] = set()
     x, y = (panel, "bpd") if panel in AGAINST else ("step", panel)
@@ -182,7 +182,7 @@ def _variance(axes, found, styles):
 
 
 def _of_schedule(axes, panel, found, styles):
-    """γ(t) of the first seed of each variant, or where over γ its bits are."""
+    """γ(t) of the first seed of each variant, or the density over γ of its bits."""
     for variant, records in found.items():
         of = kept(records[0].folder, "density", density)
         gamma = np.array(of["gamma"])
@@ -202,15 +202,15 @@ def widen_y(axes: Any) -> None:
 
 
 class _Plot:
-    """One panel with the curve of one variant.
+    """A panel with the curve of one variant.
 
     Attributes:
-      shown: the values of each curve that the panel's limits are to show.
-      notes: which of NOTES it needs.
+      shown: the values of each curve that the limits of the panel must include.
+      notes: the keys of NOTES that it needs.
     """
 
     def __init__(self, axes, x: str, y: str, style: dict[str, Any], scale: float):
-        """`scale` is by how much x is multiplied."""
+        """`scale` multiplies x."""
         self._axes, self._x, self._y, self._style, self._scale = axes, x, y, style, scale
         self.shown: list[Any] = []
         self.notes: set[str] = set()
@@ -224,7 +224,7 @@ class _Plot:
         if tested:
             self.notes.add("points")
             self._single(tested[0]) if len(tested) == 1 else self._seeds(tested)
-        elif ended and len(ended) == len(records):  # a mean waits for every seed
+        elif ended and len(ended) == len(records):  # a mean needs every seed
             self._final(ended)
 
     def _training(self, record):
@@ -269,7 +269,7 @@ class _Plot:
 
 
 def _spread(values):
-    """How far below and above the mean over seeds, the first axis, a band goes, [2, …]; and its note."""
+    """How far a band reaches below and above the mean over seeds, the first axis, [2, …]; and its note."""
     mean = values.mean(axis=0)
     if len(values) > 2:
         se = values.std(axis=0, ddof=1) / math.sqrt(len(values))
@@ -285,8 +285,8 @@ def curve_of(record: Record, x: str, y: str) -> Curve:
 def over_seeds(
     seeds: Sequence[Curve],
 ) -> tuple[Float[np.ndarray, "steps"], Float[np.ndarray, "seeds steps"]]:
-    """Brings the curves of seeds to common steps: those at which any was evaluated, from the first that all
-    have reached to the last. Between its own evaluations a seed is interpolated.
+    """Interpolates the curves of seeds at common steps: all steps of their evaluations, from the first to the
+    last that every seed has reached.
 
     Returns:
       x, the mean over seeds; and y of each seed.

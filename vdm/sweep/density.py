@@ -1,4 +1,4 @@
-"""Where over γ the bits of a run are."""
+"""The density over γ of the bits of a run."""
 
 import pathlib
 
@@ -10,8 +10,8 @@ from vdm.evaluation.profile import gamma_at_edges
 
 
 def density(folder: pathlib.Path) -> dict[str, list[float]]:
-    """Where over γ the bits of a run's diffusion term are: "gamma" at the edges of parts, and "per_gamma",
-    bits/dim per unit of γ in each."""
+    """The density over γ of the diffusion term of a run: "gamma" at the edges of bins, and "per_gamma",
+    bits/dim per unit of γ in each bin."""
     config = workdir_lib.read_config(folder)
     run = run_lib.restore(config, folder)
     require(
@@ -21,6 +21,6 @@ def density(folder: pathlib.Path) -> dict[str, list[float]]:
     gamma = gamma_at_edges(run.model, run.state.ema)
     evaluate = make_elbo(run.model, config, run.data)
     _, profile = evaluate(run.state.ema, config.eval.passes, progress=True, title=f"{folder.name}, over γ")
-    assert profile is not None  # of a model that draws a time
+    assert profile is not None  # as the model draws a time
     columns = profile.summary(gamma, 0.0, run.data.spec.shape, run.data.spec.vocab_size)
     return {"gamma": gamma.tolist(), "per_gamma": columns["per_gamma"].tolist()}

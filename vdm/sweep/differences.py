@@ -1,4 +1,5 @@
-"""How far variants end from a baseline, seed by seed and image by image; and what a study could tell."""
+"""Differences of variants from a baseline, paired by seed and image; and the smallest detectable
+difference."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -17,21 +18,21 @@ from vdm.sweep.output import make_folder, write_csv
 from vdm.sweep.workdirs import Record, Variants, image_values, number, read_variants, same_images
 
 LEVEL, POWER = 0.95, 0.8
-CAPTION = """Bits/dim of the test split, mean over seeds. "± over seeds" is its standard error by how far the
-seeds are apart; "± of one run" counts the images and the noise of evaluation. "minus {baseline}" is the mean
-difference to that variant, with its standard error and {level:.0%} interval (Student's t, degrees of freedom
-by Satterthwaite). {how} "could tell" is the smallest true difference that as many seeds and images would
-detect with a probability of about {power:.0%}; a smaller one may go unnoticed."""
+CAPTION = """Bits/dim of the test split, mean over seeds. "± over seeds" is the standard error of the mean,
+from the spread of the seeds; "± of one run" counts the images and the noise of evaluation. "minus {baseline}"
+is the mean difference from that variant, with its standard error and {level:.0%} interval (Student's t,
+degrees of freedom by Satterthwaite). {how} "could tell" is the smallest true difference that the same number
+of seeds and images would detect with a probability of about {power:.0%}; a smaller one may go unnoticed."""
 HOW = {
-    "seeds and images": "paired seed by seed and image by image, on the same images with the same noise; the "
-    "error counts both which seeds and which images were drawn",
-    "images": "paired image by image, on the same images; the error counts which images were drawn, and not "
-    "what another seed would change",
-    "seeds": "paired seed by seed, as a run has no eval_images.csv; the error counts which seeds were drawn",
+    "seeds and images": "paired by seed and by image, on the same images with the same noise; the error "
+    "counts both which seeds and which images were drawn",
+    "images": "paired by image, on the same images; the error counts which images were drawn, and not what "
+    "another seed would change",
+    "seeds": "paired by seed, as a run has no eval_images.csv; the error counts which seeds were drawn",
     "unpaired": "of single runs, of which one has no eval_images.csv; the error counts which images were "
-    "drawn as if each run had its own, so that the interval is too wide",
-    "no common seed": "not taken, as the two have no seed in common",
-    "other data": "not taken, as the two were evaluated on different images",
+    "drawn as if the two runs had different images, so that the interval is too wide",
+    "no common seed": "not taken, as the two variants have no seed in common",
+    "other data": "not taken, as the two variants were evaluated on different images",
 }
 
 
@@ -40,10 +41,10 @@ class Difference:
     """A mean difference in bits/dim.
 
     Attributes:
-      se: its standard error; NaN where one value says nothing of it.
-      freedom: degrees of freedom of that.
-      seeds: how many pairs of runs.
-      how: of HOW.
+      se: its standard error; NaN if it cannot be estimated from one value.
+      freedom: degrees of freedom of the standard error.
+      seeds: number of pairs of runs.
+      how: a key of HOW.
     """
 
     mean: float
@@ -54,16 +55,16 @@ class Difference:
 
     @property
     def half(self) -> float:
-        """Half of the interval of LEVEL."""
+        """Half of the width of the interval at LEVEL."""
         return self._quantile(0.5 + LEVEL / 2) * self.se
 
     @property
     def could_tell(self) -> float:
-        """The difference that is found, at that level, with a probability of POWER."""
+        """The difference that is detected, at LEVEL, with a probability of POWER."""
         return (self._quantile(0.5 + LEVEL / 2) + self._quantile(POWER)) * self.se
 
     def _quantile(self, share):
-        from scipy import stats  # only now, as it takes a while to import
+        from scipy import stats  # a late import, as it is slow
 
         if math.isinf(self.freedom):
             return float(stats.norm.ppf(share))
@@ -71,12 +72,12 @@ class Difference:
 
 
 def of_grid(values: Float[np.ndarray, "seeds images"]) -> tuple[float, float, float]:
-    """The mean of differences of each seed and image; its standard error, as an estimate for all seeds and
-    images that there could be; and the degrees of freedom.
+    """The mean of the differences for each seed and image; its standard error, as an estimate for all seeds
+    and images; and the degrees of freedom.
 
-    A value is a mean, an effect of its seed, one of its image and a rest. Seeds' means vary by the first and
-    the rest, images' means by the second and the rest. Their sum counts the rest twice, so it is subtracted
-    once.
+    A value is the sum of a mean, an effect of its seed, an effect of its image and a residual. The means of
+    seeds vary by the first effect and the residual, the means of images by the second and the residual. The
+    sum of the two variances counts the residual twice, so it is subtracted once.
     """
     seeds, images = values.shape
     mean = float(values.mean())
@@ -94,8 +95,8 @@ def of_grid(values: Float[np.ndarray, "seeds images"]) -> tuple[float, float, fl
 
 
 def between(ours: Sequence[Record], others: Sequence[Record]) -> Difference:
-    """How far the runs of a variant end above those of another, by the seeds that both have; of two single
-    runs, whatever their seeds are."""
+    """The difference of a variant from another, by the seeds that both have; for two single runs, whatever
+    their seeds are."""
     ours, others = ([one for one in runs if one.final] for runs in (ours, others))
     by_seed = {one.config.seed: one for one in others}
     pairs = [(one, by_seed[one.config.seed]) for one in ours if one.config.seed in by_seed]
@@ -143,7 +144,7 @@ def table(variants: Mapping[str, Sequence[Record]], baseline: str) -> list[dict[
 
 def write(variants: Variants, out: pathlib.Path, baseline: str) -> list[pathlib.Path]:
     """Prints the table of differences, and writes it as differences.md, .csv and .tex; returns their paths.
-    None of a study of one variant.
+    Returns [] for a study of one variant.
 
     Raises:
       UserError: as `read_variants` does.
@@ -168,7 +169,7 @@ def write(variants: Variants, out: pathlib.Path, baseline: str) -> list[pathlib.
 
 
 def _for_paper(baseline, rows):
-    """Header and cells as narrow as a page: an error stands beside its number."""
+    """Header and cells of a table that fits a page: an error stands beside its number."""
     with_error = lambda value, error: f"{value} ± {error}" if error not in ("", "–") else value
     body = []
     for row in rows:
@@ -178,7 +179,7 @@ def _for_paper(baseline, rows):
 
 
 def header(baseline: str) -> list[str]:
-    """Of the table."""
+    """The header of the table."""
     numbers = ["bits/dim", "± over seeds", "± of one run", f"minus {baseline}", "±"]
     return ["variant", *numbers, f"{LEVEL:.0%} interval", "could tell", "seeds"]
 

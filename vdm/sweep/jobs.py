@@ -1,4 +1,4 @@
-"""A run's command as a process of this machine, or of a job of a cluster."""
+"""A run as a process on this machine, or in a job of a cluster."""
 
 from collections.abc import Sequence
 import contextlib
@@ -17,20 +17,20 @@ import warnings
 from vdm.errors import UserError, one_line
 from vdm.runtime.stop import QUEUE_AGAIN
 
-if TYPE_CHECKING:  # a job imports this module, and needs no JAX
+if TYPE_CHECKING:  # a job imports this module, and does not need JAX
     from vdm.sweep.plan import Trial
 
 LIBC = ctypes.CDLL(None)  # loaded here, as little may be done between fork and exec
 POLL = 0.2  # seconds between looks at a process
-GRACE = 120.0  # seconds after which a run that was asked to stop goes on, where its job still may
+GRACE = 120.0  # seconds after which a stopped run is restarted, if its job still has time
 
 
 class Slot(NamedTuple):
     """Where on this machine a process runs; by default on all of it.
 
     Attributes:
-      gpu: number of the only GPU that it sees; "" for all.
-      cpus: numbers of the CPU cores that it runs on; () for all.
+      gpu: index of the only visible GPU; "" for all.
+      cpus: indices of its CPU cores; () for all.
     """
 
     gpu: str = ""
@@ -46,8 +46,8 @@ ANYWHERE = Slot()
 
 
 def shares(count: int) -> list[Slot]:
-    """Slots for so many processes at a time, each with its share of the cores of this machine: two processes
-    on one core each do more than two that both want both. They share all cores where these are too few."""
+    """Slots for so many concurrent processes, each with its share of the cores of this machine: two processes
+    with one core each are faster than two that compete for both. With too few cores, all slots share all."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     share = len(cores) // count
     if count == 1 or not share:
@@ -56,23 +56,23 @@ def shares(count: int) -> list[Slot]:
 
 
 class Process:
-    """A command whose output is appended to log.txt of a folder. Submitit calls it as a job of its own.
+    """A command whose output is appended to log.txt of a folder. Submitit calls it as a job.
 
-    log.txt is locked for as long as the process lives, so that no run is done by two at once.
+    log.txt is locked while the process lives, so that no two processes run the same trial.
     """
 
     def __init__(self, command: Sequence[str], folder: pathlib.Path, slot: Slot = ANYWHERE):
         self._command, self._folder, self._slot = command, folder, slot
         self._process: subprocess.Popen[bytes] | None = None
-        self._log_start = 0  # where in log.txt its own output starts
-        self._refused: str | None = None  # why it could not be started
+        self._log_start = 0  # position in log.txt at which its output starts
+        self._refused: str | None = None  # the reason if it could not be started
 
     def start(self) -> "Process":
         """Starts it; returns itself."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with (self._folder / "log.txt").open("ab") as log, warnings.catch_warnings():
-                # JAX warns of a fork beside its threads; `before_exec` takes no lock of theirs.
+                # JAX warns of a fork beside its threads; `before_exec` takes none of their locks.
                 warnings.simplefilter("ignore", RuntimeWarning)
                 lock(log)
                 self._log_start = log.tell()
@@ -83,7 +83,7 @@ class Process:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    start_new_session=True,  # Ctrl-C reaches it by `send` alone, once
+                    start_new_session=True,  # so that Ctrl-C reaches it only by `send`, once
                     preexec_fn=functools.partial(before_exec, self._slot.cpus),
                 )
         except (UserError, OSError) as error:
@@ -91,7 +91,7 @@ class Process:
         return self
 
     def poll(self) -> str | None:
-        """None while it runs; then why it failed, or ""."""
+        """None while it runs; then the reason of its failure, or ""."""
         code = self._process.poll() if self._process else None
         if not code:
             return "" if code == 0 else self._refused
@@ -108,76 +108,77 @@ class Process:
         return f"started{self._slot}"
 
     def send(self, number: int) -> None:
-        """Sends a signal, where it runs."""
+        """Sends a signal to the process if it runs."""
         if self._process:
             self._process.send_signal(number)
 
     def __call__(self) -> str:
-        """Runs it as a job; returns why it failed, or "".
+        """Runs the command as a job; returns the reason of its failure, or "".
 
-        Asked to stop, it has saved. Where it was Slurm that asked, to cancel the job or to queue it again,
-        the job ends without a result; else it goes on after a while.
+        If the command was asked to stop, it has saved a checkpoint. If Slurm asked, to cancel or to requeue
+        the job, the job ends without a result; otherwise it resumes the command after GRACE seconds.
         """
         while True:
             self.start()
             while (why := self.poll()) is None:
                 time.sleep(POLL)
-            # By SIGTERM itself, where it came before the run had begun.
+            # Killed by SIGTERM itself, if the signal came before the run had installed its handler.
             if self._process is None or self._process.returncode not in (QUEUE_AGAIN, -signal.SIGTERM):
                 return why
             until = time.monotonic() + GRACE
             while time.monotonic() < until:
                 if slurm_ends_this_job():
-                    sys.exit(QUEUE_AGAIN)  # no Exception, of which submitit would make a result
+                    sys.exit(QUEUE_AGAIN)  # not an Exception, which submitit would make a result
                 time.sleep(1.0)
 
     def checkpoint(self) -> Any:
-        """Stops it, saved, and gives it back to be queued again. Submitit calls this when time is up."""
+        """Stops the command, which saves a checkpoint, and returns it to be requeued. Submitit calls this at
+        the time limit."""
         from submitit.helpers import DelayedSubmission
 
         if self._process:
-            # No SIGINT, which is "unsaved" for a run that was asked before, as by a preemption.
+            # Not SIGINT, on which a run that was asked before, as by a preemption, ends without saving.
             self.send(signal.SIGTERM)
-            with contextlib.suppress(ChildProcessError):  # no Popen.wait, which locks: poll may be below us
+            with contextlib.suppress(ChildProcessError):  # not Popen.wait, whose lock a `poll` below may hold
                 os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         return DelayedSubmission(Process(self._command, self._folder))
 
 
 def slurm_ends_this_job() -> bool:
-    """Whether Slurm is about to kill this job, or has queued it again; in a GraceTime it is not yet."""
+    """Whether Slurm is about to kill this job, or has requeued it; False during a GraceTime."""
     line = ["squeue", "--noheader", "--format=%T", f"--jobs={os.environ.get('SLURM_JOB_ID')}"]
     try:
         state = subprocess.run(line, capture_output=True, text=True).stdout.strip()
-    except OSError:  # no Slurm
+    except OSError:  # no scontrol: not Slurm
         return False
     return state in ("COMPLETING", "PENDING")
 
 
 def lock(file: IO[bytes]) -> None:
-    """Locks a file until all processes that inherit it are gone.
+    """Locks a file until all processes that inherit it have ended.
 
     Raises:
-      UserError: others have it.
+      UserError: another process holds the lock.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise UserError("another process is at this run; wait for it, or end it") from error
+        raise UserError("another process runs this trial; wait for it, or end it") from error
     except OSError:
         pass  # a file system without locks
 
 
 def before_exec(cpus: Sequence[int]) -> None:
-    """Keeps to some cores, where there are any; ignores the signal that time is up, which submitit handles;
-    and has Linux kill the process with its parent."""
+    """Restricts the process to some cores, if given; ignores the signal of the time limit, which submitit
+    handles; and has Linux kill the process with its parent."""
     if cpus:
         os.sched_setaffinity(0, cpus)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm sends it to all processes of a job
     if sys.platform == "linux":
-        # PR_SET_PDEATHSIG. No SIGINT: one comes for each thread of the parent, and a second is "unsaved".
+        # PR_SET_PDEATHSIG. Not SIGINT: each thread of the parent sends one, and a second ends without saving.
         LIBC.prctl(1, signal.SIGKILL)
 
 
 def start(trials: "Sequence[Trial]", slots: Sequence[Slot]) -> list[Process]:
-    """Starts trials on this machine, each in a slot of its own."""
+    """Starts trials on this machine, one in each slot."""
     return [Process(trial.command, trial.folder, slot).start() for trial, slot in zip(trials, slots)]

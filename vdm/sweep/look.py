@@ -1,4 +1,4 @@
-"""How the figures of a study look: width, fonts, colours, and where they and their captions are written."""
+"""The look of a study's figures: width, fonts, colours, and where figures and captions are written."""
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
@@ -17,18 +17,18 @@ from vdm.sweep import saved
 from vdm.sweep.output import make_folder
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe & Ito
-DASHES = ("-", "--", ":", "-.")  # the second once all colours are taken
+DASHES = ("-", "--", ":", "-.")  # the second once all colours are used
 DPI = 220  # of a PNG
 
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """Of all figures of a study.
+    """The look of all figures of a study.
 
     Attributes:
-      width: inches: 5.5 is the text of a page, and 3.25 one of two columns.
-      panels: which; () for those that say something.
-      log: axes that are logarithmic: x, y.
+      width: inches: 5.5 for the width of a page, 3.25 for one of two columns.
+      panels: their names; () for those that are informative.
+      log: logarithmic axes: x, y.
     """
 
     width: float = 5.5
@@ -36,7 +36,7 @@ class Look:
     log: tuple[str, ...] = ()
 
     def check(self) -> None:
-        """Raises UserError where it is not possible."""
+        """Raises UserError if a value is not accepted."""
         require(2.0 <= self.width <= 20.0, f"--width is {self.width}; accepted: 2 to 20 inches.")
         twice = sorted({panel for panel in self.panels if self.panels.count(panel) > 1})
         require(not twice, f"--panels has {', '.join(twice)} twice; give each once.")
@@ -45,12 +45,12 @@ class Look:
 
     @property
     def columns(self) -> int:
-        """How many panels stand side by side."""
+        """Number of panels side by side."""
         return 1 if self.width < 4.0 else 2 if self.width < 8.0 else 3
 
     @contextlib.contextmanager
     def drawing(self) -> Iterator[None]:
-        """Fonts of a page's size, and thin lines, for figures that are made and saved meanwhile."""
+        """Within the context, figures have font sizes for a page, and thin lines."""
         size = 7.0 if self.width < 4.0 else 8.0
         small: Any = {name: size - 1.0 for name in ("xtick.labelsize", "ytick.labelsize", "legend.fontsize")}
         with rc_context(
@@ -60,7 +60,7 @@ class Look:
             yield
 
     def figure(self, panels: Sequence[str], height: float = 0.62) -> tuple[Figure, dict[str, Any]]:
-        """A figure with a panel of each name, and the panels by name; `height` is that of one, as a share of
+        """A figure with a panel for each name, and {name: panel}; `height` is that of a panel, as a share of
         its width."""
         columns = min(self.columns, len(panels))
         rows = -(-len(panels) // columns)
@@ -72,7 +72,7 @@ class Look:
 
 def styles(names: Sequence[str], out: pathlib.Path | str) -> dict[str, dict[str, Any]]:
     """Colour, dashes and width of each variant for Matplotlib, by its place in the study of the folder `out`.
-    Later ones are thinner, so that equal curves do not hide each other."""
+    Later lines are thinner, so that equal curves do not hide each other."""
     kept = saved.read(pathlib.Path(out).expanduser())
     order = saved.in_order(names, kept.names if kept else [])
     widths = {name: 2.2 - 1.2 * order.index(name) / max(1, len(order) - 1) for name in names}
@@ -85,14 +85,14 @@ def style_of(place: int) -> dict[str, Any]:
 
 
 def legend_above(figure: Figure, handles: Sequence[Any], width: float) -> None:
-    """A legend above the panels, clear of them, in as many columns as fit."""
+    """Adds a legend above the panels, in as many columns as fit."""
     longest = max(len(handle.get_label()) for handle in handles) + 6
     columns = max(1, min(len(handles), int(width / (0.053 * longest))))
     figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False)
 
 
 def save(figure: Figure, out: pathlib.Path | str, name: str, caption: str) -> list[pathlib.Path]:
-    """Writes NAME.png, NAME.pdf and, as NAME.txt, the caption; returns their paths."""
+    """Writes NAME.png, NAME.pdf and the caption as NAME.txt; returns their paths."""
     files = [make_folder(out) / f"{name}{suffix}" for suffix in (".png", ".pdf", ".txt")]
     for file in files[:2]:
         figures.save(figure, file, DPI)
@@ -101,13 +101,13 @@ def save(figure: Figure, out: pathlib.Path | str, name: str, caption: str) -> li
 
 
 def of(settings: Mapping[str, Any]) -> Look:
-    """The Look that study.json keeps."""
+    """The Look of the settings in study.json."""
     usual = dataclasses.asdict(Look())
     width, panels, log = (settings.get(name, usual[name]) for name in ("width", "panels", "log"))
     return Look(width, tuple(panels), tuple(log))
 
 
 def of_study(out: pathlib.Path | str) -> Look:
-    """That of the study of a folder; the usual one where there is none."""
+    """The Look of the study in a folder; Look() if there is no study."""
     kept = saved.read(pathlib.Path(out).expanduser())
     return of(kept.look) if kept else Look()

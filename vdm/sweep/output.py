@@ -1,4 +1,4 @@
-"""What a study writes: its folder, tables as CSV files, figures."""
+"""The output of a study: its folder, tables as CSV files, figures."""
 
 from collections.abc import Mapping, Sequence
 import csv
@@ -14,10 +14,10 @@ from vdm.runtime.atomic import write_text
 
 
 def make_folder(out: pathlib.Path | str) -> pathlib.Path:
-    """The folder `out`, made where it is not there.
+    """The folder `out`, made if it does not exist.
 
     Raises:
-      UserError: it cannot be one.
+      UserError: the folder cannot be made.
     """
     out = pathlib.Path(out).expanduser()
     try:
@@ -28,16 +28,16 @@ def make_folder(out: pathlib.Path | str) -> pathlib.Path:
 
 
 def write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes dictionaries as the rows of a CSV file; what a row lacks, and NaN, is empty."""
+    """Writes dictionaries as the rows of a CSV file; missing values and NaN are empty."""
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), restval="")
         writer.writeheader()
         for row in rows:
-            writer.writerow({k: "" if v != v else v for k, v in row.items()})  # NaN is not itself
+            writer.writerow({k: "" if v != v else v for k, v in row.items()})  # NaN ≠ NaN
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes JSON, whole or not at all."""
+    """Writes JSON atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""The trials of a study: which runs it has, and which of them have finished."""
+"""The trials of a study: its runs, and whether they have finished."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
@@ -16,11 +16,11 @@ from vdm.errors import UserError, require
 
 Grid = Callable[[ConfigDict], Mapping[str, Mapping[str, Any]]]
 
-# What the final number of a finished run depends on, and a run that goes on does not.
+# Fields that change the final number of a finished run, and that a resumed run may change.
 DONE_WITH = ("train.steps", "eval.passes", "eval.images")
 
 
-POINTS = 10  # of a curve, where no --config.train.eval_every is given
+POINTS = 10  # points of a curve, if no --config.train.eval_every is given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Trial:
     Attributes:
       folder: its workdir.
       config: complete.
-      command: what trains it, or goes on with that.
+      command: trains it, or resumes its training.
     """
 
     variant: str
@@ -40,7 +40,7 @@ class Trial:
 
     @property
     def steps(self) -> int:
-        """After how many steps it ends."""
+        """The number of its training steps."""
         return self.config.train.steps
 
 
@@ -61,30 +61,31 @@ def make_trials(
       usual: defaults of the study, --config.FIELD=VALUE, for fields that neither `args` nor a variant sets.
 
     Raises:
-      UserError: the file is none, or the grid sets what is no field, or what `args` set too.
+      UserError: the config file does not exist, or the grid sets an unknown field, or a field that `args`
+        sets, too.
     """
     load = functools.cache(config_lib.load)
     given, trials = commandline.fields_of(args), []
     configs: dict[str, ConfigDict] = {}
-    require("seed" not in given, "--config.seed is the study's to set; give --seeds, how many there are.")
+    require("seed" not in given, "--config.seed is set, but the study sets the seeds; give --seeds=NUMBER.")
     variants = grid(commandline.apply(load(file), [*usual, *args]))
     own = {fields.get("config", file) for fields in variants.values()}
     require(
         resolved(file) in map(resolved, own),
-        f"--config is {file!r}, but this study has configs of its own: {', '.join(sorted(own))}; leave it "
+        f"--config is {file!r}, but this study uses its own configs: {', '.join(sorted(own))}; leave it "
         "out, and set fields by --config.FIELD=VALUE.",
     )
     for seed, (variant, fields) in itertools.product(range(seeds), variants.items()):
         own_file = fields.get("config", file)
         fields = {name: value for name, value in fields.items() if name != "config"}
-        require("seed" not in fields, f"variant {variant!r} sets the seed; give --seeds, how many there are.")
+        require("seed" not in fields, f"variant {variant!r} sets the seed; give --seeds=NUMBER instead.")
         twice = sorted(set(given) & set(fields))
         require(
             not twice,
-            f"--config.{' and --config.'.join(twice)} cannot be set: the study itself sets it, in "
+            f"--config.{' and --config.'.join(twice)} cannot be set: the study sets the field in "
             f"{variant!r}.",
         )
-        # The config is built from the very arguments that the run's process gets.
+        # The config is built from the same arguments that the run's process gets.
         before = [arg for arg in usual if not {*commandline.fields_of([arg])} & {*given, *fields}]
         all_args = [*before, *args, *(f"--config.{name}={value}" for name, value in fields.items())]
         if variant not in configs:
@@ -104,10 +105,10 @@ def make_trials(
 
 
 def often(config: ConfigDict, given: Collection[str]) -> dict[str, int]:
-    """Fields of config.train by which a curve has POINTS points or a few more; {} where eval_every is given.
+    """Fields of config.train that give a curve POINTS points or a few more; {} if eval_every is given.
 
-    A call of the device ends where something is due, and each length of a call is compiled. So points part
-    the run evenly, if they can, and what else is due falls on points, or evenly between.
+    A call of the device ends where something is due, and each length of a call is compiled. So points divide
+    the run evenly, if possible, and other actions fall on points, or evenly between them.
     """
     train = config.train
     if "train.eval_every" in given:
@@ -124,7 +125,7 @@ def often(config: ConfigDict, given: Collection[str]) -> dict[str, int]:
 
 
 def resolved(file: str) -> str:
-    """FILE or FILE:ARGUMENT with the whole path of the file."""
+    """FILE or FILE:ARGUMENT with the absolute path of the file."""
     path, colon, argument = file.partition(":")
     return f"{pathlib.Path(path).resolve()}{colon}{argument}"
 
@@ -135,13 +136,13 @@ def command(file: str, folder: pathlib.Path, args: Sequence[str]) -> list[str]:
 
 
 def finished(trial: Trial) -> bool:
-    """Whether the last step was saved, which is the last thing that a run does."""
+    """Whether the last step was saved, which is the last action of a run."""
     return (trial.folder / "eval.json").exists() and (workdir_lib.newest(trial.folder) or 0) >= trial.steps
 
 
 def check_configs(done: Sequence[Trial]) -> None:
-    """Raises UserError where a finished run has another config than its trial, or was evaluated in another
-    way, and so is no result of this study."""
+    """Raises UserError if a finished run has another config than its trial, or was evaluated differently: it
+    is no result of this study."""
     for trial in done:
         if not (trial.folder / "config.json").exists():
             continue

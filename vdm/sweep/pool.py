@@ -1,4 +1,4 @@
-"""Runs the trials of a study, so many at once, until all have ended or it is asked to stop."""
+"""Runs the trials of a study, several at a time, until all have ended or the study is stopped."""
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
@@ -15,14 +15,14 @@ Start = Callable[[list[Trial], list[jobs.Slot]], Sequence[Started]]
 
 
 def run_all(trials: Sequence[Trial], start: Start, slots: Sequence[jobs.Slot]) -> dict[pathlib.Path, str]:
-    """Runs trials, one in each slot at a time, and prints how it goes; returns {folder: reason} of failures.
+    """Runs trials, one in each slot at a time, and prints the progress; returns {folder: reason} of failures.
 
     Args:
-      start: starts trials, each in a slot.
-      slots: as many as run at a time.
+      start: starts trials, one in each slot.
+      slots: the number of concurrent trials is their number.
 
     Raises:
-      KeyboardInterrupt: asked to stop, by Ctrl-C, SIGTERM or the end of the terminal, all have.
+      KeyboardInterrupt: Ctrl-C, SIGTERM or the end of the terminal has stopped all trials.
     """
     waiting, answered = list(trials), 0
     running: list[tuple[Trial, Started]] = []
@@ -41,9 +41,9 @@ def run_all(trials: Sequence[Trial], start: Start, slots: Sequence[jobs.Slot]) -
                     progress.say(f"{trial.folder.name}: {job.begun}")
             for _ in asked[answered:]:
                 for _, job in running:
-                    job.send(signal.SIGKILL if answered else signal.SIGINT)  # at SIGINT it saves
+                    job.send(signal.SIGKILL if answered else signal.SIGINT)  # on SIGINT a run saves
                 answered += 1
-                progress.say("stopping; once more to kill the runs, unsaved")
+                progress.say("stopping; press Ctrl-C again to kill the runs without saving")
             for trial, job in list(running):
                 why = job.poll()
                 if why is None:
@@ -65,7 +65,7 @@ def run_all(trials: Sequence[Trial], start: Start, slots: Sequence[jobs.Slot]) -
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collects signals to stop in the list that it yields; one that is ignored, as by nohup, stays so."""
+    """Yields a list that collects stop signals; a signal that is ignored, as by nohup, stays ignored."""
     asked: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}

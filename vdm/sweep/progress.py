@@ -17,12 +17,12 @@ from vdm.sweep.plan import Trial
 from vdm.sweep.workdirs import number
 
 LOOK = 2.0  # seconds between looks at the metrics
-LINES = 60.0  # seconds between lines on each run that goes on, where there is no terminal
+LINES = 60.0  # seconds between lines on each active run, if there is no terminal
 
 
 class Progress:
-    """A bar over all trials, and a line for each; lines alone off a terminal. A trial counts by the share of
-    its steps that are taken, as trials may take as long with fewer of them."""
+    """A bar over all trials on a terminal, and a line for each. A trial counts by the share of its steps that
+    are done, as a trial with fewer steps may take as long."""
 
     def __init__(self, trials: Sequence[Trial]):
         self._done = {trial.folder: share_done(trial) for trial in trials}
@@ -30,14 +30,14 @@ class Progress:
         self._ended, self._failed = 0, 0
         self._first = sum(self._done.values())
         self._began = self._looked = self._told = time.monotonic()
-        self._of_run: dict[pathlib.Path, tqdm] = {}  # on a terminal
+        self._of_run: dict[pathlib.Path, tqdm] = {}  # if there is a terminal
         self._bar = tqdm(
             total=len(trials), initial=round(self._first, 2), unit="run", smoothing=0, disable=None,
             dynamic_ncols=True,
         )  # fmt: skip
 
     def update(self, running: Sequence[Trial]) -> None:
-        """Moves the bar, now and then."""
+        """Updates the bar, every few seconds."""
         if time.monotonic() - self._looked < LOOK:
             return
         self._looked = time.monotonic()
@@ -54,7 +54,7 @@ class Progress:
                 self.say(f"{trial.folder.name}: {going(trial)}{self._left()}")
 
     def _draw(self, running):
-        """A bar below for each run that goes on."""
+        """Draws a bar for each active run below the first."""
         for folder in {*self._of_run} - {trial.folder for trial in running}:
             self._of_run.pop(folder).close()
         for trial in running:
@@ -70,7 +70,7 @@ class Progress:
             bar.set_description_str(f"{trial.folder.name}: {going(trial)}")
 
     def _left(self):
-        """The time of all that is left, in words; "" before anything is known of it."""
+        """The remaining time of the study, in words; "" before it can be estimated."""
         done, left = sum(self._done.values()), sum(self._most.values()) - sum(self._done.values())
         if not left or done <= self._first:
             return ""
@@ -78,22 +78,22 @@ class Progress:
         return f"; {tqdm.format_interval(seconds)} left of the study"
 
     def end(self, trial: Trial, why: str | None) -> None:
-        """Prints that a trial has ended: its score, or why it failed."""
+        """Prints that a trial has ended: its score, or the reason of its failure."""
         self._looked = 0.0
         self._ended += 1
         self._failed += bool(why)
         self._done[trial.folder] = share_done(trial) if why else 1.0
-        self._most[trial.folder] = self._done[trial.folder]  # what a failed one lacks takes no time
+        self._most[trial.folder] = self._done[trial.folder]  # a failed trial's other steps take no time
         self.say(f"{self._ended}/{len(self._most)} {trial.folder.name}: {why or score(trial)}{self._left()}")
 
     def say(self, text: str) -> None:
         """Prints a line without breaking the bar."""
-        with contextlib.suppress(OSError):  # the terminal may be gone, but not the runs
+        with contextlib.suppress(OSError):  # the terminal may be closed while runs continue
             tqdm.write(text)
             sys.stdout.flush()
 
     def close(self) -> None:
-        """Leaves the bar as it is in the end."""
+        """Closes the bar in its final state."""
         self.update([])
         for bar in self._of_run.values():
             bar.close()
@@ -101,13 +101,13 @@ class Progress:
 
 
 def share_done(trial: Trial) -> float:
-    """The step of the newest line of metrics, as a share of all."""
+    """The step of the newest line of metrics, as a share of all steps."""
     rows = read_metrics(trial.folder / "metrics.jsonl")
     return min(rows[-1]["step"] / trial.steps, 1.0) if rows else 0.0
 
 
 class Standing(NamedTuple):
-    """How far a run is, as text: bits/dim of its last evaluation, or of training before there is any."""
+    """How far a run is, as text: bits/dim of its last evaluation, or of training before the first."""
 
     step: str
     bpd: str
@@ -116,7 +116,7 @@ class Standing(NamedTuple):
 
 
 def standing(trial: Trial) -> Standing | None:
-    """How far a run is; None before it has measured anything."""
+    """How far a run is; None before it has measurements."""
     rows = read_metrics(trial.folder / "metrics.jsonl")
     if not rows:
         return None
@@ -128,7 +128,7 @@ def standing(trial: Trial) -> Standing | None:
 
 
 def going(trial: Trial) -> str:
-    """Step, bits/dim, speed and time left of a run that goes on."""
+    """Step, bits/dim, speed and remaining time of an active run."""
     now = standing(trial)
     if now is None:
         return "starting"

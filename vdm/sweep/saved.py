@@ -1,4 +1,4 @@
-"""What is in a study's folder, and what it says of itself: study.json."""
+"""The files of a study's folder, and study.json, which describes it."""
 
 from collections.abc import Collection, Mapping, Sequence
 import dataclasses
@@ -15,20 +15,20 @@ from vdm.runtime.atomic import write_text
 from vdm.sweep.output import make_folder
 from vdm.sweep.variants import Fields
 
-# The files of a study's folder and what they are, as workdir.FILES.
+# The files of a study's folder and their contents, as workdir.FILES.
 FILES = {
-    "study.json": "the flags and the base config, so that the study goes on by `--workdir` alone",
+    "study.json": "the flags and the base config, so that `--workdir` alone resumes the study",
     "VARIANT-SEED/": "the workdir of a run",
     "differences.md, differences.csv, differences.tex": "a row for each variant: bits/dim, and its "
     "difference from the baseline",
     "table.md, table.csv": "a row for each variant: bits/dim, terms, steps and seconds",
-    "table_runs.csv": "the same of each run",
+    "table_runs.csv": "the same for each run",
     "curves.png, curves.pdf": "the curves of all variants",
     "curves.txt": "their caption",
-    "budget.json": "what a step of each variant costs, with `--minutes`",
+    "budget.json": "the cost of a step of each variant, with `--minutes`",
     "submitit/": "the files of submitit, with `--cluster`",
-    "mlflow.db, mlartifacts/": "the runs as MLflow keeps them, with `--config.loggers=mlflow`",
-    ".aim/": "the runs as Aim keeps them, with `--config.loggers=aim`",
+    "mlflow.db, mlartifacts/": "MLflow's record of the runs, with `--config.loggers=mlflow`",
+    ".aim/": "Aim's record of the runs, with `--config.loggers=aim`",
 }
 
 
@@ -40,11 +40,11 @@ class Saved:
       file: of the base config.
       args: --config.FIELD=VALUE of all runs.
       base: the base config, {dotted field: value}.
-      variants: by flags, as opposed to those of the study's own.
+      variants: those defined by flags, not by the study's file.
       names: of all variants, in the order of their colours.
-      baseline: the variant that differences are taken from; None for the first.
-      seeds: how many.
-      minutes: of each run; None where config.train.steps says how long it trains.
+      baseline: the variant from which differences are taken; None for the first.
+      seeds: their number.
+      minutes: training time of each run; None if config.train.steps determines it.
       look: of the figures (look.Look).
     """
 
@@ -60,10 +60,10 @@ class Saved:
 
 
 def read(workdir: pathlib.Path) -> Saved | None:
-    """The Saved of a folder; None where it is that of no study yet.
+    """The Saved of a folder; None if it is not the folder of a study yet.
 
     Raises:
-      UserError: it is damaged.
+      UserError: study.json is damaged.
     """
     path = workdir / "study.json"
     if not path.exists():
@@ -77,14 +77,14 @@ def read(workdir: pathlib.Path) -> Saved | None:
 
 
 def write(workdir: pathlib.Path, saved: Saved) -> None:
-    """Writes study.json, whole or not at all."""
+    """Writes study.json atomically."""
     write_text(make_folder(workdir) / "study.json", json.dumps(dataclasses.asdict(saved), indent=2) + "\n")
 
 
 def check_base(workdir: pathlib.Path, saved: Saved, base: ConfigDict) -> None:
-    """Raises UserError where a folder is that of a study of another base config."""
+    """Raises UserError if a folder is that of a study with another base config."""
     now = base_of(base)
-    both = {*now} & {*saved.base}  # a field that is new in this version is no difference
+    both = {*now} & {*saved.base}  # ignores fields that only one of the versions has
     found = workdir_lib.differences(*({name: of[name] for name in both} for of in (saved.base, now)))
     fields = "; ".join(f"{name} was {old!r}, is {new!r}" for name, old, new in found[:5])
     require(
@@ -95,12 +95,12 @@ def check_base(workdir: pathlib.Path, saved: Saved, base: ConfigDict) -> None:
 
 
 def base_of(base: ConfigDict) -> dict[str, Any]:
-    """A base config as Saved keeps it."""
+    """A base config as the class Saved stores it."""
     return json.loads(json.dumps(flat(base)))  # tuples as lists
 
 
 def require_different(configs: Mapping[str, ConfigDict], by_flags: Collection[str]) -> None:
-    """Raises UserError where a variant by flags is the same as another."""
+    """Raises UserError if a variant that is defined by flags equals another."""
     seen: dict[str, str] = {}
     for name, config in configs.items():
         text = json.dumps(config.to_dict(), sort_keys=True)

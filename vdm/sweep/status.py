@@ -1,4 +1,4 @@
-"""How far each run of a study is, from any terminal or host: by its files alone."""
+"""The state of each run of a study, from its files alone, so that any terminal or host can print it."""
 
 from collections.abc import Sequence
 import json
@@ -10,12 +10,12 @@ from vdm.reporting.text import fixed, markdown_table
 from vdm.sweep import plan, progress
 from vdm.sweep.workdirs import number
 
-STALE = 600.0  # seconds after which a run that writes nothing is not taken to be running
+STALE = 600.0  # seconds without output after which a run does not count as running
 
 
 def table(trials: Sequence[plan.Trial]) -> str:
-    """Markdown: each run, what it does, its newest bits/dim, and how long it will still take; and how many
-    have finished."""
+    """Markdown: the state of each run, its newest bits/dim and its remaining time; and how many runs have
+    finished."""
     rows, done = [], 0
     for trial in trials:
         ended = plan.finished(trial)
@@ -26,7 +26,7 @@ def table(trials: Sequence[plan.Trial]) -> str:
 
 
 def failure(log: pathlib.Path) -> str:
-    """ "failed: " and why, where the last line of a log is an error; else ""."""
+    """ "failed: " and the reason, if the last line of a log is an error; otherwise ""."""
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     last = next((line for line in reversed(lines) if line.strip()), "")
     return f"failed: {last.removeprefix('error: ')}" if last.startswith("error: ") else ""
@@ -43,5 +43,5 @@ def _row(trial, ended):
         state = why or ("starting" if log.exists() else "waiting")
         return [trial.folder.name, state, "0", str(trial.steps), "–", "", ""]
     age = time.time() - (trial.folder / "metrics.jsonl").stat().st_mtime
-    state = why or ("running" if age < STALE else f"nothing new for {duration(age)}")
+    state = why or ("running" if age < STALE else f"no output for {duration(age)}")
     return [trial.folder.name, state, now.step, str(trial.steps), now.bpd, now.rate, now.left]

@@ -1,13 +1,13 @@
-"""Runs a study: variants of a config, each with several seeds, and then what the study makes of them.
+"""Runs a study: trains variants of a config with several seeds each, and then computes the results.
 
 A study is a file, such as those of experiments/, that ends with
 
   if __name__ == "__main__":
       study.main(__doc__, grid, results, config="configs/digits.py", seeds=2)
 
-Each run is a plain `python -m vdm.main …` in its own workdir W/VARIANT-SEED, its output in log.txt there.
-Only runs that have not finished are started, and go on from their own checkpoints: after Ctrl-C, SIGKILL
-or a failure the same command does what is missing.
+Each run is a `python -m vdm.main …` in its own workdir W/VARIANT-SEED, with its output in log.txt there. Only
+unfinished runs are started, and they resume from their checkpoints: after Ctrl-C, SIGKILL or a failure, the
+same command completes the study.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +36,7 @@ from vdm.sweep import (
     variants,
 )
 
-SEEDS = 3  # of a study that flags alone describe
+SEEDS = 3  # default for a study that only flags describe
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
@@ -45,54 +45,57 @@ flags.DEFINE_string(
 flags.DEFINE_integer(
     "seeds",
     SEEDS,
-    "How many runs of each variant, of seeds 0, 1, …; a study that is a file may have another default.",
+    "Number of seeds of each variant: 0, 1, …. A study that is a file may have another default.",
     lower_bound=1,
     flag_values=FLAGS,
 )
 flags.DEFINE_multi_string(
     "variant",
     [],
-    "One more variant: 'NAME: config.FIELD=VALUE config.FIELD=VALUE'. May be repeated; a study keeps those "
-    "from before.",
+    "Adds a variant: 'NAME: config.FIELD=VALUE config.FIELD=VALUE'. May be repeated; a study keeps its "
+    "earlier variants.",
     flag_values=FLAGS,
 )
 flags.DEFINE_multi_string(
     "vary",
     [],
-    "Variants of a field's values: 'config.FIELD=VALUE,VALUE'; given more than once, every combination.",
+    "Adds a variant for each value of a field: 'config.FIELD=VALUE,VALUE'. Repeated: for each combination.",
     flag_values=FLAGS,
 )
 flags.DEFINE_string(
-    "baseline", None, "The variant that differences are taken from; the first, if none.", flag_values=FLAGS
+    "baseline", None, "The variant from which differences are taken; default: the first.", flag_values=FLAGS
 )
 flags.DEFINE_float(
-    "width", 5.5, "Inches of a figure: 5.5 for the text of a page, 3.25 for a column.", flag_values=FLAGS
+    "width", 5.5, "Width of figures in inches: 5.5 for a page, 3.25 for a column.", flag_values=FLAGS
 )
 flags.DEFINE_list(
     "panels",
     [],
-    "What the curves show: bits/dim of the test split against step, images seen, seconds, or operations "
+    "Panels of the curves: bits/dim of the test split against step, images seen, seconds, or operations "
     "(with --minutes); a term of the ELBO, such as prior; variance, of a draw in training; gamma, γ(t); "
-    "density, where over γ the bits are. By default step, seconds, and the terms that change.",
+    "density, of the bits over γ. Default: step, seconds, and the terms that change.",
     flag_values=FLAGS,
 )
 flags.DEFINE_list("log", [], "Logarithmic axes of bits/dim and terms: x, y.", flag_values=FLAGS)
 flags.DEFINE_bool(
-    "figures", False, "Draw tables and figures of the finished runs; start none.", flag_values=FLAGS
+    "figures",
+    False,
+    "Draw tables and figures of the finished runs, without starting runs.",
+    flag_values=FLAGS,
 )
-flags.DEFINE_bool("status", False, "Print how far each run is; start none.", flag_values=FLAGS)
-flags.DEFINE_list("only", [], "Variants to run; all, where none is given.", flag_values=FLAGS)
+flags.DEFINE_bool("status", False, "Print the state of each run, without starting runs.", flag_values=FLAGS)
+flags.DEFINE_list("only", [], "Variants to run; default: all.", flag_values=FLAGS)
 flags.DEFINE_integer(
     "jobs",
     1,
-    "Runs at a time on this machine, each on its share of the cores.",
+    "Number of concurrent runs on this machine; each has its share of the cores.",
     lower_bound=1,
     flag_values=FLAGS,
 )
 flags.DEFINE_list(
     "gpus",
     [],
-    "Numbers of GPUs of this machine, as 0,1,2,3: one run on each at a time. One given twice takes "
+    "Indices of GPUs of this machine, such as 0,1,2,3: one run at a time on each. A GPU given twice takes "
     "two runs, if XLA_PYTHON_CLIENT_MEM_FRACTION lets them share its memory.",
     flag_values=FLAGS,
 )
@@ -100,30 +103,30 @@ flags.DEFINE_enum(
     "cluster",
     None,
     ["slurm", "local"],
-    "Submit the runs by submitit, as an array of Slurm, and wait; local: try that without Slurm.",
+    "Submit the runs by submitit as a Slurm array, and wait; local: do the same without Slurm, as a test.",
     flag_values=FLAGS,
 )
 flags.DEFINE_list(
     "cluster_options",
     [],
-    "submitit's parameters, such as slurm_partition=gpu,timeout_min=600,gpus_per_node=1",
+    "Parameters of submitit, such as slurm_partition=gpu,timeout_min=600,gpus_per_node=1",
     flag_values=FLAGS,
 )
 flags.DEFINE_float(
     "minutes",
     None,
-    "Training time of each run, in place of config.train.steps. A few steps of each variant are timed first, "
-    "with --dry_run too: let nothing else run meanwhile.",
+    "Training time of each run, in place of config.train.steps. First times a few steps of each variant, "
+    "also with --dry_run: nothing else should run meanwhile.",
     flag_values=FLAGS,
 )
 flags.DEFINE_bool(
-    "dry_run", False, "Print the command of each run, or Slurm's script, and run none.", flag_values=FLAGS
+    "dry_run", False, "Print the commands of the runs, or Slurm's script, and start none.", flag_values=FLAGS
 )
 
-# About half the digits' steps: a study of them ends within an hour on two cores.
+# About half the steps of configs/digits.py: such a study ends within an hour on two cores.
 SHORT = {"train.steps": 800, "train.checkpoint_every": 400}
 
-LOOK = ("width", "panels", "log")  # flags of the figures, which study.json keeps
+LOOK = ("width", "panels", "log")  # flags of the figures, kept in study.json
 
 Results = Callable[[pathlib.Path, dict[str, list[pathlib.Path]]], Sequence[pathlib.Path]]
 
@@ -141,14 +144,14 @@ def main(
 
     Args:
       doc: the study's docstring, for --help.
-      grid: ConfigDict → {variant: {dotted field: value}}; the config is the base config, complete, with
-        what the user set by --config.FIELD=VALUE. The field "config" is another config's file.
+      grid: ConfigDict → {variant: {dotted field: value}}; the config is the complete base config with the
+        fields that the user set by --config.FIELD=VALUE. The field "config" is the file of another config.
       results: (workdir, {variant: [workdirs of its finished runs]}) → [paths that it wrote].
-      config: file of the base config, where no --config is given.
-      seeds: how many, where no --seeds is given.
-      fields: {dotted field: value} of all runs, where the user sets no other; without those of SHORT, where
-        there are --minutes.
-      minutes: how long each run trains, where no --minutes is given; None: as config.train.steps says.
+      config: file of the base config, if no --config is given.
+      seeds: number of seeds, if no --seeds is given.
+      fields: {dotted field: value} of all runs, for fields that the user does not set; with --minutes,
+        without those of SHORT.
+      minutes: training time of each run, if no --minutes is given; None: config.train.steps determines it.
     """
     FLAGS.set_default("seeds", seeds)
     FLAGS.set_default("minutes", minutes)
@@ -167,7 +170,7 @@ def main(
                 FLAGS[name].value = getattr(saved, name)
         require(
             file,
-            f"--config is missing, and {str(workdir)!r} is no study to go on with; give a file, such as "
+            f"--config is missing, and {str(workdir)!r} is not the folder of a study; give a file, such as "
             "configs/digits.py.",
         )
         left_out = {*commandline.fields_of(args), *(SHORT if FLAGS.minutes is not None else ())}
@@ -175,7 +178,7 @@ def main(
         try:
             return study(grid, results, file, args, usual, workdir, saved)
         except KeyboardInterrupt:
-            print("stopped; the same command goes on from there")
+            print("stopped; the same command resumes the study")
             raise
 
     command.main(doc, FLAGS, run, given.rest)
@@ -190,13 +193,13 @@ def study(
     workdir: pathlib.Path,
     saved: saved_lib.Saved | None,
 ) -> int:
-    """Does the missing runs, and then the results; returns the exit code.
+    """Runs the missing trials, and then computes the results; returns the exit code.
 
     Args:
       file: of the base config.
-      args: --config.FIELD=VALUE of all runs, by the user.
-      usual: those of the study, where neither the user nor a variant sets the field.
-      saved: what the folder says of the study, from before.
+      args: --config.FIELD=VALUE of all runs, from the user.
+      usual: the study's arguments, for fields that neither the user nor a variant sets.
+      saved: the folder's record of the study, from before.
     """
     check_flags()
     by_flags = variants.merge(
@@ -261,7 +264,7 @@ def study(
 
 
 def check_flags() -> None:
-    """Raises UserError where two flags exclude each other."""
+    """Raises UserError if two flags exclude each other."""
     require(
         FLAGS.cluster or not FLAGS.cluster_options,
         f"--cluster_options is {','.join(FLAGS.cluster_options)!r}, but no --cluster; add --cluster=slurm.",
@@ -276,7 +279,7 @@ def check_flags() -> None:
 def run_missing(
     missing: Sequence[plan.Trial], done: int, total: int, workdir: pathlib.Path
 ) -> dict[pathlib.Path, str]:
-    """Runs what is missing, here or on a cluster; returns {folder: reason} of those that failed."""
+    """Runs the missing trials, here or on a cluster; returns {folder: reason} of those that failed."""
     start: pool.Start = jobs.start
     slots = [jobs.Slot(gpu) for gpu in FLAGS.gpus] or jobs.shares(FLAGS.jobs)
     if FLAGS.cluster:
@@ -287,7 +290,7 @@ def run_missing(
 
 
 def dry_run(missing: Sequence[plan.Trial], workdir: pathlib.Path) -> str:
-    """The commands of trials, a line each; or the script for Slurm, with its tasks as comments."""
+    """The commands of trials, a line each; or the Slurm script, with its tasks as comments."""
     lines = [shlex.join(["python", *trial.command[1:]]) for trial in missing]
     if FLAGS.cluster == "slurm" and missing:
         executor = cluster.make_executor("slurm", workdir / "submitit", FLAGS.cluster_options)

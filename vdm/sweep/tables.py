@@ -14,11 +14,11 @@ from vdm.sweep.output import make_folder, write_csv
 from vdm.sweep.workdirs import Record, Variants, images_note, number, read_variants
 
 CAPTION = """Bits/dim of the test split and its terms, means over seeds. "± over seeds" is the standard error
-of that mean by how far the seeds are apart. {} It counts what a seed changes: the first parameters, the order
-of the data, the noise of training and of evaluation; but not which test images were drawn, as all seeds have
-the same. "± of one run" is the mean of the runs' own standard errors, which count the images and the
-Monte-Carlo noise of evaluation, but not what another seed would change. Seconds are from a run's start on,
-compilation and evaluations included."""
+of that mean, from the spread of the seeds. {} It counts what a seed changes: the initial parameters, the
+order of the data, the noise of training and of evaluation; but not which test images were drawn, as all seeds
+have the same images. "± of one run" is the mean of the standard errors of the runs, which count the images
+and the Monte-Carlo error of evaluation, but not what another seed would change. Seconds count from a run's
+start, and include compilation and evaluations."""
 
 
 def write_table(
@@ -32,8 +32,8 @@ def write_table(
     Markdown.
 
     Args:
-      more: further columns, {column: {variant: (mean, standard error)}}; NaN where there is no error.
-      caption: what they are.
+      more: further columns, {column: {variant: (mean, standard error)}}; the error may be NaN.
+      caption: explains the further columns.
 
     Raises:
       UserError: as `read_variants` and `make_folder` do.
@@ -63,20 +63,20 @@ def write_table(
 
 
 def seeds_note(counts: Iterable[int]) -> str:
-    """How well a standard error over so many seeds is known: that of n values has n − 1 degrees of freedom,
-    and is itself known to about 1 part in √(2n − 2)."""
-    from scipy import stats  # only now, as it takes a while to import
+    """How well a standard error over so many seeds is known: with n values it has n − 1 degrees of freedom,
+    and a relative error of about 1 / √(2n − 2)."""
+    from scipy import stats  # a late import, as it is slow
 
     notes = []
     for count in sorted(set(counts)):
         if count == 1:
-            notes.append("One seed says nothing of it (–).")
+            notes.append("It cannot be estimated from one seed (–).")
             continue
         freedom, width = count - 1, stats.t.ppf(0.975, count - 1)
         plural = "s" * (freedom > 1)
         notes.append(
-            f"Of {count} seeds it has {freedom} degree{plural} of freedom, so it is itself known to "
-            f"{1 / math.sqrt(2 * freedom):.0%}, and a 95% interval is ± {width:.1f} times it."
+            f"With {count} seeds it has {freedom} degree{plural} of freedom and a relative error of "
+            f"{1 / math.sqrt(2 * freedom):.0%}; a 95% interval is ± {width:.1f} times it."
         )
     return " ".join(notes)
 
@@ -104,7 +104,7 @@ def _run_row(variant, record, terms):
 
 
 def progress(records: Sequence[Record]) -> str:
-    """The step that the final numbers are of: "500", "500–1500", "500 of 1500", or "–"."""
+    """The steps after which the final numbers were evaluated: "500", "500–1500", "500 of 1500", or "–"."""
     if not all(record.final for record in records):
         return "–"
     now, end = [record.final["step"] for record in records], [record.config.train.steps for record in records]

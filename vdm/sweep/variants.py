@@ -1,4 +1,4 @@
-"""Variants of a study by flags: a grid of fields, and variants by name."""
+"""Variants of a study from flags: a grid of fields, and named variants."""
 
 from collections.abc import Mapping, Sequence
 import itertools
@@ -14,12 +14,12 @@ _NAME = re.compile(r"[\w.=+-]+")
 
 
 def of_grid(vary: Sequence[str]) -> dict[str, Fields]:
-    """{name: fields} of every combination of --vary=FIELD=VALUE,VALUE…; {} without any.
+    """{name: fields} of every combination of --vary=FIELD=VALUE,VALUE…; {} without --vary.
 
-    A variant is named by its values, joined by +: a component's name, and others as field=value.
+    The name of a variant is its values, joined by +: the name of a component, or field=value.
 
     Raises:
-      UserError: a text does not have this form, or two combinations have one name.
+      UserError: a text does not have this form, or two combinations have the same name.
     """
     axes: dict[str, list[str]] = {}
     for text in vary:
@@ -42,7 +42,7 @@ def of_grid(vary: Sequence[str]) -> dict[str, Fields]:
 
 
 def _split(values):
-    """At each comma that stands in no bracket."""
+    """Splits at each comma that is not inside brackets."""
     parts, depth = [""], 0
     for letter in values:
         depth += (letter in "([{") - (letter in ")]}")
@@ -62,7 +62,7 @@ def named(texts: Sequence[str]) -> dict[str, Fields]:
     """{name: fields} of --variant='NAME: FIELD=VALUE FIELD=VALUE'.
 
     Raises:
-      UserError: a text does not have this form, or a name is there twice.
+      UserError: a text does not have this form, or a name occurs twice.
     """
     found: dict[str, Fields] = {}
     for text in texts:
@@ -77,7 +77,7 @@ def named(texts: Sequence[str]) -> dict[str, Fields]:
             f"--variant is {text!r}; accepted: a name of letters, digits and _.=+-, and fields, such as "
             "'cubic: config.model.schedule.name=mine:Cubic config.train.steps=400'.",
         )
-        require(name not in found, f"--variant has two variants named {name!r}; give each a name of its own.")
+        require(name not in found, f"--variant has two variants named {name!r}; give them different names.")
         found[name] = {field.removeprefix("config."): value for field, _, value in pairs}
     return found
 
@@ -86,7 +86,7 @@ def merge(*of: Mapping[str, Fields]) -> dict[str, Fields]:
     """All variants together.
 
     Raises:
-      UserError: two of one name differ.
+      UserError: two variants have the same name and different fields.
     """
     found: dict[str, Fields] = {}
     text = lambda fields: {field: str(value) for field, value in fields.items()}
@@ -94,7 +94,7 @@ def merge(*of: Mapping[str, Fields]) -> dict[str, Fields]:
         for name, fields in variants.items():
             require(
                 name not in found or text(found[name]) == text(fields),
-                f"variant {name!r} is {_shown(fields)}, but this study has one of that name: "
+                f"variant {name!r} is {_shown(fields)}, but this study has a variant of that name: "
                 f"{_shown(found.get(name, {}))}; give it another name.",
             )
             found.setdefault(name, fields)

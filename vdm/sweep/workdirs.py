@@ -1,7 +1,7 @@
-"""What workdirs hold of their runs, finished or still going.
+"""Reads the workdirs of runs, finished or active.
 
-A run is one workdir. A variant is a name and its workdirs, whose configs differ in the seed alone.
-A sweep is a folder of workdirs that are named VARIANT-SEED.
+A run is one workdir. A variant is a name and its workdirs, whose configs differ only in the seed. A sweep is
+a folder of workdirs that are named VARIANT-SEED.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,15 +30,15 @@ Variants = Mapping[str, Sequence[pathlib.Path]]  # name to the workdirs of its s
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What a workdir holds of its run.
+    """The contents of a workdir.
 
     Attributes:
-      config: complete; that of an older version as this version reads it.
+      config: complete; a config of an older version in the form of this version.
       train: the lines of metrics.jsonl on training.
-      test: those on the test split that make one curve: all have as many passes.
-      newest: the newest line; of step 0 where there is none.
-      final: eval.json, or else the newest evaluation; {} where nothing was evaluated yet. "seconds" is of
-        the line of its step.
+      test: the lines on the test split that form one curve, with the same number of passes.
+      newest: the newest line; a line of step 0 if there is none.
+      final: eval.json, or else the newest evaluation; {} if nothing was evaluated yet. "seconds" is from the
+        line of its step.
     """
 
     folder: pathlib.Path
@@ -50,7 +50,7 @@ class Record:
 
     @property
     def has_own_final(self) -> bool:
-        """Whether the final estimate is no point of the curve, as at the end it has more passes."""
+        """Whether the final estimate is not a point of the curve, as it has more passes."""
         return bool(self.final) and self.final not in self.test
 
 
@@ -58,20 +58,20 @@ def read(folder: pathlib.Path | str) -> Record:
     """The Record of a workdir.
 
     Raises:
-      UserError: the folder is not that of a run, or a file of it is damaged.
+      UserError: the folder is not that of a run, or one of its files is damaged.
     """
     folder = pathlib.Path(folder).expanduser()
     require(folder.is_dir(), f"{str(folder)!r} does not exist; give the workdir of a run.")
     require(
         {"seed", "data", "train"} <= set(workdir_lib.read_raw(folder)),
-        f"{str(folder)!r} is no run: its config.json is of something else; give the workdir of a run.",
+        f"{str(folder)!r} is not a run: its config.json has other contents; give the workdir of a run.",
     )
     config = workdir_lib.read_config(folder)
     rows = read_metrics(folder / "metrics.jsonl")
     evaluations = [row for row in rows if row["split"] in ("test", "final")]
     newest = rows[-1] if rows else {"step": 0}
     final = _read_json(folder / "eval.json")
-    # A run that was taken up again, to train for longer, has the eval.json of its first end.
+    # A run that was resumed to train for longer still has the eval.json of its first end.
     going = newest["step"] < config.train.steps
     if evaluations and (not final or going and final["step"] < evaluations[-1]["step"]):
         final = evaluations[-1]
@@ -84,16 +84,17 @@ def read(folder: pathlib.Path | str) -> Record:
 
 
 def comparable(test: Sequence[Row]) -> list[Row]:
-    """The lines that have as many passes as most: others have other draws, and would make a curve jump.
+    """The lines that have the most frequent number of passes: others have other draws, and would make a curve
+    jump.
 
-    In runs of older versions the last line had more passes than those before it.
+    In runs of older versions the last line has more passes than the earlier ones.
     """
     usual = statistics.mode(row.get("passes") for row in test) if test else None
     return [row for row in test if row.get("passes") == usual]
 
 
 def _read_json(path):
-    """What a JSON file holds; {} where there is none."""
+    """The contents of a JSON file; {} if it does not exist."""
     try:
         return json.loads(path.read_text()) if path.exists() else {}
     except json.JSONDecodeError as error:
@@ -103,10 +104,10 @@ def _read_json(path):
 def find(folders: Iterable[pathlib.Path | str]) -> dict[str, list[pathlib.Path]]:
     """{label: [workdirs]} of workdirs, and of each variant in sweeps.
 
-    A label is the path of the workdir, or SWEEP/VARIANT, below the folder that all are in.
+    A label is the path of the workdir, or SWEEP/VARIANT, relative to the folder that contains all of them.
 
     Raises:
-      UserError: there is no run in one of the folders.
+      UserError: one of the folders contains no run.
     """
     found: dict[pathlib.Path, list[pathlib.Path]] = {}
     for folder in (pathlib.Path(folder).expanduser() for folder in folders):
@@ -121,56 +122,56 @@ def find(folders: Iterable[pathlib.Path | str]) -> dict[str, list[pathlib.Path]]
 
 
 def read_variants(variants: Variants) -> dict[str, list[Record]]:
-    """The Records of each variant, without the variants that have none yet.
+    """The Records of each variant, without the variants that have no measurements yet.
 
     Raises:
-      UserError: as `read` does; or a variant has a seed twice, which says nothing of seeds; or there
-        is no run at all.
+      UserError: as `read` does; or a variant has the same seed twice, so that its spread is not that of
+        seeds; or there is no run at all.
     """
     found = {name: [read(folder) for folder in folders] for name, folders in variants.items() if folders}
     require(found, "there is no run to show yet.")
     for name, records in found.items():
         seeds = [record.config.seed for record in records]
         twice = [str(record.folder) for record in records if seeds.count(record.config.seed) > 1]
-        require(not twice, f"{name!r} has one seed twice: {', '.join(twice)}; give each seed once.")
+        require(not twice, f"{name!r} has the same seed twice: {', '.join(twice)}; give each seed once.")
     return found
 
 
 def number(row: Row, name: str) -> float:
-    """A number of a line; NaN where it is not there or was not finite."""
+    """A number of a line; NaN if it is missing or not finite."""
     value = row.get(name)
     return math.nan if value is None else float(value)
 
 
 def image_values(record: Record) -> Float[np.ndarray, "images"] | None:
-    """The final bits/dim image by image; None where eval_images.csv is not there, or is of another
+    """The final bits/dim of each image; None if eval_images.csv does not exist, or belongs to another
     evaluation."""
     path = record.folder / "eval_images.csv"
     if not path.exists():
         return None
     with path.open(newline="") as file:
         _, *rows = csv.reader(file)
-    values = np.array([float(row[1]) for row in rows])  # after the image's number: the ELBO
+    values = np.array([float(row[1]) for row in rows])  # column 0 is the index of the image, 1 the ELBO
     same = len(values) == record.final.get("images")
     return values if same and math.isclose(values.mean(), number(record.final, "bpd")) else None
 
 
 def same_images(one: Record, other: Record) -> bool:
-    """Whether two runs were evaluated on the same images: by their fingerprint, where both have one."""
+    """Whether two runs were evaluated on the same images: by their fingerprints, if both have one."""
     data = {record.final.get("data") for record in (one, other)}
     return len(data) == 1 if None not in data else _image_source(one) == _image_source(other)
 
 
 def images_note(records: Iterable[Record]) -> str:
-    """That not all runs were evaluated on the same images; "" where they were."""
+    """A note if not all runs were evaluated on the same images; otherwise ""."""
     ended = [record for record in records if record.final]
     same = all(same_images(record, ended[0]) for record in ended)
-    return "" if same else "Not all runs are evaluated on the same images: their numbers do not compare."
+    return "" if same else "The runs were evaluated on different images: their numbers are not comparable."
 
 
 def _image_source(record):
-    """What determines the test images: config.data without the fields of training alone, and how many
-    images were evaluated."""
+    """What determines the test images: config.data without the fields of training, and the number of
+    evaluated images."""
     in_training = ("augment", "on_device_gib")
     fields = sorted((name, value) for name, value in record.config.data.items() if name not in in_training)
     return *fields, record.final.get("images")
@@ -179,7 +180,7 @@ def _image_source(record):
 def kept(
     folder: pathlib.Path, name: str, measure: Callable[[pathlib.Path], dict[str, Any]]
 ) -> dict[str, Any]:
-    """measure(folder), a JSON dictionary, kept in NAME.json of the workdir for the step of its last
+    """measure(folder), a JSON dictionary, cached in NAME.json of the workdir for the step of its last
     evaluation."""
     path, step = folder / f"{name}.json", read(folder).final["step"]
     if path.exists() and (found := _read_json(path)).get("step") == step:

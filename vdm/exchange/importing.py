@@ -71,7 +71,11 @@ def run(config: ConfigDict, workdir: pathlib.Path, path: str) -> None:
         fingerprint.write(workdir / "data.json", known)
         write_text(workdir / "imported.json", json.dumps({"file": path, "step": step}) + "\n")
         workdir_lib.write_config(workdir, config)
-    print(f"{workdir}: checkpoints/0, config.json, data.json, imported.json")
+    count = sum(value.size for value in jax.tree.leaves(params))
+    print(
+        f"imported {count:,} parameters into {workdir}; "
+        f"next: python -m vdm.main --workdir={workdir} --mode=sample"
+    )
 
 
 def data_of(config: ConfigDict, folder: pathlib.Path) -> tuple[Data, dict[str, Any]]:
@@ -94,8 +98,8 @@ def data_of(config: ConfigDict, folder: pathlib.Path) -> tuple[Data, dict[str, A
         ):
             raise
         print(
-            f"the images of {config.data.name!r} were not found, and evaluation and training need them: "
-            f"{one_line(error)}"
+            "Sampling, compression and export will work. To evaluate or train, repeat the import with the "
+            f"images of {config.data.name!r}: {one_line(error)}"
         )
         return dataset.without_images(spec, str(error)), there
     here = fingerprint.about(data)

@@ -87,8 +87,8 @@ class Stop:
             return
         self._asked = number
         tqdm.write(
-            "stopping after the steps in progress, or ending if they are the last; press Ctrl-C again to end "
-            "immediately, without saving"
+            "stopping after the computation in progress, with a checkpoint; press Ctrl-C again to end "
+            "immediately, without one"
         )
         if self._many:
             _store().key_value_set("stop", str(number), allow_overwrite=True)

@@ -99,7 +99,7 @@ def run(others: Sequence[str]) -> int:
         print(f"[{number}/{len(PARTS)}] {title}, {end - time.monotonic():.0f} s left", flush=True)
         began = time.monotonic()
         lines = part(folder, end) if end - began > 1 else ["Not started: the time was over."]
-        failed += any(line.startswith(("Failed", "Not begun", "Stopped")) for line in lines)
+        failed += any(line.startswith(("Failed", "Not started", "Stopped")) for line in lines)
         report += [f"## {title}", *lines, f"({time.monotonic() - began:.0f} s)"]
         if number == 1:
             report.insert(0, f"# {read(folder).get('device', 'no device')}, batch {FLAGS.batch_size}")

@@ -151,7 +151,7 @@ def test_labels_reach_the_denoiser():
     for row, most in (("ELBO, T → ∞", 0.2), ("ODE, normal dequantisation, K", 0.02)):
         each = values(report, row) - np.concatenate([TRUTH, truth])
         assert abs(each.mean()) < 3.5 * each.std(ddof=1) / math.sqrt(len(each)) + 1e-3 < most, row
-    assert "yes" in line(report, "Paths have the ELBO")
+    assert "yes" in line(report, "The mean over paths is the ELBO")
     assert report.rows[0].estimate.given_label
 
 

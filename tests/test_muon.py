@@ -85,7 +85,7 @@ def test_these_are_matrices_and_no_others(case):
 def test_muon_is_refused_without_matrices(name):
     model, params = model_of(file=f"configs/{name}.py")
     with pytest.raises(
-        UserError, match="config.optimizer.name is 'muon', but no parameter .* accepted .*'adamw'"
+        UserError, match="config.optimizer.name is 'muon', but this model declares no .* accepted .*'adamw'"
     ):
         optimizer_lib.build(section("muon"), 10, model.roles(params))
     optimizer_lib.build(section("adamw"), 10, model.roles(params))

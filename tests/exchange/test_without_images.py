@@ -134,7 +134,7 @@ def test_other_images_here_are_taken_and_named(run, tmp_path, capfd):
     known = json.loads((folder / "config.json").read_text())["data_set"]
     change(folder, data_set=known | {"test": "20 images, 0123456789abcdef"})
     assert cli("--cache=", "--mode=import", f"--input={folder}", f"--workdir={tmp_path / 'W'}") == 0
-    (line,) = (line for line in capfd.readouterr().out.splitlines() if "others" in line)
+    (line,) = (line for line in capfd.readouterr().out.splitlines() if "differ from those" in line)
     assert known["test"] in line and "20 images, 0123456789abcdef" in line
     assert cli("--cache=", "--mode=eval", f"--workdir={tmp_path / 'W'}") == 0
 

@@ -172,5 +172,5 @@ def test_elbo_curves_of_runs_that_go_on(tmp_path, capsys):
     with Image.open(png) as image:
         assert image.format == "PNG" and image.size[0] > 1000
     (going / "metrics.jsonl").write_text("")
-    with pytest.raises(UserError, match="measured anything yet"):
+    with pytest.raises(UserError, match="no run has measurements yet"):
         elbo_curves.run([str(going)], tmp_path / "out")

@@ -65,8 +65,8 @@ def test_the_table_of_steps_is_of_what_was_timed(tmp_path, monkeypatch):
 
 
 def test_without_seconds_of_a_step_there_is_no_training_and_no_codec(tmp_path):
-    assert on_gpu.training_part(tmp_path, 0.0)[0].startswith("Not begun")
-    assert on_gpu.codec_part(tmp_path, 0.0)[0].startswith("Not begun")
+    assert on_gpu.training_part(tmp_path, 0.0)[0].startswith("Not started")
+    assert on_gpu.codec_part(tmp_path, 0.0)[0].startswith("Not started")
 
 
 @pytest.mark.parametrize(

@@ -36,10 +36,10 @@ def flip(path: pathlib.Path):
 
 
 DAMAGE = {
-    "a bit": (lambda f: flip(f / "state/d/b"), "state/d/b is not what was written"),
-    "a bit of the metrics": (lambda f: flip(f / "metrics/metrics"), "metrics/metrics is not what was"),
-    "longer": (lambda f: (f / "rest/metadata").open("ab").write(b"x"), "rest/metadata is not what was"),
-    "emptied": (lambda f: os.truncate(f / "state/d/a", 0), "state/d/a is not what was written"),
+    "a bit": (lambda f: flip(f / "state/d/b"), "state/d/b differs from what was written"),
+    "a bit of the metrics": (lambda f: flip(f / "metrics/metrics"), "metrics/metrics differs from what was"),
+    "longer": (lambda f: (f / "rest/metadata").open("ab").write(b"x"), "rest/metadata differs from what was"),
+    "emptied": (lambda f: os.truncate(f / "state/d/a", 0), "state/d/a differs from what was written"),
     "a file gone": (lambda f: (f / "state/_METADATA").unlink(), "state/_METADATA is missing"),
     "checksums emptied": (lambda f: os.truncate(f / "checksums.json", 0), "checksums.json or .* cannot be"),
     "checksums changed": (

@@ -50,7 +50,7 @@ class ODE(Estimator):
             return Result([], checks=[f"No row of the ODE: {error}"])
         checks = [
             *(gain_line(row, flows[0]) for row in flows[1:]),
-            agreement_line("Hutchinson's divergence has the mean of the exact one", flows[-1], weighted[0]),
+            agreement_line("The mean of Hutchinson's divergence is the exact one", flows[-1], weighted[0]),
             samples_line(weighted),
             "In the ODE, each image's steps keep the local error of z within "
             f"{config.eval.ode.tolerance}; half the nodes would change an image by "

@@ -246,7 +246,7 @@ def line(report, start):
 
 
 def test_a_right_model_passes_its_audit():
-    for start in ("The slope of γ", "x̂ has the scale", "The ELBO falls with T", "Hutchinson"):
+    for start in ("The slope of γ", "x̂ has the scale", "The ELBO falls with T", "The mean of Hutchinson"):
         assert ": yes" in line(ours(), start), start
     claim = ours().claim("the truth", TRUTH)
     resolution = float(claim.split(" to ")[1].split()[0])

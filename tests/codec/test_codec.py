@@ -98,6 +98,16 @@ def test_any_number_of_images_on_any_number_of_lanes(lanes, count):
     assert len(made.archive.stacks) == min(lanes, count)
 
 
+@pytest.mark.parametrize(
+    "lanes, count, stacks", [(0, 1, 1), (0, 511, 1), (0, 1_017, 3), (0, 50_000, 64), (8, 1_017, 8), (8, 3, 3)]
+)
+def test_how_many_stacks(lanes, count, stacks):
+    """By default one for every 256 images, at least one and at most 64; never more than images."""
+    config, _ = make_run(MODELS["diffusion"])
+    config.codec.lanes = lanes
+    assert codec.stacks_of(config, count) == stacks
+
+
 def test_no_bits_but_those_of_images_initial_words_and_header():
     config, run = make_run(MODELS["diffusion"])
     config.codec.timesteps, config.codec.lanes = 4, 2

@@ -1,18 +1,16 @@
 """The diffusion term with less weight on the lowest and on the highest levels of noise."""
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 from jaxtyping import Array, Float
 
 from vdm.component import accept
-from vdm.contract import Ability
-from vdm.objective import Objective
+from vdm.methods.weighted import OfNoise
 
 
 @dataclasses.dataclass(frozen=True)
-class Band(Objective):
+class Band(OfNoise):
     """The diffusion term times w(γ); the other terms as they are:
 
       w = sigmoid(γ − low) (1 − (1 − share) sigmoid(γ − high))
@@ -32,19 +30,10 @@ class Band(Objective):
     high: float = -6.0
     share: float = 0.3
 
-    # A weighted loss would move learned end points to where the weight is small.
-    needs: ClassVar[frozenset[Ability]] = frozenset(
-        {Ability.TIME, Ability.ONE_GAMMA, Ability.FIXED_ENDS, Ability.DENOISER}
-    )
-
     def check(self) -> None:
         accept("high", self.low <= self.high, f"at least low, {self.low}")
         accept("share", 0 <= self.share <= 1, "0 to 1")
 
-    def __call__(self, params, draw):
-        return draw.terms | {"diffusion": self.weight(draw.denoising.gamma) * draw.terms["diffusion"]}
-
     def weight(self, gamma: Float[Array, "*any"]) -> Float[Array, "*any"]:
-        """w at γ."""
         above = jax.nn.sigmoid(gamma - self.high)
         return jax.nn.sigmoid(gamma - self.low) * (1.0 - (1.0 - self.share) * above)

@@ -16,7 +16,24 @@ WEIGHTINGS = ("sigmoid", "edm_monotone", "edm", "flow_matching", "soft_truncatio
 
 
 @dataclasses.dataclass(frozen=True)
-class Weighted(Objective):
+class OfNoise(Objective):
+    """The diffusion term times a weight w(γ); the other terms are those of the ELBO."""
+
+    # A weighted loss would move learned end points to where the weight is small.
+    needs: ClassVar[frozenset[Ability]] = frozenset(
+        {Ability.TIME, Ability.ONE_GAMMA, Ability.FIXED_ENDS, Ability.DENOISER}
+    )
+
+    def __call__(self, params, draw):
+        return draw.terms | {"diffusion": self.weight(draw.denoising.gamma) * draw.terms["diffusion"]}
+
+    def weight(self, gamma: Float[Array, "*any"]) -> Float[Array, "*any"]:
+        """w at γ."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Weighted(OfNoise):
     """The diffusion term times w(λ), λ = −γ the log SNR; the other terms as they are.
 
     Where w does not fall in t (all but edm) this is, up to a constant, the ELBO of images with noise added,
@@ -40,17 +57,9 @@ class Weighted(Objective):
     weighting: str = "sigmoid"
     shift: float = 2.0
 
-    # A weighted loss would move learned end points to where the weight is small.
-    needs: ClassVar[frozenset[Ability]] = frozenset(
-        {Ability.TIME, Ability.ONE_GAMMA, Ability.FIXED_ENDS, Ability.DENOISER}
-    )
-
     def check(self) -> None:
         choose("weighting", self.weighting, WEIGHTINGS)
         accept("shift", math.isfinite(self.shift), "a number")
-
-    def __call__(self, params, draw):
-        return draw.terms | {"diffusion": self.weight(draw.denoising.gamma) * draw.terms["diffusion"]}
 
     def weight(self, gamma: Float[Array, "*any"]) -> Float[Array, "*any"]:
         """w at γ = −λ."""

@@ -91,5 +91,9 @@ def test_the_core_works_without_any_method(tmp_path):
 def test_nothing_else_is_gone_with_a_method(method):
     """Of all modules, only a method that derives from it, and the judge of external models, import one."""
     users = {module for module, others in graph().items() if f"vdm.methods.{method}" in others}
-    allowed = {"external_denoiser": {"vdm.likelihood"}, "discretised_normal": {"vdm.methods.wiener"}}
+    allowed = {
+        "external_denoiser": {"vdm.likelihood"},
+        "discretised_normal": {"vdm.methods.wiener"},
+        "weighted": {"vdm.methods.band"},
+    }
     assert users == allowed.get(method, set())

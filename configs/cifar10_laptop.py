@@ -3,11 +3,11 @@
   python -m vdm.main --config=configs/cifar10_laptop.py --workdir=/tmp/cifar10_laptop \\
       --config.data.data_dir=$HOME/tensorflow_datasets
 
-Data: as in configs/cifar10.py; or a subset of it. On a subset of 4,068 training images, the 3,600 steps, ten
-to 17 minutes on 2 CPU cores, reach 3.417 ± 0.022 bits/dim with --config.model.name=mirrored: the ELBO of the
-average of the weights on the subset's 1,017 test images, 10 passes, one seed
-(docs/results/natural_images.md). On a GPU or TPU, take --config.train.accumulate=1 and a larger batch; for
-bfloat16, --config.model.net.dtype=bfloat16 --config.optimizer.dtype=bfloat16.
+The data are those of configs/cifar10.py, or a subset. Trained on 4,068 images with
+--config.model.name=mirrored, the averaged weights reach 3.417 ± 0.022 bits/dim: the ELBO of 1,017 test
+images, 10 passes, one seed (docs/results/natural_images.md). The 3,600 steps take 10 to 17 minutes on 2 CPU
+cores. On a GPU or TPU, set --config.train.accumulate=1 and a larger batch; for bfloat16,
+--config.model.net.dtype=bfloat16 --config.optimizer.dtype=bfloat16.
 """
 
 from ml_collections import ConfigDict
@@ -40,7 +40,7 @@ def get_config():
 
     c.train.steps = 3_600
     c.train.batch_size = 16
-    c.train.accumulate = 4  # so that what lies between the layers stays in a CPU's cache
+    c.train.accumulate = 4  # so that activations stay in a CPU's cache
     c.train.substeps = 1
     c.train.log_every = 100
     c.train.ema = 0.995

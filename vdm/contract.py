@@ -1,7 +1,7 @@
-"""The contract that every generative model keeps: what it draws, and its further abilities.
+"""The interface of every generative model: one draw of the ELBO, samples, and further abilities.
 
-A model is a frozen value that holds no arrays: all state is in `params`. Losses are nats per example; they
-become bits/dim in `bits_per_dim` alone.
+A model is a frozen dataclass without arrays; all state is in `params`. Losses are in nats per example, and
+`bits_per_dim` is the only place where they become bits/dim.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,37 +26,37 @@ Terms = dict[str, Float[Array, "batch"]]
 
 
 class Random(Protocol):
-    """Where a model's draws come from: randomness.Rng in training, randomness.QuasiRng in evaluation."""
+    """A source of random numbers: randomness.Rng in training, randomness.QuasiRng in evaluation."""
 
     def keys(self, use: int) -> Array:
         """One key for each example."""
 
     def normal(self, use: int, shape: tuple[int, ...]) -> Array:
-        """Standard normal draws for each example."""
+        """Independent standard normal values for each example."""
 
     def uniform(self, use: int) -> Array:
-        """Uniform on [0, 1) for each example, and stratified: spread evenly over the batch."""
+        """One value in [0, 1) for each example, stratified: spread evenly over the batch."""
 
 
-# (rng) → diffusion times t [batch] in [0, 1), and 1/q(t) of the density q that they have.
+# rng → diffusion times t [batch] in [0, 1), and 1/q(t), where q is the density that t is drawn from.
 DrawTimes = Callable[[Random], tuple[Float[Array, "batch"], Float[Array, "batch"]]]
 
 
 class Denoising(NamedTuple):
-    """What the diffusion term of one draw is made of: ½ w(t)/q(t) ‖target − ε̂(z_t)‖².
+    """The parts of the diffusion term of one draw, ½ w(t)/q(t) ‖target − ε̂(z_t)‖².
 
     Attributes:
-      t: the time, with the density q.
+      t: the diffusion time, drawn from the density q.
       time_weight: 1/q(t).
-      gamma: γ(t), of each example or of each value.
-      weight: w(t) like γ: γ'(t) in continuous time, T (e^{γ_t − γ_s} − 1) in a chain of T steps.
-      x: the data in [−1, 1], or the latent that stands for them.
+      gamma: γ(t), one value for each example or one for each value of an image.
+      weight: w(t), of the shape of γ: γ'(t) in continuous time, T (e^{γ_t − γ_s} − 1) in a chain of T steps.
+      x: the data in [−1, 1], or the latent that is diffused in their place.
       eps: the noise ε in z_t.
       z_t: α x + σ ε.
       target: the noise that ε̂ is to predict: ε, unless the encoder is learned.
       eps_hat: ε̂(z_t).
-      denoiser: ε̂ of this draw as a function of z, with the same γ, condition and dropout.
-      rng: for what a loss draws itself, by a use of its own (randomness.PROBE).
+      denoiser: ε̂ as a function of z, with the γ, condition and dropout of this draw.
+      rng: for random numbers that an objective needs (randomness.PROBE).
     """
 
     t: Float[Array, "batch"]
@@ -73,13 +73,14 @@ class Denoising(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """One draw of the ELBO for each image of a batch. It holds a function, so that what leaves a jitted
-    function is some of it.
+    """One draw of the ELBO for each image of a batch.
+
+    `denoising` holds a function, so a jitted function returns `terms` or other parts, never the whole Draw.
 
     Attributes:
-      terms: name of each term to nats; their sum is the negative ELBO, or the exact negative log-likelihood
-        of a model with Ability.EXACT.
-      denoising: what else a loss may want of a model with Ability.TIME; None of any other.
+      terms: nats of each term by its name. Their sum is the negative ELBO, or for a model with
+        Ability.EXACT the exact negative log-likelihood.
+      denoising: with Ability.TIME, the parts of the diffusion term, for objectives; otherwise None.
     """
 
     terms: Terms
@@ -87,20 +88,20 @@ class Draw(NamedTuple):
 
 
 class Latents(NamedTuple):
-    """The latents z_1 … z_T of a model, one above the other, for a codec: q(z_1|x), q(z_t|z_{t−1}),
-    p(x|z_1), p(z_{t−1}|z_t), p(z_T). All Gaussians are diagonal; t counts from 1, and may be traced.
+    """The chain of latents z_1 … z_T of a model, for a codec: q(z_1|x), q(z_t|z_{t−1}), p(x|z_1),
+    p(z_{t−1}|z_t) and p(z_T). All Gaussians are diagonal. t counts from 1, and may be traced.
 
     Attributes:
       timesteps: T.
-      shape: of a latent.
+      shape: the shape of a latent.
       q_1: (params, batch) → q(z_1|x).
       q: (params, t, z_{t−1}) → q(z_t|z_{t−1}), t ≥ 2.
-      p: (params, t, z_t, batch, keys=None) → p(z_{t−1}|z_t), t ≥ 2; of the batch it reads what the model is
-        conditioned on, and not the images; with keys of each example, there is dropout.
+      p: (params, t, z_t, batch, keys=None) → p(z_{t−1}|z_t), t ≥ 2. It reads the labels of the batch, not the
+        images. With a key for each example, there is dropout.
       prior: (params) → p(z_T).
-      logits: (params, z_1) → those of p(x|z_1), [batch, *image, vocab_size].
-      deviations: (params) → the smallest standard deviation of each z_t under q and p, [T, *#shape], or what
-        may stand for it where that is learned.
+      logits: (params, z_1) → the logits of p(x|z_1), [batch, *image, vocab_size].
+      deviations: (params) → the smallest standard deviation of each z_t under q and p, [T, *#shape], or an
+        estimate of it where it is learned.
     """
 
     timesteps: int
@@ -114,14 +115,15 @@ class Latents(NamedTuple):
 
 
 class Stages(NamedTuple):
-    """How a model with Ability.EXACT gives the values of an image, for a codec: in stages, of which each is
-    given by those before it.
+    """The values of an image in the order in which a model with Ability.EXACT predicts them, for a codec.
+
+    The values of one stage are independent given those of the stages before it.
 
     Attributes:
-      places: of the values of each stage, in raster order: row, column, channel.
-      start: (params, batch) → what is carried into the first stage; it does not read the images.
-      logits: (params, carried, places, levels [batch, values], of which those of later stages are not read)
-        → [batch, len(places), vocab_size], and what is carried on.
+      places: for each stage, the indices of its values in raster order: row, column, channel.
+      start: (params, batch) → the state before the first stage. It does not read the images.
+      logits: (params, state, places, levels [batch, values]) → [batch, len(places), vocab_size], and the next
+        state. It does not read the levels of this stage or of later ones.
     """
 
     places: Sequence[Any]
@@ -130,15 +132,16 @@ class Stages(NamedTuple):
 
 
 class Flow(NamedTuple):
-    """The probability-flow ODE of the images of a batch, of one random point of each.
+    """The probability-flow ODE, from one random point for each image of a batch.
 
     Attributes:
-      z: where it starts, [batch, *latent].
-      ends: γ there and γ_1; or with a `curve` the times 0 and 1.
+      z: the starting points, [batch, *latent].
+      ends: γ at the start, and γ_1; with a `curve`, the times 0 and 1.
       eps_hat: (z, γ, given) → ε̂.
-      given: a tree of arrays of each example.
-      curve: (time, given of one example) → γ of each value; None where all have one γ.
-      nats: with log p(z) of the flow they make log p(x, …)/q(…|x), whose exponential has the mean p(x).
+      given: what ε̂ is conditioned on: a pytree of arrays with a leading batch axis.
+      curve: (time, given of one example) → γ of each value; None where all values share one γ.
+      nats: the sum of this and of the flow's log p(z) is log p(x, …)/q(…|x), whose exponential has the mean
+        p(x).
     """
 
     z: Array
@@ -150,7 +153,7 @@ class Flow(NamedTuple):
 
 
 class Ability(enum.Enum):
-    """What not every model can do; the text completes "which needs …"."""
+    """What some models can do and others cannot. Each text completes the message "which needs …"."""
 
     EXACT = "a likelihood in closed form"
     TIME = "a model that draws a diffusion time"
@@ -165,7 +168,7 @@ class Ability(enum.Enum):
 
 
 def check_needs(name: str, needs: Any) -> None:
-    """Raises UserError where what a component needs is no set of Ability."""
+    """Raises UserError unless `needs`, of the component `name`, is a set of Ability."""
     wrong = [] if isinstance(needs, frozenset | set) else [needs]
     wrong += [] if wrong else [one for one in needs if not isinstance(one, Ability)]
     require(
@@ -179,13 +182,13 @@ def check_needs(name: str, needs: Any) -> None:
 class Model(Component):
     """A generative model of images.
 
-    The first block of methods is every model's; each of the second belongs to the abilities that its
-    docstring names.
+    Every model has the methods down to `roles`. Of those below, a model defines the ones whose docstrings
+    begin with an ability that it has.
     """
 
     @classmethod
     def build(cls, section: Any, spec: Spec) -> "Model":
-        """The model that a section config.model describes, for images as `spec` has them.
+        """The model that the section config.model describes, for images of the shape and levels of `spec`.
 
         Raises:
           UserError: a field has a value that is not accepted.
@@ -194,22 +197,22 @@ class Model(Component):
 
     @property
     def abilities(self) -> frozenset[Ability]:
-        """What it can do that not every model can."""
+        """The abilities of this model."""
         return frozenset()
 
     @property
     def given_label(self) -> bool:
-        """Whether its likelihood is that of an image given its label."""
+        """Whether the likelihood is p(x|label), not p(x)."""
         return False
 
     @property
     def takes_label(self) -> bool:
-        """Whether it is conditioned on labels, in whatever way they count in its likelihood."""
+        """Whether the model reads labels, whether or not its likelihood is p(x|label)."""
         return self.given_label
 
     @property
     def heavy(self) -> bool:
-        """Whether one step of training takes seconds on a CPU, so that a call takes one step alone."""
+        """Whether a training step takes seconds on a CPU, so that several steps in one call gain nothing."""
         return False
 
     def init(self, key: Array, batch: Batch) -> Params:
@@ -217,19 +220,20 @@ class Model(Component):
         raise NotImplementedError
 
     def fit(self, split: Split) -> Params:
-        """Those parameters that start as the training images give them in closed form: none."""
+        """Parameters that are fitted in closed form to the training images, before the first step; by default
+        none."""
         return {}
 
     def verify(self, params: Params) -> None:
-        """Measures, in a fraction of a second, whether its components are what they say.
+        """Checks in a fraction of a second that the components have the properties that they claim.
 
         Raises:
-          UserError: one is not; the line says what is wrong.
+          UserError: one has not; the message says which, and what was measured.
         """
 
     @property
     def times(self) -> Any:
-        """TIME: how training draws diffusion times (diffusion.times.Times); None of any other model."""
+        """TIME: how training draws diffusion times (diffusion.times.Times); None for other models."""
         return None
 
     def draw(
@@ -238,20 +242,20 @@ class Model(Component):
         """One draw of the ELBO.
 
         Args:
-          train: whether there is dropout.
-          times: of a model with Ability.TIME, how to draw the diffusion times; None for uniform ones,
-            stratified over the batch. The choice changes only the variance of the diffusion term.
+          train: whether to apply dropout.
+          times: with Ability.TIME, how to draw the diffusion times; None for uniform times, stratified over
+            the batch. The choice changes the variance of the diffusion term, not its mean.
         """
         raise NotImplementedError
 
     def sample(
         self, params: Params, rng: Random, batch: Batch
     ) -> UInt8[Array, "batch height width channels"]:
-        """Samples, under the labels of `batch` where the model is conditioned on them."""
+        """Samples; a model that is conditioned on labels takes those of `batch`."""
         raise NotImplementedError
 
     def roles(self, params: Params) -> PyTree[Role]:
-        """What each parameter is to the optimiser."""
+        """How the optimiser treats each parameter."""
         return alike(params, Role())
 
     def log_weight(self, params: Params, rng: Random, batch: Batch) -> Float[Array, "batch"]:
@@ -262,44 +266,44 @@ class Model(Component):
     def sample_and_log_weight(
         self, params: Params, rng: Random, batch: Batch
     ) -> tuple[UInt8[Array, "batch height width channels"], Float[Array, "batch"]]:
-        """LOG_WEIGHT: images x drawn from the model together with their latents z, and log p(x, z)/q(z|x) of
-        these, nats. Here z is an exact draw of p(z|x), so that the mean of the logarithm is at least
-        log p(x) (Grosse et al. 2015)."""
+        """LOG_WEIGHT: images x and latents z drawn from the model, and log p(x, z)/q(z|x) of each, nats.
+        Given x, this z is an exact draw from p(z|x), so that the mean of the logarithm is at least log p(x)
+        (Grosse et al. 2015)."""
         raise NotImplementedError
 
     @property
     def flow_kinds(self) -> Sequence[str]:
-        """FLOW: how its ODE can start; the last is the one that takes importance weights."""
+        """FLOW: the ways in which the ODE can start; importance weights use the last."""
         raise NotImplementedError
 
     def flow(self, params: Params, rng: Random, batch: Batch, kind: str) -> Flow:
-        """FLOW: the ODE of the images; `kind` is one of `flow_kinds`."""
+        """FLOW: the ODE of a batch of images; `kind` is one of `flow_kinds`."""
         raise NotImplementedError
 
     def latents(self, timesteps: int) -> Latents:
-        """CODE, without EXACT: its latents; of a chain of so many steps, where any depth is possible."""
+        """CODE, without EXACT: the chain of latents; of T = `timesteps`, if the model can have any depth."""
         raise NotImplementedError
 
     @property
     def stages(self) -> Stages:
-        """CODE and EXACT: the stages of its values."""
+        """CODE and EXACT: the order in which the values of an image are predicted."""
         raise NotImplementedError
 
     @property
     def depth(self) -> int | None:
-        """T of its chain, 0 for T → ∞; None where the model is no chain of any depth."""
+        """T, with 0 for T → ∞; None if the model cannot have any depth."""
         return None
 
     def at_depth(self, timesteps: int) -> "Model":
-        """Of a model with a `depth`: the same as a chain of so many steps; 0 for T → ∞."""
+        """With a `depth`: the same model with T = `timesteps`; 0 for T → ∞."""
         raise NotImplementedError
 
     def with_schedule(self, change: Callable[[Any], Any]) -> "Model":
-        """INTERIOR: the same with `change` of its noise schedule in place of it."""
+        """INTERIOR: the same model with the noise schedule that `change` returns for its own."""
         raise NotImplementedError
 
     def gamma(self, params: Params, t: Float[Array, "*times"], condition: Array | None = None) -> Array:
-        """DENOISER: γ at times t: of the same shape, or with the axes of an image behind."""
+        """DENOISER: γ at times t, of the shape of t, or with the axes of an image after them."""
         raise NotImplementedError
 
     def eps_hat(
@@ -310,23 +314,24 @@ class Model(Component):
         condition: Array | None,
         dropout_keys: Array | None = None,
     ) -> Array:
-        """DENOISER: ε̂(z_t, γ), like z_t [batch, height, width, channels]; γ is [batch], or like z_t."""
+        """DENOISER: ε̂(z_t, γ), of the shape of z_t [batch, height, width, channels]; γ is [batch] or of the
+        shape of z_t."""
         raise NotImplementedError
 
     def condition_of(self, batch: Batch) -> Float[Array, "batch size"] | None:
-        """DENOISER: what the network is conditioned on in addition to γ; None for nothing."""
+        """DENOISER: what the network is conditioned on besides γ; None for nothing."""
         raise NotImplementedError
 
     def x_hat(
         self, params: Params, rng: Random, batch: Batch, t: Float[Array, ""]
     ) -> Float[Array, "batch height width channels"]:
-        """DENOISER: x̂(z_t) of the images of a batch at one time, z_t drawn, in [−1, 1]."""
+        """DENOISER: x̂(z_t) in [−1, 1], for a z_t that is drawn at time t from the images of a batch."""
         raise NotImplementedError
 
 
 def check_draw(model: Model, draw: Any, batch: int) -> None:
-    """Raises UserError where a model's draw is none of its batch: terms that are no nats of each example, or
-    an ε̂ that is not like z_t."""
+    """Raises UserError unless each term of a model's draw has one value for each example of the batch, and ε̂
+    has the shape of z_t."""
     name = f"model {type(model).__name__}"
     require(
         isinstance(draw, Draw) and draw.terms,
@@ -359,5 +364,5 @@ def _kind(value: Any) -> str:
 
 
 def bits_per_dim(nats: Any, shape: tuple[int, ...]) -> Any:
-    """Nats per example to bits per dimension, a dimension being one of the values of `shape`."""
+    """Nats per example as bits per dimension; each value of an array of `shape` is a dimension."""
     return nats / (math.prod(shape) * math.log(2.0))

@@ -1,7 +1,7 @@
-"""What training minimises, made of one draw of the ELBO. Evaluation never sees it.
+"""What training minimises, a function of one draw of the ELBO. Evaluation does not use it.
 
-A new objective is a class that derives from Objective; examples/huber.py, and examples/log_variance.py with
-parameters of its own.
+A new objective is a class that derives from Objective, as in examples/huber.py, or with trained parameters in
+examples/log_variance.py.
 """
 
 import dataclasses
@@ -18,12 +18,12 @@ from vdm.parameters import Role, alike
 
 @dataclasses.dataclass(frozen=True)
 class Objective(Component):
-    """What is minimised.
+    """What training minimises.
 
     Attributes:
-      needs: what the model must be able to do.
-      is_elbo: whether what it minimises equals the negative ELBO; its gradient may be another.
-      timed: those of its terms that were drawn at one time, for times that adapt to them.
+      needs: the abilities that the model must have.
+      is_elbo: whether its value is the negative ELBO, even if its gradient is not.
+      timed: the names of its terms that depend on the diffusion time, for times that adapt to the loss.
     """
 
     needs: ClassVar[frozenset[Ability]] = frozenset()
@@ -31,24 +31,23 @@ class Objective(Component):
     timed: ClassVar[tuple[str, ...]] = ("diffusion",)
 
     def __call__(self, params: Params, draw: Draw) -> Terms:
-        """Each term that is minimised, nats per example: their sum's mean over the batch is the loss.
+        """The terms of the loss, nats per example. The loss is the mean over the batch of their sum.
 
         Args:
-          params: those of `init`.
+          params: the parameters from `init`.
         """
         raise NotImplementedError
 
     def init(self, key: Array, batch: Batch) -> Params:
-        """Fresh parameters of its own, trained with those of the model and never part of it; None for
-        none."""
+        """Initial values of its own parameters, which are trained with the model's; None if it has none."""
         return None
 
     def roles(self, params: Params) -> PyTree[Role]:
-        """What each of these is to the optimiser."""
+        """How the optimiser treats each of these parameters."""
         return alike(params, Role(decayed=False))
 
     def draw(self, model: Model, params: Params, rng: Random, batch: Batch, times: DrawTimes | None) -> Draw:
-        """The draw that it is made of, in training."""
+        """The draw that it is computed from, in training."""
         return model.draw(params, rng, batch, True, times)
 
 

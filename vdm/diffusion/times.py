@@ -1,7 +1,7 @@
 """Diffusion times: independent, stratified, or drawn more often where the loss varies more.
 
-Whatever density q they have, the mean of L(t)/q(t) over a batch estimates ∫ L(t) dt; what differs is the
-noise. Evaluation draws times of its own, so that all these are judged alike.
+For every density q, the mean of L(t)/q(t) over a batch is an unbiased estimate of ∫ L(t) dt; its variance
+depends on q. Evaluation draws its own times, the same for all of these.
 """
 
 import dataclasses
@@ -16,28 +16,28 @@ from vdm.runtime import randomness
 
 PerExample = Float[Array, "batch"]
 
-PARTS = 40  # equal parts of [0, 1) that a loss is watched in
+PARTS = 40  # equal parts of [0, 1), for each of which the loss is recorded
 _DECAY = 0.995
-_TRUST = {"doubt": 0.2, "uniform": 0.03}  # in training, where gradients matter more than the worst weight
+_TRUST = {"doubt": 0.2, "uniform": 0.03}  # in training, gradients matter more than the largest weight
 
 
 @dataclasses.dataclass(frozen=True)
 class Times(Component):
-    """How training draws diffusion times. One of your own defines `draw`; examples/beta_times.py."""
+    """How training draws diffusion times. A new one defines `draw`, as in examples/beta_times.py."""
 
     def draw(self, rng: Random, state: PyTree) -> tuple[PerExample, Float[Array, "*#batch"]]:
-        """A time t in [0, 1) for each example, and 1/q(t) of their density q."""
+        """A time t in [0, 1) for each example, and 1/q(t), where q is the density of t."""
         raise NotImplementedError
 
     def init(self) -> PyTree:
-        """What is remembered of the losses before the first step; None where nothing is."""
+        """The state before the first step; None if the density does not adapt."""
         return None
 
     def observe(self, t: PerExample, loss: PerExample) -> PyTree:
-        """Of a batch, what `remember` adds up over devices.
+        """Statistics of a batch, which are summed over devices and passed to `remember`.
 
         Args:
-          loss: what is minimised at each time, nats, as it would be under the density 1.
+          loss: the loss at each time, nats, without the factor 1/q(t).
         """
         raise NotImplementedError
 
@@ -56,7 +56,7 @@ class Stratified(Times):
 
 @dataclasses.dataclass(frozen=True)
 class IID(Times):
-    """Uniform, and independent of each other."""
+    """Uniform and independent."""
 
     def draw(self, rng, state):
         return jax.vmap(jax.random.uniform)(rng.keys(randomness.TIME)), jnp.ones(())
@@ -64,8 +64,7 @@ class IID(Times):
 
 @dataclasses.dataclass(frozen=True)
 class Importance(Stratified):
-    """Stratified, and more of them where the loss varies more, as measured over about the last 200
-    steps."""
+    """Stratified, and denser where the loss varies more, as measured over about the last 200 steps."""
 
     def draw(self, rng, state):
         u, _ = super().draw(rng, state)
@@ -82,7 +81,7 @@ class Importance(Stratified):
 
 
 def distributed(cdf: Float[Array, "parts_and_one"]) -> DrawTimes:
-    """Stratified times, distributed as `warp` has them."""
+    """Stratified times with the distribution function `cdf`, as in `warp`."""
 
     def draw(rng):
         return warp(rng.uniform(randomness.TIME), cdf)
@@ -96,11 +95,11 @@ def warp(
     """Times with a piecewise constant density q on k equal parts of [0, 1).
 
     Args:
-      u: times with the density 1.
-      cdf: the distribution of q at 0, 1/k, …, 1; increasing from 0 to 1.
+      u: uniform times.
+      cdf: the distribution function of q at 0, 1/k, …, 1; increasing from 0 to 1.
 
     Returns:
-      t = cdf⁻¹(u) and 1/q(t): E_u[f(t)/q(t)] = ∫ f(t) dt for any f and cdf.
+      t = cdf⁻¹(u) and 1/q(t), so that E_u[f(t)/q(t)] = ∫ f(t) dt for all f.
     """
     parts = cdf.shape[0] - 1
     part = jnp.clip(jnp.searchsorted(cdf, u, side="right") - 1, 0, parts - 1)
@@ -109,10 +108,10 @@ def warp(
 
 
 def moments(t: Float[Array, "batch"], loss: Float[Array, "batch"]) -> Float[Array, "3 parts"]:
-    """How many times fell into each part, and the sums of their losses and squares.
+    """For each part of [0, 1): the number of times, the sum of their losses, and of the squared losses.
 
     Args:
-      loss: what each time's loss would be under the density 1.
+      loss: the loss at each time, without the factor 1/q(t).
     """
     part = jnp.clip(jnp.floor(t * PARTS).astype(jnp.int32), 0, PARTS - 1)
     powers = jnp.stack([jnp.ones_like(loss), loss, jnp.square(loss)])
@@ -122,17 +121,17 @@ def moments(t: Float[Array, "batch"], loss: Float[Array, "batch"]) -> Float[Arra
 def cdf(
     moments: Float[Array, "3 parts"], doubt: float = 5.0, uniform: float = 0.1
 ) -> Float[Array, "parts_and_one"]:
-    """How times are best distributed, for `warp`.
+    """The distribution function of times, for `warp`, that minimises the variance of the loss.
 
-    The variance of a stratified estimate is least where times have a density in proportion
-    to the standard deviation of what is averaged (Neyman 1934). A part's variance is estimated
-    from its own draws, and with the weight of `doubt` draws from those of all parts.
+    The variance of a stratified estimate is least if the density of times is proportional to the standard
+    deviation of the loss (Neyman 1934). The variance of a part is estimated from its own losses, and the mean
+    variance of all parts counts as `doubt` further losses.
 
     Args:
-      moments: as `moments` gives them, or sums of such.
-      doubt: how many draws.
-      uniform: share of the times that stay uniform, so that no weight 1/q is above 1/uniform. More of both is
-        safer, and draws more times where there is next to no gradient: on photographs 40% of t.
+      moments: from the function `moments`, or sums of several.
+      doubt: a number of losses.
+      uniform: share of the times that stays uniform, so that no weight 1/q exceeds 1/uniform. Larger values
+        of both are safer, but draw more times where there is almost no gradient: on photographs 40% of t.
     """
     count, total, square = moments
     some = jnp.maximum(count, 1e-6)

@@ -36,22 +36,22 @@ class OfNoise(Objective):
 class Weighted(OfNoise):
     """The diffusion term times w(λ), λ = −γ the log SNR; the other terms as they are.
 
-    Where w does not fall in t (all but edm) this is, up to a constant, the ELBO of images with noise added,
-    averaged over how much (Kingma & Gao 2023, sec. 3). The constant is the prior term, whose weight would be
-    w(γ_1): that is why the images themselves must be diffused, between ends that are not learned.
+    If w does not decrease in t (all but edm), the loss is, up to a constant, the mean of the ELBOs of noisy
+    images over a distribution of noise levels (Kingma & Gao 2023, sec. 3). The constant is the prior term,
+    whose weight would be w(γ_1). The images themselves must therefore be diffused, with fixed end points.
 
       sigmoid        w = sigmoid(shift − λ)
       edm            w ∝ N(λ; 2.4, 2.4²) (e^−λ + 0.5²), at most 1 (Karras et al. 2022)
-      edm_monotone   the same, but 1 for all λ below where it is 1
+      edm_monotone   the same, but 1 for all λ below the maximum
       flow_matching  w = e^{−λ/2}
-      soft_truncation  w = P(τ ≤ time of σ²) of a τ with a density in proportion to 1/τ between 1e-5 and 1:
-                     the mean over τ of the ELBO from the time τ on (Soft Truncation: Kim et al. 2022, theorem
-                     1; they draw one τ for each batch). Times are those of their process, in which
+      soft_truncation  w = P(τ ≤ time of σ²), where the density of τ is proportional to 1/τ between 1e-5 and
+                     1: the mean over τ of the ELBO from time τ on (Soft Truncation: Kim et al. 2022, theorem
+                     1, who draw one τ for each batch). In the times of their process,
                      −log(1 − σ²) = 0.1 τ + ½ (20 − 0.1) τ²
 
     Attributes:
-      weighting: w: sigmoid, edm_monotone, edm, flow_matching or soft_truncation.
-      shift: of the weighting sigmoid.
+      weighting: the name of w: sigmoid, edm_monotone, edm, flow_matching or soft_truncation.
+      shift: the shift of w = sigmoid.
     """
 
     weighting: str = "sigmoid"

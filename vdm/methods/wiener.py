@@ -1,9 +1,9 @@
 """The Gaussian of the data's mean and stationary covariance, and its denoiser in closed form (Wiener 1949).
 
-Images are taken to be stationary, with mirrors at their edges: then the cosine transform makes their
-frequencies independent of each other, and what is left of the covariance is one small matrix a frequency, of
-the channels. That is a model of whole images with a few thousand numbers, and of z_t = α x + σ ε it
-knows the posterior of x, which is where a network may start.
+Images are assumed to be stationary, and mirrored at their edges. Then the frequencies of the cosine transform
+are independent, and the covariance is one small matrix over the channels for each frequency. This is a model
+of whole images with a few thousand numbers. It has a closed form for the posterior of x given
+z_t = α x + σ ε, from which a network can start.
 """
 
 import dataclasses
@@ -29,10 +29,10 @@ LOG_RATIO = (-8.0, 4.0)  # of variances, beyond which exp would run away
 
 @dataclasses.dataclass(frozen=True)
 class Wiener(Parameterisation):
-    """The network's output (a, b) changes the posterior N(m, v) of each value that the Gaussian has to
-    N(m + √v a, v e^b). x̂ is its mean over the levels. An output of zero is right where the data are Gaussian.
+    """The Gaussian's posterior of each value, N(m, v), becomes N(m + √v a, v e^b) by the network's output
+    (a, b), and x̂ is its mean over the levels. For Gaussian data, the output zero is optimal.
 
-    Its parameter "gaussian" is the Gaussian, fitted to the training images and not trained.
+    The parameter "gaussian" is fitted to the training images, and not trained.
     """
 
     of_levels: ClassVar[bool] = True
@@ -59,11 +59,11 @@ class Wiener(Parameterisation):
 @dataclasses.dataclass(frozen=True)
 class LeaveOneOut(Wiener):
     """The Gaussian predicts each value x_i from all other values of z_t: N(m, s²). The network's output
-    (a, b) changes this prediction to N(m + s a, s² e^b). Times p(z_i|x_i), it is the posterior of x_i, and
-    x̂ is the posterior's mean over the levels.
+    (a, b) changes this prediction to N(m + s a, s² e^b). The product with p(z_i|x_i) is the posterior of x_i,
+    up to a constant, and x̂ is the posterior's mean over the levels.
 
-    What the network has to learn is the prediction of a value from its surroundings, which hardly depends on
-    γ. To change the posterior itself, as Wiener does, is harder: at low noise both outputs are small.
+    The network thus learns to predict a value from its surroundings, which hardly depends on γ. Changing the
+    posterior itself, as Wiener does, is harder to learn, as both outputs are small at low noise.
     """
 
     def eps_hat(self, net, z_t, gamma, params, vocab_size):
@@ -77,12 +77,12 @@ class LeaveOneOut(Wiener):
 
 
 class Stationary(NamedTuple):
-    """What `fit` finds in the data, for x in [−1, 1].
+    """Mean and stationary covariance of x in [−1, 1].
 
     Attributes:
-      mean: of each channel.
-      variance: of each frequency, along the axes of `basis`.
-      basis: of each frequency, the channels' principal axes; one a column.
+      mean: the mean of each channel.
+      variance: for each frequency, the variances along the axes of `basis`.
+      basis: for each frequency, the principal axes of the channels, as columns.
     """
 
     mean: Float[Array, "channels"]
@@ -91,7 +91,7 @@ class Stationary(NamedTuple):
 
 
 class Normal(NamedTuple):
-    """A normal distribution of each value of x."""
+    """A normal distribution for each value of x."""
 
     mean: Image
     variance: Image | Gamma
@@ -107,8 +107,8 @@ def unit(shape: tuple[int, int, int]) -> Stationary:
 def fit(split: Split, shape: tuple[int, int, int], vocab_size: int) -> Stationary:
     """The maximum-likelihood fit to the images of a split, in one pass over it.
 
-    That of the mirror images as well is the same: mirrored, a frequency changes no more than its sign. No
-    variance is taken to be below (2/V)²/12, that of the rounding to levels.
+    Adding the mirror images would not change it, since mirroring changes only the signs of frequencies. No
+    variance is set below (2/V)²/12, the variance of rounding to levels.
     """
     height, width, channels = shape
     mean, square = np.zeros(channels), np.zeros((height, width, channels, channels))
@@ -116,7 +116,7 @@ def fit(split: Split, shape: tuple[int, int, int], vocab_size: int) -> Stationar
         frequencies = _frequencies(x)
         mean += frequencies[:, 0, 0].sum(axis=0) / split.size
         square += np.einsum("nijc,nijd->ijcd", frequencies, frequencies, optimize=True) / split.size
-    square[0, 0] -= np.outer(mean, mean)  # a mean that is the same everywhere is of frequency 0 alone
+    square[0, 0] -= np.outer(mean, mean)  # a constant mean has frequency 0 only
     mean /= np.sqrt(height * width)
     variance, basis = np.linalg.eigh(square)
     floor = (2.0 / vocab_size) ** 2 / 12.0
@@ -137,7 +137,7 @@ def _frequencies(x):
 
 
 def cosines(size: int) -> Float[np.ndarray, "size size"]:
-    """The orthonormal cosine transform (DCT-II) as a matrix, a frequency a row."""
+    """The orthonormal cosine transform (DCT-II) as a matrix with one row for each frequency."""
     frequency, place = np.arange(size)[:, None], np.arange(size)[None] + 0.5
     rows = np.sqrt(2.0 / size) * np.cos(np.pi * frequency * place / size)
     rows[0] /= np.sqrt(2.0)
@@ -152,9 +152,10 @@ def observation(z_t: Image, gamma: Gamma) -> Normal:
 def posterior(of: Stationary, z_t: Image, gamma: Gamma) -> tuple[Normal, Normal]:
     """p(x_i|z_t), and p(x_i|z_t without z_i), for each value i.
 
-    Along each axis of variance λ, the posterior's mean is shrunk by α² λ/(α² λ + σ²), and its variance v is
-    λ σ²/(α² λ + σ²). Without z_i the precision of x_i is 1/v − α²/σ². With ρ = 1 − v α²/σ², which along an
-    axis is σ²/(α² λ + σ²), the variance is v/ρ and the mean m + (m − z_i/α) (1 − ρ)/ρ.
+    Along an axis of variance λ, the posterior's mean is z_t/α times α² λ/(α² λ + σ²), and its variance is
+    λ σ²/(α² λ + σ²). If a value has the posterior mean m and variance v, leaving out z_i changes its
+    precision to 1/v − α²/σ². With ρ = 1 − v α²/σ², a mean over the axes of σ²/(α² λ + σ²), the variance is
+    then v/ρ, and the mean m + (m − z_i/α) (1 − ρ)/ρ.
     """
     alpha, sigma = (process.over_pixels(of_gamma(gamma)) for of_gamma in (process.alpha, process.sigma))
     noisy = jnp.square(alpha) * of.variance + jnp.square(sigma)
@@ -176,13 +177,13 @@ def posterior(of: Stationary, z_t: Image, gamma: Gamma) -> tuple[Normal, Normal]
 def _over_axes(image, rows, columns):
     """A matrix product along the rows and one along the columns of each channel.
 
-    As products of whole images of one channel: XLA's GPU backend cannot compile that of one axis of four.
+    The channel axis comes first, since XLA's GPU backend cannot compile a product over one of four axes.
     """
     by_channel = _matmul(rows, _matmul(image.transpose(0, 3, 1, 2), columns.T))
     return by_channel.transpose(0, 2, 3, 1)
 
 
-# In float32, where accelerators would round what is multiplied to 8 or 11 bits.
+# Full float32: accelerators would otherwise round the factors to 8 or 11 bits.
 _einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 _matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
@@ -190,10 +191,11 @@ _matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 def dequantised_nats(
     of: Stationary, x: Float[np.ndarray, "images height width channels"], vocab_size: int
 ) -> Float[np.ndarray, "images"]:
-    """A bound on −log p(x), in nats, of x as levels: E −log N(x + u) less the logarithm of a level's cell, in
-    which u is uniform (Theis et al. 2016, eq. 4).
+    """A bound on −log p(x), nats, for x on levels: E[−log N(x + u)] − log(2/V) for each value, with u uniform
+    over the cell of a level (Theis et al. 2016, eq. 4).
 
-    It has a closed form, as u has the variance (2/V)²/12 along each axis; the Gaussian is wider by as much.
+    It has a closed form, since u has the variance (2/V)²/12 along each axis. The Gaussian is widened by the
+    same variance.
     """
     mean, variance, basis = (np.asarray(value, np.float64) for value in of)
     rounding = (2.0 / vocab_size) ** 2 / 12.0
@@ -204,24 +206,24 @@ def dequantised_nats(
 
 
 def fixed(of: Stationary) -> Stationary:
-    """The Gaussian, which is fitted and not trained: to go back through it would cost a tenth of a training
-    step."""
+    """The Gaussian without gradients: it is not trained, and its gradient would cost a tenth of a step."""
     return jax.lax.stop_gradient(of)
 
 
 def changed(normal: Normal, output: Float[Array, "batch height width more"]) -> Normal:
-    """N(m + √v a, v e^b) of N(m, v), by a network's output (a, b)."""
+    """N(m + √v a, v e^b) for a normal distribution N(m, v) and the network's output (a, b)."""
     shift, log_ratio = jnp.split(output, 2, axis=-1)
     mean = normal.mean + jnp.sqrt(normal.variance) * shift
     return Normal(mean, normal.variance * jnp.exp(jnp.clip(log_ratio, *LOG_RATIO)))
 
 
 def features(z_t: Image, gamma: Gamma, known: Normal) -> Float[Array, "batch height width more"]:
-    """z_t as values near 1 at every γ, where z_t itself shows an image's details as small differences of
-    large numbers.
+    """Inputs of the network, with magnitudes near 1 at every γ; in z_t itself, details are small differences
+    of large numbers.
 
-    The posterior's mean; ε̂ by it; what is finer than 3 pixels in z_t, and in two octaves of the mean, in
-    units of the noise and of the posterior's standard deviation; the logarithm of that.
+    In this order: the posterior's mean; its ε̂; the details of z_t below 3 pixels, in units of the noise; two
+    octaves of details of the mean, in units of the posterior's standard deviation; the logarithm of that
+    deviation.
     """
     alpha, sigma = (process.over_pixels(of_gamma(gamma)) for of_gamma in (process.alpha, process.sigma))
     deviation = jnp.sqrt(known.variance)
@@ -242,15 +244,15 @@ def features(z_t: Image, gamma: Gamma, known: Normal) -> Float[Array, "batch hei
 
 
 def surprise(observed: Normal, prediction: Normal) -> Float[Array, "batch height width more"]:
-    """How far each value of z_t is from its prediction, in units of their standard deviation; and the
-    logarithm of the prediction's."""
+    """The distance of each value of z_t from its prediction, in units of its standard deviation; and the
+    logarithm of the prediction's standard deviation."""
     deviation = jnp.sqrt(observed.variance + prediction.variance)
     apart = jnp.arcsinh((observed.mean - prediction.mean) / deviation)
     return jnp.concatenate([apart, jnp.log(prediction.variance) / 6.0], axis=-1)
 
 
 def _blur(image):
-    """By 1, 2, 1 along both axes."""
+    """Convolves with (1, 2, 1)/4 along both axes."""
     padded = jnp.pad(image, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     rows = padded[:, :-2] + 2.0 * padded[:, 1:-1] + padded[:, 2:]
     return (rows[:, :, :-2] + 2.0 * rows[:, :, 1:-1] + rows[:, :, 2:]) / 16.0

@@ -89,8 +89,12 @@ def test_the_config_is_locked_and_complete():
 
 
 REFUSED = {
-    "type": (["--config.train.steps=many"], "config.train.steps=many", "int"),
-    "bool": ([LEARNED, f"--{FIELD}=maybe"], "learn_ends=maybe"),
+    "type": (["--config.train.steps=many"], "--config.train.steps is 'many'; accepted: a whole number."),
+    "float": (
+        ["--config.optimizer.learning_rate=x"],
+        "--config.optimizer.learning_rate is 'x'; accepted: a number.",
+    ),
+    "bool": ([LEARNED, f"--{FIELD}=maybe"], "learn_ends is 'maybe'; accepted: true or false."),
     "field": (
         ["--config.train.stepz=3"],
         "config.train.stepz is set, but there is no",

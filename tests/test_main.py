@@ -12,8 +12,12 @@ from vdm.evaluation import estimator
 BAD_FLAGS = {
     "misspelt field": ({"config.train.stepz": 3}, "config.train.stepz", "Did you mean 'steps'"),
     "misspelt group": ({"config.optimiser.clip": 1}, "config.optimiser", "Did you mean 'optimizer'"),
-    "wrong type": ({"config.train.steps": "many"}, "config.train.steps=many", "int"),
-    "misspelt flag": ({"workdri": "x"}, "--workdri", "Did you mean 'workdir'"),
+    "wrong type": (
+        {"config.train.steps": "many"},
+        "--config.train.steps is 'many'",
+        "accepted: a whole number",
+    ),
+    "misspelt flag": ({"workdri": "x"}, "--workdri is not", "Did you mean '--workdir'"),
     "unknown mode": ({"mode": "fly"}, "--mode is 'fly'", "'train', 'eval', 'sample'"),
     "no such config, alone": (only(config="configs/digit.py"), "configs/digit.py", "configs/digits.py"),
     "no such config": ({"config": "configs/digit.py"}, "configs/digit.py", "configs/digits.py"),

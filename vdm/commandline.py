@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from vdm.errors import UserError, one_line
+from vdm.errors import UserError, flag_refused
 
 _FIELD = re.compile(r"--?(?:no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
 _FILE = re.compile(r"--?config(?:=(.*))?", re.DOTALL)
@@ -83,5 +83,5 @@ def apply(raw: Mapping[str, Any], args: Sequence[str], drop_unread: bool = False
     try:
         values(line)
     except flags.Error as error:
-        raise UserError(f"{one_line(error)}.") from error
+        raise UserError(flag_refused(error)) from error
     return values.config

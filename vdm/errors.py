@@ -5,6 +5,7 @@ For each, `main` prints one line without a traceback.
 
 from collections.abc import Iterable
 import difflib
+import re
 from typing import Any
 
 
@@ -36,6 +37,23 @@ def did_you_mean(name: str, names: Iterable[Any]) -> str:
     """ " Did you mean 'x'?" with the nearest of `names`; "" if none is near."""
     near = difflib.get_close_matches(name, [str(one) for one in names], n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+# How Python and absl refuse a flag's value, and what is accepted instead.
+_ACCEPTED = {
+    "invalid literal for int": "a whole number",
+    "could not convert string to float": "a number",
+    "Non-boolean argument": "true or false",
+}
+
+
+def flag_refused(error: Exception) -> str:
+    """absl's error about a flag, as a sentence with the value and what is accepted."""
+    text = one_line(error).removesuffix(".")
+    for refusal, accepted in _ACCEPTED.items():
+        if match := re.fullmatch(rf"flag --([^=]+)=(.*): {refusal}.*", text):
+            return f"--{match[1]} is {match[2]!r}; accepted: {accepted}."
+    return f"{text}."
 
 
 def require(condition: Any, message: str) -> None:

@@ -35,7 +35,7 @@ from vdm.run import Run
 __all__ = ["Report", "Table", "cascade", "judge", "on_host", "table_of_alphas", "table_of_betas"]
 
 
-ROUNDED = 0.01  # distance to a step of a table, in steps, within which γ counts as on that step
+ROUNDED = 0.01  # tolerance, in steps of a table, for γ to count as one of its steps
 
 
 class _State(NamedTuple):

@@ -30,7 +30,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from vdm import commandline
-from vdm.errors import Failed, Stopped, UserError, did_you_mean, one_line, one_of, require
+from vdm.errors import Failed, Stopped, UserError, did_you_mean, flag_refused, one_line, one_of, require
 from vdm.runtime import cache, hosts, stop
 
 # The module and function of each mode.
@@ -121,12 +121,10 @@ def parse_flags(argv: Sequence[str]) -> None:
     try:
         rest = FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
-        names = [*FLAGS, "config"]
-        raise UserError(
-            f"--{error.flagname} is not a flag.{did_you_mean(error.flagname, names)} See --help."
-        ) from error
+        name, names = f"--{error.flagname}", [f"--{flag}" for flag in [*FLAGS, "config"]]
+        raise UserError(f"{name} is not a flag.{did_you_mean(name, names)} See --help.") from error
     except flags.Error as error:
-        raise UserError(f"{one_line(error)}. See --help.") from error
+        raise UserError(f"{flag_refused(error)} See --help.") from error
     require(not rest[1:], f"{' '.join(rest[1:])!r} is not a flag; see --help.")
 
 

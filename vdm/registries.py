@@ -45,7 +45,7 @@ KINDS: dict[str, tuple[str, dict[str, str]]] = {
             "pyramid": "vdm.nets.pyramid:Pyramid",
         },
     ),
-    # For latents, which are vectors; from vectors to vectors; and for the autoregressor.
+    # Networks of the latent VDM, of the VAEs, and of the autoregressor.
     "latent network": ("vdm.nets.network:Network", {"mlp": "vdm.nets.mlp:MLP"}),
     "vector network": ("vdm.nets.residual:Residual", {"mlp": "vdm.nets.residual:Residual"}),
     "causal network": ("vdm.nets.causal:Causal", {"transformer": "vdm.nets.causal:Causal"}),

@@ -1,4 +1,4 @@
-"""The operations of a model, by formula; and the rate of this machine in a large product."""
+"""The floating-point operations of a model, by formula; and this machine's rate in a large matrix product."""
 
 from collections.abc import Callable
 import time

@@ -1,5 +1,4 @@
-"""The estimator "codec": the length of a file to which the images are compressed and from which they
-return."""
+"""The estimator "codec": the length of a file that holds the images, checked by decompressing it."""
 
 from collections.abc import Sequence
 import dataclasses

@@ -44,7 +44,8 @@ def read(path: str) -> Checkpoint:
     """Reads a file.
 
     Raises:
-      UserError: it does not exist, is no such file, or is of a model that this code does not have.
+      UserError: the file does not exist, is not such a checkpoint, or holds a model that this code does not
+        implement.
     """
     file = pathlib.Path(path).expanduser()
     require(

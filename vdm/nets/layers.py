@@ -206,7 +206,7 @@ PRODUCT = "product"
 
 
 def remat(layer: type[nn.Module], kept: str, in_loop: bool = True) -> type[nn.Module]:
-    """The module class `layer`, which keeps the following of each call for the backward pass:
+    """The module class `layer`, which for each call keeps for the backward pass, by `kept`:
 
     none: all that autodiff keeps, except in norms and attention, which always recompute. dots: the products,
     the sums over pixels and the random bits; the rest is recomputed. block: only its input (a U-Net then has

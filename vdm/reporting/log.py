@@ -41,10 +41,8 @@ class Log:
         self._began = time.monotonic()
         self._first = first
         self._last = (self._began, first)
-        self._drawn, self._undrawn = (
-            -math.inf,
-            "",
-        )  # time of the last curve; name of a curve with newer points
+        self._drawn = -math.inf  # time of the last curve
+        self._undrawn = ""  # name of a curve with newer points
         (workdir / "samples").mkdir(exist_ok=True)
 
     def seconds(self) -> float:
@@ -74,7 +72,8 @@ class Log:
         bpd, draw_sd = bits.pop("loss"), bits.pop("draw_sd")
         now = time.monotonic()
         began, before = self._last
-        if step == before:  # a first chunk as long as the interval: no other time was measured
+        first_call = step == before  # no time but that of the call that compiled was measured yet
+        if first_call:
             began, before = self._began, self._first
         rate = (step - before) / (now - began)
         self._last = (now, step)
@@ -90,7 +89,7 @@ class Log:
         if self._bar.disable:
             print(
                 f"step {step}/{self._train.steps}  bpd {bpd:.4f}  {terms}  "
-                f"{rate:.1f} steps/s  ETA {duration(left)}",
+                f"{rate:.1f} steps/s  ETA {duration(left)}{' (compilation counted)' if first_call else ''}",
                 flush=True,
             )
         else:

@@ -56,8 +56,8 @@ def fit(
     """The grid of the variants whose cost is known, each with as many steps as the minutes allow. A variant
     that sets its number of steps keeps it.
 
-    First measures the costs of the variants `only`, or of all, that are not in budget.json of the study: so
-    all runs of a variant have the same number of steps.
+    First measures the cost of each variant in `only` (by default all) that the study's budget.json does not
+    have yet, so that all runs of a variant have the same number of steps.
 
     Raises:
       UserError: as make_trials does; or a variant cannot be trained, or not one step of it fits; or costs are

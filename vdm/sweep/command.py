@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from absl import flags, logging
 
-from vdm.errors import UserError, did_you_mean, one_line
+from vdm.errors import UserError, did_you_mean, flag_refused, one_line
 from vdm.reporting.text import print_to_pipe
 from vdm.runtime import stop
 
@@ -49,10 +49,11 @@ def parse(values: flags.FlagValues, args: Sequence[str]) -> list[str]:
     try:
         return values([sys.argv[0], *args])[1:]
     except flags.UnrecognizedFlagError as error:
-        hint = did_you_mean(error.flagname, list(values))
-        raise UserError(f"--{error.flagname} is not a flag.{hint} See --help.") from error
+        name = f"--{error.flagname}"
+        hint = did_you_mean(name, [f"--{flag}" for flag in values])
+        raise UserError(f"{name} is not a flag.{hint} See --help.") from error
     except flags.Error as error:
-        raise UserError(f"{one_line(error).removesuffix('.')}. See --help.") from error
+        raise UserError(f"{flag_refused(error)} See --help.") from error
 
 
 def refuse_others(others: Sequence[str]) -> None:

@@ -54,7 +54,7 @@ def plot_curves(
       look: by default that of the study in `out`, or Look().
 
     Raises:
-      UserError: as `read_variants` and `make_folder` do, or no run has measured anything yet.
+      UserError: in the cases of `read_variants` and `make_folder`, or if no run has measured anything yet.
     """
     found = read_variants(variants)
     every = [record for records in found.values() for record in records]

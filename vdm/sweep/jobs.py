@@ -46,7 +46,7 @@ ANYWHERE = Slot()
 
 
 def shares(count: int) -> list[Slot]:
-    """Slots for so many concurrent processes, each with its share of the cores of this machine: two processes
+    """Slots for `count` concurrent processes, each with its share of the cores of this machine: two processes
     with one core each are faster than two that compete for both. With too few cores, all slots share all."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     share = len(cores) // count

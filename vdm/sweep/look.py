@@ -80,7 +80,7 @@ def styles(names: Sequence[str], out: pathlib.Path | str) -> dict[str, dict[str,
 
 
 def style_of(place: int) -> dict[str, Any]:
-    """Colour and dashes of the variant at a place, for Matplotlib."""
+    """Colour and line style of the variant number `place`, for Matplotlib."""
     return {"color": COLOURS[place % len(COLOURS)], "ls": DASHES[place // len(COLOURS) % len(DASHES)]}
 
 

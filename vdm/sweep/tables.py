@@ -36,7 +36,7 @@ def write_table(
       caption: explains the further columns.
 
     Raises:
-      UserError: as `read_variants` and `make_folder` do.
+      UserError: in the cases of `read_variants` and `make_folder`.
     """
     found, more, out = read_variants(variants), more or {}, make_folder(out)
     terms = figures.term_names(record.final for records in found.values() for record in records)

@@ -46,7 +46,7 @@ variant."""
 VARIANCE_CAPTION = """Left: variance of one example's loss in a training batch, over images, times and noise;
 mean over seeds. Right: variance of one draw of a test image's bits/dim after training, over times and noise;
 mean over seeds and images, ± its standard error over images."""
-DRAWS = 50  # independent draws of the ELBO of each test image, for their variance
+DRAWS = 10_000  # of the ELBO, over all test images, for the variance of a draw; and as many for the density
 
 Measured = Mapping[str, Any]  # of measure()
 
@@ -103,8 +103,9 @@ def measure(folder: pathlib.Path) -> Measured:
     def one_draw(params, rng, batch, _):
         return {"nats": sum(model.draw(params, rng.alone(), batch, times=iid).terms.values())}
 
-    nats = run_passes(one_draw, config, run, DRAWS, folder.name)["nats"]
-    _, profile = make_elbo(run.model, config, run.data)(run.state.ema, 20)
+    passes = max(2, -(-DRAWS // run.data.test.size))
+    nats = run_passes(one_draw, config, run, passes, folder.name)["nats"]
+    _, profile = make_elbo(run.model, config, run.data)(run.state.ema, passes)
     columns = profile.summary(after.mean(axis=1), 0.0, shape, run.data.spec.vocab_size)
     found = {"before": before, "after": after, "per_t": columns["per_t"], "per_t_se": columns["per_t_se"]}
     found["variance"] = bits_per_dim(nats, shape).var(axis=0, ddof=1)

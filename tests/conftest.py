@@ -1,4 +1,4 @@
-"""Eight virtual CPU devices for every test, so that one process can be many devices; and tiny runs."""
+"""Eight virtual CPU devices in the process of every test, and helpers for tiny training runs."""
 
 import contextlib
 import fnmatch
@@ -12,12 +12,12 @@ import sys
 
 import pytest
 
-# Where experiments.on_gpu runs tests, they are on the device that is there.
+# experiments.on_gpu sets VDM_TESTS_ON to run tests on its device instead of the CPU.
 OTHER_DEVICE = "VDM_TESTS_ON" in os.environ
 os.environ["JAX_PLATFORMS"] = os.environ.get("VDM_TESTS_ON", "cpu")
 
-# Most programs here run once, on a few pixels, so that it costs more to optimise them than to run them. What
-# users run is fully optimised: JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests that.
+# Most programs here run once on a few pixels, so optimising them costs more than running them. Users run
+# fully optimised programs: JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests those.
 QUICK = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1"
 
 
@@ -25,8 +25,8 @@ XLA_FLAGS = os.environ.get("XLA_FLAGS", "")  # the user's own
 
 
 def xla_flags(devices):
-    """Those that are set, and of so many virtual devices. XLA's older code for fused loops compiles in half
-    the time; the XLA of JAX 0.12 has it no more, and ends at a flag that it does not know."""
+    """The user's flags and the number of virtual devices. XLA's older emitters for fused loops compile in
+    half the time; the XLA of JAX 0.12 no longer has them, and aborts on an unknown flag."""
     older = QUICK and importlib.metadata.version("jax").startswith("0.10.")
     own = f"--xla_force_host_platform_device_count={devices}" + older * " --xla_cpu_use_fusion_emitters=false"
     return f"{XLA_FLAGS} {own}"
@@ -37,16 +37,16 @@ if not OTHER_DEVICE:
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-# JAX makes millions of objects as it traces and next to no garbage among them.
+# Tracing creates millions of objects, and almost none of them is garbage.
 gc.set_threshold(100_000)
 
-# Programs that take long to compile are kept between the many processes, and between runs of the tests; to
-# write all of them costs a cold run a third of its time.
+# Programs that take long to compile are cached for other processes and later test runs. Caching all programs
+# would take a third of the time of a cold run.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
-# A run of a second or two: the digits, a tiny network, everything often.
+# A run of a second or two: the digits, a tiny network, and frequent logs, evaluations and checkpoints.
 TINY = {
     "config": "configs/digits.py",
     "config.model.net.name": "mlp",
@@ -70,13 +70,13 @@ TINY = {
     "config.sample.batch_size": 4,
 }
 
-# What the clock says in a line of metrics.jsonl.
+# Fields of a line of metrics.jsonl that depend on the clock.
 TIMING = ("seconds", "steps_per_second")
 
 
 def make_config(fields=None, file=None):
-    """The complete config of a file, or without one of the defaults, with fields set by dotted names as on
-    the command line."""
+    """The complete config of a file, or the default config, with fields set by dotted names as on the command
+    line."""
     from vdm import commandline, config
 
     raw = config.default() if file is None else config.load(str(ROOT / file))
@@ -85,7 +85,7 @@ def make_config(fields=None, file=None):
 
 @contextlib.contextmanager
 def few_devices(count=1):
-    """Shows JAX so many of the eight devices: a program for one is compiled in a fraction of the time."""
+    """Shows JAX only the first `count` devices: a program for one compiles in a fraction of the time."""
     import jax
 
     with pytest.MonkeyPatch.context() as patch:
@@ -103,7 +103,7 @@ def single():
 
 
 def command(workdir, devices=1, **flags):
-    """The command line of a tiny run, and its environment of that many virtual devices."""
+    """The command line of a tiny run, and an environment with this number of virtual devices."""
     flags = TINY | {"workdir": workdir, "cache": ROOT / ".pytest_cache" / "vdm"} | flags
     line = [sys.executable, "-m", "vdm.main"]
     line += [f"--{name}={value}" for name, value in flags.items() if value is not None]
@@ -111,20 +111,20 @@ def command(workdir, devices=1, **flags):
 
 
 def only(**flags):
-    """Flags that unset all of TINY's config but what is given, with _ for the dots."""
+    """Flags that unset the config fields of TINY and set those given, with _ for dots."""
     return {name: None for name in TINY if name.startswith("config")} | {
         name.replace("_", "."): value for name, value in flags.items()
     }
 
 
 def run(workdir, devices=1, **flags):
-    """Runs a tiny run to its end; returns the finished process with its output."""
+    """Executes a tiny run to its end; returns the finished process with its output."""
     line, env = command(workdir, devices, **flags)
     return subprocess.run(line, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 def undescribed(folder, files):
-    """The names in a folder of which FILES, of vdm/workdir.py or vdm/sweep/saved.py, says nothing."""
+    """The names in a folder that FILES (of vdm/workdir.py or vdm/sweep/saved.py) does not describe."""
     names = [name.removesuffix("/") for of in files for name in of.split(", ")]
     patterns = [re.sub("[A-Z]{2,}|…", "*", name) for name in names]
     found = sorted(path.name for path in folder.iterdir())
@@ -132,13 +132,13 @@ def undescribed(folder, files):
 
 
 def one_line(text):
-    """An error as users see it."""
+    """The text of an error, which must be one line without a traceback."""
     assert text.count("\n") == 1 and "Traceback" not in text, text
     return text
 
 
 def cli(*args):
-    """The exit code of a command, in this process."""
+    """Runs a command in this process; returns its exit code."""
     from vdm import main
 
     for flag in ("workdir", "mode", "cache", "components", "input", "output"):
@@ -149,8 +149,8 @@ def cli(*args):
 
 
 def perturbed(params, size=0.1, seed=0):
-    """Parameters as training may leave them, of which none is at zero any more; by NumPy, which needs
-    no program for each shape."""
+    """Parameters with normal noise added, so that none is zero. NumPy avoids compiling a program for each
+    shape."""
     import jax
     import numpy as np
 
@@ -178,7 +178,7 @@ def state(workdir, step=12):
 
 
 def metrics(workdir):
-    """The lines of metrics.jsonl without what the clock says."""
+    """The lines of metrics.jsonl without the fields of TIMING."""
     from vdm.reporting.metrics import read_metrics
 
     rows = read_metrics(workdir / "metrics.jsonl")

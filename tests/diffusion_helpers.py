@@ -1,4 +1,4 @@
-"""A small VDM with its parameters and a batch, and what is known without it, for tests."""
+"""Helpers for tests: a small VDM with parameters and a batch, and likelihoods computed without vdm."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ SPEC = Spec((4, 4, 1), 17, 10)
 
 
 def small(**fields):
-    """A small VDM, some fields of its config changed, and a batch of 64 random images."""
+    """(a small VDM with these config fields, its parameters, a batch of 64 random images)."""
     net = {"name": "mlp", "depth": 1, "width": 16, "fourier": 0, "dropout": 0.0}
     made = run_lib.build_model(
         make_config({f"model.net.{name}": value for name, value in net.items()} | fields), SPEC
@@ -38,9 +38,9 @@ def gaussian_kl(mean_q, var_q, mean_p, var_p):
 
 
 def brute_force(log_q, gammas, points=3001):
-    """log p(x) of each level under a chain on one value, float64, by sums over a grid of z.
+    """log p(x) of each level under a chain on one value, by sums over a grid of z in float64.
 
-    Written apart from vdm: its own posterior, denoiser and decoder, from α and σ.
+    Independent of vdm: posterior, denoiser and decoder are computed here from α and σ.
     """
     levels = np.array([(2 * v + 1) / len(log_q) - 1 for v in range(len(log_q))])
     z = np.linspace(-8.0, 8.0, points)

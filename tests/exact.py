@@ -1,4 +1,4 @@
-"""A VDM whose denoiser is exact in closed form, and data drawn from what it models."""
+"""A VDM whose denoiser is exact in closed form, and data drawn from its distribution."""
 
 import numpy as np
 
@@ -10,8 +10,8 @@ from vdm.diffusion.schedule import FixedLinear
 
 
 class Constant:
-    """A network whose output is log p(v) of each value, whatever its input: read as `categorical`
-    it is the optimal denoiser of images whose values are independent and distributed so."""
+    """A network whose output is log p(v) of each value, whatever its input. With the parameterisation
+    `categorical`, it is the optimal denoiser of images of independent values with these probabilities."""
 
     def __init__(self, log_p):
         self.log_p = log_p  # [height, width, channels, vocab_size]
@@ -62,7 +62,7 @@ def model(log_p, gamma_min, gamma_max, timesteps=0, schedule=FixedLinear):
 
 
 def split(images, vocab_size):
-    """The images as a data set."""
+    """A data set with these images as its training and its test split."""
     part = dataset.in_memory(images)
     return dataset.Data(part, part, dataset.Spec(images.shape[1:], vocab_size, 0))
 

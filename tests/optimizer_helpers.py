@@ -1,4 +1,4 @@
-"""Models whose parameters the tests of the optimisers move."""
+"""Models and parameters for the tests of the optimisers."""
 
 import functools
 
@@ -23,7 +23,7 @@ def model_of(file="configs/digits.py", **fields):
 
 
 def flat(tree):
-    """{path: leaf}, of the network's parameters without what they all begin with."""
+    """{path: leaf}, where the paths of network parameters lack their common prefix."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {"/".join(key.key for key in path).removeprefix("net/params/"): leaf for path, leaf in leaves}
 

@@ -35,7 +35,7 @@ def compressed(workdir):
 
 
 def refused(capsys, words, *args):
-    """That a command ends with 2 and one line with these words."""
+    """Asserts that a command exits with 2 and prints one line that contains these words."""
     capsys.readouterr()
     code = cli("--cache=", *args)
     line = capsys.readouterr().err
@@ -122,7 +122,7 @@ def test_configs(name, capsys, tmp_path):
 
 
 def header(width, height):
-    """A PNG that says how large it is, and has no pixels."""
+    """A PNG whose header declares this size, without pixels."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -132,7 +132,7 @@ def header(width, height):
 
 
 class Opens:
-    """What creates a file where it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path

@@ -1,4 +1,4 @@
-"""Components: which fields they have, what they refuse, and how a name finds one."""
+"""Components: their fields, the values that they refuse, and lookup by name."""
 
 import dataclasses
 import importlib
@@ -102,8 +102,8 @@ def test_one_of_ones_own_must_derive_from_the_base():
 
 @pytest.mark.parametrize("kind", component.REGISTRIES)
 def test_every_built_in_component_is_sound(kind):
-    """It derives from the base of its kind, its sections are of a kind that there is, and its fields of types
-    that a config can hold."""
+    """It derives from the base class of its kind, its sections have registered kinds, and its fields have
+    types that a config can hold."""
     registry = component.REGISTRIES[kind]
     module, _, base = registry.base.partition(":")
     base = getattr(importlib.import_module(module), base)

@@ -1,4 +1,4 @@
-"""The config: defaults, what is refused, a change of component, and config files."""
+"""The config: defaults, refused fields, a change of component, and config files."""
 
 import pytest
 
@@ -10,7 +10,7 @@ FILES = sorted(path.name for path in (ROOT / "configs").glob("*.py") if path.ste
 
 
 def raw(**sections):
-    """What a config file may set: the default with some fields."""
+    """The default config with some fields set, as in a config file."""
     c = config.default()
     for name, fields in sections.items():
         c[name].update(fields)

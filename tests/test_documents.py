@@ -1,4 +1,4 @@
-"""What README.md, CONTRIBUTING.md and docs/ name is there: files, headings, modules, flags, fields."""
+"""README.md, CONTRIBUTING.md and docs/ name only existing files, headings, modules, flags and fields."""
 
 import importlib
 import importlib.util
@@ -21,22 +21,22 @@ TEXTS = {
 BLOCK = re.compile(r"^```[\s\S]*?^```$|(?:^    .*\n)+", re.MULTILINE)  # fenced, or indented
 SPAN = re.compile(r"`([^`]+)`")
 
-# Flags of other programs than those here.
+# Flags of other programs.
 OTHERS = {"file_format", "inplace", "logdir", "requeue", "signal"}
 
 
 def code_of(text):
-    """The lines of code in a document, and the code within its sentences."""
+    """The lines of the code blocks in a document, and its inline code."""
     for block in BLOCK.findall(text):
         for line in re.sub(r"\\\n\s*", "", block).splitlines():
-            if not line.strip().startswith("error: "):  # a message, which may be of what is not there
+            if not line.strip().startswith("error: "):  # a message may name what does not exist
                 yield line.strip()
     for span in SPAN.findall(BLOCK.sub("", text)):
         yield " ".join(span.split())
 
 
 def everywhere(pattern):
-    """(document, match) of a pattern in the code of all documents."""
+    """(document, match) for each match of a pattern in the code of the documents."""
     for name, text in TEXTS.items():
         for line in code_of(text):
             for match in re.finditer(pattern, line):
@@ -44,7 +44,7 @@ def everywhere(pattern):
 
 
 def anchors(text):
-    """Those that GitHub gives the headings of a document."""
+    """The anchors that GitHub gives the headings of a document."""
     found = []
     for heading in re.findall(r"^#+ (.+)$", BLOCK.sub("", text), re.MULTILINE):
         shown = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()
@@ -72,7 +72,7 @@ def test_links_lead_somewhere(name):
 
 
 def test_the_reference_is_what_the_code_says():
-    """In a process of its own, as tests change the defaults of flags."""
+    """In a separate process, because tests change the defaults of flags."""
     line = [sys.executable, "docs/reference.py", "--check"]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -105,17 +105,17 @@ def test_make_has_the_targets():
 
 RUN = r"python -m ((?:vdm|experiments)[\w.]*)(.*)"
 FLAG = r"(?<![\w-])--(?!config\.)([a-z]\w*)"
-FIELD = r"(?:--|^|(?<=[=' ]))config\.([a-z0-9_.]+)(?![\w(])"  # in capitals, a name stands for any
+FIELD = r"(?:--|^|(?<=[=' ]))config\.([a-z0-9_.]+)(?![\w(])"  # a name in capitals is a placeholder
 
 
 def flags_of(module):
-    """The flags of a module that can be run, except for those of the config: its own, or those of a study."""
+    """The flags of a runnable module, or of the study that it runs, without the fields of the config."""
     found = importlib.import_module(module)
     if hasattr(found, "__path__"):
         found = importlib.import_module(f"{module}.__main__")
     of = found if hasattr(found, "FLAGS") else getattr(found, "study", None)
     modules = of.FLAGS.flags_by_module_dict().items() if of else ()
-    here = [flags for name, flags in modules if name.startswith(("vdm.", "experiments."))]  # and not absl's
+    here = [flags for name, flags in modules if name.startswith(("vdm.", "experiments."))]  # not absl's
     return {"config", "help", *(flag.name for flags in here for flag in flags)}
 
 
@@ -134,7 +134,7 @@ def test_flags_are_those_of_the_command():
 
 
 def known_fields():
-    """Every section and field of a config, those of the components of examples/ among them."""
+    """Every section and field of a config, including those of the components in examples/."""
     fields = {*config_lib.flat(config_lib.default())}
     paths = {}
     for path, kind, _ in config_lib.places():
@@ -160,7 +160,7 @@ def test_fields_are_those_of_a_config():
 
 
 def test_configs_take_what_the_commands_set():
-    """Each command that names a config of configs/, with the fields that it sets."""
+    """Checks each command that names a file of configs/, with the fields that it sets."""
     wrong, count = [], 0
     for name, match in everywhere(RUN + r"--config=configs/\w+\.py.*"):
         given = commandline.split(re.sub(r"\s+#.*", "", match[0]).split()[2:])

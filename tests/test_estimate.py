@@ -17,11 +17,11 @@ from vdm.runtime.randomness import QuasiRng
 
 def test_combine_by_hand():
     """Two sets of 1 and 3 passes over two images: means, spread and both errors, in bits/dim."""
-    nat = math.log(2.0) * 4  # of one bit/dim for four dimensions
+    nat = math.log(2.0) * 4  # one bit/dim in four dimensions
     sets = [(1, {"a": np.array([2.0, 4.0]) * nat}), (3, {"a": np.array([12.0, 12.0]) * nat})]
     estimate = combine(sets, (2, 2, 1))
     np.testing.assert_allclose(estimate.values["bpd"], [3.5, 4.0])
-    # One degree of freedom: Σ n (m − mean)²/passes is 0.75 and 0; over two images.
+    # One degree of freedom: Σ n (m − mean)²/passes is 0.75 for one image and 0 for the other.
     assert estimate.noise["bpd"] == pytest.approx(math.sqrt((0.75 + 0.0) / 2 / 2))
     assert estimate.se["bpd"] == pytest.approx(0.25)
     assert math.isnan(combine(sets[:1], (2, 2, 1)).noise["bpd"])
@@ -29,8 +29,8 @@ def test_combine_by_hand():
 
 @pytest.mark.parametrize("passes", [1, 4, 20])
 def test_intervals_hold_the_truth_over_new_images(passes, single):
-    """500 test sets of 100 images each, drawn from the model itself and evaluated as make_elbo does: 95%
-    intervals hold the mean over all images, which are 50,000, in 92 to 98% of them."""
+    """500 test sets of 100 images each are drawn from the model itself and evaluated as by make_elbo. The 95%
+    interval contains the mean over all 50,000 images in 92 to 98% of the sets."""
     sets, images = 500, 100
     log_p = exact.log_probabilities((2, 2, 1), 4)
     model = exact.model(log_p, -9.0, 8.0)

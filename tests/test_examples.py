@@ -122,7 +122,7 @@ def test_clipped_has_no_value_beyond_its_limit():
 
 
 def certificate_of(model, params, spec, **fields):
-    """The two rows of samples of a model."""
+    """The rows (lower bound, upper bound) of the certificate for samples of a model."""
     split = dataset.in_memory(np.zeros((2048, *spec.shape), np.uint8))
     data = dataset.Data(split, split, spec)
     run = Run(data, model, types.SimpleNamespace(step=0, ema=params))
@@ -139,7 +139,7 @@ def encloses(rows, bits):
 def test_certificate_encloses_the_entropy_of_a_tiny_vdm():
     """One value of three levels, T = 3; p(x) by the chain's transitions on a fine grid, in float64."""
     shape, levels, ends, steps = (1, 1, 1), 3, (-3.0, 3.0), 3
-    log_p = exact.log_probabilities(shape, levels) + np.array([0.0, 1.0, 0.5])  # no proper one: a wrong x̂
+    log_p = exact.log_probabilities(shape, levels) + np.array([0.0, 1.0, 0.5])  # unnormalised: changes x̂
     model = exact.model(log_p, *ends)
 
     alpha, sigma = (lambda g, sign=sign: np.sqrt(1.0 / (1.0 + np.exp(sign * g))) for sign in (1.0, -1.0))

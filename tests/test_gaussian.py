@@ -13,7 +13,7 @@ COUNT = 20_000
 
 @pytest.mark.parametrize("standard", [True, False])
 def test_kl_is_the_integral(standard):
-    """KL(q ‖ p) = ∫ q (log q − log p) of three numbers each; log_prob is SciPy's; draws have q's moments."""
+    """In three dimensions: KL(q ‖ p) = ∫ q (log q − log p), log_prob is SciPy's, draws have q's moments."""
     random = np.random.default_rng(0)
     q = gaussian.Gaussian(*random.normal(size=(2, 4, 3)).astype(np.float32))
     p = (

@@ -1,5 +1,5 @@
-"""Methods are plugged in from outside: the core names none, works without any, and nothing imports
-one but what derives from it. That imports run one way and in no circle, `make lint` checks (setup.cfg)."""
+"""Methods are plug-ins: the core names no method and works without them, and almost no other module imports
+them. `make lint` checks that imports go one way and have no cycles (setup.cfg)."""
 
 import ast
 import os
@@ -14,7 +14,7 @@ METHODS = sorted(path.stem for path in (ROOT / "vdm" / "methods").glob("[a-z]*.p
 
 
 def graph():
-    """{module: the modules of the package that it imports}."""
+    """{module: set of the modules of the package that it imports}."""
     files = {}
     for path in (ROOT / "vdm").rglob("*.py"):
         parts = path.relative_to(ROOT).with_suffix("").parts
@@ -89,7 +89,7 @@ def test_the_core_works_without_any_method(tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_nothing_else_is_gone_with_a_method(method):
-    """Of all modules, only a method that derives from it, and the judge of external models, import one."""
+    """Only methods that derive from a method, and vdm.likelihood for external models, import it."""
     users = {module for module, others in graph().items() if f"vdm.methods.{method}" in others}
     allowed = {
         "external_denoiser": {"vdm.likelihood"},

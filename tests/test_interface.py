@@ -1,4 +1,4 @@
-"""The interface for scripts gives what the modes of the command write, and takes no bad input."""
+"""The Python interface returns what the modes of the command write, and refuses bad input."""
 
 import csv
 import dataclasses
@@ -29,7 +29,7 @@ FIELDS |= {"model.schedule.name": "cosine", "eval.passes": 4}
 
 @pytest.fixture(scope="module")
 def workdir(single, tmp_path_factory):
-    """Of a run that the interface trained, and the command evaluated and exported, into its folder model/."""
+    """A run that the interface trained, and that the command sampled, evaluated and exported to W/model."""
     path = tmp_path_factory.mktemp("interface") / "W"
     vdm.train_model(vdm.config_of(ROOT / "configs" / "digits.py", **FIELDS), path)
     for mode in (("--mode=sample",), ("--mode=eval",), ("--mode=export", f"--output={path / 'model'}")):
@@ -67,7 +67,7 @@ def test_a_workdir_and_its_export_are_the_same_model(workdir, model):
 
 
 def test_an_export_is_loaded_where_its_images_are_not(workdir, model, tmp_path):
-    """But not one of an older version, which does not say what a model must know of them."""
+    """An export of an older version needs its images, because it does not describe the data set."""
     shutil.copytree(workdir / "model", tmp_path / "model")
     path = tmp_path / "model" / "config.json"
     about = json.loads(path.read_text())
@@ -100,7 +100,7 @@ def test_bits_per_dim_of_the_test_images_are_those_of_the_mode(workdir, model, d
 
 
 def test_bits_per_dim_of_images_given(model, digits):
-    """Another seed, and the mean of independent draws of the model itself, give the same within the noise."""
+    """Two seeds and the mean of independent draws of the model itself agree within the noise."""
     images = digits[0][:6]
     one, other = (model.bits_per_dim(images, passes=200, seed=seed) for seed in (0, 1))
     assert one.images == 6 and not np.array_equal(one.values["bpd"], other.values["bpd"])
@@ -132,13 +132,13 @@ def test_density_adds_up_to_the_diffusion_term(workdir, model, digits):
     np.testing.assert_allclose(found.edges, model.gamma(np.linspace(0.0, 1.0, len(found.edges))))
     diffusion = json.loads((workdir / "eval.json").read_text())["diffusion"]
     assert np.sum(found.per_gamma * np.diff(found.edges)) == pytest.approx(diffusion, rel=1e-6)
-    # That of a chain is the density of the same network in continuous time.
+    # The density of a chain is that of the same network in continuous time.
     chain = dataclasses.replace(model, model=model.model.at_depth(3))
     np.testing.assert_array_equal(chain.density(digits[0], passes=4).per_gamma, found.per_gamma)
 
 
 def test_labels_are_those_of_the_images(digits):
-    """A model that is conditioned on labels: its ELBO depends on them, and it asks for them."""
+    """The ELBO of a label-conditional model depends on the labels; images without labels are refused."""
     config = make_config(FIELDS | {"model.condition": "label"}, "configs/digits.py")
     parts = run_lib.build(config)
     params = jax.tree.map(lambda v: v + 0.1 * jax.random.normal(jax.random.key(1), v.shape), parts.init().ema)

@@ -1,4 +1,4 @@
-"""Another denoiser under the estimators: in other units, on the host, in discrete time, with mistakes."""
+"""The estimators on an external denoiser: in other units, on the host, in discrete time, with mistakes."""
 
 import dataclasses
 import functools
@@ -29,8 +29,8 @@ def gamma(t):
 
 
 class Host:
-    """The optimal denoiser of IMAGES in float64 NumPy, of data in [low, high]: x̂ is the mean of the levels
-    under p(v) N(z; α x_v, σ²), and dx̂/dz = α/σ² times their variance."""
+    """The optimal denoiser of IMAGES for data in [low, high], in float64 NumPy: x̂ is the mean of the levels
+    under p(v) N(z; α x_v, σ²), and dx̂/dz is α/σ² times their variance."""
 
     def __init__(self, low=-1.0 + 1.0 / LEVELS, high=1.0 - 1.0 / LEVELS, factor=1.0):
         self.values, self.factor = np.linspace(low, high, LEVELS), factor
@@ -80,7 +80,7 @@ def values(report, name):
     "reading, low, high, estimators", [("x", -1.0, 1.0, "ode"), ("eps", 0.0, 1.0, ""), ("v", 0.0, 3.0, "")]
 )
 def test_units_and_readings_change_nothing(reading, low, high, estimators):
-    """On the host, of data in other units, the numbers of each image are those of JAX."""
+    """A denoiser on the host, for data in other units, gives each image the same numbers as in JAX."""
     wrapped = likelihood.on_host(getattr(Host(low, high), reading))
     a = (high - low) / 2 * LEVELS / (LEVELS - 1)
     report = likelihood.judge(
@@ -128,7 +128,7 @@ def model_of(denoise):
 
 
 def test_labels_reach_the_denoiser():
-    """Each label has levels of its own: given it, the likelihood is that of these."""
+    """Each label has its own distribution of images, whose likelihood the report must find."""
     other = exact.log_probabilities(SHAPE, LEVELS, seed=5)
     images, truth = exact.images(other, 96, seed=6)
     models = [exact.model(log_p, -9.0, 8.0) for log_p in (LOG_P, other)]
@@ -189,14 +189,14 @@ BETAS = np.linspace(0.03, 0.35, 24)
 
 
 def test_a_table_is_the_chain_of_ddpm():
-    """Its terms are those of Ho et al. 2020, eq. 5 to 7, by float64 quadrature over the noise, in DDPM's
-    units; and the last two of the decoder and of the prior, with the chain's first time for its z_0."""
+    """The diffusion term is that of Ho et al. 2020, eq. 5 to 7, by float64 quadrature over the noise in
+    DDPM's units. z_0 is at the chain's first time."""
     table = likelihood.table_of_betas(BETAS)
     alphas = np.cumprod(1.0 - BETAS)
     np.testing.assert_allclose(table.values, np.log((1.0 - alphas) / alphas), rtol=1e-6)
     np.testing.assert_allclose(table.index(jnp.asarray(table.values)), np.arange(24), atol=1e-3)
     assert table.timesteps == 23
-    # A thousand steps of DDPM, in other units and back, as γ comes to a network.
+    # A thousand steps of DDPM, converted to our units and back, as a network receives γ.
     ddpm = likelihood.table_of_betas(np.linspace(1e-4, 0.02, 1_000))
     scaling = external_denoiser.Scaling.of_range(-1.0, 1.0, 256)
     steps = np.asarray(ddpm(jnp.arange(1_000) / 999.0))
@@ -229,7 +229,7 @@ def test_a_table_is_the_chain_of_ddpm():
 
 @dataclasses.dataclass
 class Mistake:
-    """A schedule's slope that is 10% too steep, as when γ' is written out by hand."""
+    """A schedule whose slope is 10% too steep, as after a mistake in a hand-written γ'."""
 
     def __call__(self, t):
         @jax.custom_jvp
@@ -292,7 +292,7 @@ def test_claims_are_told_from_the_likelihood_and_their_mistake_is_named():
     report, shape_bits = ours(), math.log2(2.0 / LEVELS)
     row = "ODE, normal dequantisation, K"
     truth = values(report, row)
-    # The entropy of ε cut off at the border of the cell, by a fine sum over the cell.
+    # The entropy of ε truncated at the border of the cell, by a fine sum over the cell.
     sigma, alpha = (1.0 / math.sqrt(1.0 + math.exp(g)) for g in (9.0, -9.0))
     border = alpha / LEVELS / sigma
     eps = (np.arange(200_000) + 0.5) / 100_000 * border - border
@@ -309,7 +309,7 @@ def test_claims_are_told_from_the_likelihood_and_their_mistake_is_named():
     ):
         found = report.claim("theirs", wrong, row)
         assert ": NO;" in found and text in found, found
-    # In the units of a denoiser whose data are a x + b, noise has another entropy: as a density of its own z.
+    # For a denoiser with data a x + b, the entropy of the noise is that of a density of its own z.
     low, high = 0.0, 1.0
     theirs = likelihood.judge(
         likelihood.on_host(Host(low, high).eps),
@@ -336,7 +336,7 @@ def test_claims_are_told_from_the_likelihood_and_their_mistake_is_named():
 
 
 def test_a_coarse_scale_that_is_counted_a_quarter_is_caught():
-    """A cascade: the mean image's two values, then four that do not depend on them, each exact."""
+    """A cascade of exact models: two values of the mean image, then eight values independent of them."""
     wide = exact.log_probabilities((2, 2, 2), LEVELS, seed=3)
     images, fine_truth = exact.images(wide, 96, seed=4)
     model = exact.model(wide, -9.0, 8.0)

@@ -1,5 +1,5 @@
-"""The programs of the paper's model lower for CUDA and for TPU, which no machine of the tests has, in the
-form that is meant for these and not in the one that is fast on a CPU."""
+"""The programs of the paper's model lower for CUDA and TPU, without such a device, and in the form meant for
+accelerators instead of the one that is fast on a CPU."""
 
 import math
 import re
@@ -22,11 +22,11 @@ from vdm.data.dataset import Data, Spec, in_memory
 from vdm.evaluation.elbo import make_elbo
 from vdm.runtime import devices
 
-PLATFORMS = {"cuda": "gpu", "tpu": "tpu"}  # and what devices.platform() says there
+PLATFORMS = {"cuda": "gpu", "tpu": "tpu"}  # {platform: value of devices.platform()}
 PROGRAMS = ("step", "evaluation", "sampler")
 
-# What a program may call that is no operation of StableHLO: how arrays lie on devices, random bits on a GPU,
-# and the inverse of the error function, which XLA expands.
+# The custom calls that a program may contain: shardings of arrays, random bits on a GPU, and the inverse
+# error function, which XLA expands.
 CALLS = {
     "Sharding",
     "SPMDFullToShardShape",
@@ -39,11 +39,12 @@ CUDNN = ("__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward")  # in bfloat16
 
 
 class Caught(Exception):
-    """What was to run over the devices: a function of one, and which arguments are split."""
+    """Carries what was to run over the devices: the function of one device, which arguments and results are
+    split, and the arguments."""
 
 
 def catch(function, kind, split_in, split_out, donate=()):
-    """In place of devices.over_devices."""
+    """Replaces devices.over_devices."""
 
     def call(*args):
         raise Caught(function, split_in, split_out, args)
@@ -58,7 +59,7 @@ def caught(call, *args):
 
 
 def program(name, config, monkeypatch):
-    """(function of one device, which arguments and results are split, arguments) as a run has them."""
+    """(function of one device, which arguments are split, which results are split, arguments) of a run."""
     spec = Spec((32, 32, 3), 256, 10)
     zeros = np.zeros((256, *spec.shape), np.uint8)
     data = Data(in_memory(zeros), in_memory(zeros), spec)
@@ -108,7 +109,7 @@ def lowered(name, platform, monkeypatch, config):
     return exported.mlir_module()
 
 
-# All of configs/cifar10.py but its depth, and the steps of one call.
+# Changes to configs/cifar10.py: its depth, and the steps per call.
 PAPER = {"model.net.depth": 2, "train.substeps": 2}
 PADDED = r"window = \{pad = (\[\[\d, \d\], \[\d, \d\]\])"
 OF_KERNEL = "[f, 0, 1, b]x[i, 0, 1, o]->[0, 1, b, f]"  # the gradient of a kernel, as a convolution
@@ -122,14 +123,14 @@ def paper(**changes):
 
 
 def images_at_once(text):
-    """Of how many images attention is computed together, in each place where it is."""
+    """The number of images in each attention operation of a program, as a set."""
     return {math.prod(map(int, shape.split("x"))) for shape in re.findall(ATTENTION, text)}
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_the_papers_model_lowers_for_accelerators(name, platform, monkeypatch):
-    """Its convolutions are plain, and so are their gradients; attention takes all images at once."""
+    """Its convolutions and their gradients are plain; attention takes all images at once."""
     text = lowered(name, platform, monkeypatch, paper())
     assert set(re.findall(r"custom_call @([\w.$]+)", text)) <= CALLS
     assert set(re.findall(PADDED, text)) == {"[[1, 1], [1, 1]]"}
@@ -140,7 +141,7 @@ def test_the_papers_model_lowers_for_accelerators(name, platform, monkeypatch):
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_on_a_cpu_it_is_the_other_form(name, monkeypatch):
-    """So that the test before this one sees it where it is."""
+    """Shows that the previous test would detect the form for a CPU."""
     text = lowered(name, "cpu", monkeypatch, paper())
     assert set(re.findall(PADDED, text)) == {"[[1, 2], [1, 1]]"}
     assert OF_KERNEL not in text and images_at_once(text) == {1}
@@ -156,7 +157,7 @@ def test_bfloat16_is_that_of_the_products(platform, monkeypatch):
 
 
 def test_a_program_does_not_grow_with_depth(monkeypatch):
-    """Layers that are alike are a loop: a U-Net's on a TPU, and a transformer's where it is no CPU."""
+    """Identical layers are a loop: those of a U-Net on a TPU, those of a transformer on any accelerator."""
     transformer = {"model.net.name": "transformer", "model.net.width": 32, "model.net.patch": 4}
 
     def size(platform, depth, **fields):

@@ -8,7 +8,7 @@ from vdm import main, train
 from vdm.errors import UserError, one_line
 from vdm.evaluation import estimator
 
-# What the command line is given, and what its one line must hold.
+# {case: (flags, texts that the one-line error must contain)}
 BAD_FLAGS = {
     "misspelt field": ({"config.train.stepz": 3}, "config.train.stepz", "Did you mean 'steps'"),
     "misspelt group": ({"config.optimiser.clip": 1}, "config.optimiser", "Did you mean 'optimizer'"),
@@ -28,7 +28,7 @@ BAD_FLAGS = {
     "a config value": ({"config.data.name": "digitz"}, "'digitz'", "Did you mean 'digits'"),
 }
 
-# Fields of the digits' config, on the eight devices of the tests, and the same.
+# The same with fields of the digits' config, on the eight devices of the tests.
 BAD_VALUES = {
     "batch": ({"train.batch_size": 15}, "batch_size is 15", "multiple of 8", "such as 16"),
     "eval batch": ({"eval.batch_size": 7}, "eval.batch_size is 7", "of the 8 devices"),
@@ -86,7 +86,7 @@ def test_bad_flags_are_one_line_and_exit_code_2(case, tmp_path, monkeypatch, cap
 
 @pytest.mark.parametrize("text", ['{"seed": ', "[1]"])
 def test_a_damaged_config_of_a_workdir_is_told_of(text, tmp_path):
-    """In a process of its own, as all else that ends in one line does."""
+    """In a separate process, as users run it."""
     (tmp_path / "config.json").write_text(text)
     done = run(tmp_path, **only())
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr

@@ -1,4 +1,4 @@
-"""Muon: which parameters it takes for matrices, and its steps against NumPy."""
+"""Muon: which parameters it treats as matrices, and its steps against NumPy."""
 
 import math
 import re
@@ -14,7 +14,7 @@ from vdm.errors import UserError
 
 # ---- which parameters are matrices ---------------------------------------------------
 
-STACKED = ((1,), (2,))  # of layers [layers, in, out]
+STACKED = ((1,), (2,))  # axes of stacked matrices [layers, in, out]
 LONE = ((0,), (1,))
 
 TRANSFORMER = {
@@ -22,14 +22,14 @@ TRANSFORMER = {
     "layers/Attention_0/out/kernel": STACKED,
     "layers/Dense_0/kernel": STACKED,
     "layers/Dense_1/kernel": STACKED,
-    "layers/modulation/kernel": ((1,), (3,)),  # six matrices a layer
+    "layers/modulation/kernel": ((1,), (3,)),  # six matrices per layer
 }
 MLP = {f"layers/{name}/kernel": STACKED for name in ("embed", "first", "second")}
 CAUSAL = {f"layers/{name}/kernel": STACKED for name in ("qkv", "out", "Dense_0", "Dense_1")}
 
 
 def block(path, first, shortcut=False):
-    """Of a block of a U-Net, whose axes in and out begin at `first`."""
+    """The matrices of a U-Net block, whose input axes begin at `first`."""
     convolution = ((first, first + 1, first + 2), (first + 3,))
     dense = ((first,), (first + 1,))
     found = {f"{path}/Conv_{i}/kernel": convolution for i in (0, 1)} | {f"{path}/Dense_0/kernel": dense}
@@ -113,9 +113,9 @@ A, B, C = 3.4445, -4.7750, 2.0315
 
 
 def nearly_orthogonal(matrices):
-    """What Newton–Schulz makes of each of [matrices, in, out], by its singular values, float64."""
+    """Newton–Schulz applied to each matrix of [matrices, in, out], by its singular values in float64."""
     left, s, right = np.linalg.svd(matrices, full_matrices=False)
-    s = s / np.linalg.norm(s, axis=-1, keepdims=True)  # the Frobenius norm is that of the singular values
+    s = s / np.linalg.norm(s, axis=-1, keepdims=True)  # the norm of the singular values is the Frobenius norm
     for _ in range(5):
         s = A * s + B * s**3 + C * s**5
     return left * s[:, None] @ right
@@ -123,8 +123,8 @@ def nearly_orthogonal(matrices):
 
 @pytest.mark.parametrize("fields", [{}, SMALL_UNET], ids=["transformer", "unet"])
 def test_muon_is_its_formula(fields):
-    """Four steps with warm-up and decay, float64: Nesterov's momentum of 0.95, whatever b1 is, with each part
-    corrected as in NAdam (Dozat 2016); Newton–Schulz; and 0.2 √(the longer side) (Liu et al. 2025)."""
+    """Four steps with warm-up and decay, in float64: Nesterov momentum of 0.95, whatever b1 is, with both
+    parts bias-corrected as in NAdam (Dozat 2016); Newton–Schulz; 0.2 √(the longer side) (Liu et al. 2025)."""
     model, params = model_of(**fields)
     given = {"learning_rate": 0.02, "weight_decay": 0.3, "b1": 0.8, "warmup": 2}
     tx = optimizer_lib.build(section("muon", **given), 10, model.roles(params))
@@ -160,7 +160,7 @@ def test_the_update_of_a_matrix_is_orthogonal(fields, path, to_matrices):
     singular = np.linalg.svd(found, compute_uv=False) / scale
     assert 0.65 < singular.min() and singular.max() < 1.25, (singular.min(), singular.max())
     assert np.sqrt(np.mean(found**2)) == pytest.approx(0.2 * 0.9, rel=0.2)
-    # It points where the gradient's own polar factor does, downhill.
+    # It points downhill, along the polar factor of the gradient.
     left, _, right = np.linalg.svd(raw, full_matrices=False)
     polar = left @ right
     cosine = -np.sum(found * polar) / math.sqrt(np.sum(found**2) * np.sum(polar**2))
@@ -168,7 +168,7 @@ def test_the_update_of_a_matrix_is_orthogonal(fields, path, to_matrices):
 
 
 def test_muon_moves_what_is_no_matrix_as_nadam():
-    """Two steps of Adam with Nesterov's momentum (Dozat 2016), float64."""
+    """Two steps of Adam with Nesterov momentum (Dozat 2016), in float64."""
     model, params = model_of()
     given = section("muon", learning_rate=0.01, weight_decay=0.0, b1=0.8, b2=0.9)
     tx = optimizer_lib.build(given, 10, model.roles(params))
@@ -187,8 +187,8 @@ def test_muon_moves_what_is_no_matrix_as_nadam():
 
 @pytest.mark.parametrize("fields", [{}, SMALL_UNET], ids=["transformer", "unet"])
 def test_in_bfloat16_all_products_are_and_the_rest_is_as_before(fields):
-    """Momentum, parameters and what is no matrix stay float32; an update points where that of float32 does,
-    whose momentum is corrected for its start."""
+    """Momentum, parameters and the updates of other parameters stay float32. A matrix's update has the
+    direction and size of the float32 update, whose momentum is bias-corrected."""
     model, params = model_of(**fields)
     roles, value = model.roles(params), random_like(params)
     given = {"learning_rate": 0.02, "weight_decay": 0.3, "warmup": 0}

@@ -1,4 +1,4 @@
-"""docs/quickstart.ipynb: each cell runs, its results are right, and what is committed was run."""
+"""docs/quickstart.ipynb: each cell runs, its results are right, and the committed outputs are complete."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from conftest import ROOT, xla_flags
 
 NOTEBOOK = ROOT / "docs" / "quickstart.ipynb"
 
-# In place of the notebook's own, so that it takes seconds.
+# Replace the notebook's own parameters, so that it runs in seconds.
 PARAMETERS = f"""
 ROOT = pathlib.Path({str(ROOT)!r})
 COUNT, SAMPLE_STEPS, PASSES, STEPS, SHORT = 8, 2, 4, 4, 2
@@ -33,7 +33,7 @@ print(json.dumps({
 
 
 def run(folder):
-    """The RESULTS of the notebook with PARAMETERS."""
+    """Runs the notebook with PARAMETERS; returns its RESULTS."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     (place,) = (i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
     notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(PARAMETERS))
@@ -50,7 +50,7 @@ def test_it_runs_and_its_results_are_right(tmp_path):
     found = run(tmp_path)
     assert found["samples"]["digits"][:5] == ["uint8", 8, 8, 8, 1] and found["samples"]["digits"][5] < 17
     assert found["samples"]["photographs"][:5] == ["uint8", 8, 32, 32, 3]
-    # Of trained weights: far below the 2.47 of independent pixels, and log2(17) = 4.09 of uniform ones.
+    # With trained weights: far below 2.47 for independent pixels and log2(17) = 4.09 for uniform ones.
     elbo = found["elbo"]
     assert elbo["images"] == len(found["each"]) == 10 and elbo["passes"] == 4
     assert 1.5 < elbo["bpd"] < 2.4 and 0.0 < elbo["bpd_se_noise"] < 2.0 * elbo["bpd_se"] < 1.0
@@ -59,7 +59,7 @@ def test_it_runs_and_its_results_are_right(tmp_path):
     assert found["trained"] == [4, 2, 2]
     mean, error = found["difference"]
     assert 0.0 < error and abs(mean) < 10.0
-    # Independent pixels: the ELBO is the closed form, but for its prior term of 0.003 and the noise.
+    # Independent pixels: the ELBO is the closed form, except for its prior term of 0.003 and the noise.
     judged, exact = found["judged"], found["exact"]
     assert len(judged) == len(exact) == 100 and abs(sum(judged) - sum(exact)) / 100 < 0.1
     assert 2.4 < sum(exact) / 100 < 2.55 and not [line for line in found["checks"] if "NO" in line]

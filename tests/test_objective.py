@@ -1,4 +1,4 @@
-"""Objectives: their weights, their gradients, and that what is reported is the ELBO whatever is minimised."""
+"""Objectives: their weights and gradients, and that every objective reports the ELBO."""
 
 import functools
 import json
@@ -29,7 +29,7 @@ LOG_SNR = np.linspace(-15.0, 15.0, 301)
 
 
 def edm(log_snr):
-    """Kingma & Gao 2023, table 1, float64; its constant is any."""
+    """Kingma & Gao 2023, table 1, in float64, up to a constant factor."""
     return np.exp(-((log_snr - 2.4) ** 2) / (2 * 2.4**2)) * (np.exp(-log_snr) + 0.5**2)
 
 
@@ -43,8 +43,8 @@ FORMULAS = {
     "edm_monotone": lambda log_snr: np.where(log_snr < PEAK, 1.0, edm(log_snr) / edm(PEAK)),
     "soft_truncation": lambda log_snr: np.searchsorted(TRUNCATED, np.log1p(np.exp(-log_snr))) / len(TIMES),
 }
-# The times at which the ELBO is cut off, with a density in proportion to 1/τ, as −log(1 − σ²) of the variance
-# preserving process of Song et al. 2021: the integral of β from 0 to τ.
+# The times τ at which the ELBO is truncated, with a density proportional to 1/τ; and −log(1 − σ²) at τ in the
+# variance-preserving process of Song et al. 2021, which is the integral of β from 0 to τ.
 TIMES = 10.0 ** np.linspace(-5.0, 0.0, 1_000_001)
 TRUNCATED = 0.1 * TIMES + 0.5 * (20.0 - 0.1) * TIMES**2
 
@@ -59,7 +59,7 @@ def test_every_weighting_has_a_formula():
 @pytest.mark.parametrize("name", FORMULAS)
 def test_weights_are_the_formula(name):
     found = Weighted(name).weight(jnp.asarray(-LOG_SNR, jnp.float32))
-    counted = name == "soft_truncation"  # one in a million
+    counted = name == "soft_truncation"  # a fraction of a million times
     np.testing.assert_allclose(found, FORMULAS[name](LOG_SNR), rtol=2e-5, atol=1e-6 if counted else 1e-30)
 
 
@@ -123,7 +123,7 @@ def test_only_the_diffusion_term_is_weighted(objective, weights):
 
 
 def fields(**changes):
-    """Those of a tiny run, on a schedule whose end points are fixed, without dropout."""
+    """The fields of a tiny run without dropout, on a schedule with fixed end points."""
     tiny = {name.removeprefix("config."): value for name, value in TINY.items() if "config." in name}
     fixed = {"model.schedule.name": "cosine", "model.net.dropout": 0.0, "model.parameterisation": "eps"}
     return tiny | fixed | {name.replace("__", "."): value for name, value in changes.items()}
@@ -138,7 +138,7 @@ pytestmark = pytest.mark.usefixtures("single")
 
 
 def test_the_gradient_is_that_of_a_loss_written_by_hand():
-    """½ w(−γ) γ' ‖ε − ε̂‖² at the very times and noise of the draw."""
+    """½ w(−γ) γ' ‖ε − ε̂‖² at the times and noise of the draw."""
     _, parts = build(objective__name="weighted", model__schedule__name="fixed_linear")
     assert parts.objective == Weighted("sigmoid", 2.0)
     params = perturbed(parts.init().params)
@@ -168,7 +168,7 @@ def test_the_gradient_is_that_of_a_loss_written_by_hand():
 
 
 def one_step(config, parts, params, batch):
-    """The metrics of one step, on one device."""
+    """The state and the metrics after one step on one device."""
     state = parts.init()._replace(params=params)
     step = step_lib.make_step(parts.model, parts.objective, parts.optimizer, config, parts.data.spec.shape)
     mapped = jax.jit(jax.vmap(step, in_axes=(None, None, 0), axis_name=AXIS))
@@ -201,7 +201,7 @@ def test_a_step_reports_the_elbo_and_beside_it_what_is_minimised(name):
     assert metrics["draw_sd"] == pytest.approx(elbo.std(), rel=1e-3)
     for term, nats in terms.items():
         assert metrics[term] == pytest.approx(float(jnp.mean(nats)), rel=1e-5)
-    # That of the variance is not in this gradient: see test_least_variance.py.
+    # The gradient by hand does not include that of the variance: see test_least_variance.py.
     same = metrics["grad_norm"] == pytest.approx(float(optax.tree.norm(grads)), rel=1e-3)
     assert same == (name != "least_variance")
     assert ("objective" in metrics) == (name == "weighted")
@@ -211,8 +211,8 @@ def test_a_step_reports_the_elbo_and_beside_it_what_is_minimised(name):
 
 
 def test_a_weighted_run_reports_the_elbo_of_its_parameters(tmp_path):
-    """Its test bits/dim are those of its parameters under the same noise, summed here from the terms."""
-    # Of one pass the times are uniform.
+    """Its test bits/dim equal the sum of the ELBO's terms for its parameters under the same noise."""
+    # With one pass, the times are uniform.
     few = {"train__steps": 6, "train__eval_every": 0, "eval__passes": 1}
     config = make_config(fields(objective__name="weighted", **few), "configs/digits.py")
     train.run(config, tmp_path)

@@ -1,4 +1,4 @@
-"""Optimisers: AdamW against NumPy, what is decayed, clipping, and learning rates."""
+"""Optimisers: AdamW against NumPy, weight decay, clipping, and learning rates."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ from vdm.optimizer import AdamW, Optimizer
 
 
 def test_adamw_is_its_formula():
-    """Three steps with warm-up and decay, float64 (Loshchilov & Hutter 2019, algorithm 2)."""
+    """Three steps with warm-up and decay, in float64 (Loshchilov & Hutter 2019, algorithm 2)."""
     model, params = model_of()
     fields = {"learning_rate": 0.02, "weight_decay": 0.3, "b1": 0.8, "b2": 0.9, "eps": 1e-3, "warmup": 2}
     tx = optimizer_lib.build(section("adamw", **fields), 10, model.roles(params))
@@ -44,7 +44,7 @@ MUON_DECAYS = pytest.mark.xfail(strict=True, reason="optax.contrib.muon gives it
 @pytest.mark.parametrize("name", ["adamw", pytest.param("muon", marks=MUON_DECAYS)])
 @pytest.mark.parametrize("schedule", ["learned_linear", "learned_net", "multivariate"])
 def test_a_schedule_is_not_decayed(name, schedule):
-    """Without a gradient all other parameters shrink by rate · weight decay, and a schedule stays."""
+    """With zero gradients, a schedule stays, and all other parameters shrink by rate · weight decay."""
     more = {
         "learned_net": {"model__schedule__learn_ends": True},
         "multivariate": {"model__name": "mulan", "model__context": 3},
@@ -68,7 +68,7 @@ def test_a_schedule_is_not_decayed(name, schedule):
 
 @dataclasses.dataclass(frozen=True)
 class Plain(Optimizer):
-    """Gradients as they are, to see what clipping makes of them."""
+    """Returns the gradients unchanged, to show the effect of clipping."""
 
     def updates(self, rate, roles):
         return optax.identity()
@@ -134,7 +134,7 @@ def test_values_that_are_not_accepted(fields, text):
 
 @dataclasses.dataclass(frozen=True)
 class Wrong(Optimizer):
-    """It is wrong in the way that `how` says."""
+    """An optimiser with the error that `how` names."""
 
     how: str = "nothing"
 

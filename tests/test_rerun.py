@@ -1,4 +1,4 @@
-"""A run once more, compared bit by bit; and what a run was started with."""
+"""A rerun compared bit by bit, and the record of how a run was started."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ def row(step, bpd, split="test"):
 
 
 def test_a_run_and_its_rerun_have_the_same_numbers(tmp_path, capsys):
-    """With another batch they have not, and it says since when."""
+    """With another batch size they differ, and the error names the first difference."""
     for name in ("first", "again", "other"):
         (tmp_path / name).mkdir()
     config = make_config(FIELDS, "configs/digits.py")
@@ -51,7 +51,7 @@ def test_the_clock_is_no_difference_and_one_bit_is():
 
 
 def test_a_start_says_commit_change_versions_devices_and_command(tmp_path, monkeypatch):
-    """Of a checkout whose change makes a patch that git takes; of a package in no checkout nothing."""
+    """A changed checkout also gives a patch that git applies; a package outside a checkout gives nothing."""
     package = tmp_path / "repo" / "vdm"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("one = 1\n")

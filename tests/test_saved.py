@@ -1,4 +1,4 @@
-"""What an earlier version wrote goes on: a workdir with its checkpoint, and an export, of November 2026."""
+"""Files of an earlier version still work: a workdir with its checkpoint, and an export, of November 2026."""
 
 import json
 import signal
@@ -14,8 +14,8 @@ pytestmark = pytest.mark.usefixtures("single")
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """run/: digits, six steps of a small network with a learned schedule, times by importance, and the
-    Gaussian start, then called "gaussian"; and export/, its weights."""
+    """run/: six steps of a small network on the digits, with a learned schedule, importance-sampled times and
+    the Gaussian start, then called "gaussian"; and export/: its weights."""
     folder = tmp_path_factory.mktemp("saved")
     with tarfile.open(SAVED) as file:
         file.extractall(folder, filter="data")

@@ -9,14 +9,14 @@ from conftest import TINY, make_config
 from vdm import run as run_lib, step as step_lib
 from vdm.runtime.devices import AXIS
 
-LARGEST = 0.3  # decay of the average, which (1 + n)/(10 + n) is beyond from n = 3 on
+LARGEST = 0.3  # largest decay of the average: (1 + n)/(10 + n) exceeds it from n = 3 on
 
 
 @pytest.fixture(scope="module")
 def built(single):
     """(Parts, (state, data, batch) → (state, metrics)) of a tiny run."""
     tiny = {name.removeprefix("config."): value for name, value in TINY.items() if "config." in name}
-    # Not that of levels, whose large logits round in another way where XLA fuses other operations.
+    # Not "categorical", whose large logits round differently when XLA fuses other operations.
     changes = {"optimizer.warmup": 0, "train.ema": LARGEST, "model.parameterisation.name": "eps"}
     config = make_config(tiny | changes, "configs/digits.py")
     parts = run_lib.build(config)
@@ -26,7 +26,7 @@ def built(single):
 
 
 def batch_of(parts, steps, size=16):
-    """So many batches, one after the other."""
+    """Successive batches, one for each of `steps` steps."""
     chosen = parts.data.train.read(np.arange(steps * size))
     return {
         name: jnp.asarray(chosen[name]).reshape(1, steps, size, *chosen[name].shape[1:])
@@ -39,7 +39,7 @@ def float64(tree):
 
 
 def test_the_average_is_its_recursion(built):
-    """e ← d e + (1 − d) p with d = min(largest, (1 + n)/(10 + n)) after n steps, n = 0 at first."""
+    """e ← d e + (1 − d) p with d = min(largest, (1 + n)/(10 + n)) after n steps, from n = 0."""
     parts, step = built
     state = parts.init()
     expected, batches = float64(state.params), batch_of(parts, 6)
@@ -55,15 +55,15 @@ def test_the_average_is_its_recursion(built):
 
 
 def weights(steps, largest):
-    """The weight of the parameters after each step in the average, and last that of the start."""
+    """The weights in the average: of the parameters after each step, and of the initial parameters."""
     keep = np.asarray([float(step_lib.ema_decay(jnp.asarray(n), largest)) for n in range(steps)])
     after = np.append(np.cumprod(keep[::-1])[::-1][1:], 1.0)
     return (1 - keep) * after, np.prod(keep)
 
 
 def test_the_average_is_of_the_last_tenth():
-    """Below the largest decay a step's weight grows with the eighth power of its number, so that
-    1 − 0.9⁹ = 61% of it lies in the last tenth; above, it is that of a common average."""
+    """Below the largest decay, a step's weight grows with the eighth power of its number, so that the last
+    tenth has 1 − 0.9⁹ = 61% of the weight. At the largest decay, the average is an ordinary EMA."""
     of_step, of_start = weights(1_000, 0.99999)
     assert of_step.sum() + of_start == pytest.approx(1.0, abs=1e-5) and of_start < 1e-15
     assert of_step[-100:].sum() == pytest.approx(1 - 0.9**9, abs=0.01)
@@ -74,7 +74,7 @@ def test_the_average_is_of_the_last_tenth():
 
 
 def test_steps_in_one_call_are_the_steps_one_by_one(built):
-    """The same metrics of each and the same state: noise depends on the step alone."""
+    """Each step has the same metrics, and the state is the same: noise depends only on the step."""
     parts, step = built
     batches = batch_of(parts, 3)
     together, metrics = step(parts.init(), {}, batches)
@@ -90,7 +90,7 @@ def test_steps_in_one_call_are_the_steps_one_by_one(built):
 
 
 def test_noise_depends_on_the_step_alone(built):
-    """The same parameters and images meet the same noise at the same step, and other noise at another."""
+    """The same parameters and images get the same noise at the same step, and other noise at another."""
     parts, step = built
     state, batch = parts.init(), batch_of(parts, 1)
     losses = [float(step(state._replace(step=jnp.int32(n)), {}, batch)[1]["loss"][0]) for n in (0, 0, 7)]

@@ -1,4 +1,4 @@
-"""The best checkpoint: chosen on validation images, or else said to be chosen on those it is tested by."""
+"""The best checkpoint: chosen by validation images or, as the output then says, by test images."""
 
 import dataclasses
 import json
@@ -22,8 +22,8 @@ FEW = {name.removeprefix("config."): value for name, value in TINY.items() if "c
 
 @pytest.fixture(scope="module")
 def workdir(single, tmp_path_factory):
-    """A run that gets better with each step, but by its validation images: by these step 4 is made the best,
-    which is neither the newest, nor one of the two newest, nor the best by the test images."""
+    """A run that improves with each step on the test images. Its validation bits/dim are shifted so that step
+    4 is the best, which is neither one of the two newest nor the best by the test images."""
     folder = tmp_path_factory.mktemp("run")
     changes = {"data.validation": 0.1, "train.checkpoint_every": 4, "train.sample_every": 0, "train.keep": 2}
 

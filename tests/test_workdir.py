@@ -1,4 +1,4 @@
-"""What a workdir keeps of its run: the config and the modules of its own components; older versions."""
+"""What a workdir stores: the config and the modules of custom components; workdirs of older versions."""
 
 import copy
 import json
@@ -88,13 +88,13 @@ def test_what_changes_the_run_is_refused(changes, text, tmp_path):
 
 
 def test_a_field_is_harmless_by_its_whole_name():
-    """train.steps is, and so is all below eval; train.steps_more would not be."""
+    """train.steps and everything below eval may differ; train.steps_more may not."""
     old, new = {"train": {"steps_more": 1}, "eval": {"x": 1}}, {"train": {"steps_more": 2}, "eval": {"x": 2}}
     assert workdir_lib.differences(old, new) == [("train.steps_more", 1, 2)]
     assert workdir_lib.differences({"a": 1}, {"b": 2}) == [("a", 1, None), ("b", None, 2)]
 
 
-# ---- components of your own ---------------------------------------------------------
+# ---- custom components ---------------------------------------------------------------
 
 CODE = """
 from vdm.diffusion.schedule import Schedule
@@ -109,7 +109,7 @@ class Line(Schedule):
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """(folder of the module my_lines, workdir, config whose schedule is in there)."""
+    """(folder of the package my_package, workdir, config with the schedule my_package.lines:Line)."""
     folder, workdir = tmp_path / "code", tmp_path / "W"
     (folder / "my_package").mkdir(parents=True)
     workdir.mkdir()
@@ -150,7 +150,7 @@ def test_a_module_that_is_kept_and_fails_is_one_line(own):
 
 
 def test_code_beside_the_checkpoints_of_a_run_is_not_run(own, monkeypatch):
-    """As when the command is given within a workdir from elsewhere."""
+    """As when the command is run inside a workdir of unknown origin."""
     _, workdir, config = own
     workdir_lib.write_config(workdir, config)
     text = (workdir / "config.json").read_text()
@@ -183,9 +183,9 @@ def test_built_in_components_are_not_kept(tmp_path):
     assert not (tmp_path / "components").exists()
 
 
-# ---- of an older version -------------------------------------------------------------
+# ---- older versions ------------------------------------------------------------------
 
-# As the version before components owned their fields wrote it for its configs/digits.py.
+# The config of configs/digits.py in the version before components owned their fields.
 OLD = {
     "data": {
         "augment": "", "data_dir": "", "image_size": 0, "name": "digits", "on_device_gib": 1.0,
@@ -233,7 +233,7 @@ def old(tmp_path, schedule="learned_linear", context=0, **model):
 
 
 def test_an_older_run_of_the_digits_is_a_run_of_the_digits(tmp_path):
-    """Nothing differs that matters, so that it goes on with the same file."""
+    """No field that matters differs, so training continues with the same config file."""
     workdir, digits = old(tmp_path), make_config(file="configs/digits.py")
     workdir_lib.check_config(workdir, digits)
     found = workdir_lib.read_config(workdir)
@@ -252,7 +252,7 @@ def test_an_older_run_of_the_digits_is_a_run_of_the_digits(tmp_path):
     ],
 )
 def test_an_older_method_is_a_model(schedule, context, encoder, name, tmp_path):
-    """It was a field of the one model, and parameterisation, times and sampler were plain names."""
+    """It was a field of the only model; parameterisation, times and sampler were plain names."""
     model = {"encoder": encoder, "times": "importance", "sampler": "dpm2m"}
     found = workdir_lib.read_config(old(tmp_path, schedule, context, **model)).model
     assert (found.name, found.schedule.name, found.parameterisation.name) == (name, schedule, "categorical")

@@ -1,4 +1,4 @@
-"""What holds of the importance weights of a model's own samples, for tests."""
+"""A check of the importance weights of a model's own samples."""
 
 import jax
 import jax.numpy as jnp
@@ -8,14 +8,15 @@ from vdm.runtime.randomness import Rng
 
 
 def assert_weights_of_samples(model, params, images, count, share=1.0, **batch):
-    """With w = p(x, z)/q(z|x), the mean of 1[x] k/(w + k) over samples x, z of the model is that of
-    k w/(w + k) over z of q(z|x), for each x and any k: both integrate k p(x, z)/(w + k). So the weights of
-    samples are those of paths, whose mean is p(x).
+    """Compares the weights w = p(x, z)/q(z|x) of samples with those of paths z ~ q(z|x), whose mean is p(x).
+
+    For each x and any k, the mean of 1[x] k/(w + k) over samples (x, z) of the model equals the mean of
+    k w/(w + k) over z ~ q(z|x): both are the integral of k p(x, z)/(w + k) over z.
 
     Args:
-      images: each x.
-      share: p(x, z) over the density of the samples.
-      **batch: what else is given, of each sample.
+      images: the images x.
+      share: the ratio of p(x, z) to the density of the samples.
+      **batch: the other entries of the batch, for each sample.
     """
     draws = lambda number: Rng(jax.random.key(number), jnp.arange(count), count)
     drawn, above = jax.jit(lambda: model.sample_and_log_weight(params, draws(1), batch))()

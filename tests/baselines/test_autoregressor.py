@@ -1,4 +1,4 @@
-"""The autoregressor: its exact likelihood, and samples that are its own."""
+"""The autoregressor: its exact likelihood, and samples that follow it."""
 
 import functools
 import itertools
@@ -26,7 +26,7 @@ NET = {"depth": 2, "width": 16, "heads": 2, "dropout": 0.5}
 
 @functools.cache
 def made(shape=(2, 2, 1), **changes):
-    """A small autoregressor of images of a shape, and random parameters."""
+    """A small autoregressor for images of the given shape, and random parameters."""
     config = make_config({f"model.net.{name}": value for name, value in NET.items()} | changes, FILE)
     found = run_lib.build_model(config, Spec(shape, LEVELS, 4))
     like = jax.eval_shape(lambda: found.init(jax.random.key(0), batch(np.zeros((1, *shape)))))
@@ -48,7 +48,7 @@ def rng(size, number=0):
 
 
 def every(shape):
-    """All images of a shape: [LEVELS^values, *shape]."""
+    """All images of the given shape: [LEVELS^values, *shape]."""
     return np.array(list(itertools.product(range(LEVELS), repeat=int(np.prod(shape))))).reshape(-1, *shape)
 
 
@@ -87,8 +87,8 @@ COUNT = 20_000
 
 
 def fits(drawn, log_p):
-    """Whether COUNT images were drawn with these log-probabilities of all 81, by χ²: its mean is the
-    degrees of freedom, 80, and its standard deviation √160."""
+    """Whether COUNT images fit these log-probabilities of all 81 images, by χ²: with 80 degrees of freedom it
+    has the mean 80 and the standard deviation √160."""
     place = np.asarray(drawn).reshape(COUNT, 4) @ LEVELS ** np.arange(4)[::-1]
     expected = COUNT * np.exp(log_p)
     assert expected.min() > 5
@@ -104,7 +104,7 @@ def test_samples_have_the_probabilities_that_it_gives(shape):
     assert drawn.shape == (COUNT, *shape) and drawn.dtype == np.uint8 and drawn.max() < LEVELS
     assert fits(drawn, log_p(found, params, batch(every(shape))))
 
-    others = Rng(jax.random.key(0), jnp.arange(COUNT) + 5, COUNT)  # a sample is its example's own
+    others = Rng(jax.random.key(0), jnp.arange(COUNT) + 5, COUNT)  # a sample depends only on its example
     np.testing.assert_array_equal(drawn[5:], np.asarray(sample(found, params, others, given))[:-5])
 
 
@@ -118,7 +118,7 @@ def test_the_label_reaches_likelihood_and_samples():
 
 
 def test_every_evaluation_gives_the_same():
-    """The likelihood is exact: passes differ in nothing, and the standard error has no noise in it."""
+    """The likelihood is exact: all passes agree, and the standard error contains no noise."""
     found, params = made((2, 2, 1))
     given = batch(every((2, 2, 1)))
     spread = lambda number, key: QuasiRng(jax.random.key(key), jnp.arange(81), number, 81, 4)

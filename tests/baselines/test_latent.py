@@ -41,13 +41,13 @@ SMALL = {
 
 
 def made(classes=CLASSES, **changes):
-    """A small model of one latent number on images of one value, a chain of two steps; its parameters."""
+    """A small model and its parameters: images of one value, one latent dimension, a chain of two steps."""
     config = make_config({f"model.{name}": value for name, value in (SMALL | changes).items()})
     built = run_lib.build_model(config, Spec((1, 1, 1), LEVELS, classes))
     batch = {"image": np.zeros((1, 1, 1, 1), np.uint8), "label": np.zeros(1, np.int32)}
     params = random_parameters(built, batch)
     embedding = params["net"]["params"]["Embedding_0"]["Dense_0"]
-    embedding["kernel"] = embedding["kernel"].at[-CLASSES:].multiply(20.0)  # of the label
+    embedding["kernel"] = embedding["kernel"].at[-CLASSES:].multiply(20.0)  # the label's rows
     layers = params["net"]["params"]["layers"]["embed"]
     layers["kernel"] *= 3.0
     return built, params
@@ -58,8 +58,8 @@ def rng(count=COUNT, number=0):
 
 
 def integrated(built, params, label):
-    """log q(z_0, z_½, z_1|x) and log p(x, z_0, z_½, z_1|label) of each x, on a grid [x, z_0, z_½, z_1], in
-    float64 by the formulas of the paper, from what the networks alone give; −1: no label."""
+    """log q(z_0, z_½, z_1|x) and log p(x, z_0, z_½, z_1|label) for each x on a grid [x, z_0, z_½, z_1], in
+    float64 by the paper's formulas from the networks' outputs. Label −1 means no label."""
     gammas = np.array([-1.5, -0.25, 1.0])
     alpha, sigma = np.sqrt(special.expit(-gammas)), np.sqrt(special.expit(gammas))
     points = jnp.asarray(AXIS, jnp.float32)[:, None]
@@ -99,8 +99,8 @@ def integrated(built, params, label):
 
 @pytest.mark.parametrize("condition", ["none", "label"])
 def test_elbo_and_samples_against_quadrature(condition):
-    """The mean of the bound is −log p(x) + KL(q(z|x) ‖ p(z|x)) (lecture (9)), or that of p(x, label), which
-    is above −log p(x); samples are of p(x|label)."""
+    """The bound has the mean −log p(x) + KL(q(z|x) ‖ p(z|x)) (lecture (9)). With labels, −log p(x, label),
+    which is larger, takes the place of −log p(x), and samples follow p(x|label)."""
     built, params = made(condition=condition)
     labels = range(CLASSES) if condition == "label" else (0,)
     log_p_given = []
@@ -134,7 +134,7 @@ def test_elbo_and_samples_against_quadrature(condition):
         images = np.arange(LEVELS).reshape(-1, 1, 1, 1)
         assert_weights_of_samples(built, params, images, COUNT, 1 / len(labels), **batch)
     if condition == "label":
-        assert np.abs(log_p_given[0] - log_p_given[1]).max() > 0.05  # the label says something
+        assert np.abs(log_p_given[0] - log_p_given[1]).max() > 0.05  # the label matters
 
 
 def flow_density(built, params, label):
@@ -163,8 +163,8 @@ def flow_density(built, params, label):
 
 
 def test_log_weights_of_paths_and_of_the_ode_against_quadrature():
-    """E[log w] = E_q[log p(x, z)/q(z|x)] of the chain; and E_q[log p(x|z_0) p(z_0)/q(z_0|x)] with the density
-    of the ODE, which is another model. As there are labels, of p(x, label)."""
+    """The chain has E[log w] = E_q[log p(x, z)/q(z|x)]. The ODE, which is another model, has E_q[log p(x|z_0)
+    p(z_0)/q(z_0|x)] with its own density p(z_0). With labels, p(x, label) takes the place of p(x)."""
     built, params = made(condition="label")
     assert {Ability.LOG_WEIGHT, Ability.FLOW} <= built.abilities and Ability.DENOISER not in built.abilities
     label, share = 1, math.log(CLASSES)
@@ -202,11 +202,12 @@ def test_log_weights_of_paths_and_of_the_ode_against_quadrature():
             log_w = np.asarray(log_w, np.float64)
             assert log_w.mean() == pytest.approx(want, abs=4.0 * log_w.std() / math.sqrt(count))
             assert log_w.std() / math.sqrt(count) < 0.05
-    assert np.abs(chain - flow).max() > 0.05, "they are two models"
+    assert np.abs(chain - flow).max() > 0.05, "the chain and the ODE are different models"
 
 
 def test_guidance_goes_on_from_no_label_beyond_the_label():
-    """One step of DDIM is linear in ε̂: z_0 by (1 + w) ε̂(z, label) − w ε̂(z) is that of both z_0."""
+    """One step of DDIM is linear in ε̂, so guidance by (1 + w) ε̂(z, label) − w ε̂(z) mixes the two z_0
+    likewise."""
     built, params = made(condition="label", drop_label=0.1, timesteps=1, sampler="ddim")
     label = jnp.arange(8) % CLASSES
 

@@ -37,13 +37,13 @@ SMALL = {
 
 
 def made(shape=(1, 1, 1), vocab_size=LEVELS, **changes):
-    """A small model, whose latents are one number on images of one value; and its parameters."""
+    """A small model, by default with images of one value and latents of one dimension, and its parameters."""
     fields = SMALL | {"name": "mhvae", "latent": 1, "parameterisation": "x"} | changes
     return of_fields(shape, vocab_size, fields)
 
 
 def of_fields(shape, vocab_size, fields):
-    """The model of these fields of config.model, and its parameters."""
+    """The model with these fields of config.model, and its parameters."""
     config = make_config({f"model.{name}": value for name, value in fields.items()})
     built = run_lib.build_model(config, Spec(shape, vocab_size, 0))
     return built, random_parameters(built, {"image": np.zeros((1, *shape), np.uint8)})
@@ -57,14 +57,14 @@ def rng(count=COUNT, number=0):
 
 
 def density(of):
-    """log N(z; of) of a batch of Gaussians of one number, at the points of the grid: [points, batch]."""
+    """log N(z; of) for a batch of one-dimensional Gaussians, at the points of the grid: [points, batch]."""
     mean = np.asarray(of.mean, np.float64).reshape(-1)
     log_variance = np.broadcast_to(np.asarray(of.log_variance).reshape(-1), mean.shape)
     return stats.norm.logpdf(AXIS[:, None], mean, np.exp(0.5 * log_variance))
 
 
 def integrated(built, params):
-    """log q(z_1 … z_T|x) and log p(x, z_1 … z_T) of each x, on a grid: [x, z_1, …, z_T]."""
+    """log q(z_1 … z_T|x) and log p(x, z_1 … z_T) for each x on a grid: [x, z_1, …, z_T]."""
     chain, steps = built.chain, built.timesteps
     z = jnp.asarray(AXIS, jnp.float32).reshape(-1, *(1,) * len(chain.shape))
     all_x = jnp.arange(LEVELS).reshape(-1, 1, 1, 1)
@@ -76,7 +76,7 @@ def integrated(built, params):
         conditionals = [(chain.q(params, t, z), chain.p(params, t, z)) for t in range(2, steps + 1)]
         return jnp.stack(log_p_x), chain.q_1(params, all_x), conditionals
 
-    def along(values, first, second):  # [a, b] as these two axes of all
+    def along(values, first, second):  # [a, b] as these two of all axes
         shape = [1] * (steps + 1)
         shape[first], shape[second] = values.shape
         return values.reshape(shape)
@@ -85,16 +85,16 @@ def integrated(built, params):
     log_p, log_q = along(np.asarray(log_p_x, np.float64), 0, 1), along(density(q_1).T, 0, 1)
     for t, (q, p) in enumerate(conditionals, 2):
         log_q, log_p = log_q + along(density(q).T, t - 1, t), log_p + along(density(p), t - 1, t)
-    assert steps < 3 or np.abs(conditionals[0][1].mean - conditionals[1][1].mean).max() > 0.1  # t counts
+    assert steps < 3 or np.abs(conditionals[0][1].mean - conditionals[1][1].mean).max() > 0.1  # they differ
     prior = gaussian.Gaussian(**params.get("prior", {"mean": np.zeros(1), "log_variance": np.zeros(1)}))
     return log_q, log_p + along(density(prior).T, 0, steps)
 
 
 @pytest.mark.parametrize("restrictions, steps", [("", 3), ("I", 2), ("III", 2), ("I,II", 3), ("I,II,III", 2)])
 def test_elbo_weights_and_samples_against_quadrature(restrictions, steps):
-    """The mean of the ELBO is log p(x) − KL(q(z|x) ‖ p(z|x)) (lecture (9)), by the terms of (18) or of (21),
-    and by the one draw of all that importance weights are; these have the mean p(x); the bound of K of them
-    rises with K; samples are of p(x), which sums to 1."""
+    """The ELBO has the mean log p(x) − KL(q(z|x) ‖ p(z|x)) (lecture (9)), whether from the terms of (18) or
+    (21) or as a log importance weight. The weights have the mean p(x), and the bound of K weights rises with
+    K. Samples follow p(x), which sums to 1."""
     built, params = made(restrictions=restrictions, timesteps=steps)
     log_q, log_joint = integrated(built, params)
     axes = tuple(range(1, steps + 1))
@@ -134,7 +134,7 @@ IMAGES = np.random.default_rng(0).integers(0, V, (32, *SHAPE)).astype(np.uint8)
 
 
 class Given:
-    """An Rng that draws times as `rng`, and has the noise of each use that is given."""
+    """An Rng that draws times as `rng` does, but returns the noise that is given for each use."""
 
     def __init__(self, rng, **noise):
         self._rng, self._noise = rng, {getattr(randomness, name): eps for name, eps in noise.items()}
@@ -148,9 +148,8 @@ class Given:
 
 @pytest.mark.parametrize("schedule, steps", [("learned_net", 5), ("multivariate", 2)])
 def test_all_three_restrictions_make_it_a_vdm(schedule, steps):
-    """Its terms are those of vdm.Diffusion, a chain of one step less, on the same noise: reconstruction and
-    prior; each level a step that the VDM draws; their sum what the VDM has over all steps. So are its
-    samples."""
+    """On the same noise, its terms are those of vdm.Diffusion with one step less: reconstruction and prior
+    agree, each level is one step of the VDM, and the sum is the VDM's over all steps. Samples agree too."""
     ends = {"schedule.gamma_min": -6.0, "schedule.gamma_max": 4.0}
     fields = SMALL | {"parameterisation": "eps", "schedule.name": schedule, **ends}
     chain = {"name": "mhvae", "timesteps": steps, "restrictions": "I,II,III"}
@@ -167,7 +166,7 @@ def test_all_three_restrictions_make_it_a_vdm(schedule, steps):
         gammas = vdm.gamma(params, jnp.linspace(0.0, 1.0, steps))
         noise = jnp.stack([(z[t] - process.alpha(g) * x) / process.sigma(g) for t, g in enumerate(gammas)])
 
-        def step(offset):  # of the times, so that each image meets each step once
+        def step(offset):  # shifts the times, so that each image meets each step once
             draws = Rng(jax.random.key(1), jnp.arange(count) + offset * count, count * (steps - 1))
             t = vdm.draw(params, draws, batch).denoising.t
             at = jnp.floor(t * (steps - 1)).astype(jnp.int32)
@@ -207,7 +206,7 @@ def test_one_latent_makes_it_a_vae():
 
 
 def test_each_restriction_restricts():
-    """I: the size of a latent. II: nothing of q is learned but γ. III: nor p(z_T)."""
+    """I fixes the size of the latents; II leaves only γ of q learned; III fixes p(z_T)."""
     sets = ("", "III", "I", "I,II", "I,II,III")
     of = {r: made(SHAPE, V, timesteps=3, latent=5, restrictions=r) for r in sets}
     shapes = {r: built.chain.shape for r, (built, _) in of.items()}

@@ -1,4 +1,4 @@
-"""The naive predictor: an exact likelihood, and the conditional mean of data where that is known."""
+"""The naive predictor: its exact likelihood, and the data's conditional mean where it is known."""
 
 import itertools
 
@@ -21,7 +21,7 @@ NET = {"name": "mlp", "depth": 1, "width": 32, "fourier": 0, "dropout": 0.0}
 
 
 def made(shape, **changes):
-    """A small predictor of images of a shape, and its parameters pushed about."""
+    """A small predictor for images of the given shape, and its perturbed parameters."""
     net = {f"model.net.{name}": value for name, value in NET.items()}
     predictor = run_lib.build_model(
         make_config({"model.name": "naive"} | net | changes), Spec(shape, LEVELS, 4)
@@ -53,17 +53,17 @@ def test_probabilities_sum_to_one(shape):
     assert log_p.std() > 0.1
     upper = np.asarray(terms["upper"])
     same = {tuple(image[: shape[0] // 2].ravel()): nats for image, nats in zip(images, upper)}
-    for image, nats in zip(images, upper):  # nothing but itself counts
+    for image, nats in zip(images, upper):  # nats depend on the upper half alone
         assert nats == pytest.approx(same[tuple(image[: shape[0] // 2].ravel())], abs=1e-5)
 
 
 def test_it_learns_the_average_of_all_answers():
-    """Of images whose lower value is, given the upper, one of two with known probabilities, what it
-    predicts is their mean, a level that never occurs."""
+    """Given the upper value, the lower is one of two levels with known probabilities. The prediction is their
+    mean, a level that never occurs."""
     predictor, params = made((2, 1, 1))
     random = np.random.default_rng(0)
     upper = random.integers(0, 3, 300)
-    p_high = np.array([0.2, 0.5, 0.7])  # of level 2 rather than 0
+    p_high = np.array([0.2, 0.5, 0.7])  # the probability of level 2; the other level is 0
     lower = 2 * (random.uniform(size=300) < p_high[upper])
     images = np.stack([upper, lower], axis=1).reshape(-1, 2, 1, 1).astype(np.uint8)
     optimizer = optax.adam(1e-2)
@@ -83,7 +83,7 @@ def test_it_learns_the_average_of_all_answers():
     found = average(given, 1.0)[:, 1, 0, 0]
     means = np.array([x[lower[upper == u]].mean() for u in range(3)])
     np.testing.assert_allclose(found, means, atol=0.02)
-    assert np.abs(means - x[0]).min() > 0.2 and np.abs(means - x[2]).min() > 0.2  # no level that occurs
+    assert np.abs(means - x[0]).min() > 0.2 and np.abs(means - x[2]).min() > 0.2  # far from both levels
     first = average(jnp.zeros((1, 2, 1, 1)), 0.0)[0, 0, 0, 0]
     assert float(first) == pytest.approx(x[upper].mean(), abs=0.02)
 

@@ -37,7 +37,7 @@ def rng(count=COUNT, number=0):
 
 
 def integrated(built, params):
-    """By quadrature over z: the points, the weight of one, log p(z) and log p(x|z) [points, images]."""
+    """For quadrature over z: the points, the weight of each, log p(z) and log p(x|z) [points, images]."""
     axis = np.linspace(-8.0, 8.0, 321 if built.latent == 1 else 81)
     z = np.stack(np.meshgrid(*[axis] * built.latent, indexing="ij"), axis=-1).reshape(-1, built.latent)
 
@@ -52,8 +52,8 @@ def integrated(built, params):
 
 @pytest.mark.parametrize("latent", [1, 2])
 def test_elbo_and_importance_weights_against_quadrature(latent):
-    """The mean of the ELBO is log p(x) − KL(q(z|x) ‖ p(z|x)) (lecture (9)); weights have the mean p(x); the
-    bound of K of them rises with K, from the ELBO towards log p(x); and p(x) sums to 1."""
+    """The ELBO has the mean log p(x) − KL(q(z|x) ‖ p(z|x)) (lecture (9)). Importance weights have the mean
+    p(x); the bound of K weights rises with K, from the ELBO towards log p(x); p(x) sums to 1."""
     built, params = made(latent)
     z, cell, log_prior, log_p_x = integrated(built, params)
     np.testing.assert_allclose(np.exp(log_p_x).sum(axis=1), 1.0, atol=1e-5)
@@ -85,12 +85,12 @@ def test_elbo_and_importance_weights_against_quadrature(latent):
         tight = importance_bounds(log_w)
         assert_bounds_agree(tight, bounds_of_grid(log_q, log_prior + log_p_x[:, i], COUNT), log_p[i])
         assert tight[2, 0] > log_p[i] - 0.5 * gaps[-1]
-    assert np.mean(gaps) > 0.05  # q is not the posterior, so that a bound is something else than log p
+    assert np.mean(gaps) > 0.05  # q is not the posterior, so the ELBO differs from log p
 
 
 def test_samples_have_the_integrated_probabilities():
     built, params = made()
-    params["decoder"]["params"]["out"]["kernel"] *= 4.0  # or one z would do for all
+    params["decoder"]["params"]["out"]["kernel"] *= 4.0  # so that p(x|z) depends on z
     _, cell, log_prior, log_p_x = integrated(built, params)
     p = np.sum(np.exp(log_prior[:, None] + log_p_x), axis=0) * cell
     drawn = np.asarray(jax.jit(lambda: built.sample(params, rng(), {}))())
@@ -112,7 +112,7 @@ def test_dropout_acts_in_training_alone():
 
 
 def test_descent_brings_the_bound_to_the_entropy_of_the_data():
-    """Where the two values are one, drawn from three: log 3 nats, which takes a z that tells them apart."""
+    """The two values of an image are equal, one of three levels: log 3 nats, if z tells the levels apart."""
     built, _ = made()
     batch = {"image": jnp.tile(jnp.repeat(jnp.arange(LEVELS), 2).reshape(-1, *SHAPE), (32, 1, 1, 1))}
 
@@ -133,7 +133,7 @@ def test_descent_brings_the_bound_to_the_entropy_of_the_data():
 
 
 def test_the_table_of_estimators():
-    """The ELBO and the importance-weighted bounds, under names that claim no chain of any depth."""
+    """The ELBO and the importance-weighted bounds, under names that mention no chain or depth."""
     built, params = made()
     _, cell, log_prior, log_p_x = integrated(built, params)
     log_p = np.log(np.sum(np.exp(log_prior[:, None] + log_p_x), axis=0) * cell)

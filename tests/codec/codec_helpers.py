@@ -42,8 +42,8 @@ def images(count, seed=0):
 
 
 def make_run(fields, count=24, spec=SPEC):
-    """(config, Run) of a model with random parameters, which are small, so that no latent lies far from where
-    the model has it."""
+    """(config, Run) of a model with random parameters, small enough that no latent lies far from where the
+    model expects it."""
     config = make_config(fields)
     model = run_lib.build_model(config, spec)
     image, label = images(count)

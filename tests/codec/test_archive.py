@@ -1,4 +1,4 @@
-"""A file that is damaged, cut or no such file is told of in one line, and nothing of it is used."""
+"""A damaged, truncated or foreign file is reported in one line, and nothing of it is used."""
 
 import numpy as np
 import pytest

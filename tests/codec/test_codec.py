@@ -1,4 +1,4 @@
-"""Images to a file and back; and how long the file is, against the ELBO and against the truth."""
+"""Images to a file and back, and the file's length against the ELBO and the true likelihood."""
 
 import types
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("single")
 
 
 def through(config, run, given):
-    """The file that the images are compressed to, and what comes back from its bytes."""
+    """The result of compressing the images, and the images decompressed from its bytes."""
     made = codec.compress(config, run, given)
     data = archive.to_bytes(made.archive)
     return made, codec.decompress(config, run, archive.from_bytes(data, "x"), "x")
@@ -40,7 +40,7 @@ def test_every_model_gives_back_what_it_got_from_a_file_as_long_as_its_bound(nam
     assert se < 0.015 * bound.estimate.mean["bpd"]
     assert abs(above.mean()) < 4.0 * se + 2e-3
     assert "NO" not in " ".join(result.checks)
-    # All levels are as likely in these images, so that no code can do with less.
+    # All levels are equally likely in these images, so no code can be shorter.
     assert file.estimate.mean["images"] > np.log2(17) - 3.0 * se
 
 
@@ -48,8 +48,8 @@ def test_names_and_labels_come_back_too():
     config, run = make_run(MODELS["label"])
     config.codec.timesteps = 3
     image, label = images(9)
-    image[3] = 7  # of one colour
-    names = [f"a/ä\udce9{i}.png" for i in range(9)]  # of a file system that is not of UTF-8
+    image[3] = 7  # a single colour
+    names = [f"a/ä\udce9{i}.png" for i in range(9)]  # as on a file system that is not UTF-8
     _, back = through(config, run, ImageSet(image, label, names))
     np.testing.assert_array_equal(back.image, image)
     np.testing.assert_array_equal(back.label, label)
@@ -68,8 +68,8 @@ def test_other_random_bits_are_other_files_of_the_same_images():
 
 
 def test_where_the_denoiser_is_optimal_it_is_the_truth_that_is_coded():
-    """As T grows, the file comes down to −log p(x) of the distribution that the images are drawn from: it is
-    above that by what falls like 1/T."""
+    """As T grows, the file's length falls to −log p(x) under the images' distribution, with an excess of
+    order 1/T."""
     log_p = exact.log_probabilities((4, 4, 1), 5)
     image, truth = exact.images(log_p, 250)
     config = exact.config()
@@ -102,7 +102,7 @@ def test_any_number_of_images_on_any_number_of_lanes(lanes, count):
     "lanes, count, stacks", [(0, 1, 1), (0, 511, 1), (0, 1_017, 3), (0, 50_000, 64), (8, 1_017, 8), (8, 3, 3)]
 )
 def test_how_many_stacks(lanes, count, stacks):
-    """By default one for every 256 images, at least one and at most 64; never more than images."""
+    """By default one stack for every 256 images, from 1 to 64; never more stacks than images."""
     config, _ = make_run(MODELS["diffusion"])
     config.codec.lanes = lanes
     assert codec.stacks_of(config, count) == stacks
@@ -113,7 +113,7 @@ def test_no_bits_but_those_of_images_initial_words_and_header():
     config.codec.timesteps, config.codec.lanes = 4, 2
     made = codec.compress(config, run, ImageSet(images(40)[0]))
     words = 32 * sum(map(len, made.archive.stacks))
-    # A stack is whole words.
+    # A stack is a whole number of words.
     assert 0 <= words - made.bits.sum() - made.initial < 2 * 32
 
 

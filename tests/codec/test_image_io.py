@@ -1,4 +1,4 @@
-"""What can be compressed, and where it comes back to."""
+"""Which images can be compressed, and where decompressed ones are written."""
 
 import numpy as np
 from PIL import Image
@@ -34,7 +34,7 @@ def test_an_npz_file_comes_back_and_images_without_names_are_numbered(tmp_path):
     np.savez(tmp_path / "in.npz", images=IMAGE[..., 0], label=LABEL)
     found = image_io.read(str(tmp_path / "in.npz"), GREY)
     image_io.write(tmp_path / "out.npz", found)
-    image_io.write(tmp_path / "out.npz", found)  # once more
+    image_io.write(tmp_path / "out.npz", found)  # overwrites the first
     back = image_io.read(str(tmp_path / "out.npz"), GREY)
     for one in (found, back):
         np.testing.assert_array_equal(one.image, IMAGE)

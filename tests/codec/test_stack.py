@@ -1,4 +1,4 @@
-"""The stack against the Gaussian itself, and forwards against backwards."""
+"""The stack against the Gaussian itself, and decoding against encoding."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from vdm.codec.stack import Damaged, Stack
 
 
 def gaussians(count, seed=0):
-    """Means and deviations of many sizes."""
+    """Means and standard deviations of many magnitudes."""
     random = np.random.default_rng(seed)
     return random.normal(size=count) * 1000.0, np.exp(random.uniform(-3.0, 7.0, count))
 
@@ -40,7 +40,7 @@ def test_draws_are_of_the_gaussian_and_take_its_entropy():
     of_each = np.full(count, 0.3), np.full(count, deviation)
     before = stack.bits
     drawn = stack.draw(*of_each, 0)
-    # Spread out within their cells, the numbers are draws of the Gaussian.
+    # Spread uniformly within their cells, the numbers are draws from the Gaussian.
     spread = drawn + np.random.default_rng(0).uniform(-0.5, 0.5, count)
     assert stats.kstest((spread - 0.3) / deviation, "norm").pvalue > 1e-3
     entropy = np.log2(deviation * np.sqrt(2.0 * np.pi * np.e))
@@ -66,7 +66,7 @@ def test_what_lies_far_away_costs_its_gaussian_or_less(away):
     stack.push(np.repeat(number, 50), np.zeros(50), np.full(50, 16.0))
     cost, of_gaussian = (stack.bits - before) / 50, -stats.norm.logpdf(number[0], 0.0, 16.0) / np.log(2.0)
     assert cost < of_gaussian + 0.1
-    assert cost > of_gaussian - 0.1 or away > 6.0  # beyond its reach
+    assert cost > of_gaussian - 0.1 or away > 6.0  # beyond REACH it may cost less
     assert 0.0 < cost < 50.0
 
 
@@ -76,7 +76,7 @@ def test_no_more_random_words_than_are_drawn():
     stack.draw(mean, deviation, 0)
     words, initial = stack.words()
     entropy = 100 * np.log2(16.0 * np.sqrt(2.0 * np.pi * np.e))
-    # The stack's top has 64 bits, and what is scrambled is whole digits.
+    # The stack's top has 64 bits, and scrambling takes whole digits.
     assert len(words) <= initial and entropy < 32 * initial < entropy + 200.0
     empty = Stack(0, 0)
     empty.push(np.arange(100), mean, deviation)

@@ -8,7 +8,7 @@ from vdm import component
 
 
 def section(name, **fields):
-    """config.data of a source: its name and all its fields, some of them changed."""
+    """config.data for a source: its name and all its fields, with some of them changed."""
     return ConfigDict(
         {"name": name, **component.find("source", name, "config.data.name").config_fields(), **fields}
     )

@@ -1,4 +1,4 @@
-"""Augmentation: all changes happen, and are flagged."""
+"""Augmentation: every change occurs and is flagged."""
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,8 @@ def test_every_change_is_drawn_and_flagged():
     every = {one[..., list(order)].tobytes() for one in turned for order in orders}
     assert {row.reshape(3, 3, 3).tobytes() for row in found} == every
     same = (np.asarray(images) == image).all((1, 2, 3))
-    assert np.all(same[np.asarray(flags) == 0]), "what is not flagged is not changed"
-    # Each of the three is left alone half the time.
+    assert np.all(same[np.asarray(flags) == 0]), "images without the flag are unchanged"
+    # Each of the three changes is applied with probability ½.
     assert abs(np.mean(np.asarray(flags) == 0) - 1 / 8) < 4 * np.sqrt(1 / 8 * 7 / 8 / 6000)
 
 

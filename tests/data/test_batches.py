@@ -1,4 +1,4 @@
-"""Batches: their order, streamed or kept whole, and what of a split is kept in the cache."""
+"""Batches: their order, whether streamed or resident on the device, and the cached images of a split."""
 
 import dataclasses
 import itertools
@@ -56,7 +56,7 @@ def test_streamed_and_resident_batches_are_the_same_examples(data):
 
 @pytest.mark.parametrize("gib", [0.0, 1.0])
 def test_chunks_are_taken_one_by_one(data, gib):
-    """They may be without end, and each is asked for only when its batch is."""
+    """The chunks may be endless, and each is requested only when its batch is."""
     asked = []
     chunks = ((asked.append(step) or step, 1) for step in itertools.count(4))
     batches = train_batches(data.train, config(10**9, on_device_gib=gib), chunks)
@@ -78,7 +78,7 @@ def test_images_are_read_ahead_of_their_chunk_and_not_beyond_the_last_step(data)
     split = type(split)(whole.size, slow, split.nbytes)
     batches = train_batches(split, config(8, on_device_gib=0.0), [(0, 2), (2, 6)])
     next(batches)
-    assert ahead.wait(30), "the second chunk is read before it is asked for"
+    assert ahead.wait(30), "the second chunk is read before it is requested"
     assert next(batches)[:2] == (2, 6)
     assert len(read) == 8 and next(batches, None) is None
 
@@ -128,7 +128,7 @@ def test_shapes_are_those_of_the_arrays(gib):
 
 
 def test_images_that_are_kept_are_those_of_the_files(tmp_path):
-    """Each split and size, the first time and again; and after a label's folder has another name."""
+    """For each split and size, when first read and when read again, and after a label's folder is renamed."""
     root = tmp_path / "images"
     for number, label in enumerate("bc"):
         write_images(root / "train" / label, 3, seed=number)
@@ -165,7 +165,7 @@ READS = []
 
 @dataclasses.dataclass(frozen=True)
 class Own(Source):
-    """A source of your own that reads a file."""
+    """A custom source that reads a file."""
 
     path: str = ""
     value: int = 0

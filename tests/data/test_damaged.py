@@ -1,4 +1,4 @@
-"""A damaged image is named; config.data.skip_damaged goes on without it."""
+"""The error names a damaged image; config.data.skip_damaged leaves it out."""
 
 import os
 
@@ -13,7 +13,7 @@ from vdm.errors import UserError, one_line
 
 @pytest.fixture
 def folder(tmp_path):
-    """Twelve images to train by and four to test, of which one of each is cut off."""
+    """Twelve training and four test images, one of each truncated."""
     for part, count in (("train", 12), ("test", 4)):
         (tmp_path / part).mkdir()
         for number in range(count):

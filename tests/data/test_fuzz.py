@@ -1,6 +1,6 @@
-"""Random damage to files and random values of fields end well, or in one line: never in another exception.
+"""Randomly damaged files and random field values are accepted or raise a UserError, never another error.
 
-A few examples here; FUZZ=100000 tries so many of each.
+Each test tries 15 examples; FUZZ=100000 tries that many.
 """
 
 import io
@@ -34,7 +34,7 @@ FUZZED = settings(
     suppress_health_check=list(HealthCheck),
 )
 
-# (where, how many bytes are taken out, what is put in), by which bytes are flipped, cut out, put in, cut off.
+# (position, number of bytes removed, bytes inserted): replaces, deletes, inserts or truncates.
 CHANGES = st.lists(
     st.tuples(st.floats(0, 1), st.integers(0, 40) | st.just(10**6), st.binary(max_size=8)),
     min_size=1,
@@ -50,7 +50,7 @@ def changed(data, changes):
 
 
 def ends_well(function):
-    """Calls it; a UserError of one kind or another is well, too."""
+    """Calls the function; a UserError with a message is accepted too."""
     try:
         return function()
     except UserError as error:
@@ -155,7 +155,7 @@ def test_compressed_files(changes):
 @FUZZED
 @given(field=st.sampled_from(sorted(HEADER)), value=JSON | st.lists(st.integers(-5, 5), max_size=3))
 def test_a_field_of_the_header_of_a_compressed_file(field, value):
-    """Its checksums are right: somebody wrote it so."""
+    """The checksums are right, as if the header had been written with this value."""
     given = archive.from_bytes(archive.to_bytes(archive.Archive(HEADER | {field: value}, WORDS)), "x")
     split = in_memory(np.zeros((3, 2, 2, 1), np.uint8))
     run = Run(Data(split, split, Spec((2, 2, 1), 256, 0)), None, None)
@@ -184,7 +184,7 @@ def test_a_field_of_the_command_line(field, value):
 
 @FUZZED
 @given(changes=CHANGES)
-@example(changes=[(0.0, 36, b""), (0.0, 37, b""), (0.5, 5, b"")])  # a whole number is left
+@example(changes=[(0.0, 36, b""), (0.0, 37, b""), (0.5, 5, b"")])  # only an integer is left
 def test_small_files_of_a_workdir(changes, folder):
     split = in_memory(np.zeros((3, 2, 2, 1), np.uint8))
     data = Data(split, split, Spec((2, 2, 1), 256, 0))

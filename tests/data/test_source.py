@@ -1,4 +1,4 @@
-"""Every source but TFDS: what it gives, and what it refuses."""
+"""Every source except TFDS: its data, and what it refuses."""
 
 import dataclasses
 
@@ -41,7 +41,7 @@ def test_training_images_are_held_out_to_choose_settings_by():
 
 
 def test_validation_images_are_neither_trained_on_nor_tested_by():
-    """A fifth of the training images, beside the test split or beside what is held out in its place."""
+    """A fifth of the training images, beside the test split or the images held out in its place."""
     read = lambda split: {image.tobytes() for image in split.read(np.arange(split.size))["image"]}
     for held in (0.0, 0.1):
         data = load(section("digits", hold_out=held, validation=0.2))
@@ -188,7 +188,7 @@ def test_bad_fields_are_refused(fields, text, seventeen):
         load(section("npz", data_dir=seventeen, **fields))
 
 
-# ---- your own -------------------------------------------------------------------------
+# ---- custom sources --------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +231,7 @@ def test_a_source_whose_spec_is_wrong_is_refused(fields, text):
 
 @dataclasses.dataclass(frozen=True)
 class Late(Source):
-    """One image of many is wrong, where the first look does not see it."""
+    """One image of many is wrong, and not among those that are checked on loading."""
 
     value: int = 0
     label: int = 0
@@ -252,7 +252,7 @@ class Late(Source):
     ],
 )
 def test_an_image_beyond_the_levels_is_refused_where_it_is_read(fields, text):
-    """Its probability would be above 1, and the likelihood of all of them too good."""
+    """Its probability would be above 1, and the likelihood of the whole set too high."""
     data = load(section(f"{__name__}:Late", **fields))
     assert len(data.test.read(np.arange(2_900))["image"]) == 2_900
     with pytest.raises(UserError, match=text):

@@ -19,8 +19,8 @@ def load(name, root):
 
 
 def prepare(root, file_format="array_record", damaged=()):
-    """Writes a "mnist" of 12 and 5 random images, in the files of the official builder; of those whose
-    number is in `damaged` half."""
+    """Writes a "mnist" of 12 training and 5 test images, random, in the files of the official builder; images
+    whose number is in `damaged` are truncated."""
     from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.proto import tf_example_pb2
 

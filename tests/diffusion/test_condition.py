@@ -1,4 +1,4 @@
-"""What a network is conditioned on."""
+"""The condition that a network is given."""
 
 import jax
 import numpy as np
@@ -23,7 +23,7 @@ def test_parts_stand_side_by_side():
 
 
 def test_a_share_of_the_images_has_none():
-    """Whole conditions, of 4,000 images within four standard errors of the share."""
+    """Conditions are withheld whole; over 4,000 images the share is right within four standard errors."""
     keys = jax.random.split(jax.random.key(0), 4_000)
     kept = np.asarray(condition.withhold(np.ones((4_000, 3), np.float32), keys, 0.3))
     assert set(kept.sum(axis=1)) == {0.0, 3.0}

@@ -1,4 +1,4 @@
-"""The decoder against float64 NumPy, and its gradient against that of all levels at once."""
+"""The decoder against float64 NumPy, and its gradient against autodiff over all levels at once."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from vdm.runtime import devices
 @pytest.mark.parametrize("vocab_size", [2, 17, 256])
 @pytest.mark.parametrize("gamma_0", [-13.3, -5.0, 2.0])
 def test_decoder_is_a_distribution(vocab_size, gamma_0):
-    """Over all levels the probabilities sum to one, and are those of float64."""
+    """The probabilities of all levels sum to one and agree with float64."""
     z_0 = np.float32(np.random.default_rng(0).normal(size=64))
     every = jnp.broadcast_to(jnp.arange(vocab_size), (64, vocab_size))
     log_prob = jax.jit(decoder.log_prob, static_argnums=3)
@@ -25,8 +25,8 @@ def test_decoder_is_a_distribution(vocab_size, gamma_0):
     logits = -0.5 * np.exp(-gamma) * (z_0[:, None] * np.sqrt(1 + np.exp(gamma)) - levels) ** 2
     top = logits.max(-1, keepdims=True)
     want = logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
-    # Rounding z_0/α_0 (below 4) to float32 by up to 2^-23 moves the logits of levels that are
-    # neighbours apart by e^-γ times the distance of the levels times that.
+    # Rounding z_0/α_0 (below 4) to float32, by up to 2^-23, changes the difference between the logits of
+    # neighbouring levels by e^-γ times the levels' distance times the rounding error.
     near = want > -20
     rounding = np.exp(-gamma) * (2 / vocab_size) * 2.0**-23
     np.testing.assert_allclose(got[near], want[near], atol=1e-4 + 2 * rounding)
@@ -35,7 +35,7 @@ def test_decoder_is_a_distribution(vocab_size, gamma_0):
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 @pytest.mark.parametrize("gamma_0", [-7.0, 2.0])
 def test_decoders_gradient_is_that_of_all_levels_at_once(gamma_0, platform, monkeypatch):
-    """By z_0 and by γ_0, against autodiff of the softmax over all logits."""
+    """With respect to z_0 and γ_0, against autodiff of the softmax over all logits."""
     monkeypatch.setattr(devices, "platform", lambda: platform)
     draw = np.random.default_rng(0)
     levels = jnp.asarray(draw.integers(0, 256, (40,)))
@@ -58,7 +58,7 @@ def test_decoders_gradient_is_that_of_all_levels_at_once(gamma_0, platform, monk
     ("gamma_0", "vocab_size", "reach"), [(-13.3, 256, 1), (-10.0, 256, 5), (-9.0, 17, 1)]
 )
 def test_levels_within_reach_are_all_that_count(gamma_0, vocab_size, reach):
-    """Against float64 over all levels: around each level, half-way between two, and beyond the ends."""
+    """Against float64 over all levels: near each level, half-way between neighbours, and beyond the ends."""
     assert decoder.reach(gamma_0, vocab_size) == reach
     levels = np.repeat(np.arange(vocab_size), 101)
     offset = np.float32(np.tile(np.linspace(-3.0, 3.0, 101), vocab_size) * 2.0 / vocab_size)

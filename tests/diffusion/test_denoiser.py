@@ -1,4 +1,4 @@
-"""The readings of one network agree, and `categorical` is the posterior's mean."""
+"""The parameterisations of one network agree, and `categorical` gives the posterior mean."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +10,7 @@ from vdm.diffusion.denoiser import Categorical, Eps, V, X
 
 @pytest.mark.parametrize("gamma", [-8.0, 0.0, 4.0])
 def test_readings_agree(gamma):
-    """The ε, x and v that made a z_t each come back from any one of them."""
+    """From the ε, x or v that made z_t, each parameterisation recovers ε, and x is recovered from ε."""
     draw = np.random.default_rng(0)
     x, eps = (
         jnp.asarray(draw.uniform(-1, 1, (2, 4, 4, 1)), jnp.float32),
@@ -28,7 +28,7 @@ def test_readings_agree(gamma):
 
 
 def test_levels_give_the_posterior_mean_of_independent_values():
-    """With the context's log-probabilities those of the data, x̂ is E[x|z_t] by Bayes' rule."""
+    """If the network's output is the log-probabilities of the data, x̂ is E[x|z_t] by Bayes' rule."""
     draw = np.random.default_rng(0)
     vocab_size, gamma = 5, -0.5
     probabilities = draw.dirichlet(np.ones(vocab_size), size=(3, 3, 2))
@@ -48,7 +48,7 @@ def test_levels_give_the_posterior_mean_of_independent_values():
 
 
 def test_guidance_goes_on_from_no_condition_beyond_the_condition():
-    """(1 + w) ε̂(c) − w ε̂(∅), and without guidance ε̂(c) alone."""
+    """(1 + w) ε̂(c) − w ε̂(∅); without guidance, ε̂(c) alone."""
     of = {"c": jnp.float32(3.0), "none": jnp.float32(1.0)}
     assert denoiser.guided(of.get, "c", "none", 0.5) == 3.0 + 0.5 * (3.0 - 1.0)
     assert denoiser.guided(of.get, "c", "none", 0.0) == 3.0

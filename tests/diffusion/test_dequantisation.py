@@ -1,4 +1,4 @@
-"""Dequantisation: where its points are, and their density."""
+"""Dequantisation: the points' positions and their density."""
 
 import math
 
@@ -13,7 +13,7 @@ from vdm.diffusion.dequantisation import dequantise, start
 
 @pytest.mark.parametrize("kind", ["uniform", "normal"])
 def test_dequantisation_stays_in_the_cell_and_knows_its_density(kind):
-    """z/α lies in the cell of its level, and −log q is that of a density on it: by histogram."""
+    """z/α lies in its level's cell, and a histogram agrees with the density q."""
     levels = jnp.full((20_000, 1), 2)
     keys = jax.random.split(jax.random.key(0), 20_000)
     z, gamma, nats = dequantise(kind, keys, levels, jnp.float32(-3.0), 3)
@@ -33,7 +33,7 @@ def test_dequantisation_stays_in_the_cell_and_knows_its_density(kind):
 
 @pytest.mark.parametrize("vocab_size", [3, 256])
 def test_uniform_noise_is_taken_for_normal_noise_of_its_variance(vocab_size):
-    """σ²/α² is the variance of a uniform number on ± 1/V, 1/(3 V²); or γ is γ_0, where that is more noise."""
+    """σ²/α² is the variance of uniform noise on ± 1/V, 1/(3 V²), unless γ_0 has more noise: then γ is γ_0."""
     gamma = np.float64(start("uniform", jnp.float32(-30.0), vocab_size))
     sigma2, alpha2 = 1.0 / (1.0 + np.exp(-gamma)), 1.0 / (1.0 + np.exp(gamma))
     assert sigma2 / alpha2 == pytest.approx(1.0 / (3.0 * vocab_size**2), rel=1e-5)

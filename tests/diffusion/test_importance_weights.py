@@ -15,8 +15,8 @@ from weight_helpers import assert_weights_of_samples
 
 
 def test_path_against_brute_force():
-    """E[w] = p(x); ELBO ≤ the K-sample bound ≤ log p(x), rising with K; all of it for each of three levels,
-    under a denoiser that is wrong, so that every gap is real."""
+    """For each of three levels, E[w] = p(x), and ELBO ≤ the K-sample bound ≤ log p(x), rising with K. The
+    chain has only three steps, so every gap is real."""
     log_q = np.log(np.array([0.7, 0.1, 0.2]))
     gammas = np.array([-2.0, 0.0, 2.0, 4.0])
     truth = brute_force(log_q, gammas)
@@ -46,8 +46,8 @@ def test_path_against_brute_force():
 
 
 def test_weights_of_samples_against_brute_force():
-    """Of paths drawn from the model: x comes out as often as p(x) says, and log w has a mean above log p(x),
-    where that of paths from q is below it."""
+    """Paths drawn from the model give x with probability p(x). The mean of log w over them is above log p(x);
+    over paths drawn from q it is below."""
     log_q, count = np.log(np.array([0.7, 0.1, 0.2])), 60_000
     truth = brute_force(log_q, np.array([-2.0, 1.0, 4.0]))
     model = exact.model(log_q.reshape(1, 1, 1, 3), -2.0, 4.0, timesteps=2)

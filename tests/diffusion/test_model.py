@@ -1,4 +1,4 @@
-"""The model as a whole: its ELBO against its own distributions, and its gradients' signs."""
+"""The model as a whole: depth, times, the signs of its gradients, parameterisations and conditions."""
 
 import functools
 
@@ -12,7 +12,7 @@ from diffusion_helpers import rng, small
 
 @functools.cache
 def diffusion_term(**fields):
-    """Its mean over the batch and 300 draws, with its standard error."""
+    """The diffusion term's mean over the batch and 300 draws, with its standard error."""
     made, params, batch = small(**{f"model.{name}": value for name, value in fields.items()})
 
     def one(number):
@@ -40,8 +40,8 @@ def test_stratified_and_independent_times_have_one_mean():
 
 
 def test_gradient_of_the_end_points_has_the_right_sign():
-    """A longer road costs more diffusion, a lower γ_0 less reconstruction, a higher γ_1 less
-    prior; the gradient agrees with finite differences of the loss on the same noise."""
+    """A wider range of γ raises the diffusion term, a lower γ_0 lowers the reconstruction, and a higher γ_1
+    lowers the prior. The gradient agrees with finite differences on the same noise."""
     made, params, batch = small(**{"model.schedule.gamma_min": -4.0, "model.schedule.gamma_max": 2.0})
 
     def terms(start, width):

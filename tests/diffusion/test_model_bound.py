@@ -1,4 +1,4 @@
-"""The bound's terms against the distributions they are made of, enumeration, and limits."""
+"""The bound's terms against the distributions that define them, enumeration and limits."""
 
 import dataclasses
 import math
@@ -19,7 +19,7 @@ NOTHING = {"schedule": {}, "net": {}}
 
 @dataclasses.dataclass(frozen=True)
 class Says:
-    """A network that gives these numbers, whatever its input."""
+    """A network that returns these numbers for any input."""
 
     output: np.ndarray
 
@@ -29,7 +29,7 @@ class Says:
 
 @pytest.mark.parametrize("timesteps", [1, 5, 1000])
 def test_model_diffusion_term_is_the_kl_of_the_two_posteriors(timesteps):
-    """Of one step, it is T KL(q(z_s|z_t, x) ‖ q(z_s|z_t, x̂(ε̂))), whatever x and ε̂ are."""
+    """For one step the term is T KL(q(z_s|z_t, x) ‖ q(z_s|z_t, x̂(ε̂))), for any x and ε̂."""
     draw = np.random.default_rng(0)
     x, output = draw.uniform(-1, 1, (3, 4, 4, 2)), draw.normal(size=(3, 4, 4, 2))
     made = exact.model(np.zeros((4, 4, 2, 2)), -13.3, 5.0, timesteps)
@@ -58,7 +58,7 @@ def test_model_diffusion_term_is_the_kl_of_the_two_posteriors(timesteps):
 
 
 def test_finite_depth_approaches_continuous_time():
-    """With ε − ε̂ a smooth function of γ, the sum over T steps tends to the integral as 1/T."""
+    """If ε − ε̂ is a smooth function of γ, the sum over T steps differs from the integral by O(1/T)."""
     low, high = -6.0, 4.0
 
     def squared_error(gamma):
@@ -100,7 +100,7 @@ def test_reconstruction_against_enumeration():
 
 
 def test_bits_per_dim():
-    """A uniform choice among V levels costs log2 V bits for each value, whatever the shape."""
+    """A uniform choice among V levels costs log2 V bits per value, for any shape."""
     for shape, vocab_size in (((8, 8, 1), 17), ((32, 32, 3), 256), ((1, 1, 2), 2)):
         nats = math.prod(shape) * math.log(vocab_size)
         assert bits_per_dim(nats, shape) == pytest.approx(math.log2(vocab_size))

@@ -15,7 +15,7 @@ from vdm.runtime.randomness import Rng
 
 
 class Wiener:
-    """A network that is the optimal x̂ for Gaussian data N(MU, S²): linear in z."""
+    """A network whose output is the optimal x̂ for Gaussian data N(MU, S²), which is linear in z."""
 
     MU, S = 0.1, 0.4
 
@@ -31,8 +31,8 @@ class Wiener:
 
 @pytest.mark.parametrize("timesteps", [0, 1, 4, 32])
 def test_model_diffusion_term_of_gaussian_data(timesteps):
-    """Its expectation for each x is a sum over steps, in float64 NumPy, of ½ (SNR_s − SNR_t) E‖x − x̂‖². In
-    continuous time its mean over the data is the information that z_0 holds beyond z_1,
+    """The term's expectation for each x is the sum over steps of ½ (SNR_s − SNR_t) E‖x − x̂‖², in float64
+    NumPy. In continuous time its mean over the data is the information that z_0 holds beyond z_1,
     ½ log (1 + s² SNR_0)/(1 + s² SNR_1)."""
     count, vocab_size = 65_536, 256
     draw = np.random.default_rng(0).normal(Wiener.MU, Wiener.S, count)
@@ -60,6 +60,6 @@ def test_model_diffusion_term_of_gaussian_data(timesteps):
     if not timesteps:
         ends = 1.0 + Wiener.S**2 * np.exp(-gamma[[0, -1]])
         assert expected(Wiener.S**2) == pytest.approx(0.5 * np.log(ends[0] / ends[1]), rel=1e-5)
-    truth = expected(np.mean((x - Wiener.MU) ** 2))  # linear in the square
+    truth = expected(np.mean((x - Wiener.MU) ** 2))  # `expected` is linear in the square
     se = np.std(np.asarray(found, np.float64)) / math.sqrt(count)
     assert abs(np.mean(np.asarray(found, np.float64)) - truth) < 3.5 * se and se < 0.02 * truth

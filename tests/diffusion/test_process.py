@@ -32,7 +32,7 @@ def test_transition_and_posterior_against_bayes_rule_in_float64(gap):
     gamma_t = np.float32(gamma_s + np.float32(gap))
     s, t = np.float64(gamma_s), np.float64(gamma_t)
     ratio2 = alpha2(t) / alpha2(s)
-    # σ_t² − α²_{t|s} σ_s², with σ² = α² e^γ to keep float64 from cancelling.
+    # σ_t² − α²_{t|s} σ_s², with σ² = α² e^γ to avoid cancellation in float64.
     fresh = alpha2(t) * (np.exp(t) - np.exp(s))
     z_s, z_t, x = 0.3, -0.7, 0.9
 
@@ -93,7 +93,7 @@ def test_levels_are_cell_centres():
 
 @pytest.mark.parametrize("vocab_size", [2, 17, 256])
 def test_unscale_is_the_nearest_level(vocab_size):
-    """Of points between levels, and beyond the first and the last."""
+    """For points between levels, and beyond the first and the last."""
     levels = np.arange(vocab_size)
     centres = np.asarray(process.scale(levels, vocab_size), np.float64)
     np.testing.assert_allclose(centres, (2.0 * levels + 1.0) / vocab_size - 1.0, atol=1e-7)

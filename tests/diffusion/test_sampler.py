@@ -13,8 +13,8 @@ from vdm.diffusion import process, sampler
 
 
 def test_sampler_with_the_exact_denoiser_draws_the_data():
-    """For Gaussian data x ~ N(m, s²) and its own optimal x̂, samples have that mean and
-    variance, up to the error of 200 steps, and noise of z_0 beside them."""
+    """For Gaussian data x ~ N(m, s²) and its optimal x̂, samples have this mean and variance, up to the error
+    of 200 steps and the noise in z_0."""
     m, s2, count = 0.3, 0.04, 20_000
 
     def predict_x(z_t, gamma):
@@ -34,8 +34,8 @@ def test_sampler_with_the_exact_denoiser_draws_the_data():
 
 @pytest.mark.parametrize("order, sooner", [(1, 2.0), (2, 4.0)])
 def test_solvers_converge_to_the_flow_of_gaussian_data(order, sooner):
-    """The flow of N(m, s²) keeps each z at its quantile; with twice the steps the error falls to a
-    half (DDIM) or a quarter (DPM-Solver++ 2M)."""
+    """The flow of N(m, s²) keeps each z at its quantile. Doubling the steps divides the error by two (DDIM)
+    or four (DPM-Solver++ 2M)."""
     m, s2 = 0.3, 0.04
 
     def moments(gamma):
@@ -66,7 +66,7 @@ def test_solvers_converge_to_the_flow_of_gaussian_data(order, sooner):
 
 @pytest.mark.parametrize("solver", [sampler.DDIM(), sampler.DPM2M()])
 def test_few_steps_of_a_solver_draw_the_data(solver):
-    """Of independent values, whose optimal denoiser is known: 20 steps give their probabilities."""
+    """For independent values, whose optimal denoiser is known, 20 steps reproduce the probabilities."""
     log_p = exact.log_probabilities((2, 2, 1), 5)
     made = exact.model(log_p, -9.0, 5.0)
     made = dataclasses.replace(made, sampler=solver, sample_steps=20)
@@ -78,8 +78,8 @@ def test_few_steps_of_a_solver_draw_the_data(solver):
 
 
 def test_dpm2m_is_its_algorithm():
-    """Three steps of a denoiser that is not linear, against alg. 2 of Lu et al. 2022 in float64, whose first
-    step is of first order: λ = −γ/2, D = (1 + 1/(2r)) x̂ − 1/(2r) x̂', r = h'/h."""
+    """Three steps with a nonlinear denoiser, against alg. 2 of Lu et al. 2022 in float64, whose first step is
+    of first order: λ = −γ/2, D = (1 + 1/(2r)) x̂ − 1/(2r) x̂', r = h'/h."""
     gammas, z = np.array([-5.0, -2.5, 0.5, 4.0]), np.array([0.3, -1.2])
     predict = lambda z, gamma: np.tanh(z + 0.2 * gamma)
     alpha, sigma = (lambda g: np.sqrt(1 / (1 + np.exp(g)))), (lambda g: np.sqrt(1 / (1 + np.exp(-g))))

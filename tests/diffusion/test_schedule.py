@@ -1,4 +1,4 @@
-"""Every schedule keeps its end points, increases, and has the slope it says."""
+"""Every schedule keeps its end points, increases, and has the slope that `with_slope` gives."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ CASES += [(name, ends) for name in ("learned_net", "piecewise") for ends in (Fal
 
 
 def made(name, learn_ends, seed=0):
-    """A schedule and random parameters, pushed about as training would."""
+    """A schedule and its initial parameters."""
     fields = {"learn_ends": True} if learn_ends else {}
     module = component.find("schedule", name, "name")(
         shape=(2, 2, 1), gamma_min=LOW, gamma_max=HIGH, **fields
@@ -25,7 +25,7 @@ def made(name, learn_ends, seed=0):
 
 
 def pushed(name, params, seed):
-    far = 10.0 if name == "multivariate" else 1.0  # its parameters act by a tenth
+    far = 10.0 if name == "multivariate" else 1.0  # its parameters are scaled by 0.1
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(100 + seed), max(1, len(leaves)))
     return tree.unflatten([v + far * jax.random.normal(k, v.shape) for k, v in zip(keys, leaves)])
@@ -65,14 +65,14 @@ def test_slope_against_finite_differences(name, learn_ends):
     def rise(h):
         return (at(t + h) - at(t - h)) / (2 * h)
 
-    near = (4 * rise(0.005) - rise(0.01)) / 3  # without the error in h²
+    near = (4 * rise(0.005) - rise(0.01)) / 3  # cancels the error in h²
     np.testing.assert_allclose(slope, near, rtol=2e-3)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_schedules_are_what_their_papers_say(name):
-    """α² in float64 NumPy by their definitions, at times found by bisection: γ at the end points
-    is met at two of the paper's times, and in between γ is the paper's at times in between."""
+    """α² in float64 NumPy by the papers' definitions. Bisection finds the paper's times at which γ has the
+    end points; between them, γ is the paper's at linearly interpolated times."""
 
     def alpha2(s):
         if name == "cosine":

@@ -1,4 +1,4 @@
-"""Times: each density leaves every average as it is."""
+"""Times: no density of times changes an average."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def test_independent_times_are_those_of_each_key():
 
 
 def test_warped_times_leave_every_average():
-    """E_u[f(t)/q(t)] = ∫ f for any distribution; the ends stay where they are."""
+    """E_u[f(t)/q(t)] = ∫ f for any distribution; the times still reach from 0 to 1."""
     rng = np.random.default_rng(0)
     share = rng.gamma(0.3, size=10) + 0.02
     cdf = jnp.asarray(np.concatenate([[0.0], np.cumsum(share) / share.sum()]), jnp.float32)
@@ -41,7 +41,7 @@ def test_warped_times_leave_every_average():
 
 
 def moments_of(made, params, batch, steps=50):
-    """The running moments after some steps of training that change nothing."""
+    """The running moments after some training steps with fixed parameters."""
 
     def once(moments, number):
         draw = made.draw(params, rng(number), batch, times=lambda rng: made.times.draw(rng, moments))
@@ -53,7 +53,7 @@ def moments_of(made, params, batch, steps=50):
 
 
 def test_importance_keeps_the_mean_and_lowers_the_noise():
-    """Of the diffusion term, over many draws of the times and noise of a batch."""
+    """For the diffusion term, over many draws of the times and noise of a batch."""
     made, params, batch = small(**{"model.times": "importance", "model.schedule.name": "linear_beta"})
     cdf = times.cdf(moments_of(made, params, batch))
     assert np.diff(cdf).max() > 3.0 / times.PARTS
@@ -81,7 +81,7 @@ def test_before_the_first_draw_times_are_uniform():
 
 
 def test_a_step_remembers_its_own_draws():
-    """The step of training returns, beside the parameters, the moments of its own draws."""
+    """A training step returns the moments of its own draws beside the parameters."""
     changes = {"model.times": "importance", "model.net.dropout": 0.0}
     made, params, batch = small(**changes)
     config = make_config()
@@ -111,8 +111,8 @@ def test_a_step_remembers_its_own_draws():
 
 
 def test_importance_is_unbiased_at_any_moment_of_training():
-    """The mean of f(t)/q(t) over a fine grid of strata is ∫ f, in float64: before the first step, after
-    one, and after many; where losses are zero, rare and large, or those of a few times alone."""
+    """The mean of f(t)/q(t) over a fine grid of strata is ∫ f, in float64: before the first step, after one
+    and after many; also if losses are zero, rare and large, or nonzero only at early times."""
     made, random, size = times.Importance(), np.random.default_rng(0), 32
     losses = {
         "as of an ELBO": lambda t: random.gamma(0.5, size=size) * np.exp(6.0 * t),
@@ -140,8 +140,8 @@ def test_importance_is_unbiased_at_any_moment_of_training():
 
 
 def test_times_are_in_proportion_to_the_deviation_of_their_part():
-    """Neyman's allocation in float64: parts of equal counts, whose means differ and whose variances do not
-    follow them; then 9/10 of it and 1/10 uniform, or as it is asked for."""
+    """Neyman's allocation in float64, for parts of equal counts whose means and deviations are unrelated;
+    mixed with a uniform share, 1/10 by default."""
     random = np.random.default_rng(2)
     count = np.full(times.PARTS, 1e6)
     mean, deviation = random.uniform(1.0, 9.0, times.PARTS), random.uniform(0.1, 2.0, times.PARTS)
@@ -153,7 +153,7 @@ def test_times_are_in_proportion_to_the_deviation_of_their_part():
 
 
 def test_what_was_measured_fades_with_the_steps():
-    """After many steps of the same moments, their sum over 0.995^k."""
+    """After 30 steps with the same moments, the state is their sum weighted by 0.995^k."""
     made, moments = times.Importance(), times.moments(jnp.array([0.1, 0.9]), jnp.array([1.0, 3.0]))
     state = made.init()
     for _ in range(30):

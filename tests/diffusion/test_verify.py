@@ -1,4 +1,4 @@
-"""Wrong components, each refused in one line that says what is wrong; and right ones, which are not."""
+"""Wrong components are refused in one line that says what is wrong; correct ones are accepted."""
 
 import contextlib
 import dataclasses
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("single")
 
 
 class Line(Schedule):
-    """The right one, which the wrong ones change."""
+    """A correct schedule, which the wrong ones alter."""
 
     def __call__(self, t):
         return self.gamma_min + (self.gamma_max - self.gamma_min) * self.way(t)
@@ -111,7 +111,7 @@ class EndsAsInterior(LearnedLinear):
 
 
 class Bent(Line):
-    """A right one that is learned between its ends."""
+    """A correct schedule that is learned between its ends."""
 
     learned_interior = True
 
@@ -173,7 +173,7 @@ def test_builtin_schedules_are_not_refused():
 
 @dataclasses.dataclass(frozen=True)
 class OfTimes(Times):
-    """Uniform times, changed."""
+    """Uniform times, altered by `change`."""
 
     change: object = None
 
@@ -253,7 +253,7 @@ def test_wrong_parameterisation_is_refused(name):
 
 @pytest.mark.parametrize(("apart", "change"), [(True, "own"), (False, "mean"), (False, "order")])
 def test_images_that_depend_on_each_other_are_refused(apart, change):
-    """Also where the fresh network gives zeros, as its last layer starts at zero."""
+    """Also if a fresh network gives zeros because its last layer starts at zero."""
     mix = {
         "own": lambda z: z,
         "mean": lambda z: z - 0.1 * z.mean(axis=0),

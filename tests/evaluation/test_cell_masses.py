@@ -14,12 +14,12 @@ DRAWS = 10_000
 
 
 def eps_hat(z, gamma, sigma, module):
-    """Of one value: a smooth function of z and γ that fits no data."""
+    """ε̂ of one value: a smooth function of z and γ that fits no data."""
     return 0.9 * sigma * z + 0.3 * module.tanh(2.0 * z - 0.1 * gamma)
 
 
 def flow(z, low):
-    """z at HIGH of what is z at `low`, by RK4 in float64 with 1,000 steps of dz/dγ = ½ σ (ε̂ − σ z)."""
+    """Carries z from γ = `low` to HIGH by RK4 in float64, with 1,000 steps of dz/dγ = ½ σ (ε̂ − σ z)."""
     steps = 1000
     width = (HIGH - low) / steps
 
@@ -37,16 +37,16 @@ def flow(z, low):
 
 
 def exact_log_density(z, low, h=1e-4):
-    """log p(z) = log N(F(z)) + log F'(z), F' by differences of the float64 flow."""
+    """log p(z) = log N(F(z)) + log F'(z), with F' by finite differences of the float64 flow."""
     slope = (flow(z + h, low) - flow(z - h, low)) / (2.0 * h)
     return stats.norm.logpdf(flow(z, low)) + np.log(slope)
 
 
 def exact_bounds(kind, low):
-    """E_q[log p(z) − log q(z)] of each cell by the midpoint rule: q uniform there, or N(α x, σ²) cut off at
-    its borders."""
+    """E_q[log p(z) − log q(z)] for each cell by the midpoint rule, with q uniform on the cell or N(α x, σ²)
+    truncated to it."""
     points, alpha, sigma = 400, 1.0 / np.sqrt(1.0 + np.exp(low)), 1.0 / np.sqrt(1.0 + np.exp(-low))
-    away = alpha * ((2.0 * np.arange(points) + 1.0) / points - 1.0) / LEVELS  # from the middle of a cell
+    away = alpha * ((2.0 * np.arange(points) + 1.0) / points - 1.0) / LEVELS  # from a cell's middle
     q = np.ones(points) if kind == "uniform" else np.exp(-0.5 * (away / sigma) ** 2)
     q /= q.sum()
     middles = alpha * ((2.0 * np.arange(LEVELS) + 1.0) / LEVELS - 1.0)
@@ -55,15 +55,15 @@ def exact_bounds(kind, low):
 
 
 def exact_masses(low):
-    """The probability of each cell: in one dimension the flow keeps the order, so its borders go to borders
-    under N(0, 1)."""
+    """The probability of each cell. In one dimension the flow preserves order, so this is the mass of N(0, 1)
+    between the cell's borders at HIGH."""
     borders = 2.0 * np.arange(LEVELS + 1) / LEVELS - 1.0
     return np.diff(stats.norm.cdf(flow(borders / np.sqrt(1.0 + np.exp(low)), low)))
 
 
 @pytest.fixture(scope="module")
 def solve():
-    """(z, where the flow starts) → log p(z) and what half the nodes would change, float64."""
+    """(z, γ where the flow starts) → log p(z) and its change with half the nodes, float64."""
 
     def denoiser(z, gamma, condition):
         gamma = gamma[:, None, None, None]
@@ -82,18 +82,18 @@ def solve():
 
 
 def draw(kind, gamma_0):
-    """Points of each cell: z [levels, draws], the γ of z, and −log q(z)."""
+    """Points of each cell: z [levels · draws], the γ of z, and −log q(z)."""
     levels = jnp.repeat(jnp.arange(LEVELS), DRAWS // LEVELS)[:, None, None, None]
     keys = jax.random.split(jax.random.key(3), len(levels))
     z, start, nats = dequantisation.dequantise(kind, keys, levels, jnp.float32(gamma_0), LEVELS)
     return np.asarray(z, np.float64).ravel(), float(start), np.asarray(nats, np.float64)
 
 
-# The uniform noise of a cell has the variance of the model's at γ = −2 log(V√3) = −4.32.
+# Uniform noise in a cell has the variance of the model's noise at γ = −2 log(V√3) = −4.32.
 @pytest.mark.parametrize("gamma_0, uniform_start", [(-6.5, -2.0 * np.log(5.0 * np.sqrt(3.0))), (-3.0, -3.0)])
 def test_the_bounds_are_below_the_exact_masses(solve, gamma_0, uniform_start):
-    """The density's integral over each cell is P, and E[log w] is below log P by what its own integral says:
-    of the flow from γ_0 for the normal noise, and of another one, from where it starts, for the uniform."""
+    """The density integrates to P over each cell, and E[log w] lies below log P, where quadrature puts it.
+    Normal noise uses the flow from γ_0; uniform noise uses another flow, from its own starting γ."""
     for kind, low in (("normal", gamma_0), ("uniform", uniform_start)):
         assert float(dequantisation.start(kind, jnp.float32(gamma_0), LEVELS)) == pytest.approx(low, rel=1e-6)
         masses, alpha = exact_masses(low), 1.0 / np.sqrt(1.0 + np.exp(low))
@@ -114,11 +114,11 @@ def test_the_bounds_are_below_the_exact_masses(solve, gamma_0, uniform_start):
             assert np.all(np.abs(w.mean(axis=1) - masses) < 4.0 * errors) and np.all(errors < 0.02 * masses)
     if gamma_0 < uniform_start:
         apart = np.abs(np.log(exact_masses(gamma_0)) - np.log(exact_masses(uniform_start)))
-        assert apart.max() > 0.05, "they are two models"
+        assert apart.max() > 0.05, "the two flows are different models"
 
 
 def test_the_density_is_that_of_a_fine_rule(solve):
-    """By differences of the float64 flow. The change by half the nodes tells how far 32 nodes are off."""
+    """By finite differences of the float64 flow. The change with half the nodes is the error of 32 nodes."""
     z = np.linspace(-0.9, 0.9, 50)
     log_p, quadrature = solve(z, -6.5)
     assert np.abs(log_p - exact_log_density(z, -6.5)).max() < 2e-4

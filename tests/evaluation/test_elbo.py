@@ -1,4 +1,4 @@
-"""Evaluation by the ELBO: its mean, its error bars, its units, and that no schedule changes it."""
+"""Evaluation by the ELBO: mean, error bars, units, and invariance to the schedule."""
 
 import math
 
@@ -22,7 +22,7 @@ SHAPE = (2, 2, 1)
 
 @pytest.fixture(scope="module")
 def digits_like():
-    """An optimal denoiser, 512 images and their true bits/dim."""
+    """Log-probabilities, 512 images drawn from them, and the true bits/dim of each."""
     log_p = exact.log_probabilities(SHAPE, 5)
     return log_p, *exact.images(log_p, 512)
 
@@ -31,7 +31,7 @@ def digits_like():
 
 
 def estimates(model, images, sets, length, spread_out=True):
-    """Estimates of two sets of draws each: spread evenly, or independent draws of everything."""
+    """Estimates, each from two sets of draws that are evenly spread or fully independent."""
 
     def draw(params, rng, batch, _):
         if spread_out:
@@ -54,22 +54,22 @@ def estimates(model, images, sets, length, spread_out=True):
 
 
 def test_the_noise_is_estimated_as_it_is(digits_like):
-    """Over 24 evaluations the spread of the result is the noise that one evaluation estimates."""
+    """The spread over 24 evaluations is the noise that a single evaluation estimates."""
     log_p, images, _ = digits_like
     found = estimates(exact.model(log_p, -8.0, 5.0), images, 48, 10)
     spread = np.std([estimate.mean["bpd"] for estimate in found], ddof=1)
     noise = math.sqrt(np.mean([estimate.noise["bpd"] ** 2 for estimate in found]))
-    assert noise / 1.5 < spread < 1.5 * noise  # it is known to ± 15%
+    assert noise / 1.5 < spread < 1.5 * noise  # the spread is known to ± 15%
 
 
 def test_spread_draws_beat_independent_ones(digits_like):
-    """At the same number of network evaluations; and both have the same mean."""
+    """At the same number of network evaluations; both have the same mean."""
     log_p, images, _ = digits_like
     model, data = exact.model(log_p, -8.0, 5.0), exact.split(images, 5)
     independent = estimates(model, images, 8, 10, spread_out=False)
     noise_iid = math.sqrt(np.mean([estimate.noise["bpd"] ** 2 for estimate in independent]))
     estimate, _ = make_elbo(model, exact.config(), data)(PARAMS, 80)
-    assert estimate.noise["bpd"] < 0.6 * (noise_iid / 2.0)  # of four times the passes
+    assert estimate.noise["bpd"] < 0.6 * (noise_iid / 2.0)  # four times the passes halve it
     mean_iid = np.mean([estimate.mean["bpd"] for estimate in independent])
     assert abs(estimate.mean["bpd"] - mean_iid) < 3.0 * noise_iid / 2.0
 
@@ -90,7 +90,7 @@ def test_target_is_met_or_the_budget_spent(digits_like):
 
 @pytest.mark.parametrize("shape, vocab_size", [((1, 1, 2), 3), ((3, 2, 1), 17), ((2, 2, 3), 256)])
 def test_units_for_any_shape_and_vocab_size(shape, vocab_size):
-    """Independent uniform values hold log2 V bits each, whatever the shape."""
+    """Independent uniform values hold log2 V bits each, for any shape."""
     log_p = np.full((*shape, vocab_size), -math.log(vocab_size))
     images, truth = exact.images(log_p, 512)
     np.testing.assert_allclose(truth, math.log2(vocab_size))
@@ -101,16 +101,16 @@ def test_units_for_any_shape_and_vocab_size(shape, vocab_size):
 
 
 class Cubic(Schedule):
-    """γ(t) that is slow at first."""
+    """A γ(t) that rises slowly at first."""
 
     def __call__(self, t):
         return self.gamma_min + (self.gamma_max - self.gamma_min) * (0.2 * t + 0.8 * t**3)
 
 
 def test_no_schedule_between_the_same_ends_changes_the_elbo(digits_like):
-    """VDM sec. 5.1: in continuous time the diffusion term depends on the end points alone, for any denoiser
-    of z and γ: here for one that is wrong for these images. It is the optimal one of others, and makes the
-    process of these exact, so that the ELBO is their log-likelihood."""
+    """VDM sec. 5.1: in continuous time the diffusion term depends only on the end points, for any denoiser of
+    z and γ. The denoiser here is wrong for these images but optimal for another distribution, whose reverse
+    process it makes exact, so the ELBO is the log-likelihood under that distribution."""
     log_p, images, truth = digits_like
     wrong = np.roll(log_p, 1, axis=-1)
     chosen = np.take_along_axis(wrong[None], images[..., None].astype(int), axis=-1)
@@ -125,7 +125,7 @@ def test_no_schedule_between_the_same_ends_changes_the_elbo(digits_like):
         found[schedule.__name__] = (estimate.mean["bpd"], estimate.noise["bpd"])
     for bpd, noise in found.values():
         assert abs(bpd - want) < 3.5 * noise and noise < 0.02 * want, found
-    # Another end point is another model: the same check sees it.
+    # Another end point gives another model, which the same check detects.
     shorter = exact.model(wrong, -8.0, -4.0)
     estimate, _ = make_elbo(shorter, config, data)(PARAMS, 60)
     assert abs(estimate.mean["bpd"] - want) > 5.0 * estimate.noise["bpd"]

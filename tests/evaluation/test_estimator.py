@@ -1,4 +1,4 @@
-"""All estimators against a known likelihood, and which of them a model can do."""
+"""All estimators against a known likelihood, and the choice of those that a model supports."""
 
 import math
 import types
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("single")
 STATE = types.SimpleNamespace(step=0, ema={"schedule": {}, "net": {}})
 LOG_P, ENDS = exact.log_probabilities((2, 2, 1), 4), (-9.0, 8.0)
 VALUES = (2.0 * np.arange(4) + 1.0) / 4.0 - 1.0
-IMAGES, TRUTH = exact.images(LOG_P, 256)  # and the true bits/dim of each
+IMAGES, TRUTH = exact.images(LOG_P, 256)  # TRUTH: the bits/dim of each image
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +44,13 @@ def known():
 
 
 def in_bits(nats):
-    """bits/dim of each image where `nats` [*shape, levels] has what a value of each level costs."""
+    """bits/dim of each image, where `nats` [*shape, levels] is the cost of each value at each level."""
     chosen = np.take_along_axis(nats[None], IMAGES[..., None].astype(int), axis=-1)
     return chosen.reshape(len(IMAGES), -1).mean(axis=1) / math.log(2.0)
 
 
 def log_joint(log_p, z, gamma):
-    """log p(v) N(z; α x_v, σ²) of all levels v: [*shape, level, point, v] of z [level, point]."""
+    """log p(v) N(z; α x_v, σ²) for all levels v: [*shape, level, point, v] for z [level, point]."""
     alpha, sigma = alpha_sigma(gamma)
     far = (z[..., None] - alpha * VALUES) / sigma
     return log_p[..., None, None, :] - 0.5 * far**2 - math.log(sigma * math.sqrt(2.0 * math.pi))
@@ -90,13 +90,13 @@ def uniform_bound(gamma):
 
 
 def gap(row, truth=TRUTH):
-    """Mean over images of an estimate above the truth, and its standard error."""
+    """Mean excess of an estimate over the truth, with its standard error over images."""
     above = row.estimate.values["bpd"] - truth[: row.estimate.images]
     return above.mean(), above.std(ddof=1) / math.sqrt(len(above))
 
 
 def test_continuous_elbo_is_the_likelihood_where_the_denoiser_is_optimal(known):
-    """The reverse process is then exact, so ELBO(x) = log p(x) of each x: no gap is left."""
+    """The reverse process is then exact, so ELBO(x) = log p(x) for each x."""
     rows, *_ = known
     mean, se = gap(rows["continuous"])
     assert se < 0.02 and abs(mean) < 3.5 * se
@@ -105,19 +105,20 @@ def test_continuous_elbo_is_the_likelihood_where_the_denoiser_is_optimal(known):
 
 @pytest.mark.parametrize("which, most", [(0, 0.02), (1, 1e-3)])
 def test_flow_is_the_likelihood_where_the_denoiser_is_optimal(known, which, most):
-    """Its density is the data's own, one bump a level. The bound by normal noise has no gap at γ_0 but what
-    the bumps' tails leave. Uniform noise is no bump: its bound is loose, by what its integral says."""
+    """The flow's density is then the data's own, one Gaussian bump per level. With normal noise, the bound
+    has no gap at γ_0 except for the bumps' tails. With uniform noise it is loose and equals
+    `uniform_bound`."""
     rows, _, quadrature = known
     mean, se = gap(rows["flows"][which])
     if which == 0:
         assert mean > 3.0 * se
         mean, se = gap(rows["flows"][0], in_bits(uniform_bound(-2.0 * math.log(4.0 * math.sqrt(3.0)))))
     assert se < most and abs(mean) < 3.5 * se
-    assert 1e-4 < quadrature < 0.03  # of half the nodes, far above its own
+    assert 1e-4 < quadrature < 0.03  # the error of half the nodes, far above that of all
 
 
 def test_chains_are_above_the_likelihood_and_fall_towards_it(known):
-    """By what their own sums say, for each depth."""
+    """For each depth, the mean is the one that `chain_bound` gives."""
     rows, *_ = known
     for row, timesteps in zip([*rows["depths"], rows["chain"]], (1, 4, 32, None, 16)):
         if timesteps:
@@ -132,8 +133,8 @@ def test_chains_are_above_the_likelihood_and_fall_towards_it(known):
 
 
 def test_importance_weights_close_the_gap_from_above(known):
-    """With K samples the bound falls from the ELBO's. The truth is the likelihood of the best model there is,
-    so that no bound of another is below it on average; the flow's is there."""
+    """The bound falls from the ELBO as K grows. The truth is the likelihood of the best possible model, so on
+    average no other model's bound is below it; the flow's bound reaches it."""
     rows, *_ = known
     for mean, se in (gap(row) for row in rows["weighted"]):
         assert mean > 3.0 * se
@@ -149,20 +150,20 @@ def test_importance_weights_close_the_gap_from_above(known):
 
 
 def test_profile_integrates_to_the_diffusion_term(known):
-    """Over t and over γ, by the same draws; and the rate is what lies above a t, with the prior."""
+    """Over t and over γ, from the same draws. The rate at t is the integral above t plus the prior."""
     rows, profile, _ = known
     mean = rows["continuous"].estimate.mean
     columns = profile.summary(np.linspace(-9.0, 8.0, 41), mean["prior"], (2, 2, 1), 4)
     assert columns["per_t"].mean() == pytest.approx(mean["diffusion"], rel=1e-9)
     area = np.sum(columns["per_gamma"] * np.diff(columns["gamma_edges"]))
     assert area == pytest.approx(mean["diffusion"], rel=1e-9)
-    for part in (0, 10, 20):  # whose middle the rate is of
+    for part in (0, 10, 20):  # the rate is taken at its middle
         above = (0.5 * columns["per_t"][part] + columns["per_t"][part + 1 :].sum()) / 40
         assert columns["rate"][part] == pytest.approx(above + mean["prior"], rel=1e-9)
 
 
 def test_error_of_the_prediction_where_it_is_known(known):
-    """At t → 1 all is noise and x̂ is the mean of the data, at t → 0 it is x: RMSE in levels."""
+    """As t → 1 z is noise and x̂ the mean of the data; as t → 0 x̂ is x. RMSE in levels."""
     _, profile, _ = known
     columns = profile.summary(np.linspace(-9.0, 8.0, 41), 0.0, (2, 2, 1), 4)
     mean = np.exp(LOG_P) @ np.arange(4)
@@ -175,7 +176,7 @@ def test_error_of_the_prediction_where_it_is_known(known):
 
 
 def test_table_of_a_finite_model_on_one_image():
-    """Nothing of it needs a second image, a second path or continuous time."""
+    """The table needs no second image, no second path and no model in continuous time."""
     log_p = exact.log_probabilities((2, 2, 1), 4)
     images, _ = exact.images(log_p, 4)
     config = exact.config(

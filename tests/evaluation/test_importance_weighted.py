@@ -1,4 +1,4 @@
-"""The bound by importance weights."""
+"""The importance-weighted bound."""
 
 import numpy as np
 

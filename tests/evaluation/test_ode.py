@@ -11,7 +11,7 @@ from vdm.evaluation import ode, ode_solver
 
 
 def mixture(means, scale, weights):
-    """log density at noise level γ of a mixture of Gaussians in 2-D, and its optimal denoiser."""
+    """The log density at noise level γ of a 2-D mixture of Gaussians, and its optimal denoiser."""
     means, weights = jnp.asarray(means), jnp.asarray(weights)
 
     def log_density(z, gamma):
@@ -42,13 +42,13 @@ def test_flow_gives_the_density_of_a_mixture(exact_divergence):
     if exact_divergence:
         assert np.abs(above).max() < 5e-3, above
     else:
-        assert above.std() > 0.05  # the probes' noise is there
+        assert above.std() > 0.05  # the probes add noise
         assert abs(above.mean()) < 3.5 * above.std() / 8.0
 
 
 def test_flow_of_a_gaussian_is_linear():
-    """ε̂ = σ (z − α μ)/(α² s² + σ²): the flow scales z − α μ by the ratio of the marginals' spread. So its
-    density is known to the last bit, the mismatch of N(0, I) at γ_1 included."""
+    """ε̂ = σ (z − α μ)/(α² s² + σ²): the flow scales z − α μ by the ratio of the marginals' standard
+    deviations. So its density is known exactly, including the mismatch with N(0, I) at γ_1."""
     mu, s, ends = 0.3, 0.2, jnp.array([-5.0, 1.0])
 
     def variance(gamma):

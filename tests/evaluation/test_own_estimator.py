@@ -1,5 +1,4 @@
-"""An estimator of your own: its fields, its refusals; and models whose numbers cannot be, which are
-refused."""
+"""Custom estimators, with their fields and refusals; models with impossible numbers are refused."""
 
 import dataclasses
 import types
@@ -137,7 +136,7 @@ def test_what_is_wrong_is_refused(name, fields, text):
 
 @dataclasses.dataclass(frozen=True)
 class Changed:
-    """A model whose draw is changed."""
+    """A model whose draw is altered by `change`."""
 
     of: object
     change: object

@@ -27,7 +27,7 @@ def test_noise_is_normal_and_its_passes_lie_apart():
 
 
 def test_times_cover_each_stratum_once():
-    """Of one image over its passes, and of all images over all passes."""
+    """The strata of one image over its passes, and of all images over all passes."""
     times = np.stack([spread(5, k).uniform(randomness.TIME) for k in range(5)])
     assert np.all(np.diff(np.sort(times, axis=0), axis=0) == pytest.approx(0.2, abs=1e-6))
     assert np.all(np.diff(np.sort(times.ravel())) == pytest.approx(1 / 80, abs=1e-6))

@@ -26,7 +26,7 @@ IMAGES, TRUTH = exact.images(LOG_P, 128)
 
 
 class Bent(Schedule):
-    """γ_i(t) rises with another power of t for each value."""
+    """γ_i(t) rises with a different power of t for each value."""
 
     per_value = True
     spread: float = 1.5
@@ -51,7 +51,7 @@ def run_of(schedule, context=0):
 
 
 def bent(params):
-    """Parameters of a schedule that the context moves, and no straight line."""
+    """Parameters with which the schedule depends on the context and is not a straight line."""
     leaves, tree = jax.tree.flatten(params)
     random = np.random.default_rng(2)
     return tree.unflatten(
@@ -67,14 +67,14 @@ def config(**changes):
 
 
 def gap(row, truth=TRUTH):
-    """Mean over images of an estimate above the truth, and its standard error."""
+    """Mean excess of an estimate over the truth, with its standard error over images."""
     above = row.estimate.values["bpd"] - truth[: row.estimate.images]
     return above.mean(), above.std(ddof=1) / math.sqrt(len(above))
 
 
 def test_all_are_the_likelihood_where_the_denoiser_is_optimal():
-    """Each value's own integral over its own γ is then the same, however γ rises: so are ELBO and ODE. The
-    chain of few steps is another model, whose paths have its ELBO for their mean."""
+    """Each value's integral over its own γ is then the same however γ rises, and so are ELBO and ODE. The
+    chain of few steps is another model, and the mean over its paths is its ELBO."""
     run = run_of(Bent)
     assert Ability.ONE_GAMMA not in run.model.abilities
     few = config()
@@ -97,7 +97,7 @@ def test_all_are_the_likelihood_where_the_denoiser_is_optimal():
 
 
 def test_a_context_costs_its_weight():
-    """E[log p(c)/q(c|x)] is −KL, in nats; with more draws the weights' mean of 1 takes it away."""
+    """E[log p(c)/q(c|x)] is −KL, in nats. It vanishes with more draws, as the weights have the mean 1."""
     run = run_of(Multivariate, context=2)
     gammas = [run.model.gamma(run.state.ema, jnp.full(1, 0.5), jnp.full((1, 2), c)) for c in (-1.0, 1.0)]
     assert np.ptp(gammas[0]) > 0.5 and np.abs(gammas[0] - gammas[1]).max() > 0.5
@@ -110,7 +110,7 @@ def test_a_context_costs_its_weight():
 
     weighted, _ = ode.weighted_flow_rows(few, run)
     off, se = gap(weighted[0], TRUTH + kl)
-    assert abs(off) < 3.5 * se < 0.8 * kl.mean()  # so that it would be seen to be missing
+    assert abs(off) < 3.5 * se < 0.8 * kl.mean()  # so a missing KL would show
     off, se = gap(weighted[-1])
     assert -3.5 * se < off < 0.6 * kl.mean()
     continuous, _ = elbo.elbo_row(few, run, run.model)
@@ -119,7 +119,7 @@ def test_a_context_costs_its_weight():
 
 
 def test_one_gamma_for_each_value_is_one_gamma_for_all():
-    """The path, drawn from the same keys, and the flow, along t and not along γ."""
+    """For the path, drawn from the same keys, and for the flow, solved along t instead of γ."""
     rows = {}
     for name, schedule in {"all": exact.FixedLinear, "each": functools.partial(Bent, spread=0.0)}.items():
         run, few = run_of(schedule), config()

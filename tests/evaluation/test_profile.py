@@ -1,4 +1,4 @@
-"""The profile: where it puts times, and its error bars."""
+"""The profile: its distribution of times, and its error bars."""
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,8 @@ PARAMS = {"schedule": {}, "net": {}}
 
 @pytest.mark.parametrize("images, low, high", [(40, 0.4, 0.6), (200_000, 0.05, 0.08)])
 def test_profile_puts_times_where_the_spread_is(images, low, high):
-    """A term that varies in t > ½ only: nine tenths of the times and half a tenth go there, once there are
-    enough draws; one draw a part says nothing."""
+    """If a term varies only for t > ½, nine tenths of the times and half of the uniform tenth go there, once
+    there are enough draws; one draw per part says nothing."""
     profile, t = Profile(images), (np.arange(images) + 0.5) / images
     noise = np.where(t > 0.5, np.random.default_rng(0).normal(size=images), 0.0)
     profile.add({"t": t, "time_weight": np.ones(images), "diffusion": 1.0 + noise, "error": t})
@@ -26,7 +26,7 @@ def test_profile_puts_times_where_the_spread_is(images, low, high):
 
 
 def test_the_profiles_error_bars_are_its_spread():
-    """Over evaluations of other noise, each of two sets under the times of Profile.cdf."""
+    """Over evaluations with different noise, each of two sets with times from Profile.cdf."""
     log_p = exact.log_probabilities((2, 2, 1), 5)
     images, _ = exact.images(log_p, 512)
     model, data = exact.model(log_p, -8.0, 5.0), exact.split(images, 5)
@@ -40,13 +40,13 @@ def test_the_profiles_error_bars_are_its_spread():
         errors.append(columns["per_t_se"])
     spread, se = np.std(values, axis=0, ddof=1), np.mean(errors, axis=0)
     some = se > 0.1 * se.max()
-    # The error counts images and noise, the spread noise alone: most of it here, and never more of it.
+    # The error includes images and noise, the spread only noise, which is most of the error here.
     assert 0.6 < np.sqrt(np.mean(spread[some] ** 2) / np.mean(se[some] ** 2)) < 1.2
 
 
 def test_its_columns_are_those_of_its_draws():
-    """Of random draws and weights, each image twice: bits by t and by γ, the rate, the error of x̂ in levels;
-    and the standard error as the delete-one jackknife gives it for a ratio of means."""
+    """From random draws and weights, two per image: bits by t and by γ, the rate, the error of x̂ in levels,
+    and the standard error that the delete-one jackknife gives for a ratio of means."""
     random, images, shape = np.random.default_rng(1), 20_000, (2, 1, 1)
     t, weight = random.uniform(size=(2, images)), random.uniform(0.5, 2.0, size=(2, images))
     nats = random.gamma(2.0, size=(2, images)) * weight
@@ -57,7 +57,7 @@ def test_its_columns_are_those_of_its_draws():
         profile.add(draw)
     gamma = np.linspace(-6.0, 4.0, BINS + 1) + 0.5 * np.sin(np.arange(BINS + 1))
     columns = profile.summary(gamma, 0.25, shape, 16)
-    bits = nats / (2.0 * np.log(2.0))  # of two values
+    bits = nats / (2.0 * np.log(2.0))  # an image has two values
     for part in (0, BINS // 3, BINS - 1):
         here = np.floor(t * BINS) == part
         assert columns["per_t"][part] == pytest.approx((bits * here).sum() * BINS / (2 * images))
@@ -65,7 +65,7 @@ def test_its_columns_are_those_of_its_draws():
         assert columns["per_gamma"][part] == pytest.approx(columns["per_t"][part] / slope)
         squared = (error * weight * here).sum() / (weight * here).sum() / 2.0
         assert columns["rmse"][part] == pytest.approx(np.sqrt(squared) * 8.0)
-        # The mean of what was drawn there, times how much was drawn there on average.
+        # The weighted mean of the draws in this part, times the mean weight of the part.
         y, w = (np.sum(values * here, axis=0) for values in (bits * BINS / 2.0, weight))
         left_out = (y.sum() - y) / (w.sum() - w) * w.mean()
         jackknife = np.sqrt((images - 1) / images * np.sum((left_out - left_out.mean()) ** 2))

@@ -12,7 +12,7 @@ SHAPE = (16, (8, 8, 1), 17)
 
 @pytest.fixture
 def optimised():
-    """As users' programs are; the rest of the tests are not (conftest.py)."""
+    """Optimised compilation, as for users' programs; the other tests disable it (conftest.py)."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     self_check.require_right_sums.cache_clear()

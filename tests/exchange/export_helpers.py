@@ -1,4 +1,4 @@
-"""A run that is exported in the tests, of a second or two."""
+"""An exported run of a second or two, for tests."""
 
 from conftest import TINY, make_config
 from vdm import train
@@ -9,7 +9,7 @@ FEW |= {"train.steps": 4, "train.eval_every": 0, "train.sample_every": 0, "train
 
 
 def exported(path, fields):
-    """(config, workdir, folder) of a run of the digits and of its export."""
+    """Trains on the digits and exports the run: (config, workdir, folder of the export)."""
     config = make_config(fields, "configs/digits.py")
     (path / "W").mkdir()
     train.run(config, path / "W")

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("single")
 
 
 def card(name):
-    """bits/dim, standard error, images and passes that the card states."""
+    """The bits/dim, standard error, images and passes that the card states."""
     text = (ROOT / "weights" / name / "README.md").read_text()
     stated = r"\*\*([\d.]+) ± ([\d.]+) bits/dim\*\*.* on (\d+) test images.* each evaluated (\d+) times"
     bpd, se, images, passes = re.search(stated, text).groups()
@@ -37,12 +37,12 @@ def test_the_digits():
 
 @pytest.mark.skipif(not IMAGES.exists(), reason="CIFAR-10 is not prepared here: set VDM_TFDS to its data_dir")
 def test_photographs():
-    """On some of the images, within the error of so few."""
+    """On 16 of the images, within the error of such a small sample."""
     bpd, se, count, _ = card("cifar10")
     model = vdm.load(ROOT / "weights" / "cifar10", data__data_dir=str(IMAGES))
     test = source.load(model.config.data).test
     if test.size != count:
-        pytest.skip("the card is of another part of CIFAR-10")
+        pytest.skip("the card is for another part of CIFAR-10")
     some = 16
     found = model.bits_per_dim(test.read(np.arange(some))["image"], passes=2)
     error = math.hypot(found.noise["bpd"], se * math.sqrt(count / some))

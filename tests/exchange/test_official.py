@@ -1,4 +1,4 @@
-"""Checkpoints of the official code: those that it wrote, where they are; and always a small one made here."""
+"""Checkpoints of the official code: its own files where available, and always a small one made here."""
 
 import json
 import os
@@ -26,7 +26,7 @@ NAMES = ("scalar", "scalar_T100", "net_attention")
 
 
 def model_of(given, timesteps=0, shape=(32, 32, 3)):
-    """The Diffusion of the fields that a checkpoint says, its parameters checked."""
+    """The Diffusion with the fields that a checkpoint implies, and its parameters, both checked."""
     fields = {f"model.{name}": value for name, value in given.fields.items()} | {"model.timesteps": timesteps}
     config = make_config(fields, "configs/cifar10.py")
     importing.check_fields(config, given.fields, "x")
@@ -37,14 +37,14 @@ def model_of(given, timesteps=0, shape=(32, 32, 3)):
 
 
 def relative(found, want):
-    """The largest difference, as a share of the largest value."""
+    """The largest difference, relative to the largest value."""
     return np.abs(np.asarray(found, np.float64) - want).max() / np.abs(want).max()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_the_official_code_computed(name):
-    """γ, ε̂ and each term, on its own noise. Where a term of theirs cancels digits in float32, the equation as
-    they compute it gives their number, and ours is that of float64."""
+    """γ, ε̂ and each term, on the official code's noise. Where its terms lose digits by cancellation in
+    float32, computing the equation in its order gives its number, and our number agrees with float64."""
     if not (FOLDER / f"{name}.npz").exists():
         pytest.skip(f"no {name}.npz in {FOLDER}")
     with np.load(FOLDER / f"{name}.npz") as file:
@@ -61,7 +61,7 @@ def test_what_the_official_code_computed(name):
         drawn = {randomness.RECONSTRUCTION: their["eps_0"], randomness.NOISE: their["eps"]}
         rng = types.SimpleNamespace(normal=lambda use, shape: jnp.asarray(drawn[use]))
         t = jnp.asarray(their["t"])
-        t = t - 0.5 / timesteps if timesteps else t  # within the step that ends there
+        t = t - 0.5 / timesteps if timesteps else t  # within the step that ends at t
         times = lambda rng: (t, jnp.ones(()))
         batch = {"image": jnp.asarray(their["image"]), "augmented": jnp.asarray(their["conditioning"])}
         terms = jax.jit(lambda params: made.draw(params, rng, batch, times=times).terms)(params)
@@ -79,7 +79,7 @@ def test_what_the_official_code_computed(name):
     ):
         np.testing.assert_allclose(equation, theirs, rtol=1e-6)
         np.testing.assert_allclose(ours, exact, rtol=1e-5)
-        np.testing.assert_allclose(ours, theirs, rtol=3e-5)  # their rounding, which `exact` shows
+        np.testing.assert_allclose(ours, theirs, rtol=3e-5)  # their rounding error, as `exact` shows
 
 
 def float32_terms(levels, x, eps_0, gamma_0, gamma_1):
@@ -94,7 +94,7 @@ def float32_terms(levels, x, eps_0, gamma_0, gamma_1):
 
 
 def float64_terms(levels, eps_0, gamma_0, gamma_1):
-    """The same in NumPy."""
+    """The same terms in float64 NumPy."""
     values = (2.0 * np.arange(256) + 1.0) / 256.0 - 1.0
     x = values[levels]
     reconstruction = []
@@ -110,7 +110,7 @@ def float64_terms(levels, eps_0, gamma_0, gamma_1):
 
 
 def small(attention, fourier, net_schedule, depth=2, width=128, colours=1):
-    """A train state as the official trainer writes it, with random numbers: `ema_params`."""
+    """Random `ema_params` in the form that the official trainer writes."""
     random = np.random.default_rng(0)
     draw = lambda *shape: (random.normal(size=shape) / np.sqrt(np.prod(shape[:-1]))).astype(np.float32)
     dense = lambda *shape: {"kernel": draw(*shape), "bias": 0.1 * draw(shape[-1])}
@@ -225,7 +225,7 @@ def test_a_small_one_is_the_function_of_numpy(attention, fourier, net_schedule):
         bends = 2.0 / (1.0 + np.exp(-((2.0 * t - 1.0) @ np.abs(p["l2"]["kernel"]) + p["l2"]["bias"]))) - 1.0
         want = t * 18.0 - 13.0 + bends @ np.abs(p["l3"]["kernel"]) / 64
         assert relative(made.gamma(params, jnp.float32(t[:, 0])), want[:, 0]) < 1e-6
-        assert abs(want[0, 0] + 13.0) > 0.01, "its ends move"
+        assert abs(want[0, 0] + 13.0) > 0.01, "the schedule's ends move"
 
 
 def test_what_is_no_such_file_is_one_line(tmp_path):

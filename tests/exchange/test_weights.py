@@ -1,4 +1,4 @@
-"""A model to a folder with safetensors and back: the same bits, and what is refused."""
+"""A model exported to safetensors and imported again has the same bits; bad folders are refused."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Weights where the images that they were trained on are not: what needs none works, and the rest says so."""
+"""Weights without their training images: what needs no images works, and the rest says how to get them."""
 
 import json
 import shutil
@@ -12,9 +12,9 @@ from vdm.data import fingerprint
 
 pytestmark = pytest.mark.usefixtures("single")
 
-# What it starts with is fitted to the training images, which must not be asked for.
+# Its initial parameters are fitted to the training images, which importing must not require.
 FIELDS = FEW | {"model.parameterisation.name": "wiener"}
-# In place of the digits, a data set that is not here.
+# A data set that is not available, in place of the digits.
 ELSEWHERE = {"name": "cifar10", "data_dir": "/nowhere"}
 
 
@@ -37,7 +37,7 @@ def run(single, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def imported(run, tmp_path_factory):
-    """(workdir, what the import said) of the export, whose data set is not here."""
+    """(workdir, printed lines) of importing the export without its data set."""
     path = tmp_path_factory.mktemp("imported")
     shutil.copytree(run[1], path / "model")
     change(path / "model", data=json.loads((run[1] / "config.json").read_text())["data"] | ELSEWHERE)
@@ -128,7 +128,7 @@ def test_an_export_of_an_older_version_needs_them_at_once(run, imported, tmp_pat
 
 
 def test_other_images_here_are_taken_and_named(run, tmp_path, capfd):
-    """As for a model of a subset, where all of the set is here."""
+    """For example a model of a subset, if the whole data set is available."""
     folder = tmp_path / "model"
     shutil.copytree(run[1], folder)
     known = json.loads((folder / "config.json").read_text())["data_set"]

@@ -1,4 +1,4 @@
-"""Tiny runs of the models of configs/, as training leaves them, in this process and on one device."""
+"""Tiny runs of the models of configs/, as training leaves them, made in this process on one device."""
 
 import json
 
@@ -14,7 +14,7 @@ from vdm.runtime.checkpoint import Checkpoints
 
 
 def tiny_config(name, **fields):
-    """The config of a model, with what TINY changes except for its network's kind."""
+    """The config of a model with TINY's changes, except the name of the network and the sampling steps."""
     tiny = {key.removeprefix("config."): value for key, value in TINY.items() if key.startswith("config.")}
     del tiny["model.net.name"], tiny["model.sample_steps"]
     return make_config(tiny | fields, f"configs/{name}.py")

@@ -1,11 +1,11 @@
-"""Made-up workdirs, with the numbers that a test wants."""
+"""Made-up workdirs with given numbers."""
 
 import csv
 import json
 
 
 def line(step, bpd, se=0.1, split="test", terms=("diffusion", "prior"), passes=2):
-    """A line of metrics.jsonl: nine tenths of the bits are the first term's; a second for 10 steps."""
+    """A line of metrics.jsonl: the first term has nine tenths of the bits, and 10 steps take a second."""
     row = {"step": step, "split": split, "seconds": step / 10}
     for name, share in zip(("bpd", *terms), (1.0, 0.9, 0.1)):
         row |= {name: bpd * share}
@@ -14,7 +14,7 @@ def line(step, bpd, se=0.1, split="test", terms=("diffusion", "prior"), passes=2
 
 
 def write_workdir(folder, lines, seed=0, steps=300, final=None, images=None, **fields):
-    """A workdir with these lines; `final` as its eval.json, and eval_images.csv of `images`."""
+    """Writes a workdir with these lines, `final` as its eval.json and `images` as its eval_images.csv."""
     folder.mkdir(parents=True)
     config = {"seed": seed, "data": {"name": "digits"}, "train": {"steps": steps}, **fields}
     (folder / "config.json").write_text(json.dumps(config))

@@ -11,12 +11,12 @@ from unittest import mock
 
 from ml_collections import ConfigDict
 import pytest
-import submitit  # noqa: F401  its import closes the streams of other log handlers: so not while redirected
+import submitit  # noqa: F401  closes other log handlers' streams: import it before they are redirected
 
 from conftest import ROOT, command
 from vdm.sweep import plan, study
 
-# In place of vdm.main: what it does is in the name of its folder.
+# Replaces vdm.main. The name of its folder determines what it does.
 STAND_IN = """
 import json, os, pathlib, signal, sys, time
 folder = pathlib.Path(sys.argv[1])
@@ -58,7 +58,7 @@ if kind == "slow" and starts == 1:
 STUDY = """'''The help of a study.'''
 import json, signal, sys
 
-# The tests themselves may run where these are ignored, as behind nohup … &.
+# The tests themselves may run with these signals ignored, as under nohup … &.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from vdm.sweep import differences, plan, study
@@ -72,14 +72,14 @@ study.main(__doc__, lambda config: grid, write_found, config="configs/digits.py"
 
 
 def write_found(workdir, found):
-    """What the studies here make of their runs: found.json."""
+    """Writes the result of the studies here, found.json: the folders of each variant's runs."""
     path = workdir / "found.json"
     path.write_text(json.dumps({name: [folder.name for folder in found[name]] for name in found}))
     return [path]
 
 
 def start_study(tmp_path, variants, *args):
-    """The process of a study of stand-ins in tmp_path/W; `variants` are their names."""
+    """Starts a study of stand-ins in tmp_path/W; returns its process. `variants` are the stand-ins' names."""
     (tmp_path / "stand_in.py").write_text(STAND_IN)
     grid = {name: {} for name in variants.split()}
     text = STUDY.format(grid=json.dumps(grid), stand_in=str(tmp_path / "stand_in.py"))
@@ -113,13 +113,13 @@ def study_here(tmp_path, grid, *args):
 
 
 def ended(process):
-    """Exit code, stdout and stderr."""
+    """Waits for a process; returns its exit code, stdout and stderr."""
     out, err = process.communicate(timeout=100)
     return process.returncode, out, err
 
 
 def counted(workdir, name):
-    """{folder: how often the stand-in counted that}."""
+    """{folder: how often its stand-in counted `name`}."""
     return {path.parent.name: len(path.read_text()) for path in workdir.glob(f"*/{name}")}
 
 

@@ -1,4 +1,4 @@
-"""What is counted in the text of compiled programs, where it is known; and targets by name."""
+"""Counts in the text of compiled programs, against known numbers; and targets by name."""
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ def test_a_convolution_and_its_gradients():
     def gradients(h, kernel):
         return jax.grad(lambda h, kernel: jnp.sum(convolve(h, kernel) ** 2), (0, 1))(h, kernel)
 
-    # Three of as many operations, but that zeros around a gradient's window are counted too.
+    # Three convolutions of equal cost, except that zeros around a gradient's window are counted too.
     assert 3 * CONVOLUTION <= counted(gradients, IMAGES, KERNEL).operations["f32"] <= 4 * CONVOLUTION
 
 
@@ -68,7 +68,7 @@ def test_bytes_of_a_sum_of_arrays():
 def test_of_an_array_that_is_read_slice_by_slice_only_the_slices_move():
     many = jax.ShapeDtypeStruct((100, 50_000), jnp.float32)
     of_rows = counted(lambda a: jax.lax.scan(lambda t, row: (t + row, None), jnp.zeros(50_000), a)[0], many)
-    assert 2 * 2e7 < of_rows.moved < 6 * 2e7  # 100 rows of 200 kB, and the sum read and written
+    assert 2 * 2e7 < of_rows.moved < 6 * 2e7  # 100 rows of 200 kB; the sum is read and written
 
 
 def test_calls_of_the_host_are_seen():
@@ -136,7 +136,7 @@ def test_on_a_tpu_a_stack_of_products_is_a_convolution_that_meets_zeros():
 
 def test_on_a_tpu_a_product_can_be_a_convolution_with_a_border_as_wide_as_its_input():
     line = "convolution(%x, %y), dim_labels=0bf_0io->0bf, window={size=3 stride=2 lhs_dilate=3}"
-    other = "convolution(%x, %y), dim_labels=bf0_o0i->bf0, window={size=4 pad=3_3}"  # of 3 × 4 with 1 value
+    other = "convolution(%x, %y), dim_labels=bf0_o0i->bf0, window={size=4 pad=3_3}"  # x is 3 × 4 × 1
     text = OF_TPU.replace(line, other).replace("f32[3,4,5]{2,1,0} parameter", "f32[3,4,1]{2,1,0} parameter")
     text = text.replace("bf16[3,5,6]{2,1,0} parameter", "bf16[5,4,4]{2,1,0} parameter")
     text = text.replace("%z = f32[3,4,6]", "%z = f32[3,5,4]")
@@ -146,7 +146,7 @@ def test_on_a_tpu_a_product_can_be_a_convolution_with_a_border_as_wide_as_its_in
 def test_what_is_sent_ahead_is_read_and_written_once_and_what_is_updated_in_place_not_at_all():
     product = 4 * (3 * 4 * 5 + 3 * 4 * 6) + 2 * 3 * 5 * 6
     row = 4 * 100
-    put = row + 4 + 2 * row + row  # reads the row and the place; reads and writes its place; writes the other
+    put = row + 4 + 2 * row + row  # reads the row and its index; reads and writes the slice; writes the copy
     assert hlo.count(OF_TPU).moved == product + put + 2 * 2 * row + 2 * 9 * row
 
 
@@ -175,7 +175,7 @@ def test_an_unknown_target_is_refused(name, text):
         targets.parse(name)
 
 
-# ---- the programs of a config, on CPU devices that stand for those of a target -----------------
+# ---- the programs of a config, on CPU devices in place of a target's ---------------------------
 
 
 class OfCPU(targets.Target):
@@ -228,7 +228,7 @@ def test_a_state_that_does_not_fit_is_refused_with_its_largest_array():
 
 
 def test_a_batch_that_does_not_fit_is_refused_with_one_that_does():
-    """Of 17.2 GB, half a program of 34.4 GB fits; its arguments are shared by four devices."""
+    """Half of a program of 34.4 GB fits in 17.2 GB; four devices share its arguments."""
     args = ({"image": jax.ShapeDtypeStruct((4, 1), jnp.uint8)},)
     text = "%0 = tensor<64x32x32x128xbf16> %1 = tensor<1024x1024x4096xf32> tensor<i32> tensor<9x9xf8E4M3FN>"
     with pytest.raises(UserError) as refused:

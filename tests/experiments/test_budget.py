@@ -1,4 +1,4 @@
-"""What a step costs, counted and timed; and as many steps as the minutes allow."""
+"""The cost of a step, counted and timed, and the number of steps that fit into --minutes."""
 
 import re
 from unittest import mock
@@ -32,7 +32,7 @@ def test_as_many_steps_as_the_time_allows(seconds):
 @pytest.mark.parametrize("depth", [1, 3])
 @pytest.mark.parametrize("remat", ["none", "dots"])
 def test_products_of_a_unet_are_those_of_the_formula(depth, remat):
-    """Its layers are a loop. On a CPU a convolution has a row more than the image."""
+    """The layers are a loop. On a CPU a convolution computes one row more than the image has."""
     fields = {"model.net.depth": depth, "model.net.width": 8, "model.net.remat": remat}
     config, spec = make_config(fields, "configs/cifar10.py"), Spec((32, 32, 3), 256, 10)
     model = run_lib.build_model(config, spec)
@@ -46,8 +46,8 @@ def test_products_of_a_unet_are_those_of_the_formula(depth, remat):
 
 @pytest.mark.parametrize("size", [4, 64])
 def test_products_of_a_gradient(size):
-    """A convolution, of a row more than the image's 8; that of its input's gradient, of the same; and that
-    of its kernel's, in a loop over a few images at a time."""
+    """Three convolutions: the forward one, with one row more than the image's 8; its input's gradient, with
+    as many; and its kernel's gradient, in a loop over a few images at a time."""
     h, kernel = np.zeros((size, 8, 16, 5), np.float32), np.zeros((3, 3, 5, 7), np.float32)
     both = jax.value_and_grad(lambda h, kernel: jnp.sum(conv.convolve_on_cpu(h, kernel)), (0, 1))
     counted = cost.products(jax.make_jaxpr(both)(h, kernel).jaxpr)
@@ -55,8 +55,8 @@ def test_products_of_a_gradient(size):
 
 
 def test_cost_of_a_step():
-    """Of a network of wide layers, nearly all operations are the multiply-adds of its products: one for each
-    number of a matrix and each image forward, and two backward, except for the first layers' inputs."""
+    """In a network with wide layers, nearly all operations are the multiply-adds of its matrix products: one
+    per weight and image forward, and two backward, except for the first layers' inputs."""
     fields = {"model.net.name": "mlp", "model.net.width": 512, "train.batch_size": 64, "train.substeps": 3}
     config = tiny_config("digits", **fields)
     found = cost.measure(config)
@@ -67,8 +67,8 @@ def test_cost_of_a_step():
 
 
 def test_seconds_of_a_step(monkeypatch):
-    """By a clock that only a step moves: 100 s for the first call, of three steps, and 6 s for each later one
-    but one, which is slow."""
+    """By a clock that only steps advance: 100 s for the first call, of three steps, and 6 s for each later
+    call except one slow call."""
     clock, calls = [0.0], []
 
     def compile_step(config, parts, first):
@@ -94,7 +94,7 @@ COSTS = {"narrow": Cost(4.0, 1.0, 1e9, "a CPU"), "wide": Cost(4.0, 2.0, 1e9, "a 
 
 @pytest.fixture
 def asked(monkeypatch):
-    """The variants whose cost was measured; by a stand-in."""
+    """The variants whose cost was measured, by a stand-in."""
     found = []
 
     def measure(trial):
@@ -115,7 +115,7 @@ DRY = [*SMALL, "--minutes=0.1", "--seeds=2", "--dry_run"]
 
 
 def steps_of(out):
-    """{run: steps} of what a dry run prints."""
+    """{run: steps} from the output of a dry run."""
     pattern = r"--workdir=\S*/(\S+) .*--config.train.steps=(\d+)"
     return {name: int(steps) for name, steps in re.findall(pattern, out)}
 
@@ -128,9 +128,9 @@ def test_every_variant_gets_the_same_minutes(tmp_path, asked):
     assert budget.read(tmp_path / "W")["wide"][0] == COSTS["wide"]
     assert asked == ["narrow", "wide", "short"]
     study_here(tmp_path, GRID, *DRY)
-    assert len(asked) == 3, "a cost is kept"
+    assert len(asked) == 3, "a cost is measured once"
     study_here(tmp_path, GRID, *DRY, "--config.model.net.dtype=bfloat16")
-    assert len(asked) == 6, "but not for another config"
+    assert len(asked) == 6, "but again for another config"
 
 
 def test_only_what_is_asked_for_is_timed(tmp_path, asked):

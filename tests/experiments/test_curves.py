@@ -1,4 +1,4 @@
-"""Studies' curves of made-up runs, against NumPy."""
+"""The curves of studies with made-up runs, against NumPy."""
 
 import math
 
@@ -16,14 +16,14 @@ from vdm.sweep.look import Look
 
 @pytest.fixture
 def panels(monkeypatch):
-    """The panels of the last figure, which is not written."""
+    """The panels of the last figure, which is not saved."""
     panels = []
     monkeypatch.setattr(figures, "save", lambda figure, *_: panels.__setitem__(slice(None), figure.axes))
     return panels
 
 
 def test_seeds_are_brought_to_common_steps():
-    """Steps 200 to 400 are all that both have; at 250 the first is interpolated, at 300 the second."""
+    """Both cover only steps 200 to 400; at 250 the first is interpolated, at 300 the second."""
     a = np.array([[100, 200, 300, 400], [10, 20, 30, 40], [4.0, 3.0, 2.0, 1.0]])
     b = np.array([[200, 250, 350, 900], [24, 30, 42, 99], [3.5, 3.0, 2.0, 1.0]])
     x, y = curves.over_seeds([a, b])
@@ -34,7 +34,7 @@ def test_seeds_are_brought_to_common_steps():
 
 
 def test_curves_show_means_bands_and_training(tmp_path, panels):
-    """Three seeds: mean ± s.e., of two their ends; a run that was not evaluated yet is shown by its
+    """Three seeds show the mean ± s.e., two seeds their range, and a run without an evaluation its
     training."""
     values = np.array([[3.0, 2.0], [3.2, 2.3], [3.1, 2.6]])
     seeds = [
@@ -67,8 +67,8 @@ def test_curves_show_means_bands_and_training(tmp_path, panels):
 
 
 def test_each_model_has_one_number_in_a_figure(tmp_path, panels):
-    """The curve's, which compares from point to point; the final estimate of more passes where there is no
-    curve. The caption says that the tables have others."""
+    """The curve's number, as its points are comparable; without a curve, the final estimate, of more passes.
+    The caption says that the tables' numbers differ."""
     final = line(300, 2.0, passes=20)
     rows = [line(100, 3.0), line(300, 1.9, 0.01), line(300, 2.0, split="final", passes=20)]
     curved = write_workdir(tmp_path / "curved", rows, final=final)
@@ -82,7 +82,7 @@ def test_each_model_has_one_number_in_a_figure(tmp_path, panels):
 
 
 def test_panels_that_say_nothing_are_left_out(tmp_path, panels):
-    """A term that stays as it is, and one that is the ELBO except for such a term."""
+    """A constant term, and a term that is the ELBO minus a constant term."""
     rows = [
         line(s, 2.0 + 1 / s, terms=("diffusion",)) | {"prior": 0.003, "prior_se": 0.0} for s in (100, 200)
     ]
@@ -109,7 +109,7 @@ def test_a_variant_keeps_its_colour_in_all_figures_of_a_study(tmp_path):
 
 
 def test_curves_of_seeds_that_do_not_overlap(tmp_path, panels):
-    """There is no mean, but each seed is plotted; of one run, the last evaluation has its error bar."""
+    """There is no mean, but each seed is plotted. The last evaluation of a single run has an error bar."""
     early = write_workdir(tmp_path / "a-0", [line(100, 3.0)])
     late = write_workdir(tmp_path / "a-1", [line(200, 2.0)], 1)
     curves.plot_curves({"a": [early, late]}, tmp_path)
@@ -125,8 +125,8 @@ def test_curves_of_seeds_that_do_not_overlap(tmp_path, panels):
 
 
 def test_axis_is_for_what_comes_after_the_first_steps(tmp_path, panels):
-    """600 bits/dim at the start, and a run that has only just begun, do not flatten the others; a worse
-    variant's end is still shown, and so are all of a few points that lie near."""
+    """Neither 600 bits/dim at the start nor a run that has just begun flattens the other curves. The end of a
+    worse variant is still shown, and so is every point of a short curve of similar values."""
     steep = [600.0, 50.0, 10.0, 3.0, 2.5, 2.2, 2.1, 2.0, 1.95, 1.9]
     runs = {
         "long": [write_workdir(tmp_path / "a", [line(30 * i + 30, v) for i, v in enumerate(steep)])],
@@ -149,12 +149,12 @@ def test_a_term_of_next_to_nothing_is_not_blown_up(tmp_path, panels):
     lines = [line(step, 1e-8 * step, 1e-9) for step in (100, 200, 300)]
     run = write_workdir(tmp_path / "a", lines, steps=300)
     curves.plot_curves({"none": [run]}, tmp_path, look=Look(5.5, ("prior",)))
-    low, high = panels[-1].get_ylim()  # up to 3e-7
+    low, high = panels[-1].get_ylim()  # the values go up to 3e-7
     assert low == 0.0 and high == pytest.approx(1e-3)
 
 
 def test_elbo_curves_of_runs_that_go_on(tmp_path, capsys):
-    """How far each is, and its number with the error; where nothing is measured at all, that is said."""
+    """The progress of each run, and its number with its error; refused if no run has measurements."""
     going = write_workdir(tmp_path / "s" / "a-0", [line(100, 2.0, 0.03), line(150, 1.9, split="train")])
     write_workdir(tmp_path / "s" / "a-1", [], seed=1)
     elbo_curves.run([str(tmp_path / "s")], tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Differences from a baseline: by hand, and in simulated studies of variants that are equal."""
+"""Differences from a baseline: computed by hand, and in simulated studies of equal variants."""
 
 import csv
 import math
@@ -13,7 +13,7 @@ from vdm.sweep import differences, workdirs
 
 
 def test_without_effects_of_seeds_it_is_a_paired_test_of_images():
-    """Where all seeds have the same values, these are a sample of images, and seeds say nothing more."""
+    """If all seeds have the same values, these are one sample of images, and the seeds add nothing."""
     values = np.random.default_rng(0).normal(0.3, 1.0, 50)
     mean, se, _ = differences.of_grid(np.stack([values] * 4))
     np.testing.assert_allclose([mean, se], [values.mean(), stats.sem(values)])
@@ -30,7 +30,7 @@ def test_without_effects_of_images_it_is_a_paired_test_of_seeds():
     ("of_seed", "of_image", "rest"), [(0.02, 0.0, 1.0), (0.0, 0.3, 1.0), (0.05, 0.5, 1.0), (0.3, 0.01, 0.1)]
 )
 def test_intervals_hold_the_difference_of_equal_variants(seeds, of_seed, of_image, rest):
-    """In 95% of 2,000 studies, within 92 and 98.5%: each has its own seeds and images."""
+    """In 95% of 2,000 studies (accepted: 92 to 98.5%), each with its own seeds and images."""
     random, images, held = np.random.default_rng(0), 200, 0
     for _ in range(2_000):
         values = of_seed * random.normal(size=(seeds, 1)) + of_image * random.normal(size=images)
@@ -42,7 +42,7 @@ def test_intervals_hold_the_difference_of_equal_variants(seeds, of_seed, of_imag
 
 @pytest.mark.parametrize(("seeds", "least"), [(2, 0.87), (3, 0.90)])
 def test_where_seeds_differ_much_few_of_them_hold_it_less_often(seeds, least):
-    """As docs/guide/studies.md says: Satterthwaite's degrees of freedom are then too many."""
+    """As docs/guide/studies.md says, Satterthwaite's degrees of freedom are then too many."""
     random, held = np.random.default_rng(0), 0
     for _ in range(2_000):
         values = 0.3 * random.normal(size=(seeds, 1)) + random.normal(size=200)
@@ -63,7 +63,7 @@ def test_a_difference_as_large_as_could_be_told_is_found_in_four_of_five_studies
 
 
 def test_runs_are_paired_by_their_seeds(tmp_path):
-    """Of seeds 0, 1, 2 and 1, 2, 7 two pairs; in the table, the LaTeX and the CSV."""
+    """Seeds 0, 1, 2 and 1, 2, 7 give two pairs, also in the table, the LaTeX and the CSV."""
     random = np.random.default_rng(1)
     images = {(name, seed): random.normal(2.0, 0.5, 4) for name in "ab" for seed in (0, 1, 2, 7)}
     folders = {

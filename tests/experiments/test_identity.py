@@ -1,4 +1,4 @@
-"""The study of the identity: its sums over a grid against those of SciPy over another, and its whole."""
+"""The study of the identity: its sums over a grid against SciPy on another grid, and the whole study."""
 
 import csv
 import itertools
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("single")
 
 
 def small_vae(latent):
-    """A VAE of all images of two values, and random parameters, but of q such that it is no point."""
+    """A VAE for images of two values, and random parameters; q's are scaled down so that q is not a point."""
     fields = {"model.latent": latent, "model.net.depth": 1, "model.net.width": 16}
     model = run_lib.build_model(make_config(fields, "configs/vae.py"), Spec(SHAPE, LEVELS, 0))
     random = np.random.default_rng(0)
@@ -39,7 +39,7 @@ def small_vae(latent):
 
 
 def quadrature(model, params):
-    """The points z, the weight of one, log p(z), and log p(x|z) [points, images]."""
+    """The points z, the weight of each, log p(z), and log p(x|z) [points, images]."""
     axis = np.linspace(-8.0, 8.0, 321 if model.latent == 1 else 81)
     z = np.stack(np.meshgrid(*[axis] * model.latent, indexing="ij"), axis=-1).reshape(-1, model.latent)
 
@@ -54,7 +54,7 @@ def quadrature(model, params):
 
 @pytest.mark.parametrize("latent", [1, 2])
 def test_sums_over_the_grid(latent):
-    """log p(x), and the KL to the posterior by densities of SciPy on another grid."""
+    """log p(x) and the KL to the posterior, against SciPy's densities on another grid."""
     built, params = small_vae(latent)
     log_p, kl, mass, posterior = identity.integrate(built, params, IMAGES)
     z, cell, log_prior, log_p_x = quadrature(built, params)

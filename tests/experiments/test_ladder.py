@@ -1,4 +1,4 @@
-"""The ladder: its rungs are models, and its table and figure are of their runs."""
+"""The ladder: every rung is a model, and the table and figure show its runs."""
 
 import json
 
@@ -20,13 +20,13 @@ pytestmark = pytest.mark.usefixtures("single")
 
 @pytest.fixture(scope="module", params=["naive", "latent"])
 def workdir(request, tmp_path_factory):
-    """A tiny run of a model that has a row of samples of its own."""
+    """A tiny run of a model that has an additional row of samples."""
     fields = {"model.net.depth": 1, "eval.images": 50}
     return save_run(tmp_path_factory.mktemp(request.param) / "run", tiny_config(request.param, **fields))
 
 
 def test_a_row_of_the_ladder(workdir, tmp_path, monkeypatch):
-    """Its numbers are those of the run, and what is drawn is what the figure shows."""
+    """Its numbers are those of the run, and the figure shows the samples that were drawn."""
     monkeypatch.setattr(ladder, "TIMED", 16)
     samples = ladder.draw_samples(workdir)
     monkeypatch.setattr(ladder, "draw_samples", lambda folder: samples)
@@ -52,7 +52,8 @@ def test_a_row_of_the_ladder(workdir, tmp_path, monkeypatch):
 
 
 def check_lower_halves(run):
-    """They are what the model predicts of the upper halves; by parameters that make much of what is given."""
+    """The lower halves are the model's predictions from the upper halves. Perturbed parameters make them
+    depend on what is given."""
     random = np.random.default_rng(0)
     params = jax.tree.map(lambda v: v + 0.3 * random.normal(size=v.shape).astype(np.float32), run.state.ema)
     images = ladder.predict_lower_halves(run._replace(state=run.state._replace(ema=params)))

@@ -1,4 +1,4 @@
-"""The study of natural images, and codecs beside it."""
+"""The study of natural images, and the codecs that it compares with."""
 
 import io
 import json
@@ -59,7 +59,7 @@ def test_a_sheet_has_every_image():
 
 @pytest.mark.parametrize("shape", [(7, 12, 10, 3), (40, 3, 5, 1)])
 def test_a_sheet_is_counted_by_its_images(shape, monkeypatch):
-    """And not by what is left of its last row; where not all fit, by those that do."""
+    """The empty part of its last row does not count. If not all images fit, only those that do count."""
     images = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
     for largest, count in ((8192, shape[0]), (24, (24 // shape[1]) * (24 // shape[2]))):
         monkeypatch.setattr(codecs, "LARGEST", largest)

@@ -1,4 +1,4 @@
-"""The parts of the report of a GPU: what becomes of one that fails or takes too long, and its tables."""
+"""The parts of the GPU report: those that fail or take too long, and the tables."""
 
 import json
 import pathlib
@@ -27,7 +27,7 @@ CASE = {
 
 
 def module(folder, text):
-    """A module in a folder on the path of the processes that are started."""
+    """Writes a module to a folder; returns the environment with which processes find it."""
     (folder / "of_test.py").write_text(text)
     return {"PYTHONPATH": f"{folder}:{ROOT}"}
 

@@ -1,4 +1,4 @@
-"""The measure of the sampling study: the energy distance, against closed forms."""
+"""The measure of the sampling study, the energy distance, against closed forms."""
 
 import math
 
@@ -9,8 +9,8 @@ from experiments import sampling
 
 
 def test_energy_distance_of_two_normals():
-    """In one dimension E|X − Y| is known for normals: N(0, 1) and N(1, 1). So is how far each sample moves
-    the distance, 2 (E|x − Y| − E|x − X'|), whose variance the error is made of."""
+    """In one dimension E|X − Y| is known for normals, here N(0, 1) and N(1, 1). So is the influence of each
+    sample on the distance, 2 (E|x − Y| − E|x − X'|), whose variance determines the standard error."""
     random = np.random.default_rng(0)
     x, y = random.normal(0.0, 1.0, (3_000, 1)), random.normal(1.0, 1.0, (2_000, 1))
 
@@ -24,13 +24,13 @@ def test_energy_distance_of_two_normals():
     want = 2 * folded(1.0, math.sqrt(2)) - 2 * folded(0.0, math.sqrt(2))
     found = sampling.energy_distance(x, y)
     assert abs(found.value - want) < 4 * found.se
-    # A sample variance of 2,000 is known to about √(2/2000), its root to half of that: 4 of these.
+    # The root of a variance of 2,000 samples has a relative error of about √(2/2000)/2; 4 of these.
     assert found.se == pytest.approx(math.sqrt(variance / 3_000 + variance / 2_000), rel=0.065)
 
 
 def test_energy_distance_has_no_bias_and_its_error_is_the_spread():
-    """Over many pairs of sets of one distribution the mean is 0. Of shifted ones, the estimated
-    standard error is the spread."""
+    """Over many pairs of sets from one distribution the mean is 0. For shifted sets, the estimated standard
+    error is the spread."""
     random = np.random.default_rng(0)
     same = [sampling.energy_distance(*random.normal(size=(2, 100, 2))) for _ in range(600)]
     values = np.array([found.value for found in same])
@@ -47,8 +47,8 @@ def test_energy_distance_has_no_bias_and_its_error_is_the_spread():
 
 @pytest.mark.parametrize("shift", [0.0, 0.3])
 def test_difference_of_two_distances(shift):
-    """Of sets whose samples come in pairs, as those of one noise do: it is the difference, and its error the
-    spread over many pairs of sets, also where both are of the distribution of y."""
+    """If the samples of two sets are paired, as by common noise, the result is the difference of their
+    distances to y. Its error is the spread over many pairs of sets, also if both have y's distribution."""
     random = np.random.default_rng(0)
     found = []
     for _ in range(400):

@@ -1,4 +1,4 @@
-"""What the benchmark counts, and what a training step sends between devices."""
+"""The operations that the benchmark counts, and what a training step sends between devices."""
 
 import math
 import re
@@ -18,12 +18,11 @@ from vdm.sweep import cost
 
 @pytest.mark.parametrize("attention", ["middle", "everywhere"])
 def test_counted_operations_are_those_of_the_compiler(attention):
-    """Within 5%: the compiler also counts norms, and leaves out products with what lies around
-    an image."""
+    """Within 5%: the compiler also counts norms, and leaves out products with the padding."""
     config = benchmark.configure(benchmark.Case("unet", 2, 64, 1, "float32", "none"))
     config.model.net.attention = attention
     model = run_lib.build_model(config, benchmark.SPEC)
-    net = model.net.clone(unroll=True)  # of a loop the compiler counts one turn
+    net = model.net.clone(unroll=True)  # the compiler counts one iteration of a loop
     z, one = np.zeros((1, 32, 32, 3), np.float32), np.zeros(1, np.float32)
     params = jax.eval_shape(net.init, jax.random.key(0), z, one, one[:, None])
     apply = jax.jit(lambda params: net.apply(params, z, one, one[:, None]))
@@ -35,7 +34,7 @@ def test_counted_operations_are_those_of_the_compiler(attention):
     "fields", [{}, {"depth": 1, "coarse": 3, "width": 48, "scales": 2, "patch": 2}, {"scales": 1}]
 )
 def test_counted_operations_of_a_pyramid_are_those_of_its_trace(fields, monkeypatch):
-    """Without the row that a convolution on a CPU has more than the image, which is not counted."""
+    """Without the extra row that a convolution on a CPU computes, which the formula leaves out."""
     monkeypatch.setattr(conv, "convolve_on_cpu", conv.convolve_3x3)
     config = benchmark.configure(benchmark.Case("pyramid", 2, 32, 1, "float32"))
     config.model.net.update(fields)
@@ -48,8 +47,8 @@ def test_counted_operations_of_a_pyramid_are_those_of_its_trace(fields, monkeypa
 
 @pytest.mark.parametrize("kind", ["pmap", "shard_map"])
 def test_a_step_sends_the_gradient_once(kind):
-    """In the compiled program of 8 devices every all-reduce together has the gradient's size, and
-    the three terms of the loss, and no other communication is there."""
+    """In the compiled program of 8 devices, the all-reduces together have the size of the gradient plus four
+    scalars of the loss, and there is no other communication."""
     config = make_config({"model.net.depth": 1}, "configs/digits.py")
     spec = Spec((8, 8, 1), 17, 10)
     model = run_lib.build_model(config, spec)

@@ -1,4 +1,4 @@
-"""What the studies measure of a run, against numbers computed in another way."""
+"""The studies' measurements of a run, against numbers computed in another way."""
 
 import dataclasses
 import json
@@ -55,7 +55,7 @@ def few_depths(monkeypatch):
 
 @pytest.fixture(scope="module")
 def variances(workdir):
-    """The variance of one draw of each test image's bits/dim, [images], by 200 draws in another way."""
+    """The variance of a single draw of each test image's bits/dim, [images], from 200 separate draws."""
     run = run_lib.restore(workdir_lib.read_config(workdir), workdir)
     images = run.data.test.size
     batch = next(eval_batches(run.data.test, images))
@@ -78,16 +78,16 @@ def test_variance_of_a_draw(workdir, variances):
         np.testing.assert_allclose(gamma[[0, -1], 0], [-9.0, 5.0], atol=1e-4)
         assert np.all(np.diff(gamma[:, 0]) > 0)
     assert not np.allclose(found["before"], found["after"], atol=1e-4)
-    # Kept: a second look takes it from the file.
+    # The result is kept: a second call reads it from the file.
     found = workdirs.kept(workdir, "schedule", lambda _: found)
     assert workdirs.kept(workdir, "schedule", None) == found
     assert json.loads((workdir / "schedule.json").read_text()) == found
 
 
 def test_variance_of_a_batch_of_independent_times(workdir, variances):
-    """Of n images it is the mean of theirs, divided by n."""
+    """For n images it is the mean of their variances, divided by n."""
     variance, se = time_samplers.batch_variance(workdir)
-    size = 16  # of TINY's batches: the first test images
+    size = 16  # the batch size of TINY: the first test images
     assert variance == pytest.approx(variances[:size].mean() / size, abs=4 * np.sqrt(2) * se)
 
 
@@ -146,7 +146,7 @@ def test_waves_change_what_the_network_is_given_and_nothing_else():
 
 
 def test_other_schedules_between_the_ends_that_were_learned():
-    """The ends are the trained ones, and for one γ the denoiser is the trained one: it sees γ as before."""
+    """The end points are the trained ones, and at equal γ so is the denoiser: it sees γ as before."""
     config = make_config({"model.net.name": "mlp", "model.net.depth": 1}, "configs/digits.py")
     model = run_lib.build_model(config, Spec((8, 8, 1), 17, 10))
     batch = {"image": np.zeros((2, 8, 8, 1), np.uint8), "label": np.zeros(2, np.int32)}

@@ -25,7 +25,7 @@ def test_finished_is_the_last_step_evaluated_and_saved(tmp_path):
 
 
 def test_dry_run_prints_what_a_shell_reads_as_the_arguments_run(tmp_path):
-    """A shell runs the lines with a `python` that writes its arguments down."""
+    """A shell runs the lines with a `python` that records its arguments."""
     odd = "a b'c\"$HOME"
     own = {"model.schedule.name": "cosine", "train.ema": 1e-05, "train.log_every": 7}
     data = ["--config.data.name=npz", f"--config.data.data_dir={odd}"]
@@ -98,7 +98,7 @@ def test_a_field_of_the_grid_that_is_none(fields, texts, tmp_path):
 
 
 def test_a_variant_of_another_config(tmp_path):
-    """What the user sets goes for it too; but not what the study sets itself."""
+    """The user's fields apply to it too, but the user cannot set fields that the study sets."""
     grid = {"good": {"config": "configs/vae.py", "model.latent": 3, "train.ema": 0.5}}
     flags = ["--config.train.keep=5", "--seeds=1", "--dry_run"]
     code, out, err = study_here(tmp_path, grid | {"plain": {}}, *flags)

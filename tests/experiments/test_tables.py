@@ -15,13 +15,13 @@ from vdm.sweep import differences, tables, workdirs
 
 
 def cells_of(text):
-    """The cells of each line of Markdown tables."""
+    """The cells of each row of Markdown tables."""
     return [[c.strip() for c in row.split("|")[1:-1]] for row in text.splitlines() if row.startswith("|")]
 
 
 def test_table_is_numpys(tmp_path):
-    """Over three seeds the mean and its standard error, beside the mean of the runs' own errors; one
-    seed has no spread; terms are those that the runs have; CSVs hold the numbers unrounded."""
+    """Three seeds give the mean, its standard error and the mean of the runs' own errors; one seed has no
+    spread. The terms are those of the runs, and the CSVs hold unrounded numbers."""
     values, errors = [2.0123456, 2.1, 2.3], [0.05, 0.06, 0.1]
     three = [
         write_workdir(tmp_path / f"a-{s}", [line(300, v, e)], s)
@@ -62,7 +62,7 @@ def test_table_is_numpys(tmp_path):
 
 
 def test_how_well_an_error_over_seeds_is_known():
-    """The shares are those of many sets of normal values; the widths hold 95% of their means."""
+    """The relative errors are those of many sets of normal values, and the widths hold 95% of their means."""
     assert "cannot be estimated from one seed" in tables.seeds_note([1])
     assert "1 degree of freedom and" in tables.seeds_note([2]) and "± 12.7 times" in tables.seeds_note([2])
     note = tables.seeds_note([3, 3, 5])
@@ -75,7 +75,7 @@ def test_how_well_an_error_over_seeds_is_known():
 
 
 def test_a_mean_waits_for_every_seed(tmp_path):
-    """A seed that was not evaluated yet leaves the mean unknown, not to the others."""
+    """If one seed has no evaluation yet, the mean is unknown, not the mean of the others."""
     runs = [write_workdir(tmp_path / "a-0", [line(100, 2.0)]), write_workdir(tmp_path / "a-1", [], seed=1)]
     tables.write_table({"a": runs}, tmp_path)
     (row,) = read_csv(tmp_path / "table.csv")
@@ -86,8 +86,8 @@ def test_a_mean_waits_for_every_seed(tmp_path):
 
 
 def test_difference_image_by_image(tmp_path):
-    """The paired difference, which is far smaller than the runs' own errors; unpaired where the images
-    are of another evaluation; none on other data."""
+    """The difference is paired by image, with an error far below the runs' own. It is unpaired if the images
+    are of another evaluation, and unknown on other data."""
     random = np.random.default_rng(0)
     x = random.normal(2.0, 0.5, 4)
     y = x + random.normal(0.1, 0.01, 4)
@@ -115,7 +115,8 @@ def test_difference_image_by_image(tmp_path):
 
 
 def test_compare_shows_configs_numbers_and_errors(tmp_path, capsys):
-    """Fields that differ, those of eval last; both numbers; the figure; and what is bad input."""
+    """It shows the fields that differ, those of eval last, both numbers and the figure; it refuses bad
+    input."""
     first = write_workdir(tmp_path / "a", [line(300, 2.0, 0.03)], eval={"passes": 2}, optimizer={"clip": 1.0})
     fields = {"eval": {"passes": 9}, "optimizer": {"clip": 0.5}, "objective": {"name": "weighted"}}
     second = write_workdir(tmp_path / "b", [line(200, 2.5, 0.04)], **fields)

@@ -1,4 +1,4 @@
-"""Variants by flags, what a study keeps of them, and how far its runs are."""
+"""Variants by flags, what a study keeps of them, and the status of its runs."""
 
 import os
 import pathlib
@@ -68,7 +68,7 @@ def test_what_a_value_was_given_as_does_not_matter_to_a_study_that_goes_on():
     ("steps", "substeps", "every"), [(150, 20, 15), (4000, 20, 400), (800, 20, 80), (101, 20, 10), (7, 20, 1)]
 )
 def test_a_curve_has_ten_points_or_a_few_more(steps, substeps, every):
-    """What else is due is so at points, so that few lengths of a call are compiled."""
+    """Other periodic actions fall on points too, so that few lengths of a call are compiled."""
     config = make_config({"train.steps": steps, "train.substeps": substeps}, "configs/digits.py")
     found = plan.often(config, ())
     assert found["eval_every"] == every and (10 <= steps // every <= 20 or steps < 10)
@@ -81,7 +81,7 @@ GOOD = "--config.train.steps=150"
 
 
 def test_a_study_by_flags_is_kept_and_grows(tmp_path):
-    """Without its flags it is the same study; another variant is one more; what does not fit is
+    """Run again without its flags, it is the same study. Another variant is added to it. What does not fit is
     refused before anything runs."""
     cosine = "--variant=cosine: model.schedule.name=cosine"
     code, out, err = study_here(tmp_path, {"plain": {}}, GOOD, cosine, "--seeds=2", "--figures")
@@ -90,7 +90,7 @@ def test_a_study_by_flags_is_kept_and_grows(tmp_path):
     assert (kept.names, kept.baseline, kept.seeds) == (["plain", "cosine"], None, 2)
     assert kept.args == [GOOD] and kept.variants == {"cosine": {"model.schedule.name": "cosine"}}
 
-    # A field alone is one more of all, and what a study sets as a rule a variant may set otherwise.
+    # A field alone is added for all variants. A variant may override what a study sets by default.
     code, out, err = study_here(tmp_path, {"plain": {}}, "--config.train.steps=300", "--dry_run")
     assert code == 0 and all("--config.train.steps=300" in row for row in out.splitlines()), err
 
@@ -179,7 +179,7 @@ def test_a_study_writes_what_its_folder_is_said_to_have(tmp_path):
 
 
 def test_a_study_of_the_package_is_what_flags_say(tmp_path):
-    """ "base" alone, or the values of --vary."""
+    """The grid is "base" alone, or empty if --vary defines the variants."""
     for given, grid in (([], {"base": {}}), (["--vary=a=1,2"], {})):
         for flag in study.FLAGS:
             study.FLAGS[flag].unparse()

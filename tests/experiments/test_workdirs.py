@@ -1,4 +1,4 @@
-"""What studies read of workdirs, at every stage of a run and of older versions."""
+"""What studies read from workdirs, at every stage of a run and from older versions."""
 
 import json
 
@@ -10,8 +10,8 @@ from vdm.sweep import workdirs
 
 
 def test_final_number_of_runs_at_every_stage(tmp_path):
-    """eval.json where it is there, unless the run has gone on since; else the newest test line,
-    also under a line that was cut off."""
+    """It is from eval.json, unless this is missing or the run has continued since; then from the newest test
+    line, even if a truncated line follows."""
     lines = [line(100, 3.0), line(150, 2.7, split="train"), line(200, 2.5)]
     at_200 = write_workdir(tmp_path / "going", lines)
     with (at_200 / "metrics.jsonl").open("a") as file:
@@ -20,7 +20,7 @@ def test_final_number_of_runs_at_every_stage(tmp_path):
     assert going.final["bpd"] == 2.5 and going.newest["step"] == 200 and not going.has_own_final
     done = workdirs.read(write_workdir(tmp_path / "done", lines, steps=200, final=line(200, 2.4)))
     assert done.final["bpd"] == 2.4 and done.final["seconds"] == 20 and done.has_own_final
-    best = write_workdir(tmp_path / "best", lines, steps=200, final=line(100, 2.9))  # of a better checkpoint
+    best = write_workdir(tmp_path / "best", lines, steps=200, final=line(100, 2.9))  # of the best checkpoint
     assert workdirs.read(best).final["bpd"] == 2.9 and workdirs.read(best).final["seconds"] == 10
     longer = write_workdir(tmp_path / "longer", lines, steps=300, final=line(100, 2.9))
     assert workdirs.read(longer).final["bpd"] == 2.5
@@ -29,7 +29,7 @@ def test_final_number_of_runs_at_every_stage(tmp_path):
 
 
 def test_the_curve_has_what_compares(tmp_path):
-    """A run's "final" line is none of its curve; nor is the last "test" line of an older version, which has
+    """A run's "final" line is not on its curve, nor is the last "test" line of an older version, which has
     more passes than those before it."""
     points = [line(100, 3.0), line(200, 2.5)]
     new = [*points, line(300, 2.4), line(300, 2.3, split="final", passes=20)]
@@ -39,7 +39,7 @@ def test_the_curve_has_what_compares(tmp_path):
         assert [row["step"] for row in record.test] == steps
         assert record.final["bpd"] == 2.3 and record.has_own_final
         assert record.newest["step"] == 300
-    # One that went on has two of them.
+    # A run that was continued has two such lines.
     longer = [*old, *(line(step, 2.0) for step in (400, 500)), line(600, 1.9, passes=20)]
     record = workdirs.read(write_workdir(tmp_path / "longer", longer, steps=600))
     assert [row["step"] for row in record.test] == [100, 200, 400, 500]
@@ -48,7 +48,7 @@ def test_the_curve_has_what_compares(tmp_path):
 
 
 def test_config_of_an_older_version(tmp_path):
-    """Its fields are those of this version, so that data that is the same compares as such."""
+    """Its fields are converted to this version's, so that equal data compares as equal."""
     fields = {"name": "digits", "vocab_size": 17, "data_dir": "", "image_size": 0, "augment": ""}
     old = workdirs.read(write_workdir(tmp_path / "old", [], data=fields))
     new = workdirs.read(write_workdir(tmp_path / "new", [], data={"name": "digits", "on_device_gib": 0.5}))
@@ -62,7 +62,7 @@ def test_config_of_an_older_version(tmp_path):
 
 
 def test_the_fingerprint_says_which_images_they_are(tmp_path):
-    """Whatever the config says; where one run has none, the config says it."""
+    """The fingerprint decides, whatever the config says; if a run has none, the config decides."""
     runs = [
         workdirs.read(
             write_workdir(tmp_path / str(n), [line(300, 2.0)], final={**line(300, 2.0), **data}, data=fields)
@@ -82,7 +82,8 @@ def test_the_fingerprint_says_which_images_they_are(tmp_path):
 
 
 def test_sweeps_are_taken_apart(tmp_path):
-    """VARIANT-SEED become variants; a workdir is itself, whatever its name; other folders are none."""
+    """Folders VARIANT-SEED become variants, a workdir given by itself keeps its name, and others are
+    ignored."""
     for name in ("lr-1e-3-0", "lr-1e-3-1", "wide-0"):
         write_workdir(tmp_path / "sweep" / name, [])
     write_workdir(tmp_path / "digits-7", [])

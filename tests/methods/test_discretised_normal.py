@@ -1,4 +1,4 @@
-"""The mean of a normal distribution on the levels, against the sum over all of them."""
+"""The mean of a normal distribution restricted to the levels, against the sum over all levels."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from vdm.methods.discretised_normal import OUTSIDE, restricted_mean
 
 
 def by_sum(mean, deviation, vocab_size):
-    """In float64."""
+    """The mean as a sum over all levels, in float64."""
     x = (2.0 * np.arange(vocab_size) + 1.0) / vocab_size - 1.0
     logits = -0.5 * ((x - mean[..., None]) / deviation[..., None]) ** 2
     weight = np.exp(logits - logits.max(axis=-1, keepdims=True))
@@ -18,7 +18,7 @@ def by_sum(mean, deviation, vocab_size):
 
 @pytest.mark.parametrize("vocab_size", [2, 17, 256])
 def test_it_is_the_sum_over_all_levels(vocab_size):
-    """In units of the distance of two levels: the closed form is exact but at the ends."""
+    """In units of the distance between levels: the closed form is exact except near the ends."""
     apart = 2.0 / vocab_size
     means = np.linspace(-1.0, 1.0, 401)[:, None]
     deviations = apart * np.geomspace(0.05, 8.0, 60)
@@ -34,7 +34,7 @@ def test_it_is_the_sum_over_all_levels(vocab_size):
 
 @pytest.mark.parametrize("vocab_size", [2, 17, 256])
 def test_means_beyond_the_ends(vocab_size):
-    """In units of the distance of two levels: the worst is within the 1/3 that the docstring says."""
+    """In units of the distance between levels: the largest error is below the docstring's 1/3."""
     apart = 2.0 / vocab_size
     deviation = apart * np.geomspace(1.0001, 20.0, 40)
     mean = 1.0 + np.linspace(0.0, OUTSIDE, 200)[:, None] * deviation
@@ -54,7 +54,7 @@ def test_far_away_it_and_its_gradient_are_finite_and_it_stays_among_the_levels(m
 
 @pytest.mark.parametrize("vocab_size", [2, 17, 256])
 def test_its_gradient_is_that_of_the_sum(vocab_size):
-    """By differences of the sum in float64, where the sum is what counts."""
+    """Against finite differences of the sum in float64, at deviations where restricted_mean is the sum."""
     apart = 2.0 / vocab_size
     mean, deviation = np.meshgrid(np.linspace(-1.1, 1.1, 401), apart * np.geomspace(0.1, 0.99, 30))
     mean, deviation = (np.float64(np.float32(v)) for v in (mean, deviation))
@@ -67,5 +67,5 @@ def test_its_gradient_is_that_of_the_sum(vocab_size):
     wide, narrow = (np.sqrt(deviation**2 + sign * step * apart**2) for sign in (1, -1))
     by_variance = by_sum(mean, wide, vocab_size) - by_sum(mean, narrow, vocab_size)
     for found, want in zip(got, (by_mean / (2 * step * apart), by_variance / (2 * step * apart**2))):
-        # A mean of float32 lies off by 6e-8, which moves the gradient where it is steep.
+        # A float32 mean is off by 6e-8, which changes the gradient where it is steep.
         np.testing.assert_allclose(found, want, rtol=2e-3, atol=2e-3 * np.abs(want).max())

@@ -36,7 +36,7 @@ LEARNED = {"model.name": "diffenc", "model.parameterisation": "v"} | {
 
 @dataclasses.dataclass(frozen=True)
 class Bent(MeanTransform):
-    """Another x_t for each level, and none of them linear in γ; `size` says how far from x."""
+    """A different x_t for each level, nonlinear in γ; `size` scales its distance from x."""
 
     size: float = 1.0
 
@@ -46,7 +46,7 @@ class Bent(MeanTransform):
 
 
 def bent(x, gamma, size):
-    """The same, and its slope by the rules of calculus, in float64."""
+    """The same x_t and its analytic slope, in float64."""
     sigma2, at = 1 / (1 + np.exp(-gamma)), 3.0 * x + gamma / 4.0
     fresh = sigma2 - 1 / (1 + np.exp(-LOW))
     slope = sigma2 * (1 - sigma2) * (np.cos(at) - x) - fresh * np.sin(at) / 4.0
@@ -54,7 +54,7 @@ def bent(x, gamma, size):
 
 
 class Optimal:
-    """The network that gives E[y|z_t] by enumeration, y = x_t − dx_t/dγ."""
+    """A network that returns E[y|z_t] by enumeration, with y = x_t − dx_t/dγ."""
 
     def __init__(self, made):
         self.made = made
@@ -80,19 +80,19 @@ class Optimal:
 
 
 def optimal(made, **fields):
-    """A Diffusion of one value with this encoder and its optimal denoiser."""
+    """A DiffEnc of one value with this encoder and its optimal denoiser."""
     model = exact.model(np.log(P).reshape(1, 1, 1, 3), LOW, HIGH)
     return encoded(model, made, net=Optimal(made), parameterisation=PredictX(), **fields)
 
 
 def encoded(model, encoder, **fields):
-    """The DiffEnc with this encoder, and the parts of a Diffusion."""
+    """A DiffEnc with this encoder and the fields of a Diffusion."""
     parts = {field.name: getattr(model, field.name) for field in dataclasses.fields(Diffusion)}
     return DiffEnc(**parts | fields, encoder=encoder)
 
 
 def drawn(model, level, seed=0):
-    """Means and standard errors of each term for one level."""
+    """{term: (mean, standard error)} for one level."""
     batch = {"image": jnp.full((COUNT, 1, 1, 1), level)}
     terms = jax.jit(lambda: model.draw({"schedule": {}, "net": {}}, rng(seed, COUNT), batch).terms)()
     values = {name: np.asarray(nats, np.float64) for name, nats in terms.items()}
@@ -100,8 +100,8 @@ def drawn(model, level, seed=0):
 
 
 def integrated(size):
-    """The diffusion and prior terms of each level by sums over a grid of γ and z, float64; the reconstruction
-    is that of a VDM. Written apart from vdm."""
+    """The diffusion and prior terms of each level, by sums over a grid of γ and z in float64, independent of
+    vdm. The reconstruction term is that of a VDM."""
     gammas, z = np.linspace(LOW, HIGH, 601), np.linspace(-8, 8, 1201)
     squares = []
     for gamma in gammas:
@@ -146,13 +146,13 @@ def test_chain_of_many_steps_is_continuous_time(single):
 
 @pytest.mark.parametrize("made", [Bent(), Scaled()])
 def test_weight_of_a_path_has_the_mean_of_the_enumerated_likelihood(made, single):
-    """E[w] = p(x) whatever the encoder, and E[log w] is the ELBO of the same chain; the denoiser is wrong."""
+    """With a wrong denoiser: E[w] = p(x) for every encoder, and E[log w] is the ELBO of the same chain."""
     log_q = np.log(np.array([0.7, 0.1, 0.2]))
     model = exact.model(log_q.reshape(1, 1, 1, 3), -2.0, 4.0, timesteps=3)
     truth = brute_force(log_q, np.array([-2.0, 0.0, 2.0, 4.0]))
-    # `read` belongs to what the network predicts, and here p is given.
+    # `Moved` drops the encoder's `read`, so that p does not depend on the encoder.
     plain = encoded(model, Moved(made))
-    batch = {"image": jnp.tile(jnp.arange(3), 40_000).reshape(-1, 1, 1, 1)}  # each level at all times
+    batch = {"image": jnp.tile(jnp.arange(3), 40_000).reshape(-1, 1, 1, 1)}  # each level gets all times
 
     @jax.jit
     def both(number):
@@ -173,7 +173,7 @@ def test_weight_of_a_path_has_the_mean_of_the_enumerated_likelihood(made, single
 
 @dataclasses.dataclass(frozen=True)
 class Moved(MeanTransform):
-    """The x_t of another, under a denoiser that predicts the noise of y itself."""
+    """The x_t of another encoder, under a denoiser that predicts the noise of y directly."""
 
     other: MeanTransform = Bent()
 
@@ -182,7 +182,7 @@ class Moved(MeanTransform):
 
 
 class OptimalScaled:
-    """E[x_t|z_t] by enumeration: what the network predicts under Scaled."""
+    """A network that returns E[x_t|z_t] by enumeration, as it should under Scaled."""
 
     def init(self, *args):
         return {}
@@ -199,7 +199,7 @@ def scaled(**fields):
 
 
 def test_flow_of_the_scaled_encoder_has_the_probability_of_each_level(single):
-    """exp of its log weights has the mean P, where the denoiser is optimal and the flow starts at q(z_0)."""
+    """With the optimal denoiser and a flow that starts at q(z_0), exp of the log weights has the mean P."""
     batch = {"image": jnp.repeat(jnp.arange(3), 400).reshape(-1, 1, 1, 1)}
 
     @jax.jit
@@ -236,7 +236,7 @@ def frequencies(model):
 
 @pytest.mark.parametrize("timesteps", [0, 3])
 def test_where_x_does_not_move_it_is_a_vdm_bit_for_bit(timesteps, single):
-    """Operation by operation, as XLA rounds in another place where it fuses other operations."""
+    """Without jit, because XLA rounds differently when it fuses other operations."""
     fields = {"model.parameterisation": "v", "model.timesteps": timesteps, "model.sample_steps": 2}
     plain, plain_params, batch = small(**fields)
     learned, params, _ = small(**(fields | LEARNED))
@@ -278,7 +278,7 @@ def test_x_at_the_start_is_x_and_the_slope_is_that_of_differences(single):
 
 
 def test_convolutions_have_a_slope_too():
-    """Their gradient is our own, and has no forward mode: of conv(γ² x) it is 2 γ conv(x)."""
+    """Their gradient is custom and has no forward mode. The slope of conv(γ² x) is 2 γ conv(x)."""
     random = np.random.default_rng(0)
     x = jnp.asarray(random.normal(size=(4, 5, 5, 2)), jnp.float32)
     kernel = jnp.asarray(random.normal(size=(3, 3, 2, 3)), jnp.float32)

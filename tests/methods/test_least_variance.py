@@ -1,4 +1,4 @@
-"""A schedule that is learned for least variance: its gradient against finite differences."""
+"""A schedule learned for least variance: its gradient against finite differences."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ DIMS = 16
 
 
 def trained_like(**changes):
-    """A small VDM whose network says something, its schedule not straight."""
+    """A small VDM with perturbed parameters: its network is not zero, and its schedule is not linear."""
     made, params, batch = small(**changes)
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(5), len(leaves))
@@ -33,16 +33,16 @@ def along(direction, step, params):
 
 
 def minimised(made, params, rng, batch):
-    """What the objective "least_variance" makes of one draw."""
+    """The terms of the objective "least_variance" for one draw."""
     chosen = LeastVariance()
     return chosen(None, chosen.draw(made, params, rng, batch, None))
 
 
 @pytest.mark.parametrize("name", ["learned_net", "piecewise"])
 def test_gradient_is_that_of_the_variance(name):
-    """Along a random direction of the interior, against finite differences: of the mean square on the
-    same draws, which it is exactly, and of their variance, which it is within the noise of the
-    draws, as the mean stays the same."""
+    """Against finite differences along a random direction of the interior. The gradient is exactly that of
+    the mean square on the same draws. It is that of their variance within the noise of the draws, because
+    the mean does not depend on the interior."""
     made, params, batch = trained_like(
         **{"model.schedule.name": name, "model.schedule.gamma_min": -4.0, "model.schedule.gamma_max": 3.0}
     )
@@ -67,12 +67,12 @@ def test_gradient_is_that_of_the_variance(name):
 
     of_square = (np.mean(up**2) - np.mean(down**2)) / (2 * h)
     assert per_draw.mean() == pytest.approx(of_square, rel=0.02)
-    # Twice the mean times what the mean moves by, in these draws, is all that the two differ by.
+    # The two differ only by twice the mean times the change of the mean in these draws.
     moved = (up - down).mean(axis=1) / (2 * h)
     noise = 2 * here.mean() * moved.std(ddof=1) / np.sqrt(len(moved))
     of_variance = (np.var(up) - np.var(down)) / (2 * h)
     assert abs(per_draw.mean() - of_variance) < 4 * noise
-    assert abs(of_variance) > 8 * noise  # so that the line before says something
+    assert abs(of_variance) > 8 * noise  # so that the line above can fail
 
 
 def test_ends_and_network_keep_the_gradient_of_the_elbo():
@@ -94,7 +94,7 @@ def test_ends_and_network_keep_the_gradient_of_the_elbo():
 
 
 def test_at_finite_depth_the_interior_is_trained_for_the_elbo():
-    """There it changes the ELBO itself, so its gradient is the ELBO's, and least variance is refused."""
+    """In a chain, the interior changes the ELBO: its gradient is the ELBO's; least variance is refused."""
     made, params, batch = trained_like(**{"model.schedule.name": "learned_net", "model.timesteps": 10})
     random = np.random.default_rng(0)
     direction = jax.tree.map(lambda v: random.normal(size=v.shape).astype(np.float32), params["schedule"])
@@ -112,7 +112,7 @@ def test_at_finite_depth_the_interior_is_trained_for_the_elbo():
 
 
 def test_the_interior_is_clipped_apart():
-    """However large its gradient is, the network's steps are the same; and so for end points."""
+    """However large the interior's gradient, the network and the end points take the same steps."""
     schedule = Piecewise(shape=(4, 4, 1), learn_ends=True)
 
     params = {
@@ -142,8 +142,8 @@ def test_the_interior_is_clipped_apart():
 
 
 def test_gradient_of_the_variance_by_enumeration():
-    """For L = ½ γ′(t) f(γ(t), s) with a known f, s = ±1 and a fine grid of t, all equally likely: the
-    gradient that the interior gets is that of Var[L/d], by differences of its enumeration in float64."""
+    """For L = ½ γ′(t) f(γ(t), s) with a known f, and equally likely s = ±1 and t on a fine grid: the gradient
+    of the interior is that of Var[L/d], by finite differences of its enumeration in float64."""
     shape, low, high, parts, count = (2, 1, 1), -6.0, 4.0, 5, 4000
     schedule = Piecewise(shape=shape, gamma_min=low, gamma_max=high, parts=parts)
     raw = np.random.default_rng(3).normal(size=parts)

@@ -1,4 +1,4 @@
-"""The mirrored model: symmetric where it is evaluated, and one evaluation of the network in training."""
+"""The mirrored model: symmetric in evaluation, and equal to the plain model in training."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from vdm.methods.mirrored import Mirrored
 
 
 def both():
-    """A VDM, and the mirrored one with the same fields; parameters, and a batch."""
+    """(a VDM, the mirrored model with the same fields, parameters, a batch)."""
     plain, params, batch = small(**{"model.parameterisation": "v"})
     params = jax.tree.map(lambda v: v + 0.1 * jax.random.normal(jax.random.key(1), v.shape), params)
     fields = {field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)}
@@ -42,7 +42,7 @@ def test_its_error_is_no_larger_than_the_mean_of_the_two():
     plain, mirrored, params, batch = both()
     turned = batch | {"image": np.flip(batch["image"], 2)}
 
-    class Turned:  # the noise of `rng`, turned as the images are
+    class Turned:  # the noise of `rng`, mirrored like the images
         def __init__(self, of):
             self._of = of
 

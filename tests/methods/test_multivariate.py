@@ -1,4 +1,4 @@
-"""Noise of its own for each value (MuLAN), against enumeration of tiny discrete data."""
+"""A separate γ for each value (MuLAN), against enumeration of tiny discrete data."""
 
 import dataclasses
 
@@ -22,8 +22,8 @@ COUNT = 60_000
 
 
 class Enumerated:
-    """A network that gives the optimal x̂ of two values with the joint probabilities p [V, V], under the
-    γ that `gamma` has at each t and context: it finds t from the mean γ, which is its `time`."""
+    """A network that returns the optimal x̂ of two values with the joint probabilities p [V, V], under the
+    schedule `gamma` of t and context. It computes t from its input `time`, which encodes the mean γ."""
 
     def __init__(self, p, gamma):
         self.p, self.gamma = p, gamma
@@ -36,7 +36,7 @@ class Enumerated:
         if context is None:
             grid = jnp.linspace(0.0, 1.0, 4_001)
             gamma = self.gamma(jnp.interp(mean, self.gamma(grid, None).mean(axis=(1, 2, 3)), grid), None)
-        else:  # of each image its own
+        else:  # a separate γ for each image
             grid = jnp.linspace(0.0, 1.0, 401)[:, None].repeat(len(z), axis=1)
             means = self.gamma(grid, context).mean(axis=(2, 3, 4))
             gamma = self.gamma(jax.vmap(jnp.interp, (0, 1, 1))(mean, means, grid), context)
@@ -48,8 +48,8 @@ class Enumerated:
 
 
 def pair(context=0):
-    """Two dependent values, a schedule bent another way for each, and the optimal denoiser; with a context of
-    that size, it bends the schedule of each image."""
+    """(model of two dependent values with the optimal denoiser and a differently bent schedule for each, its
+    parameters, p). A context of this size also bends the schedule of each image."""
     p = np.random.default_rng(0).gamma(0.7, size=(LEVELS, LEVELS)) + 0.02
     p /= p.sum()
     schedule = Multivariate(shape=SHAPE, gamma_min=LOW, gamma_max=HIGH)
@@ -82,8 +82,8 @@ def test_the_two_values_have_noise_of_their_own():
 
 @pytest.mark.parametrize("timesteps", [0, 2_000])
 def test_elbo_of_the_optimal_denoiser_is_the_enumerated_likelihood(timesteps):
-    """For each of the nine images. It holds for any way between the end points, as the bound is
-    tight where the denoiser is optimal."""
+    """For each of the nine images. It holds for every path between the end points, because the bound is tight
+    for the optimal denoiser."""
     model, params, p = pair()
     model = dataclasses.replace(model, timesteps=timesteps)
 
@@ -96,14 +96,14 @@ def test_elbo_of_the_optimal_denoiser_is_the_enumerated_likelihood(timesteps):
     for number, image in enumerate(np.ndindex(LEVELS, LEVELS)):
         values = np.asarray(nats(np.reshape(image, SHAPE), number), np.float64)
         want = -np.log(p[image])
-        # Stratified times make the draws better than independent ones: the bar is too wide, not
-        # too narrow. A chain is above its limit by about 16 nats · ½ / T.
+        # Stratified times have a smaller error than independent ones: the bar is too wide, not too narrow.
+        # A chain is above its limit by about 16 nats · ½ / T.
         bar = 4 * values.std() / np.sqrt(COUNT) + (0.02 if timesteps else 0.002)
         assert abs(values.mean() - want) < bar
 
 
 def test_the_likelihood_needs_the_noise_of_each_value():
-    """The test before can fail: with the γ of the first value for both, the number is another."""
+    """Shows that the previous test can fail: with the γ of the first value for both, the result differs."""
     model, params, p = pair()
     wrong = jax.tree.map(lambda v: v[:, :1].repeat(2, axis=1), params["schedule"])
     draws = Rng(jax.random.key(0), jnp.arange(COUNT), COUNT)
@@ -113,14 +113,14 @@ def test_the_likelihood_needs_the_noise_of_each_value():
 
 
 def with_context():
-    """`pair` under a context that bends the noise of each image in another way, and q(c|x)."""
+    """`pair` with a context that bends the schedule of each image differently, and parameters of q(c|x)."""
     model, params, p = pair(context=3)
     params["context"] = model.posterior.init(jax.random.key(1), jnp.zeros((1, *SHAPE)))
     return model, params, p
 
 
 def test_a_context_costs_its_kl():
-    """Under each c the denoiser is optimal, so the bound is looser by KL(q(c|x) ‖ p(c)) and no more."""
+    """The denoiser is optimal for each c, so the bound is looser by exactly KL(q(c|x) ‖ p(c))."""
     model, params, p = with_context()
     count = 20_000
     image = jnp.array([2, 0]).reshape(SHAPE)

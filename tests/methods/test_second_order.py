@@ -1,4 +1,4 @@
-"""The second-order term against a Jacobian computed outright, and its optimum."""
+"""The second-order term against an explicit Jacobian, and its optimum."""
 
 import itertools
 
@@ -16,23 +16,23 @@ from vdm.methods import second_order
 from vdm.runtime import randomness
 
 P = np.array([0.5, 0.2, 0.3])
-POINTS = np.array([[-0.7, 0.4], [0.6, 0.5], [0.1, -0.8]])  # of two values
+POINTS = np.array([[-0.7, 0.4], [0.6, 0.5], [0.1, -0.8]])  # three points of two values
 
 
 def optimal(z, gamma):
-    """E[ε|z] of the three points, one z [2]."""
+    """E[ε|z] of the three points at one z [2]."""
     alpha, sigma = process.alpha(gamma), process.sigma(gamma)
     far = jnp.square(z - alpha * POINTS).sum(axis=1) / sigma**2
     return (z - alpha * jax.nn.softmax(jnp.log(P) - 0.5 * far) @ POINTS) / sigma
 
 
 def wrong(z, gamma):
-    """A function with a derivative that is not symmetric."""
+    """A function whose Jacobian is not symmetric."""
     return jnp.array([jnp.tanh(z[0] + 2.0 * z[1]) + gamma, z[1] - 0.3 * z[0] ** 2])
 
 
 def test_error_is_that_of_the_whole_jacobian():
-    """The mean over all four probes, as the probes that are drawn come near it; float64 NumPy for M."""
+    """The mean over drawn probes agrees with the mean over all four probes; M is in float64 NumPy."""
     random, gamma = np.random.default_rng(0), jnp.float32(-0.4)
     z, eps = (jnp.asarray(random.normal(size=(3, 2)), jnp.float32) for _ in range(2))
     sigma = 1 / np.sqrt(1 + np.exp(0.4))
@@ -56,7 +56,7 @@ def test_error_is_that_of_the_whole_jacobian():
 
 @pytest.mark.parametrize("gamma", [-3.0, 0.0, 2.0])
 def test_error_has_the_mean_zero_given_z_where_the_denoiser_is_optimal(gamma):
-    """E[u' M u | z] = 0 for any u: the derivative of the optimal denoiser is that of its errors."""
+    """E[u' M u | z] = 0 for any u: the covariance of the optimal denoiser's errors gives its Jacobian."""
     alpha, sigma = float(process.alpha(gamma)), float(process.sigma(gamma))
     for z in np.random.default_rng(1).normal(size=(5, 2)):
         far = ((z - alpha * POINTS) ** 2).sum(axis=1) / sigma**2
@@ -71,7 +71,7 @@ def test_error_has_the_mean_zero_given_z_where_the_denoiser_is_optimal(gamma):
 
 
 def test_gradient_is_zero_on_average_at_the_optimum_and_not_elsewhere():
-    """By z drawn from q and a change of ε̂ that keeps its values but bends it: only the derivative is seen."""
+    """For z drawn from q and a change of ε̂ that keeps its values, so that only its derivative matters."""
     gamma, count = jnp.float32(0.3), 100_000
     random = np.random.default_rng(2)
     x = POINTS[random.choice(3, size=count, p=P)]
@@ -107,7 +107,7 @@ def test_objective_adds_it_and_evaluation_does_not_see_it(single):
     assert "second_order" not in draw.terms
     for name, nats in draw.terms.items():
         assert minimised[name] is nats
-    # The weight is that of the diffusion term: ½ γ'(t), γ' = γ_1 − γ_0 of a straight line.
+    # The weight is that of the diffusion term: ½ γ'(t), with γ' = γ_1 − γ_0 for a linear schedule.
     slope = float(model.gamma(params, jnp.ones(())) - model.gamma(params, jnp.zeros(())))
     gamma = process.over_pixels(draw.denoising.gamma)
     eps = rng().normal(1, (4, 4, 1))

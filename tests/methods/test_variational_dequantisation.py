@@ -22,26 +22,26 @@ PARAMS = {"schedule": {}, "net": {}}
 
 
 def made(bins=16, layers=1):
-    """A VDM of one value with the optimal denoiser; γ_s is above its γ_0."""
+    """A VDM of one value with the optimal denoiser, and a γ_s above γ_0."""
     return Dequantised(exact.model(np.log(P).reshape(1, 1, 1, 3), -9.0, 9.0), layers, bins, 8)
 
 
 def log_p(z, gamma):
-    """Of the mixture that z_s has, in float64."""
+    """The log density of z_s, a mixture of normals, in float64."""
     alpha, sigma = math.sqrt(1 / (1 + math.exp(gamma))), math.sqrt(1 / (1 + math.exp(-gamma)))
     each = np.exp(-0.5 * ((z[..., None] - alpha * X) / sigma) ** 2) / (sigma * math.sqrt(2 * math.pi))
     return np.log(each @ P)
 
 
 def mass(gamma):
-    """log of the probability of the cell of each level."""
+    """The log-probability of the cell of each level."""
     alpha = math.sqrt(1 / (1 + math.exp(gamma)))
     points = alpha * (X[:, None] + np.linspace(-1, 1, 20_001) / 3)
     return np.log(np.trapezoid(np.exp(log_p(points, gamma)), points, axis=1))
 
 
 def bound(model, params, gamma, count=4_000):
-    """E_q[log p(z) − log q(z)] of each level, by a grid of the uniform numbers; float64 except for q."""
+    """E_q[log p(z) − log q(z)] of each level, over a grid of the uniform input; float64 except for q."""
     v = ((np.arange(count) + 0.5) / count).astype(np.float32)
     found, apply = [], jax.jit(model.cells.apply)
     for level in X:
@@ -66,7 +66,7 @@ def test_spline_is_the_integral_of_its_slope(single):
 
 @pytest.mark.parametrize("layers", [1, 3])
 def test_density_is_that_of_the_change_of_variables(layers, single):
-    """log q(u|x) = −log |det du/dv|, the Jacobian computed outright."""
+    """log q(u|x) = −log |det du/dv|, with an explicit Jacobian."""
     cells, shape = Cells(layers, 4, 8), (3, 2, 2)
     x, v = (jax.random.uniform(jax.random.key(k), (1, *shape)) for k in (1, 2))
     params, apply = jax.jit(cells.init)(jax.random.key(0), x, v), jax.jit(cells.apply)
@@ -80,7 +80,7 @@ def test_density_is_that_of_the_change_of_variables(layers, single):
     assert np.all(np.abs(u) < 1)
     np.testing.assert_allclose(-np.linalg.slogdet(np.asarray(jacobian, np.float64))[1], log_q[0], rtol=1e-4)
     crossed = np.abs(jacobian) > 0
-    assert crossed.sum() == 12 if layers == 1 else crossed.sum() > 24  # further maps see other values
+    assert crossed.sum() == 12 if layers == 1 else crossed.sum() > 24  # further layers depend on other values
 
 
 def test_terms_are_a_bound_on_the_density_and_tight_where_the_denoiser_is_optimal(single):
@@ -122,7 +122,7 @@ def test_bound_is_below_the_mass_of_the_cell_and_tight_as_the_flow_grows(single)
         gaps.append(mass(gamma) - bound(model, {"cells": train(params, batch)}, gamma))
     gaps = np.array(gaps)
     assert np.all(gaps > -1e-4)
-    assert np.all(gaps[0] > 5e-3)  # of one bin, a density that is hardly bent
+    assert np.all(gaps[0] > 5e-3)  # one bin can hardly bend the density
     assert np.all(gaps[1] < 0.5 * gaps[0]) and np.all(gaps[2] < 0.1 * gaps[0]), gaps
 
 

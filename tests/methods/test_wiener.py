@@ -1,4 +1,4 @@
-"""The stationary Gaussian: fitted to what it drew, its posterior, and the ELBO that it gives."""
+"""The stationary Gaussian: its fit to its own samples, its posterior, and its ELBO."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ LEVELS = 256
 
 
 def gaussian(seed=0):
-    """(mean, variance, basis) in float64: a smooth image's variances, and channels that go together."""
+    """(mean, variance, basis) in float64: the variances of smooth images, and correlated channels."""
     random = np.random.default_rng(seed)
     height, width, channels = SHAPE
     frequency = np.hypot(*np.ogrid[:height, :width])[..., None]
@@ -27,7 +27,7 @@ def gaussian(seed=0):
 
 
 def covariance():
-    """Of all values of an image."""
+    """The covariance of all values of an image."""
     _, variance, basis = gaussian()
     size = np.prod(SHAPE)
     images = fft.idctn(np.eye(size).reshape(size, *SHAPE), axes=(1, 2), norm="ortho").reshape(size, size)
@@ -39,7 +39,7 @@ def covariance():
 
 
 def draw(count, seed=1):
-    """Images of the Gaussian, as levels."""
+    """Images drawn from the Gaussian, as levels."""
     mean = np.broadcast_to(gaussian()[0], SHAPE).ravel()
     x = np.random.default_rng(seed).multivariate_normal(mean, covariance(), count)
     levels = np.round((x + 1.0) * LEVELS / 2.0 - 0.5)
@@ -105,7 +105,7 @@ def test_posterior_is_that_of_all_values_at_once(gamma):
 
 @pytest.mark.parametrize("gamma", [-13.3, -9.0, -3.0, 0.0, 4.0])
 def test_prediction_is_that_from_all_other_values(gamma):
-    """Of each value i in turn, from the covariance of z_t without its row and column i, in float64."""
+    """For each value i, from the covariance of z_t without row and column i, in float64."""
     x = draw(2).reshape(2, -1) * (2.0 / LEVELS) + 1.0 / LEVELS - 1.0
     mean = np.broadcast_to(gaussian()[0], SHAPE).ravel()
     alpha2, sigma2 = 1.0 / (1.0 + np.exp(gamma)), 1.0 / (1.0 + np.exp(-gamma))
@@ -127,7 +127,7 @@ def test_prediction_is_that_from_all_other_values(gamma):
 
 
 def test_dequantised_nats():
-    """Mean over random points in the cells, by SciPy and the whole covariance, in nats."""
+    """Against the mean over random points in the cells, by SciPy with the whole covariance, in nats."""
     random, images = np.random.default_rng(2), draw(3)
     width = 2.0 / 8  # few levels, so that the cells matter
     x = 0.5 * width * (np.round(images / 32.0) % 8) - 0.9
@@ -157,7 +157,7 @@ def test_nothing_goes_back_through_the_gaussian(made):
 
 @pytest.mark.parametrize("name", ["wiener", "leave_one_out"])
 def test_the_first_elbo_is_the_likelihood_of_the_gaussian(name):
-    """Of images that it drew, whose levels are fine. The network gives zero at first."""
+    """For images drawn from the Gaussian, with fine levels. The initial network returns zero."""
     fields = {
         "model.parameterisation": name,
         "model.schedule.name": "fixed_linear",

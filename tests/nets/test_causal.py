@@ -1,4 +1,4 @@
-"""The causal transformer: what a value depends on, and one step after the other."""
+"""The causal transformer: the values that a value depends on, and evaluation step by step."""
 
 import functools
 
@@ -14,7 +14,7 @@ LEVELS = 3
 
 
 def made(tokens, classes=0, **fields):
-    """A small network, and random parameters; conditioned on a label where there are classes."""
+    """A small network and random parameters; it is conditioned on a label if there are classes."""
     fields = dict(depth=2, width=16, heads=2, dropout=0.5) | fields
     net = causal.Causal(tokens=tokens, vocab_size=LEVELS, unroll=True, **fields)
     condition = jnp.zeros((1, classes)) if classes else None
@@ -66,16 +66,16 @@ def test_step_after_step_it_is_the_same_network(classes, dtype, error):
         return net.apply(params, *args, condition, method="step")
 
     for at in range(12):
-        before = levels[:, at - 1] if at else np.full(5, 2)  # of no meaning
+        before = levels[:, at - 1] if at else np.full(5, 2)  # ignored at the first step
         logits, kept = step(before, kept, at)
         np.testing.assert_allclose(logits, want[:, at], atol=error * np.abs(want).max())
 
 
 def test_unrolled_is_the_same_function():
-    """And so are its gradients, where nothing is kept for them."""
+    """Outputs and gradients are those of a loop over rematerialised blocks."""
     net, params = made(4)
     keys = Rng(jax.random.key(0), jnp.arange(81), 81).keys(0)
-    levels = np.stack(np.unravel_index(np.arange(81), (LEVELS,) * 4), axis=1)  # all of four values
+    levels = np.stack(np.unravel_index(np.arange(81), (LEVELS,) * 4), axis=1)  # all images of four values
 
     def out_and_gradient(net):
         def loss(params):

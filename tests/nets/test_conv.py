@@ -10,7 +10,7 @@ from vdm.nets import conv, layers
 
 @pytest.mark.parametrize("shape, features", [((3, 5, 4, 6), 7), ((2, 40, 33, 2), 3)])
 def test_convolution_and_its_gradients_against_sums(shape, features):
-    """On a CPU, whole and per part, against nine shifted products in float64."""
+    """The CPU form, the plain form and the CPU form per part, against nine shifted products in float64."""
     random = np.random.default_rng(0)
     h = random.normal(size=shape)
     kernel = random.normal(size=(3, 3, shape[-1], features))

@@ -1,4 +1,4 @@
-"""Group normalisation against Flax's, on a CPU and as accelerators compute it; and the U-Net by both."""
+"""Group normalisation for a CPU and for accelerators against Flax's, and the U-Net with both."""
 
 import functools
 
@@ -30,7 +30,7 @@ def on_cpu(h, scale, bias):
 
 
 def assert_same(functions, arguments, argnums):
-    """Values and gradients, of a weighted sum of what they give."""
+    """Compares the outputs of two functions, and the gradients of a weighted sum of the outputs."""
 
     def out_and_gradients(function):
         out, pull = jax.vjp(function, *arguments)
@@ -48,7 +48,7 @@ def test_against_flax(ours):
 
 
 def plain_convolution(parts, offset, params, keep):
-    """What `convolve_normed` gives, step by step, with Flax's norm of one image after another."""
+    """The result of `convolve_normed`, computed step by step, with Flax's norm of each image."""
     h = jnp.concatenate(parts, axis=-1)
     before = h if offset is None else h + offset[:, None, None]
     normed = jax.vmap(lambda h, *of: by_flax(h[None], *of)[0])(before, params.scale, params.bias)
@@ -80,7 +80,7 @@ def test_normed_convolution_against_its_steps(all_of_it):
 
 
 def test_what_is_added_is_the_same_for_each_image():
-    """The gradient of each image's is its own share of that of the whole."""
+    """Each image contributes its own share of the gradient."""
     bias = normal("bias", FEATURES)
     (added,) = group_norm.over_images(3, bias)
     ones = jnp.ones((3, CHANNELS))
@@ -103,7 +103,7 @@ def test_what_is_added_is_the_same_for_each_image():
     [("tpu", {"remat": "dots"}), ("tpu", {"remat": "block"}), ("gpu", {"unroll": True})],
 )
 def test_the_unet_is_the_same_function_on_an_accelerator(platform, fields, monkeypatch):
-    """Its own form there, run on a CPU: values, gradients, dropout."""
+    """The accelerator's form, run on a CPU: values, gradients, dropout."""
     net = NETS["unet"].clone(dropout=0.3, **fields)
     z, time, condition = given(3)
     params = perturbed(jax.jit(net.init)(jax.random.key(0), z, time, condition), seed=1)

@@ -1,4 +1,4 @@
-"""What the networks share: Fourier features, norms, attention, dropout."""
+"""Layers that the networks share: Fourier features, attention, dropout, swish."""
 
 import functools
 
@@ -11,7 +11,7 @@ from vdm.nets import layers
 
 
 def test_fourier_features_have_the_period_of_the_levels():
-    """At V/2 cycles a unit, moving by one level, 2/V, changes no feature."""
+    """At V/2 cycles per unit, a shift by one level, 2/V, changes no feature."""
     vocab_size = 17
     z = jnp.linspace(-0.5, 0.5, 7)[None, None, :, None]
     here = layers.fourier_features(z, (vocab_size / 2,))[..., 1:]

@@ -1,4 +1,4 @@
-"""The networks: the paper's size, their start, conditioning, dropout, and their two scans."""
+"""The networks: the paper's size, initial output, conditioning, dropout, unrolling, rematerialisation."""
 
 import functools
 
@@ -45,7 +45,7 @@ def given(batch=3):
 
 @functools.cache
 def start(name):
-    """The parameters that a network starts with."""
+    """The initial parameters of a network."""
     return jax.jit(NETS[name].init)(jax.random.key(0), *given(1))
 
 
@@ -88,7 +88,7 @@ def test_starts_at_zero_and_depends_on_all_it_is_given(name):
 
 @pytest.mark.parametrize("name", NETS)
 def test_dropout_belongs_to_the_example(name):
-    """Half of a batch, with its keys, drops what it drops in the whole batch."""
+    """Half of a batch, with its keys, has the same dropout as in the whole batch."""
     net, (z, time, condition) = NETS[name], given(4)
     params = perturbed(start(name), seed=1)
     keys = randomness.Rng(jax.random.key(3), jnp.arange(4), 4).keys(randomness.DROPOUT)
@@ -101,7 +101,7 @@ def test_dropout_belongs_to_the_example(name):
 
 
 class Dropped(Network):
-    """A network as Flax has them, whose call takes `train`: all that is left of a constant after dropout."""
+    """A network in the style of Flax, whose call takes `train`. It returns a constant after dropout."""
 
     @nn.compact
     def __call__(self, z, time, condition=None, train=False):
@@ -111,7 +111,7 @@ class Dropped(Network):
 
 
 def test_dropout_of_flax_belongs_to_the_example_too():
-    """Its share, of each example another, the same in half of a batch; in training alone."""
+    """The rate is right; examples drop different units, the same in half of a batch; only in training."""
     net, inputs = Dropped((4, 4, 1), 8, 64, unroll=False), given(4)
     params = net.init(jax.random.key(0), *given(1))
     keys = randomness.Rng(jax.random.key(3), jnp.arange(4), 4).keys(randomness.DROPOUT)
@@ -129,7 +129,7 @@ def test_dropout_of_flax_belongs_to_the_example_too():
 
 @functools.cache
 def out_and_gradient(name, **changes):
-    """What a network with dropout gives, and the gradient of its mean square."""
+    """The output of a network with dropout, and the gradient of its mean square."""
     net, inputs = NETS[name].clone(**changes), given()
     keys = randomness.Rng(jax.random.key(3), jnp.arange(3), 3).keys(randomness.DROPOUT)
 
@@ -157,7 +157,7 @@ def test_unrolled_is_the_same_function_and_what_is_kept_changes_no_gradient(name
 
 @pytest.mark.parametrize("name", NETS)
 def test_bfloat16_is_the_same_function_to_its_rounding(name):
-    """Parameters, and what comes out, stay float32; what is computed differs by about 2^-8."""
+    """Parameters and outputs stay float32; the values differ by about 2^-8."""
     half = NETS[name].clone(dtype="bfloat16")
     params = jax.eval_shape(half.init, jax.random.key(0), *given())
     assert {v.dtype for v in jax.tree.leaves(params)} == {jnp.dtype("float32")}
@@ -174,7 +174,8 @@ def test_bfloat16_is_the_same_function_to_its_rounding(name):
 
 
 def test_a_second_derivative_is_refused_where_blocks_are_rematerialised():
-    """It would be wrong, whether or not time depends on z; the first is right, and others have a second."""
+    """It would be wrong, whether or not time depends on z. First derivatives are right, and other values of
+    remat have second ones."""
     net = NETS["unet"].clone(depth=1, attention="middle")
     z, time, _ = given(1)
     params = perturbed(jax.jit(net.init)(jax.random.key(0), z, time), seed=1)
@@ -201,6 +202,6 @@ def test_less_is_kept_where_layers_are_a_loop():
 
     none, dots, block = (temporary(remat, 8) for remat in REMAT)
     assert block < dots < 0.8 * none
-    # A block down and one up: what each is given, once, and the gradient of what goes across.
+    # For a block down and a block up: the input of each, once, and the gradient of the skip connection.
     image = 4 * z.size * NETS["unet"].width
     assert temporary("block", 24) - block < 16 * 3.5 * image

@@ -10,7 +10,7 @@ from vdm.reporting import curve, figures, metrics
 
 @pytest.fixture
 def panels(monkeypatch):
-    """The panels of the last figure, which is not written."""
+    """The panels of the last figure, which is not written to disk."""
     found = []
     monkeypatch.setattr(figures, "save", lambda figure, _: found.__setitem__(slice(None), figure.axes))
     return found
@@ -37,7 +37,7 @@ def test_curve_of_training_alone_and_of_a_cut_off_file(tmp_path):
 
 
 def test_the_final_estimate_is_a_marker_apart_from_the_curve(tmp_path, panels):
-    """Its error bar is its own, and the curve, whose lines all have the same passes, ends where they do."""
+    """It has its own error bar. The curve ends with the last estimate that has the same number of passes."""
     path = tmp_path / "metrics.jsonl"
     tests = [line(1, "test", 2.0), line(2, "test", 1.8), line(2, "final", 1.829, 20, 0.014)]
     path.write_text("".join([line(1, "train", 2.5), *tests]))
@@ -57,7 +57,7 @@ def test_the_final_estimate_is_a_marker_apart_from_the_curve(tmp_path, panels):
 
 
 def test_curve_of_metrics_without_a_final_estimate(tmp_path, panels):
-    """As older versions wrote them; or of a run that trains on after its first end."""
+    """From an older version, or from a run that continues after it has finished."""
     path = tmp_path / "metrics.jsonl"
     tests = [line(1, "test", 2.0), line(2, "test", 1.8, 20)]
     path.write_text("".join(tests))

@@ -1,4 +1,4 @@
-"""Trackers of experiments: one of the tests' own, and those of the extras where they are installed."""
+"""Experiment trackers: a custom one, and those of the extras if they are installed."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Samples as one image: every sample is in it, and points are where they belong."""
+"""Samples as one image: it shows every sample, and points at their coordinates."""
 
 import numpy as np
 from PIL import Image
@@ -8,7 +8,7 @@ from vdm.reporting import sample_sheet
 
 
 def test_grid_shows_every_sample(tmp_path):
-    """Each sample is in the grid, row by row, its lowest level black, its highest white."""
+    """The grid shows each sample, row by row, with the lowest level black and the highest white."""
     samples = np.zeros((5, 8, 8, 1), np.uint8)
     samples[4] = 16
     sample_sheet.save_samples(tmp_path / "grid.png", samples, 17)
@@ -21,7 +21,7 @@ def test_grid_shows_every_sample(tmp_path):
 
 
 def test_points_are_plotted_where_they_are(tmp_path):
-    """Dark pixels in the upper right quarter alone, for points there; 8 bits do not wrap."""
+    """Points in the upper right quarter give blue pixels only there; 8 bits do not wrap."""
     points = np.full((50, 1, 1, 2), 224, np.uint8)
     assert np.all(process.scale(points, 256) == 0.75390625)
     sample_sheet.save_samples(tmp_path / "points.png", points, 256)

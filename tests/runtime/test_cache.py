@@ -1,4 +1,4 @@
-"""Where compiled programs are kept, and images."""
+"""The caches of compiled programs and of images."""
 
 import os
 
@@ -11,7 +11,7 @@ from vdm.runtime import cache
 
 @pytest.fixture
 def told(monkeypatch):
-    """What JAX is told, by name, where the environment tells it nothing."""
+    """The JAX settings that are updated, by name, without a cache folder in the environment."""
     seen = {}
     monkeypatch.setattr(cache, "_folder", None)
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
@@ -37,7 +37,7 @@ def test_none_is_kept_where_none_is_wanted(told, monkeypatch, tmp_path):
 
 @pytest.fixture
 def source(told, tmp_path):
-    """A file that is "read" to how long it is, and how often that happened."""
+    """(a file, a function that "reads" it to arrays of its length, a list with one item per read)."""
     cache.enable(str(tmp_path / "cache"))
     file, reads = tmp_path / "file", []
     file.write_text("four")

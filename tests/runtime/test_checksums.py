@@ -1,4 +1,4 @@
-"""What is damaged is found and set aside; what is whole is taken."""
+"""Damaged checkpoints are found and set aside; intact ones are used."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from vdm.runtime import checksums
 
 @pytest.fixture
 def workdir(tmp_path):
-    """Three checkpoints as orbax leaves them, of a few small files."""
+    """Three checkpoints of a few small files each, as orbax writes them."""
     for step in (2, 10, 12):
         folder = tmp_path / "checkpoints" / str(step)
         for name in ("state/d/a", "state/d/b", "state/_METADATA", "rest/metadata", "metrics/metrics"):
@@ -98,7 +98,7 @@ def test_what_is_being_written_and_other_names_are_no_checkpoints(workdir):
 def test_the_sums_are_those_of_the_bytes(workdir):
     said = json.loads((workdir / "checkpoints/2/checksums.json").read_text())["files"]
     assert set(said) == {"state/d/a", "state/d/b", "state/_METADATA", "rest/metadata", "metrics/metrics"}
-    # In blocks what it is in one piece; and of nothing, what the specification of XXH3 gives.
+    # The sum over blocks is that of the whole file; an empty file has the value in the specification of XXH3.
     (workdir / "checkpoints/2/state/d/a").write_bytes(bytes(range(256)) * 5000)
     (workdir / "checkpoints/2/state/d/b").write_bytes(b"")
     checksums.write(workdir / "checkpoints/2")
@@ -108,7 +108,7 @@ def test_the_sums_are_those_of_the_bytes(workdir):
 
 
 def test_where_training_deletes_all_that_were_listed_the_newer_ones_are_found(workdir, monkeypatch):
-    """As happens where it saves many times a second."""
+    """As happens if it saves many times a second."""
     whole, later = checksums.damage, [20, 30]
     shutil.copytree(workdir / "checkpoints/12", workdir / "copy")
 

@@ -1,4 +1,4 @@
-"""pmap and shard_map to the same bits; devices as one, parts of a batch as the whole, a state in shares."""
+"""pmap and shard_map give the same bits; many devices, accumulation and sharded states agree with one."""
 
 import functools
 
@@ -29,7 +29,7 @@ FIELDS = {
 
 @functools.cache
 def trained(kind, count, **changes):
-    """The state and metrics after three steps on the same 16 images a step, on so many devices."""
+    """The state and metrics after three steps on `count` devices, each on 16 given images."""
     config = make_config(FIELDS | changes)
     random = np.random.default_rng(0)
     images = random.integers(0, 17, (48, 4, 4, 1)).astype(np.uint8)
@@ -60,7 +60,7 @@ def leaves(tree):
 
 @pytest.mark.parametrize("kind", devices.KINDS)
 def test_what_is_compiled_ahead_is_what_is_called(kind):
-    """It is traced and compiled once, from the shapes alone of what is shared."""
+    """The function is traced and compiled once, with only the shapes of its shared arguments."""
     traced = []
 
     def step(state, data, batch):
@@ -102,10 +102,11 @@ def assert_close(many, one):
 
 @pytest.mark.parametrize("net", ["mlp", "transformer"])
 def test_a_state_in_shares_is_trained_as_a_whole_one(net, monkeypatch):
-    """To rounding; each device holds an eighth of each large array, before and after, and of the average."""
+    """To rounding. Each device holds an eighth of each large array of the parameters, the average and the
+    optimiser's state."""
     monkeypatch.setattr(devices, "SMALL", 64)
-    # By importance, rounding may move a time over the edge of a bin, to another density;
-    # and of a gradient that is 0 except for rounding, Adam would make a step.
+    # With importance sampling, rounding may move a time over the edge of a bin, to another density;
+    # and Adam would turn a gradient that is 0 except for rounding into a step.
     changes = {"model.net.name": net, "model.times": "stratified", "optimizer.eps": 1e-3}
     shares, whole = (trained(kind, 8, **changes) for kind in ("fsdp", "pmap"))
     assert_close(shares, whole)
@@ -143,7 +144,7 @@ def test_a_checkpoint_of_one_way_is_one_of_the_other(first, then, count, tmp_pat
 
 
 def test_eight_devices_see_what_one_sees():
-    """Noise, times, dropout and augmentation belong to the example."""
+    """Noise, times, dropout and augmentation depend on the example, not on the device."""
     many, one = (trained("pmap", count) for count in (8, 1))
     assert_close(many, one)
     np.testing.assert_allclose(many[0].moments, one[0].moments, rtol=1e-3, atol=1e-3)

@@ -15,7 +15,7 @@ from vdm.runtime.randomness import NOISE, QuasiRng, Rng
 
 MLP = {"model.net.name": "mlp", "model.net.depth": 1, "model.net.dropout": 0.5}
 WIDTH = {"model.net.depth": 1, "model.net.width": 8, "model.net.dropout": 0.5}
-CONFIGS = {  # file, fields, and whether images are drawn by it too
+CONFIGS = {  # file, fields, and whether the test also samples
     "diffusion": ("digits", MLP | {"model.condition": "label", "model.drop_label": 0.5}, True),
     "mhvae": ("mhvae", WIDTH | {"model.timesteps": 2}, False),
     "latent": ("latent", WIDTH | {"model.schedule.name": "learned_net"}, True),
@@ -28,7 +28,7 @@ def bytes_of(data):
 
 
 class Seen:
-    """Which keys were drawn from, which parameters were made of, and the key that each was derived from."""
+    """Records the keys that were drawn from, the keys that made parameters, and the parent of each key."""
 
     def __init__(self, monkeypatch):
         self.drawn, self.made = collections.Counter(), collections.Counter()
@@ -47,7 +47,7 @@ class Seen:
             monkeypatch.setattr(primitive, "bind", self.watched(name, primitive.bind))
 
     def unwatched(self, shape_of):
-        """Flax asks for the shape of what it makes first, which draws nothing."""
+        """Ignores keys while Flax evaluates the shapes of its parameters, which draws nothing."""
 
         def call(*args):
             traced = list(self.traced)
@@ -60,14 +60,14 @@ class Seen:
     def watched(self, name, bind):
         def call(keys, *args, **params):
             out = bind(keys, *args, **params)
-            if isinstance(out, DynamicJaxprTracer):  # below vmap, which binds it once more for the batch
+            if isinstance(out, DynamicJaxprTracer):  # skips vmap's tracers: vmap binds again for the batch
                 self.traced.append(("drawn", keys) if name == "random_bits_p" else ("derived", keys, out))
             return out
 
         return call
 
     def run(self, function):
-        """Runs what leads to the keys, as one program: what it jits is traced anew, with what is patched."""
+        """Computes all keys in one program, without jit inside it, so that all is traced with the patches."""
 
         def every_key():
             with jax.disable_jit():
@@ -96,7 +96,7 @@ def assert_distinct(seen, keys):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_each_use_has_a_key_of_its_own(name, monkeypatch):
-    """For fresh parameters, for one draw with dropout, and for samples."""
+    """For initial parameters, for one draw with dropout, and for samples."""
     file, fields, samples = CONFIGS[name]
     fields = fields | ({"model.sample_steps": 2} if samples else {})
     parts = run_lib.build(make_config(fields, f"configs/{file}.py"))
@@ -117,7 +117,7 @@ def test_each_use_has_a_key_of_its_own(name, monkeypatch):
 
 
 def test_a_pass_alone_shares_no_key_with_its_set(monkeypatch):
-    """For as many passes as there are uses, whose numbers are folded in, too."""
+    """For as many passes as there are uses, because the numbers of uses are folded into keys, too."""
     seen = Seen(monkeypatch)
 
     def passes():

@@ -1,4 +1,4 @@
-"""What a process makes of another one's end."""
+"""How a process reacts to the end of another process."""
 
 import jax
 import pytest
@@ -16,7 +16,7 @@ def test_an_exchange_that_fails_is_of_a_peer_whatever_its_type():
     assert not hosts.is_of_peer(RuntimeError(GLOO))
 
 
-# As JAX 0.12 reports that it cannot register with the others.
+# The report of JAX 0.12 that it cannot register with the other processes.
 REPORT = """F1129 09:26:15.885037    2367 client.h:86] Terminating process because the JAX distributed service
 
 RPC: /xla.coordination.CoordinationService/RegisterTask

@@ -1,4 +1,4 @@
-"""A signal ends a process at once, even within a call that Python cannot interrupt; and how it says so."""
+"""A signal ends a process at once, even within a call that Python cannot interrupt; and its exit code."""
 
 import signal
 import subprocess
@@ -8,8 +8,8 @@ import pytest
 
 from conftest import ROOT
 
-# The call stands for a compilation: it is not Python's, and lets other threads run. A signal that goes to the
-# main thread would end it, so that one goes to another.
+# sleep() stands for a compilation: it is no Python code, and other threads run meanwhile. A signal to the
+# main thread would end it, so signals are blocked there and go to another thread.
 BUSY = """
 import ctypes, signal, threading
 from vdm.runtime import stop

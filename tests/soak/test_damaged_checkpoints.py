@@ -1,4 +1,4 @@
-"""Damaged checkpoints: the newest that is whole is taken, in training and in evaluation."""
+"""Damaged checkpoints: training and evaluation use the newest intact one."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ def twelve(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fourteen(twelve, tmp_path_factory):
-    """It went on to 14 steps, never disturbed."""
+    """The same run, continued to 14 steps without damage."""
     workdir = tmp_path_factory.mktemp("fourteen") / "run"
     shutil.copytree(twelve, workdir)
     assert run(workdir, **MORE).returncode == 0
@@ -36,7 +36,7 @@ def flip(folder):
 
 
 def test_training_goes_on_from_the_newest_that_is_whole(twelve, fourteen, tmp_path):
-    """… and ends as the run that was never disturbed, bit for bit. Other kinds: runtime/test_checksums.py."""
+    """It ends as the run without damage, bit for bit. Other kinds of damage: runtime/test_checksums.py."""
     workdir = tmp_path / "run"
     shutil.copytree(twelve, workdir)
     flip(workdir / "checkpoints" / "12")
@@ -46,7 +46,7 @@ def test_training_goes_on_from_the_newest_that_is_whole(twelve, fourteen, tmp_pa
     assert "resuming at step 10 of 14" in done.stdout
     assert (workdir / "damaged" / "12").is_dir()
     assert state(workdir, 14) == state(fourteen, 14)
-    # 12 was the last step at first, so that the undisturbed run has an estimate of that end, too.
+    # The run without damage first ended at step 12, so it has a final estimate there, too.
     last = lambda rows: [row for row in rows if row["split"] != "final" or row["step"] == 14]
     assert last(metrics(workdir)) == last(metrics(fourteen))
 

@@ -1,4 +1,4 @@
-"""What a run survives: a second process, signals, no room, numbers that are none."""
+"""Faults that a run survives: a second process, signals, a full disk, non-finite numbers."""
 
 import re
 import signal
@@ -11,7 +11,7 @@ from conftest import ROOT, command, metrics, one_line, run, state
 
 
 def started(workdir, **flags):
-    """A process that trains for long, at step 4 or more."""
+    """A long training process that has saved a checkpoint of step 4 or later."""
     slow = {"config.train.steps": 100_000, "config.train.log_every": 2, "config.train.sample_every": 0}
     line, env = command(workdir, **slow | {"config.train.eval_every": 0} | flags)
     process = subprocess.Popen(
@@ -25,8 +25,8 @@ def started(workdir, **flags):
 
 
 def test_one_writer_and_many_readers(tmp_path):
-    """A second process is refused and named the first; an evaluation writes beside the run; when the first is
-    killed, the next goes on."""
+    """A second process is refused, and its error names the first; an evaluation writes to its own folder;
+    after the first process is killed, the next one resumes."""
     workdir = tmp_path / "run"
     flags = {"config.train.checkpoint_every": 500}
     process = started(workdir, **flags | {"config.train.checkpoint_every": 20})
@@ -51,26 +51,26 @@ def test_one_writer_and_many_readers(tmp_path):
 def test_a_cluster_ends_it_saved_to_be_queued_again(number, tmp_path):
     process = started(tmp_path / "run", **{"config.train.checkpoint_every": 4})
     process.send_signal(number)
-    process.send_signal(number)  # as two processes of a cluster may
+    process.send_signal(number)  # as two processes of a cluster may do
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 75 and "Traceback" not in output, output
     step = int(re.search(r"stopped at step (\d+), with a checkpoint", output)[1])
     assert (tmp_path / "run" / "checkpoints" / str(step) / "checksums.json").exists()
 
 
-# ---- no room -----------------------------------------------------------------------------
+# ---- a full disk -------------------------------------------------------------------------
 
 
 def limited(workdir, nbytes, **flags):
-    """A run whose files cannot be larger than so many bytes: a quota that needs no rights."""
+    """A run whose files cannot exceed `nbytes`: a quota that needs no privileges."""
     line, env = command(workdir, **flags)
     line = ["bash", "-c", f'ulimit -f {nbytes // 1024}; exec "$@"', "bash", *line]
     return subprocess.run(line, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 def test_no_room_for_a_checkpoint_warns_and_the_run_goes_on(tmp_path):
-    """Each is tried, and none is half there; the last one is the run's end, so that its exit code is 1. Given
-    room, the same command ends as the run that never lacked it."""
+    """Each save is attempted, and none is left incomplete; the last save fails, so the exit code is 1. With
+    enough space, the same command ends as an undisturbed run."""
     flags = {"config.model.net.width": 96, "config.train.checkpoint_every": 4}
     flags |= {"config.train.eval_every": 0, "config.train.sample_every": 0}
     done = limited(tmp_path / "run", 150_000, **flags)
@@ -96,11 +96,11 @@ def test_no_room_at_all_is_one_line(tmp_path):
         assert not (workdir / name).exists() or (workdir / name).stat().st_size < 2_048
 
 
-# ---- numbers that are none ------------------------------------------------------------------
+# ---- non-finite numbers ---------------------------------------------------------------------
 
 
 def test_a_diverged_run_keeps_its_last_good_checkpoint(tmp_path):
-    """Between two lines of the log, too: what would take the place of a good checkpoint is not saved."""
+    """Also between two lines of the log: a diverged state does not replace a good checkpoint."""
     flags = {"config.optimizer.learning_rate": 1e30, "config.train.log_every": 0, "config.train.keep": 1}
     few = {"config.train.eval_every": 0, "config.train.sample_every": 0, "config.train.checkpoint_every": 1}
     done = run(tmp_path / "run", **flags | few)

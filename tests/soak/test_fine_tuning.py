@@ -1,5 +1,5 @@
-"""A finished run trained on from its workdir, as another model or by another objective: what is kept, what
-starts afresh; stopped and resumed; evaluated, sampled, compressed or refused."""
+"""Fine-tuning of a finished run, as another model or with another objective: the parameters that are kept and
+those that start afresh; resuming; evaluation, sampling and compression, or their refusal."""
 
 import shutil
 
@@ -40,7 +40,7 @@ def base(single, tmp_path_factory):
 
 @pytest.fixture(scope="module", params=NEW)
 def trained_on(request, base, tmp_path_factory):
-    """(name, workdir of the base, workdir of the run that goes on from it)."""
+    """(name, workdir of the base, workdir of the run that is fine-tuned from it)."""
     workdir = tmp_path_factory.mktemp(request.param) / "W"
     more = NEW[request.param] | {"train.steps": 6, "train.checkpoint_every": 3, "train.log_every": 1}
     taken = ("--mode=import", f"--input={base}", f"--workdir={workdir}", *flags(more))

@@ -1,4 +1,4 @@
-"""Each example of your own component trains, resumes bit for bit, and is evaluated by its workdir alone."""
+"""Each example of a custom component trains, resumes bit for bit, and is evaluated from its workdir alone."""
 
 import importlib
 import json
@@ -30,7 +30,7 @@ FORKS = {
     "log_variance": {"objective.name": "examples.log_variance:LogVariance", "objective.features": 8},
     "euler": {"model.sampler.name": "examples.euler:Euler"},
 }
-# Which of them make one run, and what else it needs.
+# The examples that share a run, and other fields of that run.
 RUNS = {
     "parts": (("power", "mixer", "edm", "beta_times", "huber", "stripes", "lion"), {}),
     "methods": (("clipped", "log_variance", "euler"), {"model.schedule.name": "fixed_linear"}),
@@ -43,7 +43,7 @@ def own_fields(*forks):
 
 
 def fields(*forks):
-    """The fields of their tiny run, which is saved at half its 12 steps."""
+    """The fields of a tiny run with these examples, which is saved halfway through its 12 steps."""
     tiny = {name.removeprefix("config."): value for name, value in TINY.items() if "config." in name}
     times = {"train.checkpoint_every": 6, "train.eval_every": 0, "train.sample_every": 0}
     return tiny | times | {"train.substeps": 1} | own_fields(*forks)
@@ -67,7 +67,7 @@ def quick(single):
 
 @pytest.fixture(scope="module", params=RUNS)
 def trained(request, tmp_path_factory):
-    """(names of the examples in it, config, workdir) of a run that was never stopped."""
+    """(names of its examples, config, workdir) of an uninterrupted run."""
     forks, more = RUNS[request.param]
     unload(*(f"examples.{name}" for name in forks))
     workdir = tmp_path_factory.mktemp(request.param)
@@ -78,7 +78,7 @@ def trained(request, tmp_path_factory):
 
 @pytest.fixture
 def without_examples(monkeypatch, tmp_path):
-    """Another current folder, from which there is no module called examples."""
+    """A current folder from which no module `examples` can be imported."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path and pathlib.Path(path) != ROOT])
     examples = [name for name in sys.modules if name.partition(".")[0] == "examples"]
@@ -129,7 +129,7 @@ def test_resumed_it_is_the_run_that_was_never_stopped(trained, tmp_path):
 
 
 def test_evaluated_by_its_workdir_alone(trained, without_examples):
-    """From another folder, without the files that it was started with, by the copies where the user says
+    """From another folder, without the original files; with the copies in the workdir only if the user says
     so."""
     forks, _, workdir = trained
     ended = json.loads((workdir / "eval.json").read_text())
@@ -187,7 +187,7 @@ def test_a_file_that_changed_since_the_start_is_refused(own_file):
 
 
 def test_a_process_elsewhere_trains_with_it_and_evaluates_without_it(tmp_path):
-    """Two processes: the first in the folder of the file, the second in an empty one after it is gone."""
+    """The first process runs in the folder of the file, the second in an empty folder after its deletion."""
     file = tmp_path / "my_lion.py"
     shutil.copyfile(ROOT / "examples" / "lion.py", file)
     (tmp_path / "empty").mkdir()

@@ -1,5 +1,5 @@
-"""As users run them, fully optimised, with XLA's fused sums and without them (docs/guide/trust.md): every
-estimator is right, and the gradient of a training step."""
+"""Every estimator and the gradient of a training step are right in fully optimised programs, as users run
+them, with and without XLA's fused sums (docs/guide/trust.md)."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ ESTIMATORS = ("evaluation/test_estimator.py", "evaluation/test_ode.py", "evaluat
 
 
 def in_a_process(flag, *tests):
-    """Runs pytest on these, all of which must pass."""
+    """Runs pytest on these tests, which must all pass."""
     if flag and not jax.__version__.startswith("0.10."):
         pytest.skip(f"XLA of JAX {jax.__version__} ends at a flag that it does not know")
     line = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *tests]
@@ -32,7 +32,7 @@ def in_a_process(flag, *tests):
 
 @FLAGS
 def test_every_estimator_is_right(flag):
-    """By their own tests: against enumerations and closed forms in float64."""
+    """Runs their own tests, against enumerations and closed forms in float64."""
     in_a_process(flag, *(f"tests/{name}" for name in ESTIMATORS))
 
 
@@ -42,7 +42,7 @@ def test_a_training_step_is_right(flag):
 
 
 def test_gradient_against_float64(single):
-    """Of the diffusion term, of a network of convolutions, at the very times and noise of the draw."""
+    """Of the diffusion term, for a convolutional network, at the times and noise of the draw."""
     net = {"name": "pyramid", "width": 32, "scales": 2, "depth": 1, "dropout": 0.0}
     fields = {"parameterisation": "eps", "schedule.name": "fixed_linear"}
     fields |= {f"net.{name}": value for name, value in net.items()}

@@ -1,4 +1,4 @@
-"""Two processes that train, save and resume together as one run; and one of them that dies."""
+"""Two processes train, save and resume together as one run; one of them dies or is asked to stop."""
 
 import signal
 import socket
@@ -55,7 +55,7 @@ def wait_for_checkpoint(workdir, processes, step):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run of two processes that were never stopped."""
+    """An uninterrupted run of two processes."""
     workdir = tmp_path_factory.mktemp("whole")
     for code, _, errors in ended(started(workdir)):
         assert code == 0, errors
@@ -80,8 +80,8 @@ def test_two_processes_are_one_of_as_many_devices(whole, tmp_path):
 
 @pytest.mark.parametrize("number", [1])
 def test_one_is_killed_and_both_go_on(number, whole, tmp_path):
-    """The other ends by itself, with one line and the exit code of what can be queued again. Resumed, they
-    end as if none had died, bit for bit."""
+    """The other process ends by itself, with one line and the exit code for requeueing. Once resumed, both
+    end as the uninterrupted run, bit for bit."""
     workdir = tmp_path / "two"
     processes = started(workdir)
     wait_for_checkpoint(workdir, processes, 2)
@@ -96,7 +96,7 @@ def test_one_is_killed_and_both_go_on(number, whole, tmp_path):
 
 
 def test_one_is_asked_to_stop_and_both_do(tmp_path):
-    """A chunk of several steps at a time, between which JAX's own service would find no common step."""
+    """With several steps per call, for which JAX's own service would find no common step to stop at."""
     workdir = tmp_path / "two"
     flags = {"config.train.steps": 100_000, "config.train.substeps": 20, "config.train.checkpoint_every": 40}
     few = {"config.train.log_every": 0, "config.train.eval_every": 0, "config.train.sample_every": 0}

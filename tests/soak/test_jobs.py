@@ -1,4 +1,4 @@
-"""The runs of a study as processes of this machine, and as jobs of a cluster."""
+"""The runs of a study as local processes, and as jobs of a cluster."""
 
 import os
 import pickle
@@ -14,7 +14,7 @@ from vdm.sweep import cluster, jobs, plan, pool
 
 
 def test_runs_see_the_gpu_of_their_slot(tmp_path):
-    """Four runs in two slots: each number at most once at a time."""
+    """Four runs take turns in two slots, each with its own GPU number."""
     script = "import os, time; time.sleep(0.3); print(os.environ['CUDA_VISIBLE_DEVICES'])"
     line = [sys.executable, "-S", "-c", script]
     config = ConfigDict({"train": {"steps": 3}})
@@ -52,7 +52,7 @@ def test_no_run_is_done_by_two(tmp_path):
 
 
 def test_why_it_failed_is_of_this_start_alone(tmp_path):
-    """log.txt is appended to, and an error of an earlier start says nothing of this one."""
+    """log.txt is appended to, but an error of an earlier start is not the reason for this failure."""
 
     def why(script):
         job = jobs.Process(["sh", "-c", script], tmp_path / "run")
@@ -85,7 +85,7 @@ def test_submitted_to_submitit_on_this_machine(tmp_path):
 
 
 def test_a_job_whose_time_is_up_saves_and_is_queued_again(tmp_path):
-    """Slurm sends SIGUSR2 to all processes of the job; submitit's then asks for a checkpoint."""
+    """Slurm sends SIGUSR2 to all processes of the job; submitit's process then asks for a checkpoint."""
     trial = trial_of(tmp_path, "slow-0")
     job = jobs.Process(trial.command, trial.folder).start()
     wait_for(lambda: counted(tmp_path, "ready"))
@@ -97,7 +97,7 @@ def test_a_job_whose_time_is_up_saves_and_is_queued_again(tmp_path):
 
 
 def test_time_is_up_for_a_run_that_saves_already(tmp_path):
-    """As where a preemption sends SIGTERM first: at SIGINT it would end unsaved."""
+    """As when a preemption sends SIGTERM first. On SIGINT, the run would end without saving."""
     script = (
         "import signal, sys, time\n"
         "def save(*_):\n"
@@ -116,14 +116,14 @@ def test_time_is_up_for_a_run_that_saves_already(tmp_path):
 
 
 class Empty:
-    """A queue of no jobs."""
+    """An empty queue."""
 
     def has(self, job_id):
         return False
 
 
 def test_a_result_may_appear_after_its_job_has_left_the_queue(tmp_path, monkeypatch):
-    """As other machines see the files of a shared file system late."""
+    """Because files on a shared file system may appear late."""
     job = cluster.Job(SlurmJob(tmp_path, "7_0"), Empty(), "submitted as job")
     assert job.poll() is None
     (tmp_path / "7_0_0_result.pkl").write_bytes(pickle.dumps(("success", "no such data")))
@@ -135,8 +135,8 @@ def test_a_result_may_appear_after_its_job_has_left_the_queue(tmp_path, monkeypa
 
 @pytest.mark.parametrize("script", ["exit 75", "kill -TERM $$"])
 def test_a_run_that_was_asked_to_stop_is_no_failure(script, tmp_path, monkeypatch):
-    """By 75, or by SIGTERM itself as it was about to begin. Its job ends without a result where Slurm ends
-    it; else it goes on, as in a long GraceTime."""
+    """It exits with 75, or SIGTERM kills it as it begins. If Slurm ends the job, the job has no result;
+    otherwise the run is started again, as in a long GraceTime."""
     answers = iter([False, True])
     monkeypatch.setattr(jobs, "slurm_ends_this_job", lambda: next(answers))
     command = ["sh", "-c", f"echo . >> starts; [ -e done ] || {{ touch done; {script}; }}"]
@@ -150,7 +150,7 @@ def test_a_run_that_was_asked_to_stop_is_no_failure(script, tmp_path, monkeypatc
     assert (tmp_path / "starts").read_text().count(".") == 3
 
 
-# Slurm's commands. sbatch keeps the script, and runs each task of an array of two unless it is to queue only.
+# Stand-ins for Slurm's commands. sbatch stores the script and, unless queue_only exists, runs two tasks.
 SLURM = {
     "sbatch": """cp "$1" {folder}/script
 [ -e {folder}/queue_only ] || for task in 0 1; do
@@ -169,7 +169,7 @@ OPTIONS = ["--cluster=slurm", "--cluster_options=slurm_partition=gpu,timeout_min
 
 @pytest.fixture
 def slurm(tmp_path):
-    """Puts Slurm's commands where the study finds them."""
+    """Writes these commands to the folder where the study finds them."""
     for name, script in SLURM.items():
         path = tmp_path / name
         path.write_text("#!/bin/sh\n" + script.format(folder=tmp_path) + "\n")

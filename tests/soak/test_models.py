@@ -1,4 +1,4 @@
-"""Every model by its own config: trained, stopped and resumed, evaluated, sampled."""
+"""Every model with its own config: trained, stopped and resumed, evaluated, sampled."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ MODELS = ("naive", "autoregressor", "vae", "mhvae", "latent")
 
 
 def tiny(name):
-    """The config of a model, with the changes of TINY to fields that it has, and its own kind of network."""
+    """The config of a model, with TINY's values of the fields that it has, and its own kind of network."""
     fields = {k.removeprefix("config."): v for k, v in TINY.items() if k.startswith("config.")}
     del fields["model.net.name"]
     if name not in ("digits", "latent"):
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("single")
 
 @pytest.fixture(scope="module", params=MODELS)
 def trained(request, tmp_path_factory):
-    """(config, workdir) of a run; the latent model's was stopped at step 6, and the one beside it never."""
+    """(config, workdir) of a run. The latent model's is resumed from step 6; whole/ is uninterrupted."""
     folder, handlers = tmp_path_factory.mktemp(request.param), {n: signal.getsignal(n) for n in (2, 15)}
     config, workdir = tiny(request.param), folder / "run"
     workdir.mkdir()
@@ -52,7 +52,7 @@ def trained(request, tmp_path_factory):
 
 @pytest.mark.parametrize("name", (*MODELS, "digits"))
 def test_what_is_known_ahead_is_what_comes(name):
-    """Shapes and types, also whether these are weak, or the step would be compiled twice."""
+    """Shapes, types and weak types agree, or the step would be compiled twice."""
     config = tiny(name)
     parts = run_lib.build(config)
     train_split = parts.data.train

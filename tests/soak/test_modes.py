@@ -1,4 +1,4 @@
-"""--mode=compress and --mode=decompress, each in a process of its own."""
+"""--mode=compress and --mode=decompress, each in a separate process."""
 
 import numpy as np
 import pytest

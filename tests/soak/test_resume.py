@@ -1,4 +1,4 @@
-"""Real processes, killed at several moments, end as a run that was never stopped, bit for bit."""
+"""Processes that are killed at several moments and resumed end as an uninterrupted run, bit for bit."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ from vdm.data import fingerprint
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run that was never stopped."""
+    """An uninterrupted run."""
     workdir = tmp_path_factory.mktemp("whole")
     done = run(workdir)
     assert done.returncode == 0, done.stderr
@@ -41,8 +41,8 @@ def kill_when(line, env, ready):
 
 
 def test_killed_during_a_save_at_a_save_and_between(tmp_path, whole):
-    """SIGKILL while the first checkpoint is being written, after the one of step 4 is there,
-    and when the metrics are ahead of the newest checkpoint; then to the end."""
+    """SIGKILL while the first checkpoint is being written, after that of step 4 is complete, and when the
+    metrics are ahead of the newest checkpoint; then the run completes."""
     workdir = tmp_path / "killed"
     line, env = command(workdir)
     checkpoints = workdir / "checkpoints"
@@ -116,8 +116,8 @@ def test_keeps_the_newest_and_the_best(whole):
 
 
 def test_eval_and_sample_take_the_config_of_the_workdir(whole):
-    """The ELBO is the one that training ended with; every other estimator is in the table, each
-    of its numbers in the files, and the images are there."""
+    """The ELBO is the one at the end of training. The table has every other estimator, the files have its
+    numbers, and the figures are written."""
     trained = json.loads((whole / "eval.json").read_text())
     metrics_text = (whole / "metrics.jsonl").read_text()
     few = dict(
@@ -157,7 +157,7 @@ def test_eval_and_sample_take_the_config_of_the_workdir(whole):
 
 
 def test_checkpoint_of_another_model(tmp_path, whole):
-    """The config of the workdir is gone, and the arrays are not those of the config."""
+    """The workdir has no config, and the arrays of its checkpoint do not fit the given config."""
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
     (workdir / "config.json").unlink()

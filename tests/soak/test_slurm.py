@@ -1,4 +1,4 @@
-"""Studies on a real Slurm of one node, which is started here. Skipped where it is not installed."""
+"""Studies on a real Slurm of one node, which this module starts. Skipped if Slurm is not installed."""
 
 import json
 import os
@@ -78,9 +78,9 @@ def slurm():
     missing = [name for name in COMMANDS if not which(name)]
     if missing:
         pytest.skip(f"Slurm is not installed (slurm-wlm, munge): no {', '.join(missing)}")
-    # A short path, as a socket's may have no more than 107 letters.
+    # A short path, because that of a socket may have at most 107 characters.
     folder = pathlib.Path(tempfile.mkdtemp(prefix="slurm"))
-    folder.chmod(0o755)  # munged wants that clients can reach its socket
+    folder.chmod(0o755)  # munged requires that clients can reach its socket
     controller, daemon = free_ports(2)
     user = subprocess.run(["id", "-un"], capture_output=True, text=True).stdout.strip()
     text = CONFIG.format(host=HOST, controller=controller, daemon=daemon, folder=folder, user=user)
@@ -109,7 +109,7 @@ def slurm():
                     pytest.skip(f"Slurm does not start here: {line[0]}: {done.stderr}")
             idle = lambda: said("sinfo", "--noheader", "--format=%T") == "idle"
             wait_for(lambda: idle() or not DAEMONS <= {name for _, name, _ in processes()})
-            if not idle():  # one has ended, as where it may not do what it needs to
+            if not idle():  # one has ended, for example without the privileges that it needs
                 logs = [(folder / f"{name}.log").read_text() for name in ("slurmctld", "slurmd")]
                 pytest.skip(f"Slurm does not start here: {' '.join(log[-300:] for log in logs)}")
             yield
@@ -120,7 +120,7 @@ def slurm():
 
 
 def processes():
-    """(pid, name, environment) of all that belong to the Slurm of this module, except for this one."""
+    """(pid, name, environment) of all processes of this module's Slurm, except for the current process."""
     found = []
     for path in pathlib.Path("/proc").glob("[0-9]*"):
         try:
@@ -137,7 +137,7 @@ def said(*line):
 
 
 def queue():
-    """{job: state} of all jobs that wait or run."""
+    """{job: state} of all pending and running jobs."""
     lines = said("squeue", "--noheader", "--array", "--format=%i %T").splitlines()
     return dict(line.split() for line in lines)
 
@@ -166,8 +166,8 @@ def start_runs(tmp_path, steps):
 
 
 def start_again(job):
-    """Has a job that was queued again start soon; Slurm itself lets two minutes pass. It must not be within
-    the second in which it ended, as the node would refuse it."""
+    """Starts a requeued job soon, for which Slurm itself waits two minutes. The node would refuse it within
+    the second in which it ended."""
     wait_for(lambda: queue().get(job) == "PENDING")
     said("scontrol", "update", f"JobId={job}", "StartTime=now+2")
 
@@ -189,23 +189,23 @@ def test_an_array_of_four_runs(tmp_path):
 
 
 def preempt(job):
-    """A job of a partition that goes first wants all CPUs."""
+    """Submits a job that needs all CPUs to a partition of higher priority."""
     said("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=true")
 
 
 def both(job):
-    """Some clusters preempt by SIGTERM, and then send SIGUSR2, the signal of a time limit at which submitit
-    queues again."""
+    """Some clusters preempt by SIGTERM, and then send SIGUSR2, the signal of a time limit, on which submitit
+    requeues."""
     said("scancel", "--signal=TERM", job)
     said("scancel", "--signal=USR2", job)
 
 
 def node_fails(job):
-    """All its processes are gone at once, and it comes back without them."""
+    """Kills all processes of the node at once, and restarts the node without them."""
     for pid, name, environment in processes():
         if name in ("slurmd", "slurmstepd") or b"SLURM_JOB_ID=" in environment:
             os.kill(pid, signal.SIGKILL)
-    said("scontrol", "update", f"NodeName={HOST}", "State=DOWN", "Reason=test")  # or in 5 minutes, by itself
+    said("scontrol", "update", f"NodeName={HOST}", "State=DOWN", "Reason=test")  # Slurm takes 5 minutes
     subprocess.run([which("slurmd")], check=True)
 
 

@@ -1,4 +1,4 @@
-"""Sweeps whose processes fail, are stopped and are killed; and one of a real run."""
+"""Sweeps whose processes fail, are stopped or are killed; and a sweep with a real run."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from vdm.sweep import jobs
 
 
 def test_does_what_is_missing_and_says_what_failed(tmp_path):
-    """A run that fails and one that is killed stop no other; again, only these are started."""
+    """Runs that fail or are killed do not stop others; the same command again starts only these."""
     workdir = tmp_path / "W"
     code, out, err = ended(start_study(tmp_path, "good bad killed", "--jobs=2"))
     assert code == 1, out + err
@@ -78,7 +78,7 @@ def test_runs_do_not_outlive_a_killed_sweep(tmp_path):
 
 
 def test_a_study_of_real_runs(tmp_path):
-    """One tiny run to its end; then there is nothing to do, and another config is refused."""
+    """One tiny run completes; after that there is nothing to do, and another config is refused."""
     grid = {"narrow": {"model.net.fourier": 1}}
     tiny = [f"--{name}={value}" for name, value in TINY.items() if name != "config"]
     tiny += ["--config.train.substeps=1", "--seeds=1"]  # one program to compile
@@ -90,7 +90,7 @@ def test_a_study_of_real_runs(tmp_path):
 
     code, out, err = study_here(tmp_path, grid, *tiny)
     assert code == 0 and "1 of 1 runs have finished; 0 to run" in out
-    # Of the curve alone, and not of the final number.
+    # This field affects only the curve, not the final number.
     code, out, err = study_here(tmp_path, grid, *tiny, "--config.eval.passes_in_training=3")
     assert code == 0 and "1 of 1 runs have finished; 0 to run" in out
     code, out, err = study_here(tmp_path, {"narrow": {"model.net.fourier": 2}}, *tiny)

@@ -2,7 +2,7 @@
 
   python -m vdm.main --config=configs/autoregressor.py --workdir=/tmp/autoregressor
 
-A few minutes on a laptop. On MNIST, 784 values of 256 levels, for a GPU:
+Training takes a few minutes on a laptop. For MNIST, with 784 values of 256 levels, use a GPU:
 
   python -m vdm.main --config=configs/autoregressor.py --workdir=/tmp/autoregressor_mnist \\
       --config.data.name=mnist \\
@@ -22,7 +22,7 @@ def get_config():
     c.model.net.depth = 4
     c.model.net.width = 64
     c.model.net.heads = 4
-    # The network soon memorises 1,437 images, all the more as its inputs have no noise.
+    # The network soon memorises the 1,437 images, since its inputs have no noise.
     c.model.net.dropout = 0.3
 
     c.optimizer.learning_rate = 1e-2

@@ -18,7 +18,7 @@ def get_config():
     c.data.name = "cifar10"
 
     c.model.name = "diffusion"
-    # The flag is always 0 here; with it, the model is exactly that of cifar10_aug.py.
+    # The flag is always 0 here; it gives the network the same inputs as in cifar10_aug.py.
     c.model.condition = "augmented"
     c.model.sample_steps = 1_000
     c.model.net.name = "unet"

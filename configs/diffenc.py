@@ -2,8 +2,8 @@
 
   python -m vdm.main --config=configs/diffenc.py --workdir=/tmp/diffenc
 
-As configs/digits.py, except that the network predicts v, and a smaller network transforms x to x_t as noise
-is added. docs/results/learned_encoder.md has its results.
+The same as configs/digits.py, except that the network predicts v, and that a smaller network, the encoder,
+maps x to x_t at each noise level. The results are in docs/results/learned_encoder.md.
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,7 @@
 
   python -m vdm.main --config=configs/digits.py --workdir=/tmp/digits
 
-1,437 training and 360 held-out test images of 17 levels, embedded: nothing is downloaded.
+1,437 training and 360 held-out test images of 17 levels, which come with scikit-learn: no download.
 The network is a small transformer that reads the image as 4 × 4 tokens and predicts, for
 each pixel, a distribution over its levels (the parameterisation "categorical").
 """
@@ -17,8 +17,8 @@ def get_config():
 
     c.model.name = "diffusion"
     c.model.parameterisation = "categorical"
-    # A pixel's noisy value enters through its exact likelihood, so nothing is left to learn below γ = −9, and
-    # Fourier features would only add noise.
+    # The parameterisation includes the exact likelihood of a pixel's noisy value, so the network has nothing
+    # left to learn below γ = −9, and Fourier features would only add noise.
     c.model.schedule.gamma_min = -9.0
     c.model.net.name = "transformer"
     c.model.net.depth = 4

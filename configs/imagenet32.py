@@ -5,7 +5,7 @@
 
 Data: TFDS's downsampled_imagenet can no longer be downloaded, so this config reads the published Imagenet32
 batches, a folder of train_data_batch_1.npz … and val_data.npz (1,281,167 and 50,000 images). They were
-downsampled by another filter than the paper's images, so their bits/dim are comparable only with each other.
+downsampled with a different filter from the paper's, so their bits/dim are comparable only with each other.
 With the TFDS set prepared as array_record, set --config.data.name=downsampled_imagenet/32x32.
 Hardware: one or more accelerators of 32 GB, for 2 M steps of batch 512.
 Published: 3.72 bits/dim on the TFDS set (VDM, table 1). Not reproduced here.

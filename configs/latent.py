@@ -4,7 +4,7 @@
   python -m vdm.main --workdir=/tmp/latent --mode=sample --config.model.guidance=2.0
 
 The second command draws samples with classifier-free guidance, for the classes 0, 1, … in turn. The bound is
-on −log p(x), as it includes the cost of the label as a term. On MNIST, as in configs/vae.py.
+on −log p(x), as one of its terms is the cost of the label. For MNIST, add the fields given in configs/vae.py.
 """
 
 from ml_collections import ConfigDict

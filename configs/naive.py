@@ -2,8 +2,8 @@
 
   python -m vdm.main --config=configs/naive.py --workdir=/tmp/naive
 
-A small transformer predicts the lower half of an image from the upper half, and the upper half from nothing,
-each at once. Its samples are its predictions: the average of all possible images.
+A small transformer predicts the lower half of an image from the upper half, and the upper half from no input,
+each in one pass. Its samples are its predictions: the average of all possible images.
 """
 
 from ml_collections import ConfigDict

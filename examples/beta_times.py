@@ -1,5 +1,5 @@
-"""A custom distribution of times: stratified, with the density of a Beta distribution, constant over each
-hundredth of [0, 1]. With a below 1, more of the times are near the data, where most bits of photographs are.
+"""A custom distribution of times: stratified, with the density of a Beta distribution, averaged over each
+hundredth of [0, 1]. With a < 1, more times are near the data, where a photograph costs most of its bits.
 
 python -m vdm.main --config=configs/digits.py --config.model.times=examples.beta_times:Beta \\
     --config.model.times.a=0.7 --workdir=/tmp/beta
@@ -24,6 +24,6 @@ class Beta(Stratified):
             accept(name, getattr(self, name) > 0, "more than 0")
 
     def draw(self, rng, state):
-        u, _ = super().draw(rng, state)  # with the density 1
+        u, _ = super().draw(rng, state)  # uniform
         cdf = jax.scipy.special.betainc(self.a, self.b, jnp.linspace(0.0, 1.0, 101))
         return warp(u, cdf)  # t = cdf⁻¹(u), and 1/q(t)

@@ -18,7 +18,7 @@ from vdm.diffusion.model import Diffusion
 @dataclasses.dataclass(frozen=True)
 class Clipped(Diffusion):
     """Attributes:
-    limit: largest size of a value of x̂.
+    limit: largest absolute value in x̂.
     """
 
     limit: float = 1.0

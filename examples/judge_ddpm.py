@@ -1,4 +1,4 @@
-"""A DDPM of 200 steps, trained on the digits, under every estimator: python -m examples.judge_ddpm"""
+"""Trains a DDPM of 200 steps on the digits and judges it by all estimators: python -m examples.judge_ddpm"""
 
 from flax import linen as nn
 import jax

@@ -1,4 +1,4 @@
-"""A denoiser in PyTorch, trained on the digits, under every estimator: python -m examples.judge_pytorch"""
+"""Trains a PyTorch denoiser on digits and judges it by all estimators: python -m examples.judge_pytorch"""
 
 import numpy as np
 from sklearn.datasets import load_digits

@@ -28,5 +28,5 @@ class LogVariance(Objective):
         d, frequency = draw.denoising, 0.3 * jnp.linspace(0.0, 1.0, self.features)  # cycles per unit of γ
         angles = 2.0 * jnp.pi * (d.gamma[:, None] * frequency + params["phase"])
         u = jnp.cos(angles) @ params["slope"] / jnp.sqrt(self.features)
-        nats = draw.terms["diffusion"] / d.x[0].size  # of each value
+        nats = draw.terms["diffusion"] / d.x[0].size  # per value
         return draw.terms | {"diffusion": nats / jnp.exp(u) + u * d.time_weight}

@@ -1,6 +1,6 @@
 """A custom schedule with a learned parameter: σ^(1/power) is linear in t, where σ = e^{γ/2} is the noise
 relative to an image of scale 1 (EDM: Karras et al. 2022, eq. 5; their ρ = 7 is `power`). The end points are
-fixed, so `power` does not change the mean of the ELBO, and can be learned for the least variance.
+fixed, so `power` does not change the mean of the ELBO and can be learned to minimise its variance.
 
 python -m vdm.main --config=configs/digits.py --config.model.schedule.name=examples.power:Power \\
     --config.objective.name=least_variance --workdir=/tmp/power

@@ -19,8 +19,8 @@ LARGEST = 8192  # pixels of a sheet's side; WebP allows at most 16,383
 
 
 def bits_per_dim(images: Images) -> dict[str, tuple[float, float]]:
-    """{codec: (bits/dim, standard error over images)} of `lossless`: for one file per image; and for one
-    sheet of all images, or of as many as fit on it, which has no standard error (NaN)."""
+    """{codec: (bits/dim, standard error over images)} for the codecs of `lossless`: with one file per image,
+    and with one sheet of all images, or as many as fit, for which the standard error is NaN."""
     found = {}
     _, height, width, _ = images.shape
     on_sheet = images[: (LARGEST // height) * (LARGEST // width)]
@@ -34,7 +34,7 @@ def bits_per_dim(images: Images) -> dict[str, tuple[float, float]]:
 
 
 def sheet(images: Images) -> Pixels:
-    """All images in the rows of one image that is about square; the rest of the last row is black."""
+    """Tiles all images, row by row, into one nearly square image; the rest of the last row is black."""
     count, height, width, channels = images.shape
     columns = min(math.ceil(math.sqrt(count * height / width)), LARGEST // width)
     rows = math.ceil(count / columns)

@@ -3,10 +3,10 @@
   python -m experiments.compare runs/digits runs/other --out=runs/compare
   python -m experiments.compare runs/schedules runs/other
 
-Takes workdirs, and studies: folders of workdirs named VARIANT-SEED, with a row for each variant. Prints
-Markdown and writes it to compare.md; plots the curves into compare.png and compare.pdf. Differences are from
-the first row, or, for a single study, from its baseline: paired by seed and by image if possible, as the
-column "how" states.
+Takes workdirs and studies. A study is a folder of workdirs named VARIANT-SEED, and has one row per variant.
+Prints Markdown and writes it to compare.md; plots the curves into compare.png and compare.pdf. Differences
+are from the first row, or, for a single study, from its baseline. They are paired by seed and by image if
+possible; the column "how" states which.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,8 +33,8 @@ UNPAIRED = " For a difference image by image, run --mode=eval on both."
 
 
 def config_table(records: Mapping[str, Record]) -> str:
-    """Markdown: the fields that differ between the configs, those that do not affect training last. A field
-    that no component of a run reads is absent."""
+    """Markdown: the fields that differ between the configs; those that do not affect training are last. A
+    field that no component of a run reads is marked as absent."""
     configs = [flat(record.config) | {"seed": 0} for record in records.values()]
     rows = []
     for name in sorted({name for config in configs for name in config}):
@@ -74,7 +74,7 @@ def number_table(variants: Mapping[str, Sequence[Record]]) -> str:
 
 
 def _spread(records, name):
-    """The values of a number of the final estimates: one value, or the range."""
+    """The value of a field of the final estimates, or its range if the records differ."""
     values = sorted({record.final[name] for record in records if name in record.final})
     return "–".join(map(str, values[:: max(1, len(values) - 1)])) or "–"
 
@@ -83,7 +83,7 @@ def run(folders: Sequence[str], out: pathlib.Path | str) -> None:
     """Prints and writes the differences between runs.
 
     Raises:
-      UserError: a folder holds no run, there is only one run, or none has measurements yet.
+      UserError: a folder holds no run, there is only one run, or no run has measurements yet.
     """
     require(folders, "no folder is given; give the workdirs of two runs or more, or a study.")
     variants = workdirs.find(folders)

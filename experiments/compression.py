@@ -1,10 +1,10 @@
-"""The ELBO as a file: every rung of the ladder as a codec, and PNG and other codecs on the same images.
+"""The ELBO as a file size: every rung of the ladder as a codec, beside PNG and others on the same images.
 
   python -m experiments.compression --workdir=runs/compression
 
-A chain of variable depth is a codec at each T of config.eval.depths. Writes compression.md and .csv: the
-bits/dim of each file, of its images alone, and of the ELBO at the same T; and compression.png and .pdf: the
-rate against T. On CIFAR-10, the config of natural images:
+A model of variable depth is a separate codec at each T of config.eval.depths. Writes compression.md and .csv
+(the bits/dim of each file, of its images alone, and of the ELBO at the same T) and compression.png and .pdf
+(the rate against T). For CIFAR-10, use the config of natural images:
 
   python -m experiments.compression --workdir=runs/compression_cifar --config=configs/cifar10_laptop.py \\
       --config.data.data_dir=$HOME/tensorflow_datasets --config.eval.depths=10,30,100
@@ -70,7 +70,7 @@ def test_images(config: ConfigDict) -> Any:
 
 
 def files_of(folder: pathlib.Path) -> dict[str, list[Row]]:
-    """{"rows": a row for each file} of a run."""
+    """{"rows": one row per file of a run}."""
     config = workdir_lib.read_config(folder)
     run = run_lib.restore(config, folder)
     config.eval.images = min(config.codec.images or run.data.test.size, run.data.test.size)
@@ -104,7 +104,7 @@ def files_of(folder: pathlib.Path) -> dict[str, list[Row]]:
 
 
 def table(rows: Sequence[Row], others: Mapping[str, tuple[float, float]]) -> str:
-    """Markdown."""
+    """The results as Markdown."""
     header = (
         "codec", "T", "file", "images", "initial bits", "header", "ELBO or exact", "above", "± s.e.", "%",
         "s, compress", "s, decompress", "parameters",
@@ -150,7 +150,7 @@ def plot(
         )
     highest = max(max(row["images"], row["bound"]) for row in rows)
     for name, (rate, _) in others.items():
-        if rate > 1.5 * highest:  # far above, it would compress all other curves; the table has it
+        if rate > 1.5 * highest:  # it would flatten all other curves; the table lists it
             continue
         axes.axhline(rate, color="0.6", lw=0.8, ls=":", zorder=0)
         axes.annotate(name, (1.0, rate), xycoords=("axes fraction", "data"), fontsize=7, ha="right")

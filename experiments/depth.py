@@ -1,9 +1,9 @@
-"""Depth: chains of T steps in training against T steps in evaluation (VDM table 2).
+"""The number of steps T in training against T in evaluation (VDM table 2).
 
   python -m experiments.depth --workdir=runs/depth --config=configs/digits.py
 
-A model is trained at each T, including ∞, and evaluated as a chain of each other T: the denoiser does not
-depend on the number of steps. The schedule is linear, and the same for all.
+A model is trained at each T, including ∞, and evaluated at every T, since the denoiser does not depend on the
+number of steps. All models have the same linear schedule.
 """
 
 from collections.abc import Mapping
@@ -71,13 +71,13 @@ are the same for all, and the noise of evaluation."""
 
 
 def by_depth(folder: pathlib.Path) -> Estimates:
-    """Bits/dim of a run at each depth, cached, or from `at_each_depth`."""
+    """Bits/dim of a run at each depth, from `at_each_depth`, cached."""
     found = workdirs.kept(folder, "depth", at_each_depth)
     return {timesteps: found[name_of(timesteps)] for timesteps in EVALUATED}
 
 
 def at_each_depth(folder: pathlib.Path) -> dict[str, tuple[float, float]]:
-    """{name of T: (bits/dim, standard error)} of a run as a chain of each depth."""
+    """{name of T: (bits/dim, standard error)} of a run, evaluated at each depth."""
     config = workdir_lib.read_config(folder)
     run = run_lib.restore(config, folder)
     numbers = {}

@@ -3,10 +3,10 @@
   python -m experiments.elbo_curves runs/digits
   python -m experiments.elbo_curves runs/digits runs/sweep --out=runs/curves
 
-Takes workdirs, and sweeps: folders of workdirs named VARIANT-SEED, with one curve for each variant and a band
-over the seeds. Plots bits/dim of the test split against steps and against seconds, and each term, into
-elbo_curves.png and elbo_curves.pdf. Prints the progress of each run, and its last number with the standard
-error, which counts the test images and the Monte-Carlo error.
+Takes workdirs and sweeps. A sweep is a folder of workdirs named VARIANT-SEED, drawn as one curve per variant
+with a band over the seeds. Plots bits/dim of the test split against steps and against seconds, and each term,
+into elbo_curves.png and elbo_curves.pdf. Prints the progress of each run and its latest bits/dim; the
+standard error includes the choice of test images and the Monte-Carlo error.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ flags.DEFINE_string("out", "runs/curves", "Folder for the output.", flag_values=
 
 
 def table(variants: workdirs.Variants) -> str:
-    """Markdown: the progress of each run, and its last number."""
+    """Markdown: the progress of each run, and its latest bits/dim."""
     header = ("run", "step", "of", "seconds", "bits/dim", "± s.e.", "at step")
     cells = []
     for variant, records in workdirs.read_variants(variants).items():
@@ -40,7 +40,7 @@ def run(folders: Sequence[str], out: pathlib.Path | str) -> None:
     """Prints the table, and plots the curves.
 
     Raises:
-      UserError: a folder holds no run, or none has measured anything yet.
+      UserError: a folder holds no run, or no run has measurements yet.
     """
     require(folders, "no folder is given; give workdirs or sweeps, such as runs/digits.")
     variants = workdirs.find(folders)

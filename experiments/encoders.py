@@ -1,4 +1,4 @@
-"""Encoders: that of a VDM, one that fades the image, and a learned one (DiffEnc); at equal steps.
+"""Compares encoders at equal training steps: a VDM's, one that fades the image, and a learned one (DiffEnc).
 
   python -m experiments.encoders --workdir=runs/encoders --config=configs/digits.py
 
@@ -32,7 +32,7 @@ def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
         **net,
         "model.encoder.net.depth": depth // 2,
     }
-    learned["model.sampler"] = "ancestral"  # its only sampler
+    learned["model.sampler"] = "ancestral"  # the only sampler for a learned encoder
     return {
         "plain": line,
         "plain_deeper": line | {"model.net.depth": depth + depth // 2},

@@ -4,7 +4,7 @@ the same objective, with the second-order one, and with variational dequantisati
   python -m experiments.encoders --workdir=runs/E --only=plain
   python -m experiments.fine_tuning --workdir=runs/F --base=runs/E/plain-0,runs/E/plain-1,runs/E/plain-2
 
-Each is imported from its workdir into a new one (--mode=import), W/VARIANT-SEED, and trained there; the same
+Each run is imported into a new workdir, WORKDIR/VARIANT-SEED (--mode=import), and trained there; the same
 command resumes after an interruption. Writes fine_tuning.md and fine_tuning.csv.
 """
 
@@ -52,10 +52,10 @@ Values = dict[str, list[float]]  # kind of dequantisation to the bits/dim of eac
 
 
 def train_on(base: pathlib.Path, folder: pathlib.Path, fields: Mapping[str, Any]) -> None:
-    """Imports a run into `folder`, unless it is there, and trains it to its end.
+    """Imports a run into `folder`, unless this is done, and trains it to its end.
 
     Raises:
-      Failed: it fails.
+      Failed: the import or the training fails.
     """
     whole = [sys.executable, "-m", "vdm.main", f"--workdir={folder}"]
     given = [f"--config.{name}={value}" for name, value in fields.items()]
@@ -73,7 +73,7 @@ def _run(line: Sequence[str], folder: pathlib.Path) -> None:
 
 
 def measure(folder: pathlib.Path) -> dict[str, Any]:
-    """The bits/dim of each image by the ODE with each kind of dequantisation, and the mean of the ELBO."""
+    """{kind of dequantisation: the bits/dim of each image by the ODE}."""
     config = workdir_lib.read_config(folder)
     config.update_from_flattened_dict(ODE | {"eval.images": FLAGS.images})
     run = run_lib.restore(config, folder)
@@ -82,8 +82,8 @@ def measure(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def row_of(variant: str, folders: Sequence[pathlib.Path], before: Sequence[Values]) -> list[dict[str, Any]]:
-    """A row for each kind of dequantisation: the mean over seeds, and the change from before, image by
-    image."""
+    """One row per kind of dequantisation: the mean over seeds, and the change from the original runs, paired
+    by image."""
     found = [workdirs.kept(folder, "ode", measure) for folder in folders]
     elbo = np.array([workdirs.number(workdirs.read(folder).final, "bpd") for folder in folders])
     rows = []
@@ -123,7 +123,7 @@ seeds" is from the spread of the seeds, "± of one run" counts the images.
 
 
 def run(others: Sequence[str]) -> None:
-    """Runs what is missing, prints and writes the table."""
+    """Trains and measures the runs that are missing, and prints and writes the table."""
     command.refuse_others(others)
     require(FLAGS.workdir, "--workdir is missing; give a folder for the study.")
     require(FLAGS.base, "--base is missing; give the workdirs of finished runs, separated by commas.")

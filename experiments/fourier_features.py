@@ -1,4 +1,4 @@
-"""Fourier features of z: none, those at the spacing of the levels, and others.
+"""Compares Fourier features of z: none, those at the spacing of the levels, and others.
 
   python -m experiments.fourier_features --workdir=runs/fourier_features --config=configs/digits.py
 
@@ -6,8 +6,8 @@ The levels of a value are 2/V apart. A wave of V/2 cycles per unit, or of a mult
 phase at each level, and so locates z between two levels. A wave of another frequency resolves z as finely,
 but does not determine its distance from the next level.
 
-A network with the features as a field predicts ε. A network without the field gets them as further inputs:
-with ε, and with the config's parameterisation if that one contains the levels.
+A network with the field `fourier` predicts ε. For a network without it, the features are appended to the
+input: with the parameterisation ε and, if the config has it, with leave_one_out.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from vdm.nets.layers import fourier_features
 from vdm.sweep import study, tables, workdirs
 from vdm.sweep.curves import plot_curves
 
-COUNT = 2  # frequencies of a network without the field, as in the paper: V/2 and half of it
+COUNT = 2  # number of frequencies, as in the paper: V/2 and V/4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class EpsOfWaves(Eps):
 
 @dataclasses.dataclass(frozen=True)
 class LeaveOneOutOfWaves(LeaveOneOut):
-    """The Gaussian's prediction, changed by a network whose input includes Fourier features of z_t."""
+    """The Gaussian's prediction, corrected by a network whose input includes Fourier features of z_t."""
 
     def eps_hat(self, net, z_t, gamma, params, vocab_size):
         return super().eps_hat(with_waves(net, z_t, vocab_size), z_t, gamma, params, vocab_size)

@@ -2,11 +2,11 @@
 
   python -m experiments.identity --workdir=runs/identity
 
-A VAE with a latent of one or two dimensions is small enough to integrate: log p(x) and the KL are sums over a
-grid of z, and the ELBO is the mean of the model's loss over many draws, so the two sides are computed
-independently. Every checkpoint is measured on the test images. Writes identity.md and identity.csv; and
-identity.png and identity.pdf: both sides during training, and, for a latent of two dimensions, q(z|x) over
-p(z|x).
+A VAE with a latent of one or two dimensions can be integrated numerically: log p(x) and the KL are sums over
+a grid of z, and the ELBO is the mean of the model's loss over many draws, so the two sides are computed
+independently. Every checkpoint is measured on the test images. Writes identity.md and identity.csv, and plots
+both sides during training, and q(z|x) over p(z|x) for a latent of two dimensions, into identity.png and
+identity.pdf.
 """
 
 from collections.abc import Mapping
@@ -36,15 +36,15 @@ from vdm.sweep.output import save_figure, write_csv
 LATENTS = (1, 2)
 PASSES = 1_000  # draws of the ELBO for each image
 HALF, POINTS = 8.0, {1: 8_001, 2: 801}  # the grid: from −HALF to HALF, with this number of points per axis
-CHUNK = 2**25  # log-probabilities of levels that are computed at once
+CHUNK = 2**25  # number of levels' log-probabilities that are computed at once
 SHOWN = 4  # images whose posterior is plotted
 
 PerImage = Float[np.ndarray, "images"]
 
 
 class Posterior(NamedTuple):
-    """p(z|x) of the first images on the grid, and mean and standard deviation of q(z|x), in two
-    dimensions."""
+    """For the first images and a latent of two dimensions: p(z|x) on the grid, and the mean and standard
+    deviation of q(z|x)."""
 
     density: Float[np.ndarray, "shown points points"]
     mean: Float[np.ndarray, "shown 2"]
@@ -52,7 +52,14 @@ class Posterior(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Sums over the grid. log_p: log p(x), and kl: KL(q(z|x) ‖ p(z|x)), nats; mass: ∫ q(z|x) dz."""
+    """Sums over the grid.
+
+    Attributes:
+      log_p: log p(x), in nats.
+      kl: KL(q(z|x) ‖ p(z|x)), in nats.
+      mass: ∫ q(z|x) dz.
+      posterior: the densities, if z has two dimensions.
+    """
 
     log_p: PerImage
     kl: PerImage
@@ -64,10 +71,10 @@ class Measured(NamedTuple):
     """Both sides of the identity at each checkpoint of a run.
 
     Attributes:
-      rows: {"step"; "log_p", "elbo", "kl": means over images, bits/dim; "apart": log_p − elbo − kl, and
-        "apart_se" its noise over these images, which is that of the ELBO; "mass": the smallest ∫ q(z|x) dz on
-        the grid}.
-      posterior: at the last step, if z has two dimensions.
+      rows: {"step"; "log_p", "elbo", "kl": means over images, in bits/dim; "apart": log_p − elbo − kl;
+        "apart_se": the Monte-Carlo error of "apart", which is that of the ELBO on these images; "mass": the
+        smallest ∫ q(z|x) dz on the grid}.
+      posterior: the densities at the last step, if z has two dimensions.
     """
 
     rows: list[dict[str, float]]
@@ -117,7 +124,7 @@ def measure(folder: pathlib.Path) -> Measured:
 
 
 def integrate(model: VAE, params: Params, images: Images) -> Sums:
-    """The Sums over a grid of z, in float64 except for the networks."""
+    """The Sums over a grid of z. Everything but the networks is computed in float64."""
     size = model.latent
     axis = np.linspace(-HALF, HALF, POINTS[size])
     z = np.stack(np.meshgrid(*[axis] * size, indexing="ij"), axis=-1).reshape(-1, size)

@@ -2,10 +2,10 @@
 
   python -m experiments.ladder --workdir=runs/ladder
 
-Each rung is a config of configs/. Between the hierarchical VAE and the VDM are its three restrictions, added
-one after another, with the networks of the VAE; and a VDM with the same number of training steps. Writes
-ladder.md and ladder.csv: the bits/dim of each system, whether they are exact or a bound, and its cost; and
-ladder.png and ladder.pdf: samples of each in a row, and the curves. On MNIST, the rungs of vectors:
+Each rung is a config of configs/. Between the hierarchical VAE and the VDM are the three restrictions, added
+one after another with the VAE's networks, and a VDM with as many steps T as the restricted chain. Writes
+ladder.md and ladder.csv (the bits/dim of each system, whether these are exact or a bound, and the cost) and
+ladder.png and ladder.pdf (a row of samples of each system, and the curves). For MNIST, select some rungs:
 
   python -m experiments.ladder --workdir=runs/ladder_mnist --only=naive,VAE,MHVAE,MHVAE_I,latent_VDM \\
       --config.data.name=mnist --config.data.data_dir=$HOME/tensorflow_datasets
@@ -48,18 +48,18 @@ RUNGS = {
     "latent VDM": "configs/latent.py",
 }
 SHOWN = 12  # samples of each rung in the figure
-TIMED = 64  # samples that are drawn to measure the time of one
-GUIDANCE = 2.0  # of the latent VDM's samples in an additional row
+TIMED = 64  # samples that are drawn at once to measure the time per sample
+GUIDANCE = 2.0  # guidance of the latent VDM's samples in an additional row
 
 Records = Mapping[str, Sequence[workdirs.Record]]
 
 
 class Samples(NamedTuple):
-    """The samples of the model of a run.
+    """The samples of a run's model.
 
     Attributes:
-      rows: of the figure, SHOWN images each, by their description; "" for unconditional samples.
-      seconds: of one sample.
+      rows: SHOWN images for each row of the figure, by description; "" for unconditional samples.
+      seconds: time per sample.
       parameters: number of parameters of the model.
     """
 
@@ -108,7 +108,7 @@ def draw_samples(folder: pathlib.Path) -> Samples:
     config.sample.num = config.sample.batch_size = TIMED
     run = run_lib.restore(config, folder)
     sampler = sample.make_sampler(run.model, config, run.data)
-    sampler(run.state.ema)  # compiles it
+    sampler(run.state.ema)  # compiles the sampler
     start = time.monotonic()
     rows = {"": sampler(run.state.ema)[:SHOWN]}
     seconds = (time.monotonic() - start) / TIMED
@@ -162,7 +162,7 @@ def row_of(variant: str, records: Sequence[workdirs.Record], samples: Samples) -
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as Markdown, the terms of each in one cell."""
+    """The rows as Markdown, with all terms of a row in one cell."""
     header = ("model", "bits/dim", "± over seeds", "± of one run", "which is", "parameters", "seeds", "steps",
               "training, s", "a sample, ms", "terms")  # fmt: skip
     cells = []
@@ -192,7 +192,7 @@ and VDM are transformers; VAE, MHVAE and latent VDM residual MLPs."""
 def plot_ladder(
     workdir: pathlib.Path, records: Records, samples: Mapping[str, Samples]
 ) -> list[pathlib.Path]:
-    """Writes ladder.png and ladder.pdf: samples of each rung in a row, and the curves over training time."""
+    """Writes ladder.png and ladder.pdf: a row of samples of each rung, and the curves over training time."""
     rows = [
         (variant, name, images, samples[variant].vocab_size)
         for variant in samples
@@ -215,7 +215,7 @@ def plot_ladder(
 
 
 def plot_progress(axes: Any, records: Records, workdir: pathlib.Path) -> None:
-    """Plots the mean over seeds against training time: the curve of each rung, and its final estimate."""
+    """Plots the mean bits/dim over seeds against training time: each rung's curve and final estimate."""
     ends = []
     styles = look.styles(list(records), workdir)
     for variant, seeds in records.items():
@@ -240,7 +240,7 @@ def plot_progress(axes: Any, records: Records, workdir: pathlib.Path) -> None:
 def side_by_side(
     images: Float[np.ndarray, "images height width channels"],
 ) -> Float[np.ndarray, "height all_widths ..."]:
-    """Images of values up to 1 in a row, white between them: gray, or three channels."""
+    """Joins images with values up to 1 into a row, with white between them; grayscale or three channels."""
     padded = np.pad(images, ((0, 0), (0, 0), (0, 1), (0, 0)), constant_values=1.0)
     row = np.concatenate(list(padded), axis=1)
     return row[..., :3] if row.shape[-1] >= 3 else row[..., 0]

@@ -1,11 +1,11 @@
-"""What improves training on natural images within minutes: each setting of a config against a run without it.
+"""What improves training on natural images within minutes: a config against variants that change a setting.
 
   python -m experiments.natural_images --workdir=runs/natural_images --minutes=10 \\
       --config.data.data_dir=$HOME/tensorflow_datasets
 
 All runs have the same training time, --minutes: a variant whose steps are slower takes fewer steps. They are
-compared on a tenth of the training images, which are held out. Writes the table; references.md, the bits/dim
-of a Gaussian, PNG, WebP and, with the extra "codecs", JPEG XL on the same images; and natural_images.png,
+compared on a held-out tenth of the training images. Writes the table; references.md with the bits/dim of a
+Gaussian, PNG, WebP and, with the extra "codecs", JPEG XL on the same images; and natural_images.png with
 bits/dim against minutes and against floating-point operations, and the density of the bits over γ.
 """
 
@@ -51,10 +51,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "model.net.width": 64,
         "train.batch_size": 16,
         "train.ema": 0.99,
-        "train.sample_every": 0,  # in 1,000 steps, samples would take longer than the training
+        "train.sample_every": 0,  # samples of 1,000 steps would take longer than the training
     },
 }
-DENSITIES = ("config", "gaussian_alone", "paper")  # shown over γ
+DENSITIES = ("config", "gaussian_alone", "paper")  # variants whose density over γ is plotted
 CAPTION = """The images are {}. With labels the number is −log p(x|label). Seconds per step were measured with
 nothing else running; PFLOP are the 10^15 floating-point operations of the whole training."""
 
@@ -88,8 +88,7 @@ def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> list[pathlib.
 
 
 def references(config: ConfigDict) -> Rates:
-    """The bits/dim of codecs on the images on which a run is tested, and of the Gaussian of its training
-    images."""
+    """Bits/dim on a run's test images: of codecs, and of a Gaussian fitted to the training images."""
     data = source.load(config.data)
     images = data.test.read(np.arange(config.eval.images or data.test.size))["image"]
     gaussian = wiener.fit(data.train, data.spec.shape, data.spec.vocab_size)
@@ -101,8 +100,8 @@ def references(config: ConfigDict) -> Rates:
 def plot(
     workdir: pathlib.Path, found: workdirs.Variants, costs: Mapping[str, budget.Cost], rates: Rates
 ) -> list[pathlib.Path]:
-    """Plots the mean over seeds of each variant, against minutes without evaluations and against operations,
-    with `rates` as horizontal lines; and the density over γ for the first seed of some variants. Returns the
+    """Plots each variant's mean over seeds against minutes (without evaluations) and against operations, with
+    `rates` as horizontal lines, and the density over γ of the first seed of some variants. Returns the
     paths."""
     styles, of_study = look.styles(list(found), workdir), look.of_study(workdir)
     with of_study.drawing():

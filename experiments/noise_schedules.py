@@ -1,15 +1,15 @@
-"""Every noise schedule, trained equally, between the same end points (those of learned_linear are learned).
+"""Compares noise schedules in equal training with equal end points (learned_linear learns its end points).
 
   python -m experiments.noise_schedules --workdir=runs/noise_schedules --config=configs/digits.py
 
-In continuous time the schedule does not change the mean of the ELBO, but the variance of its estimate, and
-thereby the training; unless γ differs between the values of an image (multivariate). The interiors of
-learned_net and multivariate are trained by the ELBO itself; those of min_variance, which is the same network
-as learned_net, and of piecewise for the least variance. Each schedule is trained with the config's
-parameterisation, and two of them also with the others; multivariate with ε if the config's parameterisation
-needs the same γ for all values. Times are stratified: importance sampling of times would compensate for the
-schedule. Writes the table and the curves of the runs, and figures of γ(t) and SNR(t) before and after
-training, of the density of the loss over t, and of the variance of one draw of the loss during training.
+In continuous time the schedule changes the variance of the ELBO's estimate, and thereby the training, but not
+its mean, unless γ differs between the values of an image (multivariate). The interiors of learned_net and
+multivariate are trained on the ELBO itself; those of min_variance (the same network as learned_net) and
+piecewise are trained for the least variance. Each schedule is trained with the config's parameterisation, and
+two of them also with ε and v; multivariate uses ε if the config's parameterisation needs the same γ for all
+values. Times are stratified, as importance sampling of times would compensate for the schedule. Writes the
+table and the curves of the runs, and figures of γ(t) before and after training, of the density of the loss
+over t, and of the variance of one draw of the loss during training.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,8 +36,8 @@ SCHEDULES = (
     "fixed_linear", "cosine", "linear_beta", "sigmoid", "polynomial", "learned_linear", "learned_net",
     "min_variance", "piecewise", "multivariate",
 )  # fmt: skip
-LEAST_VARIANCE = {"min_variance": "learned_net", "piecewise": "piecewise"}  # variant to schedule
-TWO = ("fixed_linear", "min_variance")  # with each parameterisation
+LEAST_VARIANCE = {"min_variance": "learned_net", "piecewise": "piecewise"}  # schedule by variant
+TWO = ("fixed_linear", "min_variance")  # trained with each parameterisation
 CAPTION = """"Variance of a draw" is that of one draw of a test image's bits/dim, with independent t and
 noise, in (bits/dim)²: its mean over images and seeds, ± the standard error over images."""
 SCHEDULES_CAPTION = """Left: γ(t) after training; thin: before, if it has moved; bands: from the lowest to the
@@ -48,7 +48,7 @@ mean over seeds. Right: variance of one draw of a test image's bits/dim after tr
 mean over seeds and images, ± its standard error over images."""
 DRAWS = 10_000  # of the ELBO, over all test images, for the variance of a draw; and as many for the density
 
-Measured = Mapping[str, Any]  # of measure()
+Measured = Mapping[str, Any]  # the result of measure()
 
 
 def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
@@ -87,9 +87,9 @@ def measure(folder: pathlib.Path) -> Measured:
     """Measures the schedule of a run, with the EMA of its newest checkpoint.
 
     Returns:
-      {"before", "after": γ at EDGES [parts + 1, values], one value or each of an image's;
-      "per_t", "per_t_se": bits/dim per unit of t, [parts]; "variance": of an independent draw of
-      bits/dim, [images]}.
+      {"before", "after": γ at EDGES before and after training, [parts + 1, values], with one γ for all
+      values of an image or one for each; "per_t", "per_t_se": bits/dim per unit of t and their standard
+      error, [parts]; "variance": variance of one independent draw of each image's bits/dim, [images]}.
     """
     config = workdir_lib.read_config(folder)
     fresh = run_lib.build(config).init().params
@@ -113,15 +113,15 @@ def measure(folder: pathlib.Path) -> Measured:
 
 
 def mean_variance(seeds: Sequence[Measured]) -> tuple[float, float]:
-    """The variance of a draw, mean over seeds and images, and its standard error over images, which includes
-    that of the draws; from the results of `measure` for each seed."""
+    """The variance of a draw, averaged over images and over the results of `measure` for each seed, and its
+    standard error over images, which includes that of the draws."""
     of_images = np.mean([one["variance"] for one in seeds], axis=0)
     return float(of_images.mean()), standard_error(of_images)
 
 
 def plot_schedules(workdir: pathlib.Path, measured: Mapping[str, Sequence[Measured]]) -> list[pathlib.Path]:
-    """Plots γ(t) and the density of the loss for the first seed of each variant; if γ differs between values,
-    as a band from the lowest to the highest."""
+    """Plots γ(t) and the density of the loss for the first seed of each variant. A γ that differs between
+    values is shown as a band from the lowest to the highest."""
     styles, of_study = look.styles(list(measured), workdir), look.of_study(workdir)
     with of_study.drawing():
         figure, panels = of_study.figure(("gamma", "density"), height=0.75)

@@ -1,10 +1,10 @@
-"""Objectives of training: the ELBO, weighted ELBOs, its least variance, truncated times; at equal steps.
+"""Compares training objectives at equal steps: the ELBO, its least variance, weighted ELBOs, truncated times.
 
   python -m experiments.objectives --workdir=runs/objectives --config=configs/digits.py
 
-All have a linear γ except `least_variance`, which bends it. The table has the ELBO, whatever the objective,
-and the energy distance between samples and test images (experiments.sampling), as weights are meant to
-improve samples.
+All use a linear γ(t), except `least_variance`, which learns its shape. The table lists the ELBO for every
+objective, and the energy distance between samples and test images (experiments.sampling), since weights are
+meant to improve samples.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from vdm.estimate import standard_error
 from vdm.sweep import study, tables, workdirs
 from vdm.sweep.curves import plot_curves
 
-SAMPLES, EVALUATIONS = 1_000, 50  # for a distance: the number of samples, and of steps of dpm2m
+SAMPLES, EVALUATIONS = 1_000, 50  # number of samples for each distance, and of steps of dpm2m
 CAPTION = f""""energy distance" is between {SAMPLES:,} samples by dpm2m in {EVALUATIONS} evaluations and the
 test images, less is better; ± is over seeds."""
 
@@ -75,7 +75,7 @@ def draw_and_compare(folder: pathlib.Path) -> Distance:
 
 
 def flat(images: UInt8[np.ndarray, "n *shape"], vocab_size: int) -> Float[np.ndarray, "n d"]:
-    """Images as vectors, in [−1, 1]."""
+    """Images as vectors of values in [−1, 1]."""
     return np.asarray(process.scale(np.asarray(images), vocab_size), np.float64).reshape(len(images), -1)
 
 

@@ -1,18 +1,16 @@
-"""The project's speed and correctness on the GPU of this machine, in one report: at most nine minutes,
-offline.
+"""Reports the project's speed and correctness on this machine's GPU, in at most nine minutes and offline.
 
   make gpu DATA=$HOME/tensorflow_datasets
   python -m experiments.on_gpu --data_dir=$HOME/tensorflow_datasets --out=runs/gpu
 
-In this order, each part in a separate process, so that a part that fails or takes too long does not end the
-others:
+Runs these parts in order, each in a separate process, so that a part that fails or takes too long does not
+end the others:
 
-  steps     the training step of the models of --sizes in float32 and bfloat16: its rate as a share of that of
-    a
-            large matrix product, and its seconds relative to the estimate from the compiled program
-  training  the laptop model at width 128 on CIFAR-10 for --train_seconds, with its ELBO curve
-  codec     images to a file and back on the GPU; and whether the GPU reads a file that the CPU wrote
-  tests     those of functions that differ between a GPU and a CPU
+  steps     times the training step of the models of --sizes in float32 and bfloat16: its rate as a share of
+            that of a large matrix product, and its time relative to the estimate from the compiled program
+  training  trains the laptop model at width 128 on CIFAR-10 for --train_seconds, and plots its ELBO
+  codec     compresses images and recovers them on the GPU, from its own file and from one that the CPU wrote
+  tests     tests functions that differ between a GPU and a CPU
 
 Writes report.md, with numbers and logs in the same folder. On a machine without a GPU it runs on the CPU:
 
@@ -117,9 +115,9 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
 def process(
     folder: pathlib.Path, name: str, args: Sequence[str], seconds: float, env: Mapping[str, str] | None = None
 ) -> tuple[int | None, list[str]]:
-    """Runs python -m `args` with its output in NAME.log, and asks it to stop after so many seconds.
+    """Runs python -m `args` with its output in NAME.log, and stops it after `seconds`.
 
-    Returns the exit code, or None if it was stopped; and the lines of its output.
+    Returns the exit code, or None if it was stopped, and the lines of its output.
     """
     log = folder / f"{name}.log"
     with log.open("w") as output:
@@ -136,7 +134,7 @@ def process(
             code = child.wait(max(1.0, seconds))
         except subprocess.TimeoutExpired:
             code = None
-        finally:  # also after Ctrl-C: ends it with its child processes
+        finally:  # also after Ctrl-C: ends the process and its child processes
             for number, patience in ((signal.SIGTERM, 20.0), (signal.SIGKILL, 5.0)):
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(child.pid, number)
@@ -147,7 +145,7 @@ def process(
 
 
 def ended(code: int | None, lines: Sequence[str], seconds: float) -> str:
-    """How a process that did not succeed ended, in a sentence."""
+    """A sentence on how an unsuccessful process ended."""
     last = lines[-1] if lines else "no output"
     return (
         f"Stopped after {max(1.0, seconds):.0f} s."
@@ -233,7 +231,7 @@ def time_steps(folder: pathlib.Path) -> None:
 
 
 def training_part(folder: pathlib.Path, end: float) -> list[str]:
-    """Trains for --train_seconds by the step's measured seconds, and shows the curve."""
+    """Trains for about --train_seconds, by the measured time per step, and shows the curve."""
     cases = read(folder).get("cases", [])
     known = [case["step"] for case in cases if case["size"] == "laptop" and case["dtype"] == "float32"]
     if not known:

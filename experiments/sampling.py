@@ -2,10 +2,10 @@
 
   python -m experiments.sampling --workdir=runs/digits
 
-The measure is the energy distance between samples and held-out images, pixels in [−1, 1]:
-2 E‖X − Y‖ − E‖X − X'‖ − E‖Y − Y'‖ (Székely & Rizzo 2013). It has no bandwidth, is zero only if the two
-distributions are equal, and its estimate here is unbiased, so that a small number of samples is no advantage.
-Writes sampling.md, and sampling.png with the distances, and samples from the same noise.
+The measure is the energy distance between samples and held-out images, with pixels in [−1, 1]:
+2 E‖X − Y‖ − E‖X − X'‖ − E‖Y − Y'‖ (Székely & Rizzo 2013). It has no bandwidth and is zero only if the two
+distributions are equal. The estimate is unbiased, so that a small number of samples gives no advantage.
+Writes sampling.md, and sampling.png with the distances and with samples from the same noise.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -44,10 +44,11 @@ Influence = Float[np.ndarray, "n"]
 
 
 class Distance(NamedTuple):
-    """An energy distance, and the influence on it of each sample of x and of y.
+    """An energy distance.
 
     Attributes:
-      pairs: the part of its variance that is due to pairs of samples, beyond that of the single samples.
+      of_x, of_y: the influence of each sample of x and of y on the distance.
+      pairs: the part of the variance that is due to pairs of samples, beyond that of the single samples.
     """
 
     value: float
@@ -57,15 +58,22 @@ class Distance(NamedTuple):
 
     @property
     def se(self) -> float:
-        """Its standard error. The influences contain `pairs` twice, and if the two distributions are equal,
-        they contain nothing else."""
+        """The standard error. The variance of the influences contains `pairs` twice, and nothing else if the
+        two distributions are equal."""
         twice = standard_error(self.of_x, self.of_y) ** 2
         return math.sqrt(max(twice - self.pairs, 0.5 * twice))
 
 
 class Compared(NamedTuple):
-    """The distance of each case, its excess over the longest ancestral chain, the distance of the training
-    images, the samples of each case, and the levels of a value."""
+    """The samples of all cases, and their distances from the held-out images.
+
+    Attributes:
+      distances: the distance of each case.
+      further: its excess over the distance of the longest ancestral chain.
+      training: the distance of the training images.
+      samples: the samples of each case.
+      vocab_size: number of levels of a value.
+    """
 
     distances: dict[Case, Distance]
     further: dict[Case, Distance]
@@ -77,10 +85,10 @@ class Compared(NamedTuple):
 def energy_distance(
     x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"], other: Float[np.ndarray, "n d"] | None = None
 ) -> Distance:
-    """The unbiased energy distance of samples x and y; minus that of `other` and y, if it is given.
+    """The unbiased energy distance of samples x and y, minus that of `other` and y if `other` is given.
 
-    Each sample of `other` may depend on the sample of x with the same index, as for samples from the same
-    noise: the common influence of such a pair cancels.
+    Each sample of `other` may depend on the sample of x with the same index, for example if both come from
+    the same noise: the common influence of the two cancels.
     """
     across, among_x, among_y = _distances(x, y), _distances(x, x), _distances(y, y)
     if other is not None:
@@ -98,7 +106,7 @@ def energy_distance(
 
 
 def _centred(distances):
-    """The mean square of distances without the means of their rows and columns."""
+    """The mean square of distances after subtraction of the means of rows and columns."""
     own = distances - distances.mean(axis=0) - distances.mean(axis=1)[:, None] + distances.mean()
     return float(np.square(own).mean())
 
@@ -109,12 +117,12 @@ def _distances(a, b):
 
 
 def standard_error(*influences: Influence) -> float:
-    """The standard error of a number on which independent samples have these `influences`."""
+    """The standard error of a statistic, from the influences of independent samples on it."""
     return float(np.sqrt(sum(np.var(i, ddof=1) / len(i) for i in influences)))
 
 
 def images_of(split: Split, most: int = 2_000) -> Images:
-    """The images of a split, or the first of them."""
+    """The first images of a split, at most `most`."""
     return split.read(np.arange(min(split.size, most)))["image"]
 
 
@@ -182,8 +190,7 @@ def table(distances: Mapping[Case, Distance], further: Mapping[Case, Distance], 
 
 
 def plot_sampling(path: pathlib.Path, compared: Compared, shown: int = 8) -> None:
-    """Plots the distances over evaluations, and to their right some samples of each case, from the same
-    noise."""
+    """Plots the distances over evaluations and, to their right, samples of each case from the same noise."""
     evaluations = sorted({n for _, n in compared.distances})
     size = (5.0 + 0.45 * shown * len(SAMPLERS), 1.0 + 0.5 * len(evaluations))
     figure = Figure(figsize=size, layout="constrained")

@@ -2,10 +2,10 @@
 
   python -m experiments.schedule_invariance --workdir=runs/digits
 
-In continuous time it does not depend on the schedule (VDM sec. 5.1), but the noise of its estimate does. Each
-row has the Monte-Carlo standard error twice, for the same number of network evaluations: with vdm's draws
-(times and noise spread over the passes, more times where the loss varies), and with independent times and
-noise. Prints a Markdown table, and writes it to schedule_invariance.md in the workdir.
+In continuous time the ELBO does not depend on the schedule (VDM sec. 5.1), but the noise of its estimate
+does. Each row gives the Monte-Carlo standard error twice, for the same number of network evaluations: with
+vdm's draws (times and noise spread over the passes, more times where the loss varies), and with independent
+times and noise. Prints a Markdown table, and writes it to schedule_invariance.md in the workdir.
 """
 
 from collections.abc import Sequence
@@ -47,8 +47,8 @@ class Bent(Schedule):
 
 
 class Instead(Schedule):
-    """Another schedule in place of the trained one. gamma_min and gamma_max stay the initial values of the
-    trained one, as the network sees γ relative to them."""
+    """Another schedule in place of the trained one. gamma_min and gamma_max remain the trained schedule's
+    initial values, as the network's input is γ relative to them."""
 
     other: Schedule | None = None
 
@@ -91,7 +91,7 @@ def is_invariant(model: Model) -> bool:
 
 
 def measure(workdir: pathlib.Path, passes: int) -> list[Row]:
-    """The rows: name, bits/dim, s.e. from noise, the same from independent draws, ratio of the noise.
+    """The rows: name, bits/dim and its noise, both again from independent draws, and the ratio of the noise.
 
     Raises:
       UserError: the workdir has no checkpoint, or its model is not invariant.

@@ -1,10 +1,10 @@
-"""Diffusion times drawn independently, stratified, or by importance; with a linear and a learned γ.
+"""Compares diffusion times drawn independently, stratified or by importance, for a linear and a learned γ.
 
   python -m experiments.time_samplers --workdir=runs/time_samplers --config=configs/digits.py
 
 The mean of the objective is the same for all; its noise differs. The interior of the learned γ is trained for
-the least variance. The table has, after training, the variance of a batch's mean loss over new times and
-noise, with fixed images.
+the least variance. The table lists the variance, after training, of a batch's mean loss over new times and
+noise for fixed images.
 """
 
 from collections.abc import Sequence
@@ -80,7 +80,7 @@ def batch_variance(folder: pathlib.Path) -> tuple[float, float]:
 
 
 def mean_of(numbers: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """The mean of independent values, from (value, standard error) of each; and its standard error."""
+    """The mean of independent values and its standard error, from each (value, standard error)."""
     values, errors = np.array(numbers).T
     return float(values.mean()), float(np.sqrt(np.sum(errors**2)) / len(errors))
 

@@ -5,7 +5,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# The interface for scripts and notebooks; imported on first use, as that takes a second.
+# The interface for scripts and notebooks; imported on first use, as the import takes a second.
 _INTERFACE = {
     "load": "vdm.interface",
     "train_model": "vdm.interface",

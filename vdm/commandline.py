@@ -61,7 +61,7 @@ def apply(raw: Mapping[str, Any], args: Sequence[str], drop_unread: bool = False
       UserError: config.complete refuses the config, or an argument sets an unknown field or has a value of
         another type.
     """
-    from vdm import config as config_lib  # a late import, as it needs JAX: bad flags are refused at once
+    from vdm import config as config_lib  # imported late, as it imports JAX: bad flags are refused at once
 
     set_fields = fields_of(args)
     config = config_lib.complete(raw, set_fields, drop_unread)

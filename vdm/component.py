@@ -26,7 +26,7 @@ OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 class Component:
-    """What every component has in addition to its fields.
+    """The base class of every component.
 
     Attributes:
       sections: {name of a subsection of its config: kind of the component there (vdm/registries.py)}.
@@ -44,7 +44,7 @@ class Component:
 
 
 def fields(cls: Any) -> dict[str, Any]:
-    """The dataclass fields of `cls` that have a default, except its sections and the fields of Flax."""
+    """The dataclass fields of `cls` that have a default, except its sections and Flax's own fields."""
     others = ("parent", "name", *cls.sections)
     return {
         field.name: field.default
@@ -90,13 +90,13 @@ class Registry:
     otherwise: str | None = None
 
     def find(self, name: str, field: str) -> Any:
-        """The class that `name` names. Imports its module and no other.
+        """The class called `name`. Only its module is imported.
 
         Args:
-          field: the config field that has the name, such as "config.model.schedule.name".
+          field: the config field whose value is the name, such as "config.model.schedule.name".
 
         Raises:
-          UserError: there is no such class.
+          UserError: the class does not exist.
         """
         if name in self.builtin:
             return _class(self.builtin[name])
@@ -143,7 +143,7 @@ class Registry:
         own = [
             key
             for key, value in vars(found).items()
-            # Without imported classes, as only this file is kept in the workdir.
+            # Without imported classes, as the workdir keeps a copy of this file only.
             if isinstance(value, type) and issubclass(value, base) and value.__module__ == module
         ]
         require(
@@ -175,7 +175,7 @@ REGISTRIES = {
 
 
 def load_file(path: pathlib.Path | str, name: str) -> ModuleType:
-    """Loads a Python file as a module of this name; raises what the file raises."""
+    """Loads a Python file as a module called `name`; raises any exception of the file."""
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{str(path)!r} is not a Python file")
@@ -194,9 +194,9 @@ def build(kind: str, section: Any, path: str, **given: Any) -> Any:
 
     Args:
       kind: one of registries.KINDS.
-      section: its name and all its config fields (config.complete).
-      path: of the section, such as "config.model.schedule".
-      **given: its fields without a default.
+      section: the component's name and all its config fields (config.complete).
+      path: the section's path, such as "config.model.schedule".
+      **given: the component's fields without a default.
 
     Raises:
       UserError: the component is unknown, or does not accept the value of a field.
@@ -222,17 +222,17 @@ def _ended(sentence: str) -> str:
 
 
 def is_own(part: Any) -> bool:
-    """Whether a component is defined outside this package; those inside are tested."""
+    """Whether a component is custom: defined outside this package."""
     return type(part).__module__.partition(".")[0] != __name__.partition(".")[0]
 
 
 @contextlib.contextmanager
 def blamed(part: Any, name: str) -> Iterator[None]:
-    """Turns an error of a custom component, or of one of its fields, into one line with its name, file and
-    line.
+    """Replaces an error in a custom component, or in a custom component among the fields of `part`, by one
+    line with its name, file and line.
 
     Raises:
-      UserError: in place of the error.
+      UserError: instead of the error.
     """
     try:
         yield

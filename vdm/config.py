@@ -1,8 +1,8 @@
 """The config: the fields of a run, from a config file and the command line.
 
 A config file's get_config() starts from `default()` and changes some fields. A section that describes a
-component has its `name` and fields of that component only. `complete` then adds the fields that were not
-set, with the component's defaults, and refuses a field that the component does not read.
+component contains the component's `name` and only fields of that component. `complete` then adds the fields
+that were not set, with the component's defaults, and refuses a field that the component does not read.
 """
 
 from collections.abc import Iterator, Mapping
@@ -40,8 +40,8 @@ def default() -> ConfigDict:
     c.train = ConfigDict()
     c.train.steps = 2_000  # training steps of the run
     c.train.batch_size = 128  # images in the global batch of a step, over all devices of all hosts
-    c.train.accumulate = 1  # parts in which a device processes its share of the batch
-    c.train.substeps = 20  # steps in one call of the device (1 for a unet on a CPU)
+    c.train.accumulate = 1  # number of parts in which a device processes its share of the batch
+    c.train.substeps = 20  # training steps in one call of the devices (1 for a unet on a CPU)
     c.train.ema = 0.999  # largest decay of the moving average of the parameters, which is evaluated
     c.train.log_every = 100  # steps between training lines in metrics.jsonl; 0: only after the last step
     c.train.eval_every = 500  # steps between evaluations of the test split; 0: only after the last step
@@ -51,7 +51,7 @@ def default() -> ConfigDict:
 
     c.eval = ConfigDict()
     c.eval.batch_size = 120  # images in one call of the devices, over all devices of all hosts
-    c.eval.estimators = "elbo"  # of --mode=eval: elbo, depth, chain, ode, codec, separated by commas; or all
+    c.eval.estimators = "elbo"  # for --mode=eval: elbo, depth, chain, ode, codec, separated by commas; or all
     c.eval.passes = 20  # passes over the images with --mode=eval and at the end of training
     c.eval.passes_in_training = 10  # passes in evaluations during training, with the same draws each time
     c.eval.checkpoint = "newest"  # for --mode=eval, sample, compress, export: newest, or best (bits/dim)
@@ -60,25 +60,25 @@ def default() -> ConfigDict:
     c.eval.max_passes = 1_000  # largest number of passes for `target_se`
     c.eval.depths = "1,2,5,10,20,50,100,200,500,1000"  # the values of T for the estimator depth
 
-    c.eval.chain = ConfigDict()  # of the estimator chain: importance weights on a chain
-    c.eval.chain.timesteps = 50  # T, for a diffusion; the chain of another model has a fixed length
-    c.eval.chain.samples = 16  # K, paths for each image
+    c.eval.chain = ConfigDict()  # for the estimator chain: importance weights on a chain
+    c.eval.chain.timesteps = 50  # T, for a diffusion model; other models have chains of fixed length
+    c.eval.chain.samples = 16  # K, the number of paths per image
 
-    c.eval.ode = ConfigDict()  # of the estimator ode: the likelihood of the probability-flow ODE
+    c.eval.ode = ConfigDict()  # for the estimator ode: the likelihood of the probability-flow ODE
     c.eval.ode.tolerance = 1e-5  # relative and absolute error of z by which the solver chooses its steps
-    c.eval.ode.nodes = 128  # intervals in γ of the divergence's integral; a multiple of 4
+    c.eval.ode.nodes = 128  # number of intervals in γ for the integral of the divergence; a multiple of 4
     c.eval.ode.samples = 4  # K of the importance-weighted bound with the exact divergence
-    c.eval.ode.images = 48  # images with the exact divergence, which needs a Jacobian at each node
+    c.eval.ode.images = 48  # number of images with the exact divergence, which needs a Jacobian per node
 
-    c.codec = ConfigDict()  # of --mode=compress and decompress, and of the estimator codec
-    c.codec.timesteps = 200  # T, for a diffusion; the chain of another model has a fixed length
-    c.codec.lanes = 0  # stacks, coded in parallel, each with its own initial bits; 0: one per 256 images
-    c.codec.fineness = 16.0  # parts into which a latent's smallest standard deviation is divided
+    c.codec = ConfigDict()  # for --mode=compress and decompress, and for the estimator codec
+    c.codec.timesteps = 200  # T, for a diffusion model; other models have chains of fixed length
+    c.codec.lanes = 0  # number of parallel stacks, each with its own initial bits; 0: one per 256 images
+    c.codec.fineness = 16.0  # number of parts into which a latent's smallest standard deviation is divided
     c.codec.anywhere = False  # whether to attempt to decode a file from another machine or version
     c.codec.seed = 0  # seed of the initial bits
     c.codec.images = 360  # number of test images for the estimator codec; 0: all
 
-    c.sample = ConfigDict()  # of --mode=sample, and of the samples during training
+    c.sample = ConfigDict()  # for --mode=sample, and for samples during training
     c.sample.num = 64  # number of samples
     c.sample.batch_size = 64  # samples in one call of the devices, over all devices of all hosts
     return c
@@ -140,7 +140,7 @@ def _section(
             below, _section_of(given, part, f"{path}.{part}"), f"{path}.{part}", names, drop
         )
     plain = {field: value for field, value in given.items() if field not in ("name", *cls.sections)}
-    # An empty section is that of default(), for a component without fields.
+    # Ignores empty sections: default() has them, also for a component without fields.
     _update(
         section, {k: v for k, v in plain.items() if not isinstance(v, Mapping | ConfigDict) or v}, path, drop
     )
@@ -179,7 +179,7 @@ def _update(config: ConfigDict, given: Mapping[str, Any], path: str, drop: bool)
 
 
 def unread(section: Any, path: str, field: str) -> UserError:
-    """The error for a section of a config, at `path`, that has no such field."""
+    """The error for a field that the section at `path` of a config does not have."""
     where = f"config.{path}.{field}" if path else f"config.{field}"
     fields = sorted(section, key=lambda name: (name != "name", name))
     reader = f"{section['name']!r} has no such field" if "name" in section else "there is no such field"
@@ -197,7 +197,7 @@ def load(file: str) -> ConfigDict:
     """The result of get_config() of a config file; FILE:ARGUMENT calls get_config(ARGUMENT).
 
     Raises:
-      UserError: the file does not exist, or fails.
+      UserError: the file does not exist, or raises an exception.
     """
     path, _, argument = file.partition(":")
     require(pathlib.Path(path).is_file(), f"--config is {file!r}, which does not exist.{_nearest_file(path)}")
@@ -229,9 +229,9 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def places() -> Iterator[tuple[str, str, list[str]]]:
-    """(section, kind of its component, names of the components that have the section) of every section that
-    describes a component: ("model.schedule", "schedule", ["diffusion", "mhvae", …]). The sections in
-    `COMPONENTS` are in every config, and their list is empty."""
+    """Yields (section, kind of its component, names of the components that have the section) for every
+    section that describes a component, such as ("model.schedule", "schedule", ["diffusion", "mhvae", …]). The
+    sections in `COMPONENTS` are in every config, and their list is empty."""
 
     def below(path: str, kind: str, of: list[str]) -> Iterator[tuple[str, str, list[str]]]:
         yield path, kind, of

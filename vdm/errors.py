@@ -14,11 +14,12 @@ class UserError(Exception):
 
 
 class Failed(Exception):
-    """The machine failed, as by a full disk: with room, the same command resumes. Exit code 1."""
+    """The machine failed, for example by a full disk. Once the cause is removed, the same command resumes.
+    Exit code 1."""
 
 
 class Stopped(Exception):
-    """A signal asked the process to stop, and all is saved. `code` is the exit code."""
+    """A signal asked the process to stop, and its state is saved. `code` is the exit code."""
 
     def __init__(self, code: int):
         super().__init__(code)

@@ -24,11 +24,11 @@ class Estimate:
 
     Attributes:
       values: {term: value of each image, float64}; "bpd" is the sum of the terms.
-      noise: {term: Monte-Carlo error, the standard error of the mean over these very images}. NaN for a
-        single set of draws; too large if sets differ in size.
-      passes: how often each image was evaluated.
-      exact: whether it is the negative log-likelihood itself, and not the negative ELBO.
-      given_label: whether it is the likelihood of images given their labels.
+      noise: {term: Monte-Carlo error, the standard error of the mean over exactly these images}. NaN for a
+        single set of draws; too large if the sets differ in size.
+      passes: number of times that each image was evaluated.
+      exact: whether the estimate is of the negative log-likelihood itself, and not of the negative ELBO.
+      given_label: whether the likelihood is that of images given their labels.
       data: fingerprint of the images; "" if it is unknown.
     """
 
@@ -88,7 +88,7 @@ def combine(sets: Sequence[tuple[int, dict[str, PerImage]]], shape: tuple[int, .
 
     Args:
       sets: for each set, the number of passes, and the sum of each term over these passes, in nats.
-      shape: of an image.
+      shape: shape of an image.
     """
     passes = np.array([length for length, _ in sets], np.float64)
     bits = {name: bits_per_dim(np.stack([terms[name] for _, terms in sets]), shape) for name in sets[0][1]}
@@ -107,8 +107,8 @@ def combine(sets: Sequence[tuple[int, dict[str, PerImage]]], shape: tuple[int, .
 
 
 def require_possible(estimate: Estimate, what: str = "the bound") -> None:
-    """Raises UserError if an estimate is not a number, or is impossibly low: levels have probabilities, so
-    that −log P(x), and every bound above it, is at least 0."""
+    """Raises UserError if an estimate is not a number, or is impossibly low: as x is discrete, −log P(x) and
+    every upper bound on it are at least 0."""
     for name, bits in reversed(estimate.mean.items()):  # the sum is the first
         require(
             not math.isnan(bits),

@@ -16,7 +16,7 @@ class Gaussian(NamedTuple):
     log_variance: jax.Array
 
 
-# N(0, I), of any shape; by NumPy, as the import of a module must not start JAX.
+# N(0, I), of any shape; a NumPy array, as importing a module must not start JAX.
 STANDARD = Gaussian(*np.zeros((2,), np.float32))  # type: ignore[arg-type]
 
 

@@ -6,8 +6,8 @@
   images = model.sample(16)                 # uint8 [16, 8, 8, 1]
   print(model.bits_per_dim(images))         # the ELBO with its error and its terms
 
-`import vdm` gives the names here (vdm/__init__.py), and imports this file when one of them is used.
-docs/guide/first_run.md has an example, and docs/reference.md all functions.
+`import vdm` provides the functions of this file (vdm/__init__.py), and imports it when one of them is used.
+docs/guide/first_run.md has an example, and docs/reference.md lists all functions.
 """
 
 from collections.abc import Iterator, Mapping
@@ -41,8 +41,8 @@ from vdm.sample import make_sampler
 
 
 class BitsPerDim(Estimate):
-    """An Estimate; as text, a table in the form of --mode=eval: each term and their sum, with the standard
-    error and its two parts."""
+    """An Estimate that prints as a table, as with --mode=eval: each term and the sum, with the standard error
+    and its two parts."""
 
     def __str__(self) -> str:
         return text.estimate_table(self)
@@ -53,8 +53,7 @@ class Density(NamedTuple):
 
     Attributes:
       edges: γ at the edges of bins; if γ differs between values, the mean over values.
-      per_gamma: bits/dim per unit of γ in each bin; the sum over bins, times their widths, is the diffusion
-        term.
+      per_gamma: bits/dim per unit of γ in each bin; times the bin widths, they sum to the diffusion term.
       se: the standard error of `per_gamma`; NaN for a single image.
     """
 
@@ -68,8 +67,8 @@ class Trained:
     """A trained model with its parameters.
 
     Attributes:
-      config: the complete config of its run.
-      spec: the shape, levels and classes of its images.
+      config: the complete config of the run.
+      spec: the shape, levels and classes of the images.
       params: the averaged parameters, a tree of arrays.
       model: the model, whose methods take `params` as their first argument.
       step: the number of training steps.
@@ -87,8 +86,8 @@ class Trained:
         return f"<{self.config.model.name} of {count:,} parameters on {images}; step {self.step:,}>"
 
     def sample(self, count: int = 64, seed: int = 0) -> Images:
-        """Draws samples, uint8 [count, height, width, channels], as --mode=sample does with this config.seed.
-        A model that is conditioned on labels gets the labels 0, 1, … in turn.
+        """Draws samples, uint8 [count, height, width, channels], as --mode=sample does with `seed` as
+        config.seed. A model that is conditioned on labels gets the labels 0, 1, … in turn.
 
         Raises:
           UserError: `count` is not 1 or more.
@@ -104,14 +103,15 @@ class Trained:
         model has it in closed form.
 
         Args:
-          images: below spec.vocab_size, of any number and in any order.
-          labels: 0 … spec.classes − 1, for a model that is conditioned on them.
-          passes: how often each image is evaluated, with new times and noise each time.
-          seed: of the times and the noise; --mode=eval uses config.seed.
+          images: images with values below spec.vocab_size, in any number and order.
+          labels: labels 0 … spec.classes − 1, for a model that is conditioned on labels.
+          passes: number of times that each image is evaluated, with new times and noise each time.
+          seed: seed of the times and the noise; --mode=eval uses config.seed.
 
         Returns:
-          bits/dim: `mean`, and its standard error `se`, whose part `images_se` is due to the choice of the
-          images and `noise` to the draws, each {"bpd": the sum, term: …}; `values` has those of each image.
+          The bits/dim: `mean`, its standard error `se`, and the two parts of this error, `images_se` due to
+          the choice of the images and `noise` due to the draws. Each is {"bpd": of the sum, term: …};
+          `values` has the bits/dim of each image.
 
         Raises:
           UserError: an argument is not accepted.
@@ -137,8 +137,8 @@ class Trained:
         return Density(columns["gamma_edges"], columns["per_gamma"], columns["per_gamma_se"])
 
     def gamma(self, t: Float[np.ndarray, "*times"] | float) -> Float[np.ndarray, "..."]:
-        """γ(t) = −log SNR at times from 0 (data) to 1 (noise), in the shape of t; if each value of an image
-        has its own γ, with the axes of an image appended.
+        """γ(t) = −log SNR at times from 0 (data) to 1 (noise), in the shape of t. If γ differs between the
+        values of an image, the axes of an image are appended.
 
         Raises:
           UserError: a time is not in [0, 1], or the model has no γ.
@@ -167,7 +167,7 @@ class Trained:
         return evaluate(self.params, _whole("passes", passes), progress=True)
 
     def _split(self, images: Images, labels: Labels | None) -> dataset.Split:
-        """The images as a split, checked."""
+        """Checks the images and labels, and returns them as a split."""
         images, levels, classes = np.asarray(images), self.spec.vocab_size, max(self.spec.classes, 1)
         require(
             images.dtype == np.uint8 and images.shape[1:] == self.spec.shape and len(images),
@@ -223,11 +223,11 @@ def load(folder: str | pathlib.Path, **fields: Any) -> Trained:
 
     Args:
       folder: the workdir or the exported folder.
-      **fields: fields of its config to set, as in `config_of`: model__sample_steps=20, for instance, or
+      **fields: fields of the config to set, as in `config_of`: model__sample_steps=20, for instance, or
         eval__checkpoint="best".
 
     Raises:
-      UserError: it holds no model, or one that is damaged; or a field is not accepted.
+      UserError: the folder holds no model, or a damaged one; or a field is not accepted.
     """
     path = pathlib.Path(folder).expanduser()
     is_workdir = workdir_lib.newest(path) is not None
@@ -252,7 +252,7 @@ def load(folder: str | pathlib.Path, **fields: Any) -> Trained:
 def train_model(
     config: str | pathlib.Path | Mapping[str, Any] | ConfigDict, workdir: str | pathlib.Path
 ) -> Trained:
-    """Trains as the command does, from the newest checkpoint of `workdir` or from the start, up to
+    """Trains as --mode=train does, from the newest checkpoint of `workdir` or from step 0, up to
     config.train.steps, and returns the trained model.
 
     Args:
@@ -261,8 +261,8 @@ def train_model(
 
     Raises:
       UserError: the config is not accepted, or differs from that of the workdir.
-      KeyboardInterrupt, SystemExit: Ctrl-C, or SIGTERM or SIGUSR1, asked the training to stop. All is saved,
-        and the same call resumes.
+      KeyboardInterrupt, SystemExit: Ctrl-C, or SIGTERM or SIGUSR1, asked the training to stop. The state is
+        saved, and the same call resumes.
     """
     whole, path = config_of(config), pathlib.Path(workdir).expanduser()
     workdir_lib.make(path)
@@ -304,7 +304,7 @@ def _whole(name: str, value: Any, least: int = 1) -> int:
     """Checks that a value is an integer of `least` or more.
 
     Raises:
-      UserError: it is not.
+      UserError: the value is not accepted.
     """
     try:
         found = operator.index(value)

@@ -35,11 +35,11 @@ from vdm.run import Run
 __all__ = ["Report", "Table", "cascade", "judge", "on_host", "table_of_alphas", "table_of_betas"]
 
 
-ROUNDED = 0.01  # tolerance, in steps of a table, for γ to count as one of its steps
+ROUNDED = 0.01  # tolerance, in steps of a Table, within which γ counts as one of its values
 
 
 class _State(NamedTuple):
-    """Replaces step.State."""
+    """Takes the place of step.State."""
 
     ema: Any
     step: int = 0
@@ -47,7 +47,7 @@ class _State(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The results of `judge`; printed as tables and checks.
+    """The results of `judge`, which print as tables and checks.
 
     Attributes:
       rows: the rows of the table, the model's own ELBO first; `rows[i].estimate` has the bits/dim of each
@@ -78,7 +78,7 @@ class Report:
         """The row with this id, or whose name begins with `name`.
 
         Raises:
-          UserError: there is none.
+          UserError: there is no such row.
         """
         every = [*self.rows, *self.depth]
         found = [row for row in every if row.key == name or row.name.startswith(name)]
@@ -87,7 +87,8 @@ class Report:
         return found[0]
 
     def claim(self, name: str, bits_per_dim: Float[np.ndarray, "images"], of: str = "") -> str:
-        """A line on whether an external number agrees with a row; if not, with the mistake that explains it.
+        """A line that states whether an external number agrees with a row, or the mistake that explains the
+        difference.
 
         Args:
           name: the name of the external number.
@@ -95,7 +96,7 @@ class Report:
           of: the start of the row's name; the first row by default.
 
         Raises:
-          UserError: there are more or fewer images than the row has, or there is no such row.
+          UserError: the number of images differs from the row's, or there is no such row.
         """
         claim, row = np.asarray(bits_per_dim, np.float64), self.row(of)
         count = row.estimate.images
@@ -124,8 +125,8 @@ class Table:
         return jnp.interp(t * self.timesteps, places, jnp.asarray(self.values, jnp.float32))
 
     def index(self, gamma: Float[Array, "*any"]) -> Float[Array, "*any"]:
-        """The position of γ in the table, 0 … T: an integer for its values, even if γ was rounded, so that a
-        network that truncates it gets the right step."""
+        """The position of γ in the table, 0 … T. For a γ of the table it is an integer, even if γ was
+        rounded, so that a network that truncates the position gets the right step."""
         places = jnp.arange(len(self.values), dtype=jnp.float32)
         found = jnp.interp(gamma, jnp.asarray(self.values, jnp.float32), places)
         whole = jnp.round(found)
@@ -173,7 +174,7 @@ def judge(
     stage: int = 0,
     **fields: Any,
 ) -> Report:
-    """Evaluates a diffusion model by all estimators: z = α x + σ ε, α² = sigmoid(−γ), σ² = sigmoid(γ).
+    """Evaluates a diffusion model by all estimators, with z = α x + σ ε, α² = sigmoid(−γ), σ² = sigmoid(γ).
 
     Args:
       denoiser: (z [batch, height, width, channels], γ [batch], labels [batch] or None) → ε̂, x̂ or v̂, in the
@@ -182,8 +183,8 @@ def judge(
       images: uint8 images whose likelihood is estimated.
       predicts: "eps", "x" or "v" = α ε − σ x.
       levels: V; the images have values 0 … V − 1.
-      data_range: the values of levels 0 and V − 1 in the units of the denoiser's x: (−1, 1) for DDPM. By
-        default (−1 + 1/V, 1 − 1/V), as in this project.
+      data_range: the values of levels 0 and V − 1 in the units of the denoiser's x, such as (−1, 1) for DDPM.
+        By default (−1 + 1/V, 1 − 1/V), as in this project.
       labels: one for each image; the bound is then on −log p(x|label).
       timesteps: T of the model, 0 for T → ∞. By default the T of a Table, and otherwise 0.
       train_images: training images, to search for copies of the test images.
@@ -258,11 +259,10 @@ def cascade(stages: Mapping[str, Report]) -> Report:
     given the coarser one. Bits of all stages are counted per value of the last stage, which is the image.
 
     Args:
-      stages: the report of each stage by its name, all of the same images; the terms of the sum have these
-        names.
+      stages: {name: report} of the stages, all of the same images; the terms of the sum have these names.
 
     Raises:
-      UserError: stages are of different numbers of images, or share their noise.
+      UserError: the stages have different numbers of images, or share their noise.
     """
     reports = list(stages.values())
     numbers = [report.stage for report in reports]

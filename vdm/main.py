@@ -228,10 +228,10 @@ def report(unraisable: Any) -> None:
 def cli() -> int:
     """Runs main, and returns the exit code (stop.EXIT_CODES)."""
     # JAX makes millions of objects as it traces, and almost no garbage: garbage collection at Python's
-    # usual rate would take a quarter of the start.
+    # usual rate would take a quarter of the startup time.
     gc.set_threshold(100_000)
     app.define_help_flags()
-    # The libraries' reports are hidden: the run reports a failure in one line.
+    # Hides the libraries' logs: the run reports a failure in one line.
     logging.set_verbosity(logging.FATAL)
     std_logging.getLogger("asyncio").setLevel(std_logging.CRITICAL)  # Orbax's writers
     sys.unraisablehook = report

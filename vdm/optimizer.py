@@ -13,7 +13,7 @@ from vdm.component import Component, accept, choose
 from vdm.errors import require
 from vdm.parameters import Role
 
-MOMENTUM = 0.95  # of Muon, the default of Optax
+MOMENTUM = 0.95  # momentum of Muon, Optax's default
 
 Rate = Callable[[Any], Any]  # step → learning rate
 
@@ -24,12 +24,12 @@ class Optimizer(Component):
 
     Attributes:
       learning_rate: the rate after warm-up.
-      warmup: steps from 0 to the learning rate.
-      decay: of the learning rate after warm-up: constant, or cosine to 0 at the last step.
-      weight_decay: of the parameters that are decayed, times the learning rate.
+      warmup: number of steps in which the rate rises from 0 to learning_rate.
+      decay: the rate after warm-up: constant, or cosine, which falls to 0 at the last step.
+      weight_decay: weight decay per step, relative to the learning rate.
       clip: largest norm of the gradient; 0: not clipped. The interior of a schedule is clipped separately, as
         the gradient of a variance has other units.
-      needs_matrices: whether the optimiser has no effect if no parameter is a matrix.
+      needs_matrices: whether the optimiser is of no use if no parameter is a matrix.
     """
 
     learning_rate: float = 2e-4
@@ -46,7 +46,7 @@ class Optimizer(Component):
             accept(name, getattr(self, name) >= 0, "0 or more")
 
     def updates(self, rate: Rate, roles: PyTree[Role]) -> optax.GradientTransformation:
-        """The transformation of gradients to updates with this learning rate, without clipping."""
+        """The transformation of gradients to updates with the learning rate `rate`, without clipping."""
         raise NotImplementedError
 
 
@@ -56,8 +56,8 @@ class AdamW(Optimizer):
 
     Attributes:
       b1: decay of Adam's mean of the gradients.
-      b2: decay of Adam's mean of their squares.
-      eps: the constant that Adam adds to the root of that mean.
+      b2: decay of Adam's mean of the squared gradients.
+      eps: the constant that Adam adds to the root of the mean square.
     """
 
     b1: float = 0.9
@@ -85,8 +85,8 @@ class Muon(Optimizer):
     Optax's Muon has no mask for the weight decay of the other parameters, so it decays a schedule, too.
 
     Attributes:
-      dtype: of the products that orthogonalise an update: float32, or bfloat16 for GPUs. Momentum and
-        parameters are float32; with bfloat16 the momentum has no bias correction.
+      dtype: type of the matrix products that orthogonalise an update: float32, or bfloat16 for GPUs. Momentum
+        and parameters are float32; with bfloat16 the momentum has no bias correction.
     """
 
     b1: float = 0.9
@@ -103,7 +103,7 @@ class Muon(Optimizer):
     def updates(self, rate: Rate, roles: PyTree[Role]) -> optax.GradientTransformation:
         if self.dtype == "float32":
             return self._muon(rate, roles)
-        # The products have the type of the input of Optax's Muon: so the momentum is computed before it.
+        # Optax's Muon computes its products in the type of its input, so the momentum is computed before it.
         narrow, wide = (
             optax.stateless(lambda tree, _, to=to: optax.tree.cast(tree, to))
             for to in (self.dtype, "float32")
@@ -116,7 +116,7 @@ class Muon(Optimizer):
         )
         others = optax.nadamw(rate, self.b1, self.b2, self.eps, weight_decay=self.weight_decay)
 
-        def labels(params):  # of trees in which some parts may be masked
+        def labels(params):  # for trees in which some parts may be masked
             of = lambda role, part: jax.tree.map(lambda _: "matrix" if role.matrix else "other", part)
             return jax.tree.map(of, roles, params)
 
@@ -143,11 +143,11 @@ class Muon(Optimizer):
 def build(
     section: Any, steps: int, roles: PyTree[Role], params: PyTree | None = None
 ) -> optax.GradientTransformation:
-    """The optimiser that `config.optimizer` describes, for a run of so many steps.
+    """The optimiser that `config.optimizer` describes, for a run of `steps` steps.
 
     Args:
-      roles: of the parameters.
-      params: their shapes and types, with which a custom optimiser is verified.
+      roles: the roles of the parameters.
+      params: shapes and types of the parameters, with which a custom optimiser is verified.
 
     Raises:
       UserError: a field has a value that is not accepted, the model has no matrices for an optimiser that
@@ -177,8 +177,8 @@ def build(
 
 
 def _verify(name: str, updates: optax.GradientTransformation, params: PyTree) -> None:
-    """Raises UserError if it does not return an update for each parameter, or changes the form of its
-    state."""
+    """Raises UserError if an optimiser does not return an update for each parameter, or changes the form of
+    its state."""
     like = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree)
     state = jax.eval_shape(updates.init, params)
     update, after = jax.eval_shape(updates.update, params, state, params)

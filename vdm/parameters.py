@@ -1,4 +1,4 @@
-"""The role of a parameter for the optimiser: decayed or not, a matrix or not, inside a schedule or not.
+"""The role of a parameter for the optimiser: whether it is decayed, a matrix, or a schedule's interior.
 
 Each component declares the roles of its parameters (`roles`), so that a parameter's name matters only in the
 file that defines it.
@@ -17,11 +17,12 @@ class Role:
     """The role of one parameter.
 
     Attributes:
-      decayed: whether weight decay draws it towards zero.
-      matrix: the axes over which a matrix sums, and those of its result; any other axis counts matrices. None
-        for a parameter that Muon should leave to its second optimiser.
-      interior: whether it bends a noise schedule between its end points. Its gradient is clipped separately.
-      fixed: whether it is never updated.
+      decayed: whether weight decay draws the parameter towards zero.
+      matrix: the axes over which a matrix sums, and the axes of its result; any other axis indexes matrices.
+        None for a parameter that Muon should leave to its second optimiser.
+      interior: whether the parameter changes a noise schedule only between the end points. Its gradient is
+        clipped separately.
+      fixed: whether the parameter is never updated.
     """
 
     decayed: bool = True
@@ -46,7 +47,7 @@ def by_path(params: PyTree, role_of: Callable[[list[str], Any], Role]) -> PyTree
 
 def matrices_of_loops(params: PyTree, *loops: str) -> PyTree[Role]:
     """Roles for scanned layers, whose dense kernels are matrices: the parameters called "kernel",
-    [layers, in, …, out], below one of the names in `loops`. An axis between in and out counts matrices."""
+    [layers, in, …, out], below one of the names in `loops`. An axis between in and out indexes matrices."""
 
     def role_of(names, value):
         stacked = names[-1] == "kernel" and value.ndim >= 3 and not set(names).isdisjoint(loops)

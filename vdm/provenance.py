@@ -1,4 +1,4 @@
-"""provenance.json of a workdir: an entry for each start of the run."""
+"""provenance.json of a workdir, with an entry for each time that the run was started or resumed."""
 
 from collections.abc import Sequence
 import datetime
@@ -22,17 +22,17 @@ LARGEST = 2_000_000  # bytes of the largest patch that is kept
 
 
 def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """The entries, oldest first; [] if there are none."""
+    """The entries, oldest first; [] if there is no entry."""
     path = workdir / "provenance.json"
     try:
         return json.loads(path.read_text()) if path.exists() else []
     except ValueError:
-        return []  # a missing or damaged record stops no run
+        return []  # a missing or damaged record does not stop a run
 
 
 def write(workdir: pathlib.Path, step: int, args: Sequence[str]) -> None:
-    """Adds an entry for a start after `step`: commit, versions, devices and the command `args`. If tracked
-    files of the checkout were changed, keeps the change as a patch for `git apply`."""
+    """Adds an entry for a run that starts or resumes at `step`: commit, versions, devices and the command
+    `args`. If tracked files of the checkout were changed, keeps the change as a patch for `git apply`."""
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     before, code = read(workdir), of_checkout(pathlib.Path(vdm.__file__).parent)
     patch = code.pop("patch", b"")
@@ -56,7 +56,7 @@ def of_machine() -> dict[str, Any]:
 
 def of_checkout(package: pathlib.Path) -> dict[str, Any]:
     """The commit of the checkout that contains the package, whether it was changed, and how; {} if the
-    package is in no checkout."""
+    package is not in a checkout."""
 
     def git(*args):
         line = ["git", "--no-optional-locks", "-C", str(package), *args]

@@ -18,7 +18,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, first: pathlib.Path) -> None:
     """Trains the config of the run `first` in `workdir`, and compares every line of metrics.jsonl.
 
     Raises:
-      UserError: as train.run does, or the first run has measured nothing.
+      UserError: train.run raises it, or the first run has no measurements.
       Failed: a number differs.
     """
     rows = read_metrics(first / "metrics.jsonl")

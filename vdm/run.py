@@ -68,7 +68,7 @@ def build(config: ConfigDict, data: Data | None = None) -> Parts:
     like = step_lib.trained(params, own)
     optimizer = optimizer_lib.build(config.optimizer, config.train.steps, roles, like)
     init = step_lib.make_init(model, objective, optimizer, config.seed, example)
-    # From the shapes of the parameters: tracing a large model's init again takes a third of a second.
+    # Uses the shapes of the parameters, as tracing a large model's init again takes a third of a second.
     like = jax.eval_shape(
         lambda params, own: step_lib.first_state(model, optimizer, params, own), params, own
     )
@@ -116,7 +116,7 @@ def restore(config: ConfigDict, workdir: pathlib.Path, images: bool = True) -> R
 
 def _state(config: ConfigDict, workdir: pathlib.Path, like: step_lib.State) -> step_lib.State:
     """The State of the intact checkpoint that config.eval.checkpoint selects."""
-    from vdm.runtime import checkpoint  # a late import, as Orbax is slow to import
+    from vdm.runtime import checkpoint  # imported late, as importing Orbax is slow
 
     while True:
         steps = checksums.whole_steps(workdir, move=jax.process_index() == 0 and lock.is_free(workdir))

@@ -19,15 +19,15 @@ from vdm.runtime.randomness import Rng
 
 Samples = UInt8[np.ndarray, "samples height width channels"]
 
-# Folded into the seed: the noise of sampling is separate, and the same for every checkpoint.
+# Folded into the seed: sampling has its own noise, which is the same for every checkpoint.
 _SAMPLE = 3
 
 
-SPLIT = (False, True), (True,)  # of `of_device`: which arguments and results are split over devices
+SPLIT = (False, True), (True,)  # which arguments and results of `of_device` are split over devices
 
 
 def of_device(model: Model, config: ConfigDict, spec: Spec) -> Callable[..., tuple[Array]]:
-    """The function of one device that `make_sampler` maps: (params, indices of samples) → samples."""
+    """The function for one device that `make_sampler` maps: (params, indices of samples) → (samples,)."""
 
     def on_device(params, index):
         key = jax.random.fold_in(jax.random.key(config.seed), _SAMPLE)
@@ -47,11 +47,13 @@ def of_device(model: Model, config: ConfigDict, spec: Spec) -> Callable[..., tup
 def make_sampler(model: Model, config: ConfigDict, data: Data) -> Callable[..., Samples]:
     """Returns sample(params, progress=False) → config.sample.num samples.
 
-    `params` are replicated; every host calls it and gets all samples. Labels, if the model is conditioned on
-    them, are 0, 1, … in turn. A sample depends only on the seed and its index, not on the batch size.
+    `params` are replicated; every host calls the function and gets all samples. Labels, if the model is
+    conditioned on them, are 0, 1, … in turn. A sample depends only on the seed and its index, and not on the
+    batch size.
 
     Raises:
-      UserError: the batch is not divisible by the devices, or config.sample.num is less than 1.
+      UserError: the batch size is not divisible by the number of devices, or config.sample.num is less than
+        1.
     """
     num, batch_size = config.sample.num, config.sample.batch_size
     require(num > 0, f"config.sample.num is {num}; accepted: 1 or more.")
@@ -60,7 +62,7 @@ def make_sampler(model: Model, config: ConfigDict, data: Data) -> Callable[..., 
         f"config.sample.batch_size is {batch_size}; accepted: a multiple of the {devices.count()} devices.",
     )
 
-    # Few samples take a batch of their number, rounded up to a multiple of the devices.
+    # If there are few samples, the batch has their number, rounded up to a multiple of the devices.
     batch_size = min(batch_size, -(-num // devices.count()) * devices.count())
     mapped = devices.over_devices(of_device(model, config, data.spec), config.parallel, *SPLIT)
     share = batch_size // jax.process_count()

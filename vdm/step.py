@@ -1,4 +1,4 @@
-"""The training step: loss → gradient → mean over devices → optimiser → EMA; pure."""
+"""The training step, a pure function: loss → gradient → mean over devices → optimiser → EMA."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,10 +26,10 @@ class State(NamedTuple):
     Attributes:
       step: number of steps taken.
       params: the parameters.
-      ema: their exponential moving average, which is evaluated.
-      opt_state: of the optimiser.
-      moments: statistics of the losses for the distribution of times (Times.init); None without any.
-      objective: the parameters of the objective; None without any.
+      ema: the exponential moving average of the parameters, which is evaluated.
+      opt_state: the state of the optimiser.
+      moments: statistics of the losses for the distribution of times (Times.init), or None.
+      objective: the parameters of the objective, or None.
     """
 
     step: Int[Array, ""]
@@ -56,7 +56,7 @@ def make_init(
 def first_state(
     model: Model, optimizer: optax.GradientTransformation, params: Params, objective: Params
 ) -> State:
-    """The State before the first step, with these parameters of the model and of the objective."""
+    """The State before the first step, with the given parameters of the model and of the objective."""
     # A copy, as the step donates the memory of both.
     ema = jax.tree.map(jnp.copy, params)
     opt_state = optimizer.init(trained(params, objective))
@@ -72,8 +72,7 @@ def init_params(model: Model, objective: Objective, seed: int, batch: Batch) -> 
 
 
 def trained(params: PyTree, objective: PyTree) -> PyTree:
-    """The parameters that the optimiser updates: those of the model, with those of the objective if it has
-    any."""
+    """The parameters that the optimiser updates: the model's, and the objective's unless these are None."""
     return params if objective is None else {"model": params, "objective": objective}
 
 
@@ -94,7 +93,7 @@ def make_step(
 ) -> Callable[[State, Batch, Batch], tuple[State, dict[str, Float[Array, "steps"]]]]:
     """Returns (state, data, batch) → (state, metrics), for one device of the axis "batch".
 
-    It takes as many steps as `batch` holds, in one scan, so that the host is rarely involved. `data` is
+    A call takes as many steps as `batch` holds, in one scan, so that the host is rarely involved. `data` is
     {"image": [n, height, width, channels], "label": [n]}, and `batch` is {"index": [steps, batch per
     device]}; or `data` is {}, and `batch` holds images and labels with the leading axes [steps, batch per
     device].

@@ -63,15 +63,15 @@ def chunks(first: int, train: ConfigDict, substeps: int) -> Iterator[tuple[int, 
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Trains from the newest checkpoint of `workdir`, or from the start, to config.train.steps.
+    """Trains from the newest checkpoint of `workdir`, or from step 0, to config.train.steps.
 
     Writes config.json, metrics.jsonl, TensorBoard events, checkpoints/, elbo.png, samples/*.png, and at the
     end eval.json, samples.png and samples.npz.
 
     Raises:
       UserError: the config is not accepted, or differs from that of the workdir.
-      Failed: the machine failed, as by a full disk.
-      Stopped: Ctrl-C, SIGTERM or SIGUSR1 asked the run to stop, and all is saved.
+      Failed: the machine failed, for example by a full disk.
+      Stopped: Ctrl-C, SIGTERM or SIGUSR1 asked the run to stop, and its state is saved.
     """
     check(config)
     with lock.hold(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
@@ -82,7 +82,7 @@ def newest_whole(workdir: pathlib.Path) -> int | None:
     """The step of the newest intact checkpoint, the same on all processes; None if there is no checkpoint.
 
     Raises:
-      UserError: all checkpoints are damaged, or the run was imported and has none.
+      UserError: all checkpoints are damaged, or the run was imported and has no checkpoint.
     """
     found = 0
     if jax.process_index() == 0:
@@ -123,7 +123,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, newest: int | None) -> Non
     except (TypeError, ValueError, IndexError):
         parts.model.verify(parts.init().ema)  # names the faulty component, if there is one
         raise
-    from vdm.runtime import checkpoint  # a late import, as Orbax is slow to import
+    from vdm.runtime import checkpoint  # imported late, as importing Orbax is slow
 
     checkpoints = checkpoint.Checkpoints(workdir, train.keep)
     state, rest = (parts.init(), {}) if newest is None else checkpoints.restore(parts.like, first)
@@ -151,7 +151,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, newest: int | None) -> Non
             bpd = report(config, step, state.ema, running, evaluate, validate, sample, log)
             stopping = step < train.steps and stop.asked()
             if due(step, train.checkpoint_every, train.steps) or stopping:
-                require_finite(step, running.sums)  # or it would replace a good checkpoint
+                require_finite(step, running.sums)  # otherwise it would replace a good checkpoint
                 rest = {"running": running.sums, "seconds": log.seconds()}
                 checkpoints.save(step, devices.as_global(state), rest, bpd)
             if stopping:
@@ -172,7 +172,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, newest: int | None) -> Non
 
 
 def make_validator(parts: run_lib.Parts, config: ConfigDict) -> Callable[..., Any] | None:
-    """The evaluator of the validation images; None if there are none."""
+    """The evaluator of the validation images; None if there are no validation images."""
     if parts.data.validation is None:
         return None
     config = config.copy_and_resolve_references()
@@ -188,8 +188,8 @@ def compile_step(
     Tracing needs Python and compilation does not, so that meanwhile the state is made and images are read.
 
     Returns:
-      the step; its batches from the step `first` on, (step, count, batch); and a function that waits until
-      the step is compiled.
+      the training step; its batches (step, count, batch) from the step `first` on; and a function that waits
+      until the training step is compiled.
     """
     step = step_lib.make_step(parts.model, parts.objective, parts.optimizer, config, parts.data.spec.shape)
     step_fn = devices.over_devices(

@@ -24,9 +24,9 @@ from vdm.runtime.atomic import atomic_path, write_text
 FILES = {
     "config.json": "the complete config; later commands on this workdir need no `--config`",
     "components/": "the modules of components that the config names by import path",
-    "provenance.json": "for each start: the commit, changed files of the checkout, versions, devices and the "
-    "command",
-    "start-NUMBER.patch": "the changes to the checkout at that start, for `git apply`",
+    "provenance.json": "an entry each time the run was started or resumed: the commit, changed files of the "
+    "checkout, versions, devices and the command",
+    "start-NUMBER.patch": "the changes to the checkout at that time, for `git apply`",
     "imported.json": "the source of `--mode=import`",
     "data.json": "fingerprints of 256 images of each split, their shape, levels and classes; a run is not "
     "resumed with other images",
@@ -79,7 +79,7 @@ HARMLESS = (
 
 
 def newest(workdir: pathlib.Path) -> int | None:
-    """The step of the newest checkpoint in the workdir, or None if there is none."""
+    """The step of the newest checkpoint in the workdir; None if there is no checkpoint."""
     names = [path.name for path in pathlib.Path(workdir).glob("checkpoints/*")]
     return max((int(name) for name in names if name.isdigit()), default=None)
 
@@ -109,7 +109,7 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     """The complete config that the workdir was started with.
 
     Raises:
-      UserError: it is missing or damaged, or names a component whose module is not found.
+      UserError: config.json is missing or damaged, or names a component whose module is not found.
     """
     require_modules(workdir)
     return config_lib.complete(read_raw(workdir), drop_unread=True)
@@ -119,7 +119,7 @@ def read_raw(workdir: pathlib.Path) -> dict[str, Any]:
     """config.json, with the field names of older versions replaced.
 
     Raises:
-      UserError: it is missing or damaged.
+      UserError: config.json is missing or damaged.
     """
     path = pathlib.Path(workdir) / "config.json"
     require(path.is_file(), f"{str(workdir)!r} is not the workdir of a run: it has no config.json.")
@@ -132,7 +132,7 @@ def read_raw(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def _renamed(found):
-    """A config of an older version in the names of this one."""
+    """Translates a config of an older version to the names of this version."""
     model = found.get("model")
     if not isinstance(model, dict):
         return found
@@ -210,7 +210,7 @@ def load_modules(folder: pathlib.Path) -> None:
     code.
 
     Raises:
-      UserError: there are none, or one fails.
+      UserError: there are no modules, or a module raises an exception.
     """
     require(
         any(folder.glob("*.py")),

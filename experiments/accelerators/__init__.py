@@ -1,1 +1,1 @@
-"""Memory and operations of configs on accelerators, by compiling for them on a machine without any."""
+"""Memory use and operation counts of configs on accelerators, found by compiling for them on any machine."""

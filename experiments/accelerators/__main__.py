@@ -1,15 +1,16 @@
-"""Memory and operations of a config on TPUs and GPUs, by compiling for them on any machine, without them.
+"""Memory use and operation counts of a config on TPUs and GPUs, found by compiling for them on any machine.
 
   pip install -c constraints.txt -e '.[accelerators]'    # the compilers: 1.2 GB on disk
   python -m experiments.accelerators --config=configs/cifar10.py --targets=v5e:2x2,h100:8
 
-Targets are TPU v4, v5e, v5p and v6e with a topology (v5p:2x2x1), and a100, h100, h200 and b200 with their
-number (h100:8; more than 8 are hosts of 8). Each is compiled in a separate process, in half a minute to some
-minutes. Prints a table, and writes it to accelerators.md, with all numbers in accelerators.json.
+Targets are TPU v4, v5e, v5p and v6e with a topology (v5p:2x2x1), and a100, h100, h200 and b200 with the
+number of GPUs (h100:8; above 8, in hosts of 8). Each is compiled in a separate process, which takes half a
+minute to several minutes. Prints a table and writes it to accelerators.md, and all numbers to
+accelerators.json.
 
-All numbers are for one device and one step, or one call of the other programs. They are read from the
-optimised program, except for "roofline", which is an estimate: the seconds of the operations or of the bytes
-moved, whichever are more, at the peaks that the device's maker publishes.
+All numbers are for one device and one training step, or one call of another program. They are read from the
+optimised program, except for "roofline", an estimate: the time of the operations or of the memory traffic,
+whichever is longer, at the manufacturer's peak rates.
 """
 
 from collections.abc import Sequence
@@ -64,7 +65,7 @@ COLUMNS = {
 
 
 def case(target_name: str, config: Any, program: str, shape: Any = None) -> dict[str, Any]:
-    """Every number of one program on one target; `shape` as in programs.data_of.
+    """All numbers of one program on one target; `shape` as in programs.data_of.
 
     Raises:
       UserError: the target is unknown, or the program does not fit or compile.
@@ -109,7 +110,7 @@ def case(target_name: str, config: Any, program: str, shape: Any = None) -> dict
 
 
 def row(found: dict[str, Any]) -> list[str]:
-    """The cells of one case."""
+    """The table's cells for one case."""
     collectives = ", ".join(
         f"{n:.0f} {kind} ({found['collective bytes'][kind] / 1e6:.1f})"
         for kind, n in found["collectives"].items()

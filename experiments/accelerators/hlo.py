@@ -1,7 +1,7 @@
 """Counts what a compiled program does, from the text of its optimised HLO.
 
-A computation counts as often as it is executed: the body of a loop once per iteration, if the compiler knows
-their number.
+A computation is counted once per execution. The body of a loop is counted once per iteration, if the number
+of iterations is known.
 """
 
 from collections import Counter
@@ -26,8 +26,8 @@ _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line. `shapes` are (type, sizes) of its results, `inside` is the text in its parentheses, and
-    `rest` the text after them."""
+    """One line of HLO. `shapes` are the (type, sizes) of its results, `inside` is the text in its
+    parentheses, and `rest` is the text after them."""
 
     name: str
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
@@ -44,17 +44,18 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """The counts of one device, in one call.
+    """The counts of one device in one call.
 
     Attributes:
-      kernels: how often a kernel is started, or a library called, by kind.
-      collectives: how often, by kind; and the bytes of their results.
-      host: transfers to or from the host, and calls of it.
-      operations: floating-point operations of products and convolutions, by the type of the factors.
-      products: number of products and convolutions in the text, by that type.
-      moved: bytes that are read and written, if every kernel reads its operands and writes its results.
-      copies: separate copies and transposes, by kind.
-      unknown_trips: loops whose number of iterations the compiler does not state: they count once.
+      kernels: number of kernel launches and library calls, by kind.
+      collectives: number of collective operations, by kind.
+      collective_bytes: bytes of their results, by kind.
+      host: number of transfers to or from the host, and of host callbacks.
+      operations: floating-point operations of matrix products and convolutions, by operand type.
+      products: number of matrix products and convolutions in the text, by operand type.
+      moved: bytes read and written, if every kernel reads its operands and writes its results.
+      copies: number of separate copies and transposes, by kind.
+      unknown_trips: number of loops of unknown length; the body of each is counted once.
     """
 
     kernels: Counter[str]
@@ -69,16 +70,16 @@ class Counts:
 
     @property
     def narrow(self) -> float:
-        """Operations in 16 bits."""
+        """Operations on 16-bit types."""
         return sum(work for dtype, work in self.operations.items() if dtype in ("bf16", "f16"))
 
     @property
     def wide(self) -> float:
-        """The other operations."""
+        """Operations on all other types."""
         return sum(self.operations.values()) - self.narrow
 
     def seconds(self, chip: Chip) -> tuple[float, float]:
-        """The seconds of the operations, and of the bytes, at a chip's peaks."""
+        """The seconds that the operations and the memory traffic take at a chip's peak rates."""
         return self.narrow / chip.bfloat16 + self.wide / chip.float32, self.moved / chip.bandwidth
 
 
@@ -131,8 +132,8 @@ def count(text: str) -> Counts:
 
 
 def walk(computations: dict[str, list[Instruction]], entry: str) -> Iterator[tuple[str, int, bool]]:
-    """(computation, number of executions, whether that is known) for each that is not part of a fusion; of
-    the branches of a conditional only the first."""
+    """Yields (computation, number of executions, whether that number is known) for each computation outside
+    fusions; of a conditional, only the first branch."""
     waiting = [(entry, 1, True)]
     while waiting:
         name, times, known = waiting.pop()
@@ -152,8 +153,8 @@ def walk(computations: dict[str, list[Instruction]], entry: str) -> Iterator[tup
 
 
 def trip_count(loop: Instruction, computations: dict[str, list[Instruction]]) -> int | None:
-    """The number of iterations of a while loop, from the compiler, or from its condition if that compares a
-    counter with a constant; otherwise None."""
+    """The number of iterations of a while loop: the compiler's, or the constant in the loop's condition if it
+    has exactly one; otherwise None."""
     said = re.search(r'known_trip_count"?:\{"n":"(\d+)"', loop.rest)
     if said:
         return int(said[1])
@@ -164,7 +165,7 @@ def trip_count(loop: Instruction, computations: dict[str, list[Instruction]]) ->
 
 
 def _bracket(text):
-    """The text inside the open bracket, and the text after it."""
+    """The text up to the bracket that closes the open one, and the text after it."""
     depth = 1
     for place, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")
@@ -194,8 +195,8 @@ def _called(one):
 
 
 def _moved(one, here, computations):
-    """Bytes that an instruction reads and writes. For a slice of an array only the slice counts."""
-    if one.kind in ("copy-start", "slice-start"):  # its results are both ends, and a flag
+    """Bytes that an instruction reads and writes. Of a sliced array, only the slice counts."""
+    if one.kind in ("copy-start", "slice-start"):  # its results are the source, the destination and a flag
         return 2 * min(filter(None, (_bytes(shape) for shape in one.shapes if shape[1])), default=0.0)
     sizes = [here[name].bytes if name in here else 0.0 for name in one.operands]
     if one.kind in ("dynamic-slice", "slice", "gather"):
@@ -223,7 +224,8 @@ def _moved(one, here, computations):
 
 
 def _work(one, here, computations, byname):
-    """(type, floating-point operations) of each product and convolution in an instruction or its fusion."""
+    """(type, floating-point operations) of each matrix product and convolution in an instruction or its
+    fusion."""
     called = _called(one)
     if called:
         found = []
@@ -254,10 +256,10 @@ def _work(one, here, computations, byname):
 
 
 def _share_of_window(one, given, of_given, result, of_result):
-    """The share of a convolution's multiplications that use the input; zeros at the border of an image count.
+    """The share of a convolution's multiplications that use the input; zero padding of an image counts, too.
 
-    On a TPU products are convolutions: those of stacks run along the stack, dilated such that each position
-    uses only one of its values; or they have a border as wide as the input.
+    On a TPU, matrix products are compiled to convolutions. A batched product is a convolution along the batch
+    axis, dilated so that each position uses only one of its values, or padded by the width of the input.
     """
     window = re.search(r"window=\{([^}]*)\}", one.rest)
     if not window or one.kind != "convolution":

@@ -1,4 +1,4 @@
-"""Whether a program fits on a device; otherwise, what takes the memory and which field would help."""
+"""Whether a program fits on a device; if not, what takes the memory and which field to change."""
 
 from collections.abc import Callable, Sequence
 import math
@@ -35,11 +35,11 @@ def require_room(
     """Raises UserError if a device has less memory than the arguments and `temporary` bytes need.
 
     Args:
-      field: of the config, which has the batch's size.
-      args: shapes.
-      split: which of them are split over devices.
-      text: returns the program as StableHLO, to find the largest array; "" if its shapes are those of all
-        devices together.
+      field: the section of the config whose batch_size is meant, such as "train".
+      args: shapes of the program's arguments.
+      split: whether each argument is split over devices.
+      text: returns the program as StableHLO, to find the largest array; returns "" if shapes in the program
+        are those of all devices together.
     """
 
     def size(leaf, shared):
@@ -77,7 +77,8 @@ def require_room(
 
 
 def largest_array(text: str) -> tuple[str, int]:
-    """The largest array in a program as StableHLO, such as 64x32x32x128xbf16, and its bytes; "" if none."""
+    """The largest array in a StableHLO program, such as 64x32x32x128xbf16, and its bytes; ("", 0) without
+    arrays."""
     found = {"": 0}
     for sizes, dtype in set(re.findall(r"tensor<((?:\d+x)+)([a-z]+\d+)\w*>", text)):
         bits = int(re.search(r"\d+", dtype)[0])

@@ -1,5 +1,5 @@
-"""The programs of a config, compiled for devices that are only described: the training step, the evaluation
-and the sampler, as mapped over devices in training."""
+"""Compiles the programs of a config for devices that need not exist: the training step, the evaluation and
+the sampler, each mapped over devices as in a run."""
 
 import contextlib
 import dataclasses
@@ -34,8 +34,8 @@ from vdm.runtime import devices
 
 PROGRAMS = ("step", "evaluation", "sampler")
 
-# Published data sets, which need not exist for a program that is only compiled: the number of training
-# images, and their Spec.
+# The number of training images of published data sets, and their Spec. To compile a program, the images
+# themselves are not needed.
 KNOWN = {
     "cifar10": (50_000, Spec((32, 32, 3), 256, 10)),
     "mnist": (60_000, Spec((28, 28, 1), 256, 10)),
@@ -46,14 +46,14 @@ KNOWN = {
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A program for one device of a target.
+    """A program compiled for one device of a target.
 
     Attributes:
       text: the optimised HLO.
-      memory: JAX's CompiledMemoryStats, bytes a device.
-      seconds: to trace, and to compile.
-      images: that one device processes in a call.
-      parameters: of the model.
+      memory: JAX's CompiledMemoryStats, in bytes per device.
+      seconds: the times of tracing and of compilation.
+      images: number of images that one device processes per call.
+      parameters: number of the model's parameters.
     """
 
     text: str
@@ -64,8 +64,8 @@ class Compiled:
 
 
 def data_of(config: ConfigDict, shape: tuple[int, int, int] | None = None) -> tuple[Split, Spec]:
-    """The training split and the Spec, without images: of a known data set, or of a million images of a
-    `shape`.
+    """The training split and the Spec of config.data, with blank images if the data set is one of KNOWN; or
+    those of a million blank images of the given `shape`.
 
     Raises:
       UserError: the data set is not known and not found.
@@ -91,11 +91,11 @@ def _empty(size, spec):
 def compile_for(
     target: Target, config: ConfigDict, name: str, shape: tuple[int, int, int] | None = None
 ) -> Compiled:
-    """One of PROGRAMS for a Target; `shape` as in `data_of`.
+    """Compiles one of PROGRAMS for a Target; `shape` as in `data_of`.
 
     Raises:
-      UserError: the batch is not a multiple of the devices, or the program needs more memory than a device
-        has, or cannot be compiled.
+      UserError: the batch size is not a multiple of the number of devices, or the program needs more memory
+        than a device has, or it cannot be compiled.
     """
     one_of("the program", name, PROGRAMS)
     split, spec = data_of(config, shape)
@@ -132,8 +132,8 @@ def compile_for(
 
 @contextlib.contextmanager
 def with_cudnn():
-    """Traces cuDNN's attention as on a GPU. JAX looks for the library and a device, but needs neither to
-    compile."""
+    """Traces cuDNN's attention as on a GPU. JAX checks for the library and a device, though compiling needs
+    neither."""
     with (
         mock.patch.object(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000),
         mock.patch.object(fused_attention_stablehlo, "check_compute_capability", lambda _: True),
@@ -150,8 +150,8 @@ def _short(error):
 def _program(
     name: str, config: ConfigDict, split: Split, spec: Spec, share: int
 ) -> tuple[Any, tuple[Any, Any], tuple[PyTree, ...], PyTree]:
-    """A function of one device, which of its arguments and results are split, shapes of its arguments, and
-    those of the model's parameters."""
+    """A function for one device, which of its arguments and results are split, the shapes of its arguments,
+    and the shapes of the model's parameters."""
     model = run_lib.build_model(config, spec)
     objective = objective_lib.build(config.objective, model)
     count = devices.count()

@@ -1,6 +1,6 @@
-"""Accelerators by name: their makers' figures, and JAX devices that describe them.
+"""Accelerators by name: the manufacturers' figures, and JAX devices that describe them.
 
-A program is compiled for such devices ahead of time, on a machine without them.
+Programs are compiled ahead of time for the described devices, on a machine without them.
 """
 
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ EXTRA = "pip install -c constraints.txt -e '.[accelerators]'"
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One device, by its maker's figures for dense products.
+    """The manufacturer's figures of one device.
 
     Attributes:
-      memory: bytes.
-      bandwidth: of that memory, bytes per second.
-      bfloat16: floating-point operations per second of products of bfloat16.
-      float32: of products of float32, as JAX computes them by default: in TensorFloat-32 on a GPU, and on a
-        TPU in bfloat16, in one pass.
+      memory: in bytes.
+      bandwidth: memory bandwidth, in bytes per second.
+      bfloat16: floating-point operations per second of dense bfloat16 matrix products.
+      float32: the same for float32, as JAX computes these products by default: in TensorFloat-32 on a GPU,
+        and in one pass of bfloat16 on a TPU.
     """
 
     memory: float
@@ -49,8 +49,9 @@ GPUS = {
 }
 HOST = 8  # GPUs per host
 
-# The description of a GPU for XLA's compiler: streaming multiprocessors and their arithmetic units, clock in
-# GHz, bytes of L2, of shared memory of a multiprocessor and of a block, compute capability, and its name.
+# The description of a GPU for XLA's compiler: number of streaming multiprocessors, arithmetic units of each,
+# clock in GHz, bytes of L2 cache, bytes of shared memory per multiprocessor and per block, compute
+# capability, and name.
 _CUDA = {
     "a100": (108, 64, 1.41, 41943040, 167936, 166912, (8, 0), "NVIDIA A100-SXM4-80GB"),
     "h100": (132, 128, 1.98, 52428800, 233472, 232448, (9, 0), "NVIDIA H100 80GB HBM3"),
@@ -80,20 +81,20 @@ class Target:
         return self.kind in GPUS
 
     def devices(self) -> Sequence[jax.Device]:
-        """JAX devices that describe it, for devices.described.
+        """JAX devices that describe the target, for devices.described.
 
         Raises:
-          UserError: the compiler is not installed, or there is no such topology.
+          UserError: the compiler is not installed, or the topology does not exist.
         """
         return _gpus(self) if self.is_gpu else _tpus(self)
 
 
 def parse(text: str) -> Target:
-    """A Target by its name: TPU v4, v5e, v5p, v6e and their topology, such as v5e:2x2; or a100, h100, h200,
-    b200 and their number, such as h100:8.
+    """A Target by its name: TPU v4, v5e, v5p or v6e and a topology, such as v5e:2x2; or a100, h100, h200 or
+    b200 and the number of GPUs, such as h100:8.
 
     Raises:
-      UserError: there is no such target.
+      UserError: the target is unknown.
     """
     kind, _, size = text.partition(":")
     one_of(f"the kind of target {text!r}", kind, (*TPUS, *GPUS))
@@ -117,7 +118,7 @@ def parse(text: str) -> Target:
 def _tpus(target):
     os.environ.setdefault(
         "TPU_SKIP_MDS_QUERY", "1"
-    )  # otherwise it asks the network for a TPU of this machine
+    )  # otherwise libtpu queries the network for this machine's TPU
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=target.name).devices
     except Exception as error:

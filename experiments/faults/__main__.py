@@ -4,14 +4,15 @@
   python -m experiments.faults --workdir=runs/F --faults=300         # 200 of them SIGKILL
   python -m experiments.faults --workdir=runs/F2 --faults=10 --processes=2
 
-Draws faults and their moments at random: SIGKILL, also during a save; damage to the newest checkpoint; a full
+Draws faults and their times at random: SIGKILL, also during a save; damage to the newest checkpoint; a full
 disk (on a small file system in memory, if mounting is allowed); a second process; SIGTERM and SIGUSR1; half a
-line in metrics.jsonl; the clock set back; a disk that does not answer. After each fault the same command must
-resume from the newest intact checkpoint; and when a run ends, its parameters, their average, the optimiser
-and every number of metrics.jsonl must be those of the undisturbed run. Then the next run starts.
+line in metrics.jsonl; the clock set back; a disk that does not respond. After each fault, the same command
+must resume from the newest intact checkpoint. When a run ends, its parameters, their average, the optimiser
+state and every number of metrics.jsonl must equal those of the undisturbed run. Then the next run starts.
 
-Prints the table of faults tried, survived and lost, and writes it to faults.md and, with a line for each
-fault, faults.csv; and faults.png: the progress of each start. Exit code 1 if a fault was lost. Needs Linux.
+Prints a table of faults tried, survived and lost, and writes it to faults.md. Also writes faults.csv, with
+one line per fault, and faults.png, which shows the step at which each disturbed process had started. Exits
+with code 1 if a fault was lost. Needs Linux.
 """
 
 from collections.abc import Sequence
@@ -52,13 +53,14 @@ FIELDS = {
 }  # fmt: skip
 ROOM = 24  # MiB of the file system in memory, several times what a run needs
 TIMING = ("seconds", "steps_per_second")
-STEPS = 100  # mean number of steps between two faults of several processes, about those of a second
-START = 0.2  # share of the faults whose moment is before the first step
+STEPS = 100  # mean number of steps before a fault if the run has several processes; takes about a second
+START = 0.2  # share of the faults that come before the first step
 
 
 @dataclasses.dataclass
 class Tried:
-    """One fault: its name, the run, the step from which training resumed, and what went wrong, or ""."""
+    """One fault: its name, its run, the step at which the disturbed process had started, and what went wrong,
+    or ""."""
 
     name: str
     run: int
@@ -101,7 +103,7 @@ def main(others: Sequence[str]) -> int:
 
 
 def campaign(line: Any, workdir: pathlib.Path, expected: Any, tried: list[Tried]) -> None:
-    """Disturbs one run after another until there are enough faults, or the time is over."""
+    """Disturbs one run after another until there are enough faults or the time is up."""
     draw = random.Random(FLAGS.seed)
     until = time.monotonic() + 60 * FLAGS.minutes if FLAGS.minutes else None
     enough = lambda: len(tried) >= (FLAGS.faults or 10**9) or until is not None and time.monotonic() > until
@@ -130,8 +132,8 @@ def campaign(line: Any, workdir: pathlib.Path, expected: Any, tried: list[Tried]
 def disturb(
     target: Target, draw: random.Random, number: int, tried: list[Tried], enough: Any, bar: Any
 ) -> None:
-    """Disturbs one run until it has ended by itself."""
-    newest = 0  # the step of the newest whole checkpoint
+    """Disturbs and resumes one run until it ends by itself."""
+    newest = 0  # the step of the newest intact checkpoint
     last: Tried | None = None
     while True:
         target.start()
@@ -149,7 +151,7 @@ def disturb(
         before = max(target.whole(), default=0)
         problem = fault(target, draw)
         if all(process.poll() == 0 for process in target.processes):
-            break  # it had ended before
+            break  # the run had ended before the fault
         if begun is None and target.begun() is not None and last:
             check(last, target.begun() or 0, newest)
         if "Traceback" in target.output():
@@ -173,13 +175,13 @@ def disturb(
 
 
 def check(fault: Tried, begun: int, newest: int) -> None:
-    """Whether the start after a fault resumed from the right step."""
+    """Records a problem if training resumed after a fault from another step than the newest checkpoint's."""
     if begun != newest:
         fault.problem = fault.problem or f"resumed from step {begun}, not {newest}"
 
 
 def wait_for_moment(target: Target, draw: random.Random) -> None:
-    """Waits for a random moment: before the first step, or within some seconds after it."""
+    """Waits for a random time: before the first step, or within a few seconds after it."""
     early = draw.random() < START
     until = time.monotonic() + draw.uniform(0.0, 5.0)
     while target.runs() and time.monotonic() < until and (early or target.begun() is None):
@@ -188,7 +190,7 @@ def wait_for_moment(target: Target, draw: random.Random) -> None:
         return
     while target.runs() and target.begun() is None:
         time.sleep(0.01)
-    if len(target.processes) > 1:  # there, the first steps take seconds, and all others almost none
+    if len(target.processes) > 1:  # in that case, the first steps take seconds and the others almost none
         step = (target.begun() or 0) + draw.expovariate(1.0 / STEPS)
         while target.runs() and target.step() < step:
             time.sleep(0.01)
@@ -237,7 +239,7 @@ def difference(expected: Any, found: Any) -> str:
 
 
 def table(tried: Sequence[Tried]) -> str:
-    """How many faults of each kind were tried, survived and lost."""
+    """Markdown: the number of faults of each kind that were tried, survived and lost."""
     names = sorted({one.name for one in tried}, key=lambda name: (not name.startswith("kill"), name))
     rows = [(name, [one for one in tried if one.name == name]) for name in names] + [("all", list(tried))]
     cells = [
@@ -259,7 +261,7 @@ def table(tried: Sequence[Tried]) -> str:
 
 
 def plot(workdir: pathlib.Path, tried: Sequence[Tried]) -> None:
-    """Plots the step of training at which each start began."""
+    """Plots, for each fault, the step at which the disturbed process had started."""
     from vdm.reporting.figures import new_figure
 
     figure, axes = new_figure(1, 1, (9, 3.5))

@@ -1,4 +1,4 @@
-"""Faults of a machine, each caused on purpose while a process trains."""
+"""Machine faults, caused on purpose during training."""
 
 from collections.abc import Callable, Sequence
 import os
@@ -22,7 +22,7 @@ class Target:
     """A run that is disturbed: its processes, and their output.
 
     Attributes:
-      workdir: of the run.
+      workdir: the run's workdir.
       mounted: whether the workdir is on a separate small file system.
     """
 
@@ -30,7 +30,7 @@ class Target:
         self.workdir, self._log, self._command, self._count = workdir, log, command, processes
         self.processes: list[subprocess.Popen[bytes]] = []
         self.mounted = False
-        self._from = 0  # position in the log at which this start begins
+        self._from = 0  # position in the log at which the output since the latest start begins
 
     def start(self) -> None:
         """Starts or resumes the run."""
@@ -52,12 +52,12 @@ class Target:
         return self._log.read_bytes()[self._from :].decode(errors="replace")
 
     def step(self) -> int:
-        """The step of the newest training line since the start; 0 without any."""
+        """The step of the newest training line since the start; 0 if there is no line yet."""
         found = re.findall(r"^step (\d+)/", self.output(), re.MULTILINE)
         return int(found[-1]) if found else 0
 
     def begun(self) -> int | None:
-        """The step at which training began after the start; None before that."""
+        """The step at which training began after the start; None if it has not begun."""
         found = BEGUN.search(self.output())
         return int(found[1]) if found else None
 
@@ -66,7 +66,8 @@ class Target:
         return any(process.poll() is None for process in self.processes)
 
     def wait(self) -> list[int | None]:
-        """The exit codes, when all have ended; None for a process that does not end, and is killed."""
+        """Waits until all processes have ended and returns their exit codes; kills a process that does not
+        end, and returns None for it."""
         until = time.monotonic() + PATIENCE
         while self.runs() and time.monotonic() < until:
             time.sleep(0.01)
@@ -102,7 +103,7 @@ def free_port() -> int:
 
 
 def mount(folder: pathlib.Path, mebibytes: int) -> bool:
-    """Makes a folder a small file system in memory; returns whether that is allowed."""
+    """Mounts a small file system in memory on a folder; returns whether this is allowed."""
     folder.mkdir(parents=True, exist_ok=True)
     line = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder)]
     return shutil.which("mount") is not None and subprocess.run(line, capture_output=True).returncode == 0
@@ -113,7 +114,7 @@ def unmount(folder: pathlib.Path) -> None:
     subprocess.run(["umount", "--lazy", str(folder)], capture_output=True)
 
 
-# ---- the faults: each leaves no process, and returns what went wrong, or "" -----------------------
+# ---- the faults: each ends all processes and returns what went wrong, or "" -----------------------
 
 
 def kill(target: Target, draw: random.Random) -> str:
@@ -126,7 +127,7 @@ def kill(target: Target, draw: random.Random) -> str:
 
 
 def kill_while_it_saves(target: Target, draw: random.Random) -> str:
-    """SIGKILL within the first hundredths of a second of a save."""
+    """SIGKILL within 0.08 seconds of the beginning of a save."""
     while target.runs() and not target.saves():
         time.sleep(0.001)
     time.sleep(draw.uniform(0.0, 0.08))
@@ -134,7 +135,7 @@ def kill_while_it_saves(target: Target, draw: random.Random) -> str:
 
 
 def terminate(target: Target, draw: random.Random) -> str:
-    """SIGTERM or SIGUSR1, twice, as a cluster may."""
+    """SIGTERM or SIGUSR1, twice, as a cluster may send them."""
     number = draw.choice([signal.SIGTERM, signal.SIGUSR1])
     which = draw.randrange(len(target.processes))
     for _ in range(2):
@@ -182,8 +183,7 @@ def tear_the_log(target: Target, draw: random.Random) -> str:
 
 
 def second_process(target: Target, draw: random.Random) -> str:
-    """A second process with the same command, which must be refused in one line; then SIGKILL to the
-    first."""
+    """Starts a second process with the same command, which must be refused; then SIGKILL to the first."""
     second = target.spawn()
     code = second.wait(PATIENCE)
     if code == 2:
@@ -193,7 +193,7 @@ def second_process(target: Target, draw: random.Random) -> str:
 
 
 def set_the_clock_back(target: Target, draw: random.Random) -> str:
-    """SIGKILL, and all files dated a day ahead: as after the clock was set back by a day."""
+    """SIGKILL; then dates all files a day ahead, as if the clock had been set back by a day."""
     problem = kill(target, draw)
     for path in target.workdir.rglob("*"):
         about = path.stat()
@@ -202,8 +202,8 @@ def set_the_clock_back(target: Target, draw: random.Random) -> str:
 
 
 def stall(target: Target, draw: random.Random) -> str:
-    """The disk does not answer for a while: the process is halted, if possible during a save; then
-    SIGTERM."""
+    """Imitates a disk that does not respond: halts the processes for a while, if possible during a save; then
+    `terminate`."""
     until = time.monotonic() + 2.0
     while target.runs() and not target.saves() and time.monotonic() < until:
         time.sleep(0.001)
@@ -215,8 +215,8 @@ def stall(target: Target, draw: random.Random) -> str:
 
 
 def fill_the_disk(target: Target, draw: random.Random) -> str:
-    """No room on the disk for a while, in which the run continues, warns or ends; then SIGKILL, and room
-    again."""
+    """Fills the disk for a while, during which the run may continue, warn or end; then SIGKILL, and frees the
+    disk."""
     filler = target.workdir / "filler"
     room = os.statvfs(target.workdir)
     left = draw.choice([0, 20_000, 100_000, 400_000])
@@ -224,7 +224,7 @@ def fill_the_disk(target: Target, draw: random.Random) -> str:
         with filler.open("wb") as file:
             file.write(bytes(max(0, room.f_bavail * room.f_frsize - left)))
     except OSError:
-        pass  # fuller than it was a moment ago
+        pass  # the disk has less room than a moment ago
     time.sleep(draw.uniform(0.5, 2.0))
     ended = target.processes[0].poll()
     target.kill()

@@ -3,15 +3,14 @@
   python -m experiments.speed                        # a CPU: the laptop model, two sizes of the U-Net
   python -m experiments.speed --out=runs/speed       # a GPU or TPU: the U-Net of the paper
 
-Random images replace the data, and the training step is that of a run. Each case is measured in alternation
-with a large product of two square matrices in the same precision, just before and just after each step, and
-the share is the median over steps of
+The training step is that of a run, on random images. A large product of two square matrices in the same
+precision is timed just before and just after each step, and the share is the median over steps of
 
   (floating-point operations of the model) / (seconds) / (those of the product / its seconds).
 
-The operations of the model are counted by formula: three times the forward pass, twice the multiply-adds of
-its convolutions, dense layers and attention; recomputation to save memory and all other operations do not
-count. Prints a Markdown table, and writes it with every number to speed.md and speed.json.
+The model's operations are counted by formula, as three times those of the forward pass, which are two for
+each multiply-add of its convolutions, dense layers and attention. Recomputation to save memory and all other
+operations do not count. Prints a Markdown table and writes it to speed.md, and all numbers to speed.json.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,8 +48,8 @@ COLUMNS = {
 
 
 def cases() -> list[Case]:
-    """On a CPU the laptop model, and two sizes of the paper's model that it can run; elsewhere the paper's
-    model in both precisions."""
+    """On a CPU, the laptop model and two sizes of the paper's model that it can run; on other devices, the
+    paper's model in both precisions."""
     if jax.default_backend() == "cpu":
         small = Case("unet", 4, 64, 16, "float32", "dots")
         large = Case("unet", 32, 128, 8, "float32", "dots")

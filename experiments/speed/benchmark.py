@@ -33,7 +33,7 @@ CONFIGS = {"unet": cifar10, "pyramid": cifar10_laptop}
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """The case to measure: a network size of CONFIGS. Only a U-Net has `remat`."""
+    """The model to measure: a network of CONFIGS, its size, batch size and dtype; and `remat` for a U-Net."""
 
     net: str
     depth: int
@@ -63,14 +63,14 @@ def configure(case: Case) -> ConfigDict:
 
 
 def seconds_of(function: Callable[[], Any]) -> float:
-    """The seconds of a call until its result is available."""
+    """The seconds from a call until its result is available."""
     start = time.perf_counter()
     jax.block_until_ready(function())
     return time.perf_counter() - start
 
 
 def compile_times(mapped: Any, args: tuple[Any, ...]) -> tuple[float, float, float, Any]:
-    """Seconds to trace and to compile a function, and to load it from a cache on disk; and the program."""
+    """Seconds to trace a function, to compile it, and to do both with a cache on disk; and the program."""
 
     def once():
         jax.clear_caches()
@@ -99,10 +99,9 @@ class Trained:
     """A case whose training step was timed.
 
     Attributes:
-      numbers: "step", seconds, and "share" of the matrix product, with further numbers; "forward
-        GFLOP/image".
+      numbers: results by name, such as "step", in seconds, and "share" of the matrix product's rate.
       program: the compiled step.
-      state: after these steps.
+      state: the training state after the timed steps.
     """
 
     config: ConfigDict
@@ -114,10 +113,11 @@ class Trained:
 
 
 def timed(case: Case, steps: int, compiled: Callable[[Any, tuple[Any, ...]], Any] | None = None) -> Trained:
-    """Times so many training steps of a Case, on random images.
+    """Times training of a Case on random images.
 
     Args:
-      compiled: makes a program of the mapped function and its arguments.
+      steps: number of timed calls of the training step.
+      compiled: compiles the mapped function for its arguments; by default without timing.
     """
     config = configure(case)
     model = run_lib.build_model(config, SPEC)
@@ -164,7 +164,7 @@ def timed(case: Case, steps: int, compiled: Callable[[Any, tuple[Any, ...]], Any
 
 
 def measure(case: Case, steps: int) -> dict[str, float]:
-    """{name: number} of a Case, from so many training steps; times in seconds."""
+    """{name: number} of a Case, from `steps` calls of the training step; times in seconds."""
     compiling = {}
 
     def compiled(mapped, args):
@@ -217,7 +217,7 @@ def training_step(
 
 
 def input_rate(config: ConfigDict, split: Split, seconds: float = 2.0) -> float:
-    """Images per second that the input pipeline reads if the data are not kept on the devices."""
+    """Images per second that the input pipeline reads when the data are not kept on the devices."""
     config = config.copy_and_resolve_references()
     config.data.on_device_gib = 0.0
     config.train.steps = 10**9

@@ -11,11 +11,11 @@ from vdm.data.dataset import Spec
 
 def unet_flops(net: Any, spec: Spec, out_channels: int, condition_size: int) -> int:
     """Floating-point operations of one forward pass of a U-Net for one image: two for each multiply-add of
-    its products (all others are about a hundredth of them).
+    its matrix products and convolutions. All others would add about a hundredth.
 
     Args:
       net: config.model.net.
-      condition_size: the size of the condition besides γ, plus one for γ itself.
+      condition_size: the size of the network's condition, without γ.
     """
     height, width, channels = spec.shape
     pixels, wide = height * width, net.width
@@ -27,7 +27,7 @@ def unet_flops(net: Any, spec: Spec, out_channels: int, condition_size: int) -> 
         shortcut = pixels * into * wide if into != wide else 0
         return conv(into, wide) + conv(wide, wide) + 4 * wide * wide + shortcut
 
-    # Queries, keys, values and their output, and two products of all pixels with all pixels.
+    # The layers for queries, keys, values and output, and two products over all pairs of pixels.
     attention = 4 * pixels * wide**2 + 2 * pixels**2 * wide
     blocks = (net.depth + 2) * block(wide) + (net.depth + 1) * block(2 * wide)
     attentions = 1 if net.attention == "middle" else 2 * net.depth + 2
@@ -37,26 +37,26 @@ def unet_flops(net: Any, spec: Spec, out_channels: int, condition_size: int) -> 
 
 
 def pyramid_flops(net: Any, spec: Spec, in_channels: int, out_channels: int) -> int:
-    """Floating-point operations of one forward pass of a pyramid for one image, counted as those of a U-Net.
+    """Floating-point operations of one forward pass of a pyramid for one image, counted as in `unet_flops`.
 
     Args:
       net: config.model.net.
-      in_channels: of the network's input, which its parameterisation computes from z_t.
+      in_channels: channels of the network's input, which the parameterisation computes from z_t.
     """
     height, width, _ = spec.shape
     pixels = [height * width // (net.patch * 2**scale) ** 2 for scale in range(net.scales)]
     count = [net.depth] + [net.coarse] * (net.scales - 1)
-    count = [2 * blocks for blocks in count[:-1]] + count[-1:]  # down and up, except in the last resolution
+    count = [2 * blocks for blocks in count[:-1]] + count[-1:]  # down and up, except at the last resolution
     blocks = sum(n * (18 * area * net.width**2 + 8 * net.width**2) for n, area in zip(count, pixels))
-    # Between resolutions, four pixels of the finer one are one of the coarser one.
+    # Between resolutions, four pixels of the finer one map to one of the coarser one, and back.
     between = sum(8 * area * net.width**2 for area in pixels[1:])
     ends = pixels[0] * net.patch**2 * net.width * (in_channels + out_channels)
     return 2 * (blocks + between + ends + 20 * net.width**2)
 
 
 def matmul_rate(dtype: str, seconds: float) -> Callable[[], float]:
-    """Returns () → floating-point operations per second of a product of square matrices, over all devices of
-    this host, sustained for about so many seconds."""
+    """Returns a function that multiplies square matrices on all devices of this host for about `seconds`, and
+    returns the floating-point operations per second."""
     side = 2048 if jax.default_backend() == "cpu" else 8192
     times = 1 if jax.default_backend() == "cpu" else 20
     fill = jax.pmap(lambda key: jax.random.normal(key, (side, side), dtype) / side**0.5)

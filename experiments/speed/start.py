@@ -1,13 +1,13 @@
-"""The duration of a start, up to the first step of training: first without a cache, then with one.
+"""Measures the startup time up to the first training step: first without a cache, then with one.
 
   python -m experiments.speed.start
   python -m experiments.speed.start --config=configs/digits.py
   python -m experiments.speed.start --config=configs/cifar10.py --config.data.data_dir=DATA
 
-Starts `python -m vdm.main` with the flags given, each time in a new workdir; without flags, with the CIFAR-10
-model on random images. Ends it when it reports that it starts at step 0, and prints the seconds until then,
-without those of `import jax`, as a Markdown table. The first start compiles everything and reads the images
-from their files; the others find both in a cache.
+Runs `python -m vdm.main` several times with the given flags, each time in a new workdir; without flags, it
+trains the CIFAR-10 model on random images. Ends each run when it reports that it starts at step 0, and prints
+the seconds until then, without those of `import jax`, as a Markdown table. The first run compiles everything
+and reads the images from their files; the others find both in a cache.
 """
 
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ from tqdm import tqdm
 
 from vdm.reporting.text import markdown_table
 
-AGAIN = 5  # starts after the first
+AGAIN = 5  # number of runs after the first
 
 
 def random_images(folder: pathlib.Path) -> list[str]:
-    """Flags of the CIFAR-10 model on images written there."""
+    """Writes random images to a folder; returns the flags that train the CIFAR-10 model on them."""
     images = np.random.default_rng(0).integers(0, 256, (4096, 32, 32, 3)).astype(np.uint8)
     np.savez(folder / "images.npz", image=images)
     data = ["--config.data.name=npz", f"--config.data.data_dir={folder}/images.npz"]
@@ -38,7 +38,7 @@ def seconds_until(command: Sequence[str], awaited: str) -> float:
     """The seconds until a command prints a line that begins with `awaited`.
 
     Raises:
-      SystemExit: it failed before.
+      SystemExit: the command ended without this line.
     """
     start, lines = time.monotonic(), []
     # JAX's own variable would take precedence over --cache.
@@ -56,7 +56,7 @@ def seconds_until(command: Sequence[str], awaited: str) -> float:
 
 
 def main(flags: Sequence[str]) -> None:
-    """Measures, and prints the table."""
+    """Measures the startup times and prints the table."""
     if {"-h", "--help"} & set(flags):
         print(__doc__)
         return

@@ -1,9 +1,9 @@
 """The autoregressor: predicts each value of an image from all values before it (lecture, "predicting a
 pixel").
 
-p(x) = Π_i p(x_i | x_1 … x_{i−1}), the values in raster order: row, column, channel. Each factor is a
-distribution over the levels of a value, so the likelihood is exact, and nothing is averaged: a drawn level is
-always a level (lecture, observation II).
+p(x) = Π_i p(x_i | x_1 … x_{i−1}), with the values in raster order: row, column, channel. Each factor is a
+distribution over the levels of a value, so the likelihood is exact, and a sample is never an average: each
+drawn value is one of the levels (lecture, observation II).
 """
 
 import dataclasses
@@ -71,10 +71,10 @@ class Autoregressor(Model):
         return Draw({"likelihood": -jnp.sum(log_p, axis=(1, 2))})
 
     def sample(self, params, rng, batch):
-        """Samples, drawn value by value: one token at a time passes the network, and the keys and values of
-        the earlier tokens are kept."""
+        """Samples, drawn value by value. Each step runs the network on one token, with cached keys and values
+        of the earlier tokens."""
         condition, keys = self._condition_of(batch), rng.keys(randomness.DECODE)
-        # Unrolled, XLA would copy the kept keys and values of every layer in each step.
+        # If unrolled, XLA would copy the cached keys and values of every layer in each step.
         net = self.net.clone(unroll=False)
 
         def draw(carry, at):
@@ -90,7 +90,7 @@ class Autoregressor(Model):
 
     @property
     def stages(self) -> Stages:
-        """One value after another."""
+        """One stage per value, in raster order."""
 
         def start(params, batch):
             condition = self._condition_of(batch)

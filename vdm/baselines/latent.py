@@ -5,10 +5,10 @@ An encoder maps an image to a point μ(x) in a space of few dimensions, and the 
 
   q(z_t|x) = N(α_t μ(x), σ_t² I),    p(x, z_0 … z_1) = p(z_1) … p(z_s|z_t) … p(x|z_0).
 
-z_0 is the latent of the VAE. Its q(z_0|x) has the same variance σ_0² in all dimensions, which costs nothing,
-as μ(x) can scale each of them; and for all images, which is a restriction. The bound is that of the VDM (VDM
-eq. 11; lecture (21)), term by term, with another p(x|z_0). No gradient is stopped: q(z|x), p(z) and p(x|z)
-are trained jointly on it.
+z_0 is the latent of the VAE. The variance σ_0² of q(z_0|x) is the same in all dimensions, which is no
+restriction, as μ(x) can scale each of them. It is also the same for all images, which is a restriction. The
+bound is that of the VDM (VDM eq. 11; lecture (21)), term by term, with the decoder's p(x|z_0). No gradient is
+stopped: q(z|x), p(z) and p(x|z) are trained jointly on this bound.
 
 Conditioned on the label c, the chain is p(z|c). With p(c) uniform over the classes,
 p(x) ≥ p(x, c) = p(c) p(x|c). So the cost of the label, log classes, is a separate term, and the sum still
@@ -41,16 +41,16 @@ from vdm.runtime import randomness
 
 @dataclasses.dataclass(frozen=True)
 class LatentDiffusion(Model):
-    """A latent VDM: a VDM of the codes that an encoder gives to images.
+    """A latent VDM: an encoder maps images to codes, and a VDM models the codes.
 
     Its config fields are those of Diffusion, and `latent`.
 
     Attributes:
-      encoder: x as a vector to μ(x), [batch, latent].
-      decoder: z_0 to two numbers for each value of x, as for vae.VAE.
-      vdm: the prior, of "images" [1, 1, latent].
+      encoder: network from x as a vector to μ(x), [batch, latent].
+      decoder: network from z_0 to two numbers for each value of x, as in vae.VAE.
+      vdm: the prior, a VDM of "images" of shape [1, 1, latent].
       shape: height, width and channels of an image.
-      vocab_size: levels of a value.
+      vocab_size: number of levels of a value.
       latent: dimension of μ(x).
     """
 
@@ -102,8 +102,8 @@ class LatentDiffusion(Model):
         return vae_lib.discretised_of(output, self.shape)
 
     def draw(self, params, rng, batch, train=False, times=None) -> Draw:
-        """reconstruction, prior and diffusion from one draw each; and the label, if the prior is conditioned
-        on it."""
+        """The terms reconstruction, prior and diffusion, from one draw each, and the term label if the prior
+        is conditioned on the label."""
         keys = rng.keys(randomness.AUTOENCODER) if train else None  # DROPOUT is used by the prior
         mean = self.encode(params, batch["image"], keys)
 
@@ -163,7 +163,7 @@ class LatentDiffusion(Model):
         return self.vdm.flow_of_latents(params, rng, batch, mean, log_p)
 
     def log_likelihood(self, params: Params, batch: Batch) -> Callable[[Array], Array]:
-        """z_0 → log p(x|z_0), nats; with labels log p(x, label|z_0), for a uniform distribution of labels."""
+        """The function z_0 → log p(x|z_0), in nats; with labels, log p(x, label|z_0) for uniform p(label)."""
         label = math.log(self.vdm.classes) if self.vdm.condition == "label" else 0.0
         log_p = lambda z: vae_lib.log_likelihood(batch["image"], self.decode(params, z), self.vocab_size)
         return lambda z_0: log_p(z_0) - label

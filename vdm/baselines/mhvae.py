@@ -17,15 +17,13 @@ form (lecture (21)):
 The restrictions are independent, except that II needs I:
 
   I    A latent has the dimension of an image, not config.model.latent.
-  II   q is not learned but linear Gaussian, that of process.py. Then q(z_{t−1}|z_t, x) is known, and only x
-    in it
-       must be learned for p(z_{t−1}|z_t): x̂(z_t) (lecture (20)).
-  III  p(z_T) is N(0, I), not a learned Gaussian. The term `prior` measures how close q(z_T|x) is to it; under
-    II,
-       this depends on γ_max.
+  II   q is not learned; it is the linear Gaussian of process.py. Then q(z_{t−1}|z_t, x) is known, and p only
+       has to learn a prediction x̂(z_t) that replaces x in it (lecture (20)).
+  III  p(z_T) is N(0, I), not a learned Gaussian. The term `prior` measures how close q(z_T|x) is to p(z_T);
+       under II, this depends on γ_max.
 
-The T latents are those of a VDM's chain of T − 1 steps: the lecture counts z_1 … z_T, the VDM its times
-from 0 to 1.
+The T latents are those of a VDM with T − 1 steps: the lecture numbers the latents z_1 … z_T, and the VDM has
+times from 0 to 1.
 """
 
 import dataclasses
@@ -60,13 +58,13 @@ class MHVAE(Model):
     """A Markovian hierarchical VAE: a chain of latents.
 
     Attributes:
-      chain: q, and p except for p(z_T).
-      vocab_size: levels of a value.
+      chain: q, and all of p except p(z_T).
+      vocab_size: number of levels of a value.
       timesteps: T, the number of latents.
       restrictions: any of I, II, III, separated by commas.
-      latent: without restriction I, the dimension of a latent.
+      latent: dimension of a latent, without restriction I.
 
-    The sections schedule and parameterisation are used only under II.
+    The sections schedule and parameterisation are used only under restriction II.
     """
 
     chain: Chain
@@ -100,7 +98,7 @@ class MHVAE(Model):
 
     @property
     def learned_prior(self) -> bool:
-        """Whether p(z_T) is learned: without restriction III."""
+        """Whether p(z_T) is learned, that is, without restriction III."""
         return "III" not in _names(self.restrictions)
 
     def roles(self, params: Params) -> PyTree[Role]:
@@ -108,7 +106,7 @@ class MHVAE(Model):
         return self.chain.roles(params) | of_prior
 
     def init(self, key, batch):
-        """Initial parameters: those of the chain and, if it is learned, "prior"."""
+        """Initial parameters: those of the chain, and "prior" if p(z_T) is learned."""
         zeros = jnp.zeros(self.chain.shape)
         prior = {"prior": {"mean": zeros, "log_variance": zeros}} if self.learned_prior else {}
         return self.chain.init(key, batch) | prior
@@ -125,7 +123,7 @@ class MHVAE(Model):
         return Gaussian(**params["prior"]) if self.learned_prior else gaussian.STANDARD
 
     def draw(self, params, rng, batch, train=False, times=None) -> Draw:
-        """reconstruction, level_1 … level_{T−1} and prior, from one path."""
+        """The terms reconstruction, level_1 … level_{T−1} and prior, from one path."""
         keys = rng.keys(randomness.DROPOUT) if train else None
         eps = rng.normal(randomness.LATENT, (self.timesteps, *self.chain.shape))
         z, q = self.path(params, batch["image"], eps, keys)
@@ -169,8 +167,8 @@ class MHVAE(Model):
         eps: Float[Array, "batch T *latent"],
         keys: Array | None = None,
     ) -> tuple[Float[Array, "T batch *latent"], Gaussian]:
-        """z_1 … z_T of q; and q(z_1|x), q(z_2|z_1), …, from which they are drawn, as one Gaussian with the
-        leading axis T."""
+        """z_1 … z_T drawn from q, and the distributions q(z_1|x), q(z_2|z_1), … they are drawn from, as one
+        Gaussian with the leading axis T."""
         eps = jnp.moveaxis(eps, 1, 0)
         q_1 = self.chain.q_1(params, levels, keys)
         z_1 = gaussian.draw(q_1, eps[0])
@@ -191,7 +189,7 @@ class MHVAE(Model):
         return p(jnp.arange(2, self.timesteps + 1), z[1:])
 
     def sample(self, params, rng, batch):
-        """Samples: z_T from the prior, then down to x (lecture (17))."""
+        """Samples: z_T from the prior, then z_{T−1} … z_1 and x (lecture (17))."""
         return self._sample(params, rng)[0]
 
     def sample_and_log_weight(self, params, rng, batch):

@@ -1,6 +1,6 @@
 """The two kinds of chain of an MHVAE: q(z_1|x), q(z_t|z_{t−1}), p(z_{t−1}|z_t) and p(x|z_1), and the terms
-that its latents add to the ELBO. Without restriction II all of these are networks; with it they are those of
-a VDM.
+that the latents add to the ELBO. Without restriction II all of these distributions are networks; with it they
+are a VDM's.
 """
 
 import dataclasses
@@ -27,13 +27,14 @@ Keys = Array | None
 
 @dataclasses.dataclass(frozen=True)
 class LearnedChain:
-    """q and p are networks: z_1 is the latent of a VAE, and each z_t that of the z_{t−1} below it.
+    """q and p are networks: z_1 is the latent of a VAE, and each further z_t is encoded from z_{t−1}.
 
     Attributes:
-      vae: q(z_1|x) and p(x|z_1).
-      up, down: of q(z_t|z_{t−1}) and p(z_{t−1}|z_t), one network for all t: [batch, latent + T], where the
-        last T inputs encode t, to mean and log variance, [batch, 2 · latent].
-      timesteps: T.
+      vae: computes q(z_1|x) and p(x|z_1).
+      up, down: networks of q(z_t|z_{t−1}) and p(z_{t−1}|z_t), each shared by all t: from
+        [batch, latent + T], where the last T inputs encode t, to mean and log variance,
+        [batch, 2 · latent].
+      timesteps: T, the number of latents.
     """
 
     vae: vae_lib.VAE
@@ -75,7 +76,7 @@ class LearnedChain:
     def matching(
         self, params: Params, levels: Values, z: Float[Array, "T batch *latent"], q: Gaussian, p: Gaussian
     ) -> tuple[Float[Array, "T_minus_one batch"], Gaussian]:
-        """log q(z_t|z_{t−1}) − log p(z_t|z_{t+1}), and q(z_T|z_{T−1})."""
+        """log q(z_t|z_{t−1}) − log p(z_t|z_{t+1}) for each t < T, and q(z_T|z_{T−1})."""
         below, last = jax.tree.map(lambda v: v[:-1], q), jax.tree.map(lambda v: v[-1], q)
         log_prob = jax.vmap(gaussian.log_prob)
         return log_prob(below, z[:-1]) - log_prob(p, z[:-1]), last
@@ -96,8 +97,8 @@ class DiffusionChain:
     (20)).
 
     Attributes:
-      vdm: its γ(t) and its denoiser are used.
-      timesteps: T.
+      vdm: the VDM with the γ(t) and the denoiser of the chain.
+      timesteps: T, the number of latents.
     """
 
     vdm: Diffusion
@@ -105,12 +106,12 @@ class DiffusionChain:
 
     @property
     def shape(self):
-        """The shape of a latent: restriction I."""
+        """The shape of a latent: that of an image, by restriction I."""
         return self.vdm.shape
 
     @property
     def latents(self) -> Latents:
-        """Those of the VDM's chain of T − 1 steps."""
+        """The Latents of the VDM's chain of T − 1 steps."""
         return self.vdm.latents(self.timesteps - 1)
 
     def init(self, key, batch):
@@ -140,7 +141,7 @@ class DiffusionChain:
     def matching(
         self, params: Params, levels: Values, z: Float[Array, "T batch *latent"], q: Gaussian, p: Gaussian
     ) -> tuple[Float[Array, "T_minus_one batch"], Gaussian]:
-        """KL(q(z_t|z_{t+1}, x) ‖ p(z_t|z_{t+1})), and q(z_T|x)."""
+        """KL(q(z_t|z_{t+1}, x) ‖ p(z_t|z_{t+1})) for each t < T, and q(z_T|x)."""
         x = process.scale(levels, self.vdm.vocab_size)
 
         def posterior(t, z):

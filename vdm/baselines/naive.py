@@ -1,9 +1,9 @@
-"""The naive predictor: as it predicts an image at once, it gives the average of all possible images (lecture,
-observation I).
+"""The naive predictor: it predicts all values of an image at once, and so yields the average of all possible
+images (lecture, observation I).
 
-It predicts the lower half of an image from the upper half, and the upper half from nothing, with independent
-values: p(x) = Π_i p(x_i | the predicted mean), the discretised Gaussian of decoder.py. At the maximum
-likelihood, this mean is the conditional mean of the data: the blurred average.
+It predicts the lower half of an image from the upper half, and the upper half without input. The values are
+independent: p(x) = Π_i p(x_i | the predicted mean), with the discretised Gaussian of decoder.py. At the
+maximum likelihood, this mean is the conditional mean of the data: the blurred average.
 """
 
 import dataclasses
@@ -30,12 +30,12 @@ Condition = Float[Array, "batch size"] | None
 
 @dataclasses.dataclass(frozen=True)
 class Naive(Model):
-    """A predictor of half an image from the other half, in one shot.
+    """A predictor of half an image from the other half, in one pass.
 
     Attributes:
-      net: the upper half and zeros to a number for each value.
+      net: network from the upper half, padded with zeros, to one number per value.
       shape: height, width and channels of an image.
-      vocab_size: levels of a value.
+      vocab_size: number of levels of a value.
       classes: number of labels.
       condition: what the network is conditioned on: none, label or augmented.
     """
@@ -64,7 +64,7 @@ class Naive(Model):
         return self.net.heavy
 
     def init(self, key, batch):
-        """{"net": …, "log_variance": of each value, [*shape]}: initial parameters."""
+        """{"net": …, "log_variance": one per value, [*shape]}: initial parameters."""
         condition = self.condition_of({name: value[:1] for name, value in batch.items()})
         net = self.net.init(key, jnp.zeros((1, *self.shape)), jnp.zeros(1), condition)
         return {"net": net, "log_variance": jnp.full(self.shape, math.log(0.25), jnp.float32)}
@@ -73,8 +73,8 @@ class Naive(Model):
         return {"net": self.net.roles(params["net"]), "log_variance": Role()}
 
     def draw(self, params, rng, batch, train=False, times=None) -> Draw:
-        """The exact −log p(x): "upper" is the upper half from nothing, "lower" the lower half from the upper
-        half."""
+        """The exact −log p(x): "upper" is the term of the upper half, and "lower" that of the lower half
+        given the upper half."""
         levels = batch["image"].astype(jnp.int32)
         keys = rng.keys(randomness.DROPOUT) if train else None
         x, half = process.scale(levels, self.vocab_size), self.shape[0] // 2
@@ -87,7 +87,7 @@ class Naive(Model):
         return Draw({"upper": jnp.sum(upper, axis=(1, 2, 3)), "lower": jnp.sum(lower, axis=(1, 2, 3))})
 
     def sample(self, params, rng, batch):
-        """The prediction: the average image, its lower half from the average upper half. Nothing is drawn."""
+        """The average image, with its lower half predicted from the average upper half. Nothing is drawn."""
         condition, blank = self.condition_of(batch), jnp.zeros((rng.index.shape[0], *self.shape))
         first = self.average(params, blank, 0.0, condition)
         second = self.average(params, first * self.is_upper(), 1.0, condition)
@@ -121,7 +121,7 @@ class Naive(Model):
         """The centre of each value's Gaussian, and the log of its variance.
 
         Args:
-          given: in [−1, 1]; 0 for values that are not given.
+          given: the given values, in [−1, 1], and 0 for all others.
           time: 0.0 if nothing is given, 1.0 if the upper half is.
         """
         times = jnp.full(given.shape[:1], time)

@@ -24,8 +24,8 @@ from vdm.runtime import randomness
 # variance e^γ_0 around z_0/α_0.
 Discretised = tuple[Image, Image]
 
-# An assumed smallest standard deviation of a latent whose distributions are learned: far below that of N(0,
-# I); the true one is not known before the latent is drawn.
+# The assumed smallest standard deviation of a latent with learned distributions, far below that of N(0, I).
+# The true one is not known before the latent is drawn.
 DEVIATION = 1.0 / 16.0
 
 
@@ -34,10 +34,11 @@ class VAE(Model):
     """A VAE: p(x) = ∫ p(z) p(x|z) dz with p(z) = N(0, I) (lecture (2), (14)).
 
     Attributes:
-      encoder: x as a vector to mean and log variance of q(z|x), [batch, 2 · latent] (lecture (13)).
-      decoder: z to two numbers for each value of x, [batch, values · 2].
+      encoder: network from x as a vector to mean and log variance of q(z|x), [batch, 2 · latent] (lecture
+        (13)).
+      decoder: network from z to two numbers for each value of x, [batch, values · 2].
       shape: height, width and channels of an image.
-      vocab_size: levels of a value.
+      vocab_size: number of levels of a value.
       latent: dimension of z.
     """
 
@@ -67,7 +68,7 @@ class VAE(Model):
     def encode(
         self, params: Params, levels: Int[Array, "batch height width channels"], keys: Array | None = None
     ) -> gaussian.Gaussian:
-        """q(z|x), of [batch, latent]."""
+        """q(z|x), whose mean and log variance have the shape [batch, latent]."""
         x = process.scale(levels, self.vocab_size).reshape(levels.shape[0], -1)
         output = self.encoder.apply(params["encoder"], x, layer_keys(keys, 0))
         return gaussian.Gaussian(*jnp.split(output, 2, axis=-1))
@@ -79,7 +80,7 @@ class VAE(Model):
         return discretised_of(self.decoder.apply(params["decoder"], z, layer_keys(keys, 1)), self.shape)
 
     def draw(self, params, rng, batch, train=False, times=None) -> Draw:
-        """reconstruction, from one draw of z, and prior matching, exact (lecture (12), (15))."""
+        """The terms reconstruction, from one draw of z, and prior, which is exact (lecture (12), (15))."""
         keys = rng.keys(randomness.DROPOUT) if train else None
         q = self.encode(params, batch["image"], keys)
         z = gaussian.draw(q, rng.normal(randomness.LATENT, (self.latent,)))
@@ -105,7 +106,7 @@ class VAE(Model):
         return x, log_p - gaussian.log_prob(self.encode(params, x), z)
 
     def latents(self, timesteps) -> Latents:
-        """Its single latent."""
+        """The single latent z."""
 
         def no_other(*args):
             raise NotImplementedError
@@ -139,7 +140,7 @@ class VAE(Model):
 
 
 def of_size(net: Any, spec: Spec, latent: int) -> VAE:
-    """The VAE with so many latent dimensions, and networks as config.model.net describes them."""
+    """A VAE whose z has `latent` dimensions, with the networks that config.model.net describes."""
     return VAE(
         encoder=residual.build(net, 2 * latent),
         decoder=residual.build(net, 2 * math.prod(spec.shape)),
@@ -158,7 +159,7 @@ def discretised_of(output: Float[Array, "batch outputs"], shape: tuple[int, int,
 def log_likelihood(
     levels: Int[Array, "batch *shape"], p_x: Discretised, vocab_size: int
 ) -> Float[Array, "batch"]:
-    """log p(x|z), nats."""
+    """log p(x|z), in nats."""
     each = decoder_lib.log_prob(levels.astype(jnp.int32), *p_x, vocab_size)
     return jnp.sum(each, axis=tuple(range(1, each.ndim)))
 

@@ -1,1 +1,1 @@
-"""The ELBO as a file: a lossless codec for every model (bits-back coding; Townsend et al. 2019)."""
+"""A lossless codec for every model, with files as large as the ELBO (bits-back: Townsend et al. 2019)."""

@@ -4,10 +4,10 @@ stacks.
   4 bytes   "vdm" and the version of this format
   4 bytes   length of the header
   4 bytes   CRC-32 of all bytes before it and of the header
-  header    JSON, deflated after USUAL
-  words     of the stacks, one after the other, 32 bits each, little-endian
+  header    JSON, deflated with the dictionary USUAL
+  words     the stacks, one after the other, as little-endian words of 32 bits
 
-Everything is checked before anything of it is used.
+The whole file is checked before any part of it is used.
 """
 
 from collections.abc import Iterator
@@ -27,9 +27,9 @@ from vdm.runtime import atomic
 
 NAME, VERSION = b"vdm", 2
 START = struct.Struct("<3sBII")
-LONGEST = 1 << 28  # of a header, in bytes
+LONGEST = 1 << 28  # bytes of a header, at most
 
-# What headers have in common need not be in each. It is a part of the format.
+# Deflate's dictionary: text that headers have in common, and that need not be in each. Part of the format.
 USUAL = (
     b'.png","label":,"device":"NVIDIA H100 Intel(R) Xeon(R) CPU @ GHz AMD EPYC avx2 fma avx512f avx512_bf16'
     b' amx_tile"names":["0.png","1.png","{"model":"","images":1000,"shape":[32,32,3],"sha":"","timesteps":20'
@@ -41,14 +41,14 @@ Words = UInt32[np.ndarray, "words"]
 
 
 class Archive(NamedTuple):
-    """What such a file holds. `header` is plain data; the words of each stack come bottom first."""
+    """The contents of a file: the header, as plain data, and the words of each stack, bottom first."""
 
     header: dict[str, Any]
     stacks: list[Words]
 
 
 def to_bytes(archive: Archive) -> bytes:
-    """The whole file."""
+    """The bytes of the whole file."""
     body = b"".join(words.astype("<u4").tobytes() for words in archive.stacks)
     own = {"words": [len(words) for words in archive.stacks], "crc": zlib.crc32(body)}
     text = json.dumps(archive.header | own, separators=(",", ":"))
@@ -62,10 +62,10 @@ def from_bytes(data: bytes, path: str) -> Archive:
     """The inverse of `to_bytes`.
 
     Args:
-      path: for messages.
+      path: the file's name, for error messages.
 
     Raises:
-      UserError: it is no such file, of another version, damaged or cut.
+      UserError: the data are not a compressed file, have another version, or are damaged or cut off.
     """
     made = "which --mode=compress writes"
     require(data, f"{path!r} is empty; accepted: a file {made}.")
@@ -94,7 +94,7 @@ def read(path: pathlib.Path) -> Archive:
     """The Archive in a file.
 
     Raises:
-      UserError: it cannot be read, or as from_bytes.
+      UserError: the file cannot be read, or `from_bytes` refuses its contents.
     """
     require(not path.is_dir(), f"--input is {str(path)!r}, a folder; accepted: a file of --mode=compress.")
     try:
@@ -108,7 +108,7 @@ def write(path: pathlib.Path, data: bytes) -> None:
     """Writes a file, whole or not at all.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: the file cannot be written.
     """
     with atomic_output(path) as part, part.open("wb") as file:
         file.write(data)
@@ -118,10 +118,10 @@ def write(path: pathlib.Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def atomic_output(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a path to write to, which is called `path` in the end; of what was stopped nothing is left.
+    """Yields a temporary path to write to, renames it to `path` at the end, and removes it after an error.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: the path cannot be written.
     """
     try:
         with atomic.atomic_path(path) as part:

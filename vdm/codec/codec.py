@@ -20,16 +20,16 @@ from vdm.data import fingerprint
 from vdm.errors import UserError, require
 from vdm.run import Run
 
-PER_STACK, MOST_STACKS = 256, 64  # images for each stack, as initial bits cost about 14 bits/dim of an image
+PER_STACK, MOST_STACKS = 256, 64  # images per stack, as its initial bits cost about 14 bits/dim of one image
 
 
 class Compressed(NamedTuple):
     """An Archive, and the use of its bits.
 
     Attributes:
-      bits: by which each image has lengthened its stack; if the likelihood is that of an image given its
-        label, without the label.
-      initial: the bits with which the stacks started, and the random bits at their bottoms.
+      bits: number of bits that each image added to its stack, without those of the label if the likelihood
+        is that of an image given its label.
+      initial: number of bits with which the stacks started, and of random bits at their bottoms.
     """
 
     archive: Archive
@@ -38,13 +38,13 @@ class Compressed(NamedTuple):
 
 
 def parts(made: Compressed, size: int) -> dict[str, float]:
-    """The bits of a file of `size` bytes: of the images, initial, and of the header and rounding to words."""
+    """The bits of a file of `size` bytes, divided into images, initial bits, and header with rounding."""
     images = float(made.bits.sum())
     return {"images": images, "initial": made.initial, "header": 8 * size - images - made.initial}
 
 
 def compress(config: ConfigDict, run: Run, given: ImageSet) -> Compressed:
-    """Compresses images to an Archive; shows the progress, and the rate.
+    """Compresses images to an Archive; shows the progress and the rate.
 
     Raises:
       UserError: a field of config.codec is not accepted; or the model has no codec, or needs labels.
@@ -86,14 +86,14 @@ def compress(config: ConfigDict, run: Run, given: ImageSet) -> Compressed:
 
 
 def decompress(config: ConfigDict, run: Run, given: Archive, path: str) -> ImageSet:
-    """The images of an Archive, checked.
+    """The images of an Archive, checked to be those that were compressed.
 
     Args:
-      path: for messages.
+      path: the file's name, for error messages.
 
     Raises:
-      UserError: the file is of another model, or of a machine whose numbers may differ without
-        config.codec.anywhere; or the images are not those that were compressed.
+      UserError: the file was written by another model; or, without config.codec.anywhere, on a machine
+        whose numbers may differ; or the images are not those that were compressed.
     """
     check(config, run)
     header, lanes = given.header, len(given.stacks)
@@ -143,7 +143,7 @@ def check(config: ConfigDict, run: Run) -> None:
 
 
 def stacks_of(config: ConfigDict, images: int) -> int:
-    """How many stacks so many images are coded on."""
+    """The number of stacks for a number of images."""
     return min(config.codec.lanes or max(1, min(images // PER_STACK, MOST_STACKS)), images)
 
 
@@ -179,7 +179,7 @@ def _padded(values: Any, lanes: int) -> Any:
 
 
 def _labels(run: Run, given: ImageSet) -> Any:
-    """The labels to push; zeros for a model that takes none."""
+    """The labels to push; zeros for a model that takes no labels."""
     labels = given.label
     if not run.model.takes_label:
         return np.zeros(len(given.image), np.int32)
@@ -193,14 +193,14 @@ def _labels(run: Run, given: ImageSet) -> Any:
 
 
 def _push_labels(run: Run, stacks: Sequence[Stack], labels: Any) -> None:
-    """Pushes the labels if the model takes them, with uniform probabilities."""
+    """Pushes the labels with uniform probabilities, if the model takes labels."""
     if run.model.takes_label:
         for stack, label in zip(stacks, labels):
             stack.push_levels(label[None], np.ones((1, run.data.spec.classes)))
 
 
 def _pop_labels(run: Run, stacks: Sequence[Stack]) -> Any:
-    """The inverse of `_push_labels`; zeros if the model takes none."""
+    """The inverse of `_push_labels`; zeros if the model takes no labels."""
     if not run.model.takes_label:
         return np.zeros(len(stacks), np.int32)
     likely = np.ones((1, run.data.spec.classes))

@@ -1,4 +1,4 @@
-"""Codes the images of a batch on stacks, one image on each, and back: by bits-back coding, or directly."""
+"""Encodes images on stacks, one image on each, and decodes them: by bits-back coding, or directly."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,17 +13,18 @@ from vdm.codec.stack import Stack
 from vdm.contract import Ability, Batch, Latents, Model, Params, Stages
 from vdm.errors import require
 
-# Limits of a Gaussian over integers, beyond which float64 or the coder's 24 bits cannot separate neighbours.
+# Limits of the mean and standard deviation of a Gaussian over integers. Beyond them, float64 or the coder's
+# 24 bits cannot separate neighbouring integers.
 LARGEST, WIDEST = 2.0**50, 2.0**18
 
 
 class Coder(NamedTuple):
-    """Both directions, inverse to each other. The size of a batch is fixed; with fewer stacks, the images
-    without a stack are not coded.
+    """Encoding and decoding, which are inverse to each other. The batch size is fixed; images of a batch that
+    have no stack are not coded.
 
     Attributes:
       push: (stacks, batch) → None.
-      pop: (stacks, batch without "image") → its images.
+      pop: (stacks, batch without "image") → the images of the batch.
     """
 
     push: Callable[[Sequence[Stack], Batch], None]
@@ -34,9 +35,9 @@ def make(model: Model, params: Params, shape: tuple[int, ...], timesteps: int, f
     """The Coder of a model with Ability.CODE, for images of `shape`.
 
     Args:
-      params: on one device.
-      timesteps: T of the chain, if the model can be a chain of any depth.
-      fineness: number of integers for a standard deviation of a latent.
+      params: the model's parameters, on one device.
+      timesteps: T, for a model of variable depth.
+      fineness: number of integers in the smallest standard deviation of a latent.
     """
     if Ability.EXACT in model.abilities:
         return direct(model.stages, params, shape)
@@ -46,7 +47,7 @@ def make(model: Model, params: Params, shape: tuple[int, ...], timesteps: int, f
 def bits_back(latents: Latents, params: Params, shape: tuple[int, ...], fineness: float) -> Coder:
     """Bits-back coding, in the order of Bit-Swap (Kingma, Abbeel & Ho 2019): z_1 is drawn and x pushed, z_2
     is drawn and z_1 pushed, … and z_T is pushed. Decoding an image returns the bits that drawing took from
-    the stack, so that on average an image adds its negative ELBO, and few initial bits are needed.
+    the stack, so that an image adds its negative ELBO on average. In this order, few initial bits are needed.
 
     A latent is an integer times its width, which is a fraction of its smallest standard deviation.
     """
@@ -104,7 +105,7 @@ def bits_back(latents: Latents, params: Params, shape: tuple[int, ...], fineness
 
 
 def direct(stages: Stages, params: Params, shape: tuple[int, ...]) -> Coder:
-    """Codes each value with its probabilities given the earlier values. The stack reverses the order, so the
+    """Codes each value with its probabilities given the earlier values. As a stack reverses the order, the
     last value is pushed first."""
     start = jax.jit(stages.start)
 
@@ -145,8 +146,8 @@ def _give_back(stacks: Sequence[Stack], t: int, z: Any, moments: Any) -> None:
 
 
 def _each(do: Any, stacks: Sequence[Stack], arrays: Sequence[Any]) -> Any:
-    """do(stack, its row of each of the arrays) for each stack; returns the results as rows, and zeros for
-    rows without a stack."""
+    """Calls do(stack, its row of each array) for each stack; returns the results as rows, with zeros for rows
+    without a stack."""
     found = [do(stack, *(array[row] for array in arrays)) for row, stack in enumerate(stacks)]
     if found[0] is None:
         return None
@@ -156,12 +157,12 @@ def _each(do: Any, stacks: Sequence[Stack], arrays: Sequence[Any]) -> Any:
 
 
 def _given(batch: Batch) -> Batch:
-    """The entries of a batch that are known before its images."""
+    """The entries of a batch that decoding is given: all but the images."""
     return {name: value for name, value in batch.items() if name != "image"}
 
 
 def _check_moments(mean: Any, deviation: Any) -> None:
-    """Raises UserError if such a Gaussian cannot separate neighbouring integers."""
+    """Raises UserError if Gaussians with these moments cannot separate neighbouring integers."""
     _require_finite((mean, deviation))
     require(
         np.abs(mean).max() < LARGEST and 0.0 < deviation.min() and deviation.max() < WIDEST,

@@ -1,4 +1,4 @@
-"""The header of a file: its statements about the model, the images and the machine, and their checks."""
+"""The header of a file: statements about the model, the images and the machine, and their checks."""
 
 import hashlib
 import importlib.metadata
@@ -15,9 +15,9 @@ import vdm
 from vdm.errors import require
 from vdm.run import Run
 
-# Fields of config.model that do not change a distribution.
+# Fields of config.model that do not change the model's distributions.
 OTHER = ("sampler", "sample_steps", "guidance")
-FINEST = 1024  # of config.codec.fineness
+FINEST = 1024  # largest config.codec.fineness
 
 KINDS = {
     "model": str,
@@ -33,11 +33,11 @@ KINDS = {
 
 
 def check(header: Any, lanes: int, run: Run, path: str) -> None:
-    """Raises UserError if `codec.compress` cannot have written a header for such a model.
+    """Raises UserError unless `codec.compress` can have written this header for the model of `run`.
 
     Args:
       lanes: number of stacks.
-      path: for messages.
+      path: the file's name, for error messages.
     """
     wrong = [name for name, kind in KINDS.items() if not isinstance(header.get(name), kind)]
     names = header.get("names", [])
@@ -62,7 +62,7 @@ def check(header: Any, lanes: int, run: Run, path: str) -> None:
 
 
 def made_by() -> dict[str, str]:
-    """All on which the last digits of a network's output may depend."""
+    """The versions and the device, on which the last digits of a network's output may depend."""
     device = jax.devices()[0]
     kind = _processor() if device.platform == "cpu" else device.device_kind
     versions = {name: importlib.metadata.version(name) for name in ("jax", "constriction")}
@@ -70,7 +70,7 @@ def made_by() -> dict[str, str]:
 
 
 def differences(made: dict[str, str]) -> str:
-    """How this machine and its versions differ from those that made a file; "" if they do not differ."""
+    """How this machine and its versions differ from those that wrote a file; "" without a difference."""
     here = made_by()
     return "; ".join(
         f"{name} {made.get(name)}, here {own}" for name, own in here.items() if own != made.get(name)
@@ -78,7 +78,7 @@ def differences(made: dict[str, str]) -> str:
 
 
 def fingerprint(config: ConfigDict, run: Run) -> str:
-    """A fingerprint of the model: its config, and each bit of its parameters."""
+    """A fingerprint of the model's config and of each bit of its parameters."""
     found = hashlib.sha256()
     section = {name: value for name, value in config.model.to_dict().items() if name not in OTHER}
     found.update(json.dumps([section, run.data.spec], sort_keys=True, default=vars).encode())

@@ -30,7 +30,7 @@ def read(source: str, data: Data) -> ImageSet:
     """The images of --input.
 
     Raises:
-      UserError: there are none, or the model is not of such images.
+      UserError: there are no images, or the model does not accept their type, shape or levels.
     """
     path = pathlib.Path(source).expanduser()
     if source == TEST:
@@ -70,10 +70,10 @@ def check_target(target: pathlib.Path) -> None:
 
 
 def write(target: pathlib.Path, found: ImageSet) -> None:
-    """Writes an .npz file, or otherwise a folder of PNG files, atomically.
+    """Writes images atomically: an .npz file if the name ends in .npz, otherwise a folder of PNG files.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: the file or folder cannot be written.
     """
     if target.suffix == ".npz":
         arrays = {"image": found.image, "label": found.label, "name": found.names}

@@ -1,5 +1,4 @@
-"""--mode=compress and --mode=decompress: images to a file of about the size of the model's bound, and
-back."""
+"""--mode=compress and --mode=decompress: images to a file about as large as the model's bound, and back."""
 
 import pathlib
 
@@ -31,8 +30,8 @@ def decompress(config: ConfigDict, workdir: pathlib.Path, source: str, target: s
     """Writes the images of the file --input to --output: an .npz file, or a folder of PNG files.
 
     Raises:
-      UserError: the workdir has no checkpoint; the file is damaged, or of another model or machine; or
-        --output cannot be written.
+      UserError: the workdir has no checkpoint; the file is damaged, or comes from another model or machine;
+        or --output cannot be written.
     """
     given = archive.read(pathlib.Path(source).expanduser())
     image_io.check_target(pathlib.Path(target))

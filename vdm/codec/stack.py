@@ -21,8 +21,8 @@ from vdm.errors import UserError
 Numbers = Int[np.ndarray, "n"]
 Reals = Float[np.ndarray, "n"]
 
-# A Gaussian reaches at least this many standard deviations, and less than twice as many. A drawn value never
-# lies outside; a pushed value may, and then costs additional bits.
+# A Gaussian's range ends at this many standard deviations or more, but less than twice as many. A drawn value
+# is always in the range; a pushed value may lie outside, and then costs additional bits.
 REACH = 6.0
 SYMBOL = 24  # largest number of bits that popping a symbol takes
 DIGIT = 16  # bits that are scrambled together
@@ -30,24 +30,24 @@ ENTROPY = math.sqrt(2.0 * math.pi * math.e)  # 2^entropy of a Gaussian, in stand
 # The words of a new stack, bottom first: the fewest with which probabilities are exact to their 24 bits.
 START = np.array([0, 1], np.uint32)
 START_BITS = 32
-LENGTHS = 25  # number of possible bit lengths of a value outside: 0 to 24
+LENGTHS = 25  # number of possible bit lengths of a value's distance from the range: 0 to 24
 
 
 class Damaged(Exception):
-    """A value cannot have been drawn from its distribution: the bits, or the distributions, are not those of
-    the file."""
+    """A value cannot have been drawn from its distribution: the bits or the distributions differ from those
+    that wrote the file."""
 
 
 class Stack:
-    """One stack. It starts almost empty, and takes random bits at its bottom, only as many as it needs; or it
+    """One stack. It either starts almost empty and adds random bits at its bottom whenever it needs more, or
     starts with the words of a file.
 
     Args:
       seed, number: determine the random bits.
-      words: of a file.
+      words: the stack's words in a file; None for a new stack.
 
     Raises:
-      Damaged: no stack has such words.
+      Damaged: the words are not those of a stack.
     """
 
     def __init__(self, seed: int, number: int, words: Any = None):
@@ -62,25 +62,25 @@ class Stack:
 
     @property
     def bits(self) -> float:
-        """The number of bits that were added to the initial and the random ones."""
+        """The number of bits on the stack, without the initial and the random bits."""
         words, top = self._coder.pos()
         return 32 * words + math.log2(top) - START_BITS - 32 * self._made
 
     def words(self) -> tuple[Any, int]:
-        """The stack as 32-bit words, bottom first, without those that were never reached; and the number of
-        random words among them."""
+        """The stack as 32-bit words, bottom first, without random words that were never reached; and the
+        number of random words that are left."""
         untouched = max(0, min(self._made, self._lowest - 2))  # the top has two words
         return self._coder.get_compressed()[untouched:], self._made - untouched
 
     def is_bottom(self, initial: int) -> bool:
-        """Whether it contains only what it started with and its `initial` random words."""
+        """Whether the stack contains only the words it started with and `initial` random words."""
         return np.array_equal(self._coder.get_compressed(), np.append(self._random(0, initial), START))
 
     def draw(self, mean: Reals, deviation: Reals, turn: int) -> Numbers:
         """Draws integers from Gaussians, by popping values that were not pushed.
 
         Args:
-          turn: selects the scrambling of the bits beforehand; must differ between calls.
+          turn: selects how the bits are scrambled before the draw; must differ between calls.
         """
         self._scramble(deviation, turn)
         base, numbers = np.rint(mean), np.empty(mean.shape)
@@ -132,11 +132,11 @@ class Stack:
         return self._pop(categorical(), probabilities)
 
     def _scramble(self, deviation: Reals, turn: int) -> None:
-        """Flips a fixed random half of the bits at the top, about as many as are drawn with such deviations.
-        A second call undoes it.
+        """Flips a fixed random half of the topmost bits, which are about as many as a draw with these
+        deviations takes. A second call restores the bits.
 
-        Otherwise a value would be drawn with the bits of a value that was just pushed, so that the two would
-        be dependent.
+        Without this, a value would be drawn with the bits of a value that was just pushed, and would depend
+        on it.
         """
         bits = np.sum(np.log2(np.maximum(ENTROPY * deviation, 1.0)))
         count = int(bits) // DIGIT + 2
@@ -146,7 +146,7 @@ class Stack:
         self._coder.encode_reverse(digits ^ pad(turn + count)[turn:], uniform(1 << DIGIT))
 
     def _push_whole(self, value: int) -> None:
-        """Pushes any integer from 0 on: its number of bits, and its bits below the first."""
+        """Pushes any integer from 0 on, as the number of its bits and the bits below the highest."""
         length = value.bit_length()
         if length >= LENGTHS:
             raise UserError(
@@ -175,7 +175,7 @@ class Stack:
         return symbols
 
     def _reserve(self, bits: int) -> None:
-        """Puts more random words under the stack if popping so many bits could empty it."""
+        """Adds random words at the bottom if popping this number of bits could empty the stack."""
         more = 3 + bits // 32 - self._coder.num_words()
         if self._grows and more > 0:
             below = self._random(self._made, self._made + more)
@@ -186,7 +186,7 @@ class Stack:
             self._lowest += more
 
     def _random(self, first: int, last: int) -> Any:
-        """Random words, the last at the bottom; none is 0, which cannot be the top of a stack."""
+        """Random words, the last at the bottom. They are odd, as 0 cannot be the top of a stack."""
         name = f"{self._seed} {self._number}"
         if first == last:
             return np.zeros(0, np.uint32)
@@ -195,7 +195,7 @@ class Stack:
 
 
 def _groups(deviation: Reals) -> Iterator[tuple[int, Any]]:
-    """(reach in integers, their positions) of the Gaussians with the same reach."""
+    """Yields (reach in integers, positions of the Gaussians that have this reach)."""
     reach = np.exp2(np.ceil(np.log2(np.maximum(REACH * deviation, 1.0)))).astype(np.int64)
     if reach.min() == reach.max():
         yield int(reach[0]), slice(None)
@@ -216,7 +216,7 @@ def _digits(count: int) -> Int[np.ndarray, "count"]:
 
 
 def constriction() -> Any:
-    """The package, imported late, as few runs need it."""
+    """The package constriction, imported late, as few runs need it."""
     import constriction
 
     return constriction
@@ -224,7 +224,7 @@ def constriction() -> Any:
 
 @functools.cache
 def gaussian(reach: int) -> Any:
-    """Gaussians over the integers from −reach to reach; the end points contain the mass beyond."""
+    """Gaussians over the integers from −reach to reach; the end points include the mass beyond them."""
     return constriction().stream.model.QuantizedGaussian(-reach, reach)
 
 
@@ -236,5 +236,5 @@ def uniform(count: int) -> Any:
 
 @functools.cache
 def categorical() -> Any:
-    """Levels with given probabilities."""
+    """The distribution over levels with given probabilities."""
     return constriction().stream.model.Categorical(perfect=False)

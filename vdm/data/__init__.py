@@ -1,1 +1,1 @@
-"""Data sets: sources, the order of training, batches, augmentation, and storage on the devices."""
+"""Data sets: sources, the order of training images, batches, augmentation, and storage on the devices."""

@@ -1,7 +1,7 @@
 """Augmentation of the paper's CIFAR-10 run: flips, 90° rotations, channel permutations.
 
-Each kind of change is applied to a random half of the images, independently. A flag of each image states
-whether it was changed; the model is conditioned on it, so that evaluation is of unchanged images.
+Each kind of change is applied to a random half of the images, independently. A flag for each image states
+whether it was changed. The model is conditioned on the flag, so that it can be evaluated on unchanged images.
 """
 
 import itertools
@@ -36,7 +36,7 @@ def augment(
     """Changes each image with its key.
 
     Args:
-      images: of equal height and width for "rotate".
+      images: images, which must be square for "rotate".
       names: the kinds of changes, each one of KINDS.
 
     Returns:

@@ -1,8 +1,8 @@
 """Batches: a shuffled stream for training, and each image once for evaluation.
 
-The order of training is a function of the seed and the position alone. So a run resumes in the middle of an
-epoch, and every host knows its part of each batch. A split that is small enough is kept on the devices, or in
-memory.
+The order of the training images depends only on the seed and the position, so that a run can resume in the
+middle of an epoch and every host knows its part of each batch. A split that is small enough is kept on the
+devices, or in memory.
 """
 
 from collections.abc import Iterable, Iterator
@@ -43,7 +43,7 @@ def train_batches(
     def batches_from(first):
         if fits(split, config.data):
             return ({"index": indices(step).astype(np.int32)} for step in itertools.count(first))
-        import grain  # a late import, as it is slow
+        import grain  # imported late, as the import is slow
 
         return iter(
             grain.MapDataset.range(first, config.train.steps)
@@ -59,7 +59,7 @@ def train_batches(
 
 
 def _stacked(steps: list[Examples]) -> Examples:
-    """From the host's batch of each step to [devices, steps, batch per device, …]."""
+    """Stacks the host's batches of several steps to [devices, steps, batch per device, …]."""
     devices = jax.local_device_count()
 
     def one(*values):
@@ -71,10 +71,10 @@ def _stacked(steps: list[Examples]) -> Examples:
 
 
 def eval_batches(split: Split, batch_size: int, limit: int = 0) -> Iterator[Examples]:
-    """This host's share of a split in order, each example once, with the last short batch.
+    """This host's share of a split in order, each example once. The last batch is padded.
 
     Args:
-      batch_size: of this host. The last batch is padded with copies of example 0.
+      batch_size: batch size of this host. The padding consists of copies of example 0.
       limit: number of examples to read; 0 for all.
 
     Yields:
@@ -125,7 +125,7 @@ def fits(split: Split, section: ConfigDict) -> bool:
 
 
 def resident_arrays(split: Split, section: ConfigDict) -> Examples:
-    """All examples of a training split, for the devices; {} if it does not fit and is streamed."""
+    """All examples of a training split, for the devices; {} if the split does not fit and is streamed."""
     return read_all(split) if fits(split, section) else {}
 
 
@@ -138,7 +138,7 @@ def resident_shapes(split: Split, section: ConfigDict) -> dict[str, jax.ShapeDty
 
 
 def in_memory_if_it_fits(split: Split, section: ConfigDict) -> Split:
-    """The split over arrays if it is read from files and fits; otherwise the split itself."""
+    """The split, read into memory if it comes from files and fits."""
     if not split.files or not fits(split, section):
         return split
     found = read_all(split)

@@ -13,7 +13,7 @@ from vdm.data.dataset import Split, some_of
 from vdm.errors import UserError, one_line, require
 from vdm.runtime import cache
 
-# Errors that concern a path. Any other error number is of the machine, such as too many open files, and says
+# Error numbers that concern a path. All others concern the machine, such as too many open files, and say
 # nothing about the data.
 OF_PATHS = {
     getattr(errno, name)
@@ -28,7 +28,7 @@ class Damaged(UserError):
 
 @contextlib.contextmanager
 def decoding(what: str) -> Iterator[None]:
-    """Raises Damaged, "`what`: why", for every error that a decoder raises on damaged bytes.
+    """Replaces every error that a decoder raises on damaged bytes by Damaged, with the message "`what`: why".
 
     Decoders raise exceptions of many types, so all types are caught, and only calls of decoders belong within
     the context. Errors of the machine are raised unchanged: the data may be intact.
@@ -45,15 +45,15 @@ def decoding(what: str) -> Iterator[None]:
         raise Damaged(f"{what}: {one_line(error) or type(error).__name__}.") from error
 
 
-BLOCK = 64  # examples to read at a time
-SHOWN = 3  # damaged examples in a message
+BLOCK = 64  # number of examples to read at a time
+SHOWN = 3  # largest number of damaged examples in a message
 
 
 def without_damaged(split: Split, name: str) -> Split:
     """The split without the examples for which `read` raises Damaged. Prints their number and some of them.
 
     Args:
-      name: of the split, for messages.
+      name: name of the split, for messages.
 
     Raises:
       UserError: all examples are damaged.

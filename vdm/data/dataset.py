@@ -29,10 +29,10 @@ class Split:
 
     Attributes:
       size: number of examples.
-      read: from indices, int [batch], to the examples.
-      nbytes: memory of all its images.
+      read: function from indices, int [batch], to the examples.
+      nbytes: number of bytes of all images in memory.
       files: all files on which `read` depends; () if the images are in memory.
-      cache_name: identifies it in the cache; set by source.load. "" disables the cache.
+      cache_name: identifies the split in the cache; set by source.load. "" disables the cache.
     """
 
     size: int
@@ -53,7 +53,7 @@ class Data:
 
 
 def blank(spec: Spec) -> Examples:
-    """One example of level 0, as an Examples with "augmented", when only the shapes matter."""
+    """One example whose values are all 0, with "augmented", for uses in which only the shapes matter."""
     return {
         "image": np.zeros((1, *spec.shape), np.uint8),
         "label": np.zeros(1, np.int32),
@@ -62,7 +62,7 @@ def blank(spec: Spec) -> Examples:
 
 
 def without_images(spec: Spec, why: str) -> Data:
-    """A data set without images, of which only the spec is known. Reading an image raises UserError:
+    """A data set of which only the spec is known. Reading an image raises UserError with the message
     `why`."""
 
     def read(indices):
@@ -75,7 +75,7 @@ def in_memory(images: Images, labels: Labels | None = None) -> Split:
     """A split over arrays.
 
     Raises:
-      UserError: the labels are not an integer for each image.
+      UserError: the labels are not one integer per image.
     """
     if labels is not None:
         require(
@@ -92,7 +92,7 @@ def in_memory(images: Images, labels: Labels | None = None) -> Split:
 
 
 def held_out(split: Split, count: int) -> tuple[Split, Split]:
-    """Splits a split into two, to train and to test: the second is a fixed random choice of `count`
+    """Divides a split into a training and a test split; the test split is a fixed random choice of `count`
     examples."""
     shuffled = np.random.default_rng(0).permutation(split.size)
     return (
@@ -102,7 +102,7 @@ def held_out(split: Split, count: int) -> tuple[Split, Split]:
 
 
 def some_of(split: Split, numbers: Int[np.ndarray, "some"], name: str) -> Split:
-    """The examples of a split with these indices; the name identifies them in the cache."""
+    """The examples of a split with the indices `numbers`; `name` identifies them in the cache."""
     return dataclasses.replace(
         split,
         size=len(numbers),

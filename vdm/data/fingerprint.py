@@ -1,5 +1,5 @@
-"""Fingerprints of images, as bits/dim are comparable only on the same images; and data.json, which holds them
-with the Spec of the data."""
+"""Fingerprints of images, as bits/dim are comparable only on the same images; and data.json, which contains
+the fingerprints and the Spec of the data."""
 
 from collections.abc import Iterable, Mapping
 import dataclasses
@@ -14,10 +14,11 @@ from vdm.data.dataset import Data, Images, Spec, Split
 from vdm.errors import UserError, require
 from vdm.runtime.atomic import write_text
 
-BLOCK = 1024  # images to read at a time
-LOOK = 256  # images of a split that are checked at a start
+BLOCK = 1024  # number of images to read at a time
+LOOK = 256  # number of images of a split that are checked when a run starts
 
-# Of whole test splits; docs/guide/data.md. The subsets of CIFAR-10 and MNIST have 1,017 and 1,000 images.
+# Fingerprints of whole test splits (docs/guide/data.md). The subsets of CIFAR-10 and MNIST have 1,017 and
+# 1,000 images.
 KNOWN = {
     "7cc8737aec30200b": "scikit-learn's digits, the 360 held out",
     "2c3cdccc83f43408": "the swirl's 2,000 test points",
@@ -27,7 +28,7 @@ KNOWN = {
 
 
 def of_images(images: Images, vocab_size: int) -> str:
-    """The fingerprint of images: their number and shape, their levels, each value, and their order."""
+    """The fingerprint of the images' number, shape, levels, values and order."""
     return _of([images], images.shape, vocab_size)
 
 
@@ -64,7 +65,7 @@ def read(path: pathlib.Path) -> dict[str, Any]:
     """The contents of a data.json; {} if it does not exist.
 
     Raises:
-      UserError: it is damaged.
+      UserError: the file is damaged.
     """
     if not path.exists():
         return {}
@@ -83,10 +84,10 @@ def spec_of(known: Mapping[str, Any], path: pathlib.Path) -> Spec | None:
     """The Spec in the result of `about`; None if an older version wrote none.
 
     Args:
-      path: of the file, for messages.
+      path: path of the file, for messages.
 
     Raises:
-      UserError: it is damaged.
+      UserError: the Spec is damaged.
     """
     if "spec" not in known:
         return None
@@ -112,11 +113,11 @@ def write(path: pathlib.Path, known: Mapping[str, Any]) -> None:
 
 
 def check(path: pathlib.Path, data: Data, keep: bool) -> None:
-    """Compares the data with those with which a run was started, by some images of each split.
+    """Checks, on some images of each split, that the data are those with which a run was started.
 
     Args:
       path: data.json of the workdir.
-      keep: whether to write it if it does not exist, or lacks a key.
+      keep: whether to write data.json if it does not exist or lacks a key.
 
     Raises:
       UserError: the number of images, or an image, differs.
@@ -135,7 +136,7 @@ def check(path: pathlib.Path, data: Data, keep: bool) -> None:
 
 
 def _look(split: Split, spec: Spec) -> str:
-    """ "N images, FINGERPRINT", of LOOK of them, spread evenly."""
+    """ "N images, FINGERPRINT"; the fingerprint is of LOOK images, evenly spread over the split."""
     places = np.unique(np.linspace(0, split.size - 1, LOOK).astype(int))
     return f"{split.size} images, {of_images(split.read(places)['image'], spec.vocab_size)}"
 

@@ -15,22 +15,22 @@ from vdm.data.source import Source, existing_path
 from vdm.errors import UserError, require
 
 GREY = ("1", "L", "LA", "I", "I;16", "I;16B")  # modes of Pillow
-LARGEST = 8192  # of image_size
+LARGEST = 8192  # largest image_size
 
 Labelled = tuple[pathlib.Path, str]  # an image and the name of its label
 
 
 @dataclasses.dataclass(frozen=True)
 class Folder(Source):
-    """A folder of image files with 256 levels: its subfolder test/ (or val/), or a tenth of it, is held out.
+    """A folder of image files with 256 levels; its subfolder test/ (or val/), or a tenth of it, is held out.
 
-    Subfolders train/ and test/ (or val/) are the splits; without them a tenth of the images is held out. The
-    next level of folders is the labels. The first readable image determines whether all are grey or in
-    colour.
+    Subfolders train/ and test/ (or val/) are the splits; without them, a tenth of the images is held out. The
+    names of the folders below are the labels. The first readable image determines whether all images are grey
+    or in colour.
 
     Attributes:
       data_dir: the folder.
-      image_size: side to which images are cropped at their centre and resized; 0: unchanged.
+      image_size: side of the square to which images are cropped, at their centre, and resized; 0: unchanged.
     """
 
     data_dir: str = ""
@@ -66,7 +66,7 @@ class Folder(Source):
         return Data(train, test, Spec((size[1], size[0], len(mode)), 256, classes))
 
     def _format(self, paths: list[pathlib.Path]) -> tuple[str, tuple[int, int]]:
-        """The mode "L" or "RGB" of the first image, and its width and height, which all images must have."""
+        """The mode "L" or "RGB" of all images, and their width and height: those of the first image."""
         for path in paths:
             try:
                 with image_files.opened(path) as image:
@@ -93,7 +93,7 @@ def _parts(root: pathlib.Path) -> tuple[list[Labelled], list[Labelled]]:
 
 
 def _images(root: pathlib.Path) -> list[Labelled]:
-    """Each image below a folder, in order of name."""
+    """All images below a folder with their labels, sorted by path."""
     files = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
     return [(path, path.relative_to(root).parts[0] if path.parent != root else "") for path in files]
 

@@ -11,8 +11,8 @@ import numpy as np
 from vdm.data.damaged import Damaged, decoding
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # for any suffix; some formats of Pillow run programs
-LARGEST = 89_478_485  # pixels; from this size on Pillow, too, suspects a decompression bomb
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # for any suffix; for some others, Pillow runs programs
+LARGEST = 89_478_485  # pixels; above this number, Pillow also suspects a decompression bomb
 warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # such an image is refused below
 
 
@@ -42,7 +42,7 @@ def opened(path: pathlib.Path) -> Iterator[Any]:
 
 
 def of_eight_bits(image: Any) -> Any:
-    """A PIL image whose values have 8 bits: 16 bits are scaled, where Pillow's `convert` would clip."""
+    """A PIL image with values of 8 bits. Values of 16 bits are scaled; Pillow's `convert` would clip them."""
     from PIL import Image
 
     if not image.mode.startswith("I"):

@@ -34,7 +34,7 @@ class Npz(Source):
 
     Attributes:
       data_dir: the .npz file, or the folder.
-      vocab_size: levels of a value.
+      vocab_size: number of levels of a value.
     """
 
     data_dir: str = ""
@@ -58,7 +58,7 @@ class Npz(Source):
 
 
 def _parts(root: pathlib.Path) -> tuple[Arrays, Arrays | None]:
-    """The training and the test split; None for the second if it is to be held out of the first."""
+    """The training and the test split; None for a test split that is to be held out of the training split."""
     files = sorted(root.glob("*.npz")) if root.is_dir() else [root]
     require(files, f"config.data.data_dir is {str(root)!r}, which holds no .npz file.")
     test = [path for path in files if any(word in path.stem for word in ("val", "test"))]
@@ -71,8 +71,8 @@ def _parts(root: pathlib.Path) -> tuple[Arrays, Arrays | None]:
 
 
 def _classes(labels: list[Labels | None]) -> int:
-    """The number of classes in the labels of the splits; 0 if one split has no labels, as those of the other
-    are then useless."""
+    """The number of classes in the labels of the splits; 0 if a split has no labels, as the other split's
+    labels are then useless."""
     known = [part for part in labels if part is not None]
     if len(known) < len(labels):
         return 0
@@ -108,7 +108,7 @@ def _arrays(path: pathlib.Path, prefix: str = "") -> Arrays:
 
 
 def _unflattened(path: pathlib.Path, flat: np.ndarray) -> np.ndarray:
-    """[n, height, width, 3] of the ImageNet batches' [n, 3 · height · width]."""
+    """Reshapes the ImageNet batches' [n, 3 · height · width] to [n, height, width, 3]."""
     side = round((flat.shape[1] / 3) ** 0.5) if flat.ndim == 2 else 0
     require(
         side and flat.shape[1] == 3 * side**2,
@@ -130,7 +130,7 @@ def _labels(path: pathlib.Path, labels: np.ndarray, count: int, first: int) -> L
 
 
 def _joined(parts: list[Arrays]) -> Arrays:
-    """The parts concatenated; without labels if one part has none."""
+    """The parts concatenated; without labels if a part has no labels."""
     images = [part[0] for part in parts]
     labels = [part[1] for part in parts if part[1] is not None]
     _require_one_shape(images)
@@ -150,7 +150,7 @@ def array_names(path: pathlib.Path) -> list[str]:
     """The names of the arrays in a file.
 
     Raises:
-      UserError: it cannot be read, or is not an .npz file.
+      UserError: the file cannot be read, or is not an .npz file.
     """
     with _opened(path) as file:
         return [name.removesuffix(SUFFIX) for name in file.namelist() if name.endswith(SUFFIX)]
@@ -160,7 +160,7 @@ def read_array(path: pathlib.Path, name: str) -> np.ndarray:
     """One of the arrays in a file.
 
     Raises:
-      UserError: it is damaged, or contains neither numbers nor text.
+      UserError: the array is damaged, or contains neither numbers nor text.
     """
     what = f"{name!r} in {str(path)!r}"
     with _opened(path) as file, decoding(f"{what} cannot be read"):
@@ -174,12 +174,13 @@ def read_array(path: pathlib.Path, name: str) -> np.ndarray:
             _check_header(member, about, what, path.stat().st_size)
         with file.open(about) as member:
             found = np.lib.format.read_array(member, allow_pickle=False)
-            member.read()  # the end, at which zipfile compares the checksum
+            member.read()  # up to the end, where zipfile compares the checksum
     return found
 
 
 def _check_header(member: Any, about: zipfile.ZipInfo, what: str, room: int) -> None:
-    """Raises UserError if the header exceeds what the file can hold; `room` is the size of the file."""
+    """Raises UserError if the file cannot hold the array that the header states, or the array is a pickle;
+    `room` is the size of the file."""
     versions = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     version = np.lib.format.read_magic(member)
     require(version in versions, f"{what} is of version {version} of .npy; accepted: 1.0 and 2.0.")

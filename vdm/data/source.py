@@ -1,4 +1,4 @@
-"""Data sources, components that load a data set; and how config.data selects one.
+"""Data sources: components that load a data set; `load` uses the one that config.data selects.
 
 A custom source is a subclass, named "module:Class" in config.data.name; see examples/stripes.py.
 """
@@ -25,12 +25,12 @@ class Source(Component):
     Attributes:
       name: the value of config.data.name.
       augment: changes to the training images: any of flip, rotate, channels, separated by commas.
-      on_device_gib: GiB up to which a training split is kept on the devices.
-      hold_out: share of the training images that replaces the test split; 0: none.
-      validation: share of the training images that selects the best checkpoint; 0: the test split does.
+      on_device_gib: size in GiB up to which a training split is kept on the devices.
+      hold_out: share of the training images that replaces the test split; 0: keep the test split.
+      validation: share of the training images to select the best checkpoint on; 0: select on the test split.
       skip_damaged: omit images that cannot be read; all images are read once to find them.
 
-    The fields with a default are fields of config.data, in each source.
+    The fields with a default are fields of config.data for every source.
     """
 
     name: str
@@ -83,10 +83,10 @@ def existing_path(data_dir: str, name: str, what: str) -> pathlib.Path:
 
 
 def load(section: ConfigDict) -> Data:
-    """The data set that config.data describes: `section` is its name and all fields of its source.
+    """The data set that config.data describes; `section` has its name and all fields of its source.
 
     Raises:
-      UserError: it is unknown, not prepared, not readable, or does not fit the config.
+      UserError: the data set is unknown, not prepared, not readable, or does not fit the config.
     """
     source = build("source", section, "config.data", name=section.name)
     try:
@@ -119,7 +119,7 @@ def load(section: ConfigDict) -> Data:
 
 
 def _part(field: str, share: float, train: Split) -> tuple[Split, Split]:
-    """Splits the training images into all but a share, and that share."""
+    """Divides the training images into those that remain and a held-out share."""
     count = round(share * train.size)
     require(
         0 < count < train.size,
@@ -138,7 +138,7 @@ def _check(data: Data, source: Source) -> None:
     says = ("config.data.vocab_size" if field else f"the vocab_size of data set {name!r}") + f" is {levels}"
     require(2 <= levels <= 256, f"{says}; accepted: 2 to 256, the levels of a uint8.")
 
-    # Checking some images finds most misfits before hours are spent; 256 levels always fit.
+    # Checking some images finds most misfits before hours of training; 256 levels always fit.
     count = 256 if levels < 256 else 1
     for split in (data.train, data.test):
         some = split.read(np.unique(np.linspace(0, split.size - 1, count).astype(int)))["image"]
@@ -163,7 +163,7 @@ def _watched(split: Split, spec: Spec, name: str) -> Split:
             ("the label", found["label"], spec.classes or 1, "classes"),
         ):
             each = values.reshape(len(values), -1)
-            # A uint8 is never below 0, and never above 256 levels.
+            # A uint8 always lies within 256 levels.
             if what == "a value" and count == 256 or not each.size:
                 continue
             if each.max() >= count or each.min() < 0:
@@ -180,8 +180,8 @@ def _watched(split: Split, spec: Spec, name: str) -> Split:
 
 
 def _cached(split: Split, part: str, source: Source) -> Split:
-    """The split with all that determines its images, for the cache: its files, the code that reads them, and
-    the fields of its source besides those of every source."""
+    """The split with everything that determines its images, for the cache: its files, the code that reads
+    them, and the fields that only its source has."""
     if not split.files:
         return split
     code = [inspect.getfile(cls) for cls in type(source).__mro__ if issubclass(cls, Source)]

@@ -14,7 +14,7 @@ class Swirl(Source):
     dimensions; 2,000 are held out.
 
     Attributes:
-      vocab_size: levels of each coordinate.
+      vocab_size: number of levels of each coordinate.
     """
 
     vocab_size: int = 256

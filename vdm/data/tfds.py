@@ -14,21 +14,21 @@ from vdm.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class TFDS(Source):
-    """The data set of TensorFlow Datasets that config.data.name names, such as mnist:3.0.1 or
-    downsampled_imagenet/32x32, with 256 levels and prepared as array_record; its split test, or validation,
-    is held out.
+    """The data set of TensorFlow Datasets with the name config.data.name, such as mnist:3.0.1 or
+    downsampled_imagenet/32x32, with 256 levels and prepared as array_record; its split test, or otherwise
+    validation, is held out.
 
     Attributes:
-      data_dir: the folder in which it was prepared; '' for ~/tensorflow_datasets.
+      data_dir: the folder in which the data set was prepared; '' for ~/tensorflow_datasets.
     """
 
     data_dir: str = ""
 
     def load(self) -> Data:
-        """As in Source.
+        """The data set (Source.load).
 
         Raises:
-          UserError: it is not prepared as array_record, or has no images.
+          UserError: the data set is not prepared as array_record, or has no images.
           UnknownName: TFDS has no data set of this name.
         """
         root = self.data_dir or os.path.join("~", "tensorflow_datasets")
@@ -60,12 +60,12 @@ class TFDS(Source):
             return Split(len(source), read, nbytes, tuple(map(str, info.splits[key].filepaths)))
 
         train = split("train")
-        if None in shape:  # the features leave it open: the first image determines it
+        if None in shape:  # the features do not state it: the first image determines it
             shape = train.read(np.zeros(1, int))["image"].shape[1:]
         return Data(train, split(test), Spec(shape, 256, label.num_classes if label else 0))
 
     def _builder(self, root: str) -> Any:
-        import tensorflow_datasets as tfds  # a late import, as it is slow
+        import tensorflow_datasets as tfds  # imported late, as the import is slow
 
         with decoding(f"the TFDS data set {self.name!r} in {root!r} cannot be read"):
             try:
@@ -96,7 +96,7 @@ def _records(source: Any, split: Any, indices: np.ndarray) -> list[dict[str, Any
         records = source.__getitems__([int(i) for i in indices])
         if len({record["image"].shape for record in records}) == 1:
             return records
-    except Exception:  # Riegeli, Protobuf and Pillow raise many types; each record is read again below
+    except Exception:  # Riegeli, Protobuf and Pillow raise many types; the records are read again below
         pass
     records = []
     for index in map(int, indices):
@@ -109,7 +109,7 @@ def _records(source: Any, split: Any, indices: np.ndarray) -> list[dict[str, Any
 
 
 def _place(split: Any, index: int) -> str:
-    """The file, and the record in it, of an index in a split."""
+    """The record and the file that hold the example at an index of a split."""
     ends = np.cumsum(split.shard_lengths)
     shard = int(np.searchsorted(ends, index, "right"))
     return f"record {index - int(ends[shard - 1]) * (shard > 0)} of {str(split.filepaths[shard])!r}"

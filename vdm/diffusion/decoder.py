@@ -37,7 +37,7 @@ def log_prob(
 def log_likelihood(
     levels: Shaped[Array, "batch *shape"], gamma_0: Float[Array, "*#any"], vocab_size: int
 ) -> Callable[[Array], Float[Array, "batch"]]:
-    """z_0 → log p(x|z_0) of each image, nats."""
+    """The function z_0 → log p(x|z_0) of each image, in nats."""
     levels = levels.astype(jnp.int32)
 
     def of(z_0):
@@ -63,8 +63,8 @@ def log_prob_at(
     vocab_size: int,
     reach: int | None = None,
 ) -> Float[Array, "*any"]:
-    """log p(x|z_0) of each value for z_0/α_0 = x + `offset`, nats. For z_0 = α_0 x + σ_0 ε_0 the offset is
-    e^{γ_0/2} ε_0, without the difference z_0/α_0 − x, which loses digits in float32.
+    """log p(x|z_0) of each value for z_0/α_0 = x + `offset`, in nats. For z_0 = α_0 x + σ_0 ε_0 the offset is
+    e^{γ_0/2} ε_0, which avoids the difference z_0/α_0 − x, as that loses digits in float32.
 
     The logits are taken relative to that of the true level x. With d = x_v − x = (2/V) (v − level), exact as
     the levels are integers,
@@ -105,7 +105,7 @@ def log_prob_at(
 
 @jax.custom_jvp
 def _total(offset, precision, largest, apart):
-    """Σ_v exp(logit_v − logit_x − largest), over the last axis of `apart`, x_v − x; on accelerators."""
+    """Σ_v exp(logit_v − logit_x − largest) over the last axis of `apart` = x_v − x, for accelerators."""
     return _moments(offset, precision, largest, apart)[0]
 
 

@@ -1,7 +1,7 @@
 """The denoiser: a network, and how its output is read as a prediction of the noise ε (the parameterisation).
 
-z = α x + σ ε and v = α ε − σ x (Salimans & Ho 2022), so each of ε̂, x̂ and v̂ fixes the others. The ELBO uses
-ε̂; the samplers use x̂.
+z = α x + σ ε and v = α ε − σ x (Salimans & Ho 2022), so each of ε̂, x̂ and v̂ determines the others. The ELBO
+uses ε̂; the samplers use x̂.
 """
 
 from collections.abc import Callable
@@ -25,12 +25,11 @@ Net = Callable[[Float[Array, "batch height width inputs"]], Float[Array, "batch 
 
 @dataclasses.dataclass(frozen=True)
 class Parameterisation(Component):
-    """The input and the output of the network. To write one, define `eps_hat` (see examples/edm.py).
+    """The input and the output of the network. A custom one defines `eps_hat` (see examples/edm.py).
 
     Attributes:
-      of_levels: whether it assumes that x takes only the vocab_size levels, so that z_t is a level with
-        noise.
-      one_gamma: whether it needs the same γ for all values of an image.
+      of_levels: whether x may take only the vocab_size levels, so that z_t is a level with noise.
+      one_gamma: whether γ must be the same for all values of an image.
     """
 
     of_levels: ClassVar[bool] = False
@@ -44,10 +43,10 @@ class Parameterisation(Component):
         """ε̂(z_t, γ).
 
         Args:
-          net: the network as a function of its input image; called once. A network's last layer is
+          net: the network as a function of its input image; called once. The network's last layer is
             initialised to zero.
-          gamma: one for each image, or one for each value.
-          params: those of the model, including those of `init`.
+          gamma: one γ per image, or one per value.
+          params: the model's parameters, including those of `init`.
         """
         raise NotImplementedError
 
@@ -67,7 +66,7 @@ class Parameterisation(Component):
 
 @dataclasses.dataclass(frozen=True)
 class Eps(Parameterisation):
-    """ε̂ = z_t + output, as in the authors' code: an output of zero is right for pure noise."""
+    """ε̂ = z_t + output, as in the authors' code: if z_t is pure noise, an output of zero is correct."""
 
     def eps_hat(self, net, z_t, gamma, params, vocab_size):
         return z_t + net(z_t)

@@ -17,9 +17,9 @@ KINDS = ("uniform", "normal")
 
 
 def start(kind: str, gamma_0: Float[Array, ""], vocab_size: int) -> Float[Array, ""]:
-    """The γ of the z that a kind of dequantisation draws. The flow starts there, and another start is another
-    model. For "normal" it is γ_0; for "uniform", whose noise fills the whole cell, the γ at which σ² is the
-    variance of uniform noise, or γ_0 if that is larger."""
+    """The γ of the z that a kind of dequantisation draws. The flow starts at this γ; a different start would
+    be a different model. For "normal" it is γ_0. For "uniform", whose noise fills the whole cell, it is the γ
+    at which σ² is the variance of uniform noise, or γ_0 if that is larger."""
     if kind in ("normal", "latent"):
         return gamma_0
     return jnp.maximum(gamma_0, -2.0 * math.log(vocab_size * math.sqrt(3.0)))
@@ -32,7 +32,7 @@ def dequantise(
     gamma_0: Float[Array, ""],
     vocab_size: int,
 ) -> tuple[Float[Array, "batch *shape"], Float[Array, ""], Float[Array, "batch"]]:
-    """Draws a point z of the cell of each value.
+    """Draws a point z in the cell of each value.
 
     "uniform": z = α (x + u), with u uniform on the cell, at the γ where α² times the variance of u is σ²; or
       at γ_0, if that γ is below the model's range.
@@ -50,7 +50,7 @@ def dequantise(
         nats = x[0].size * jnp.log(2.0 * process.alpha(gamma) / vocab_size)
         return z, gamma, jnp.broadcast_to(nats, x.shape[:1])
     if kind == "normal":
-        border = jnp.exp(-0.5 * gamma_0) / vocab_size  # of the cell, in standard deviations
+        border = jnp.exp(-0.5 * gamma_0) / vocab_size  # half the width of the cell, in standard deviations
         eps = jax.vmap(lambda key, border: jax.random.truncated_normal(key, -border, border, x.shape[1:]))(
             keys, jnp.broadcast_to(border, x.shape)
         )
@@ -62,7 +62,7 @@ def dequantise(
 
 
 def normal_entropy(gamma_0: float, vocab_size: int) -> float:
-    """The entropy of one value's noise under "normal", in units of z, nats: E[−log q(z)].
+    """The entropy E[−log q(z)] of one value's noise under "normal", in nats.
 
     For a normal distribution truncated at ±b standard deviations, which contain the probability P, it is
     log(σ P √(2πe)) − b e^{−b²/2}/(P √(2π)).

@@ -1,8 +1,8 @@
 """Importance weights log w = log p(x, z)/q(z|x) of paths z = z_0 … z_1 of a chain of T steps (VDM eq. 13,
 14).
 
-For z ~ q(z|x), E[w] = p(x), so that the mean of log w is at most log p(x): it is the ELBO. For z ~ p(z|x) it
-is at least log p(x) (Grosse et al. 2015). Pure functions of arrays.
+For z ~ q(z|x), E[w] = p(x), so that the mean of log w is at most log p(x): it is the ELBO. For z ~ p(z|x) the
+mean of log w is at least log p(x) (Grosse et al. 2015). Pure functions of arrays.
 """
 
 from collections.abc import Callable
@@ -40,9 +40,9 @@ def log_weight(
     Args:
       x: the data, or the mean of the latent that represents them.
       log_likelihood: z_0 → log p(x|z_0), nats.
-      gammas: γ at times 0, 1/T, …, 1; one for all, or one for each value, or for each value of each image.
+      gammas: γ at times 0, 1/T, …, 1; for all values, for each value, or for each value of each image.
       keys: one for each example.
-      target: (x, ε), unless the encoder is learned.
+      target: returns (x, ε), unless the encoder is learned.
     """
     shape = x.shape[1:]
     steps = gammas.shape[0] - 1
@@ -79,13 +79,13 @@ def of_sample(
     keys: Key[Array, "batch"],
     target: Target,
 ) -> tuple[Any, Float[Array, "batch"]]:
-    """Draws z_1 … z_0 and x from the model, and returns their log p(x, z)/q(z|x), nats.
+    """Draws z_1 … z_0 and x from the model, and returns x and log p(x, z)/q(z|x), in nats.
 
-    In the notation of `log_weight`: p(z_s|z_t) adds the noise e of each step around its own mean, so that
-    each step adds ½‖d‖² − e·d.
+    In the notation of `log_weight`: p(z_s|z_t) adds the noise e of each step to its own mean, so that each
+    step adds ½‖d‖² − e·d.
 
     Args:
-      decode: z_0 → the draw from p(x|z_0), its x as in `log_weight`, and log p(x|z_0).
+      decode: z_0 → a draw from p(x|z_0), the draw's x as in `log_weight`, and log p(x|z_0).
       z_1: drawn from N(0, I).
     """
     steps = gammas.shape[0] - 1
@@ -116,8 +116,8 @@ def of_sample(
 
 
 def of_each(gamma: Float[Array, "*any"], z: Float[Array, "batch *shape"]) -> Float[Array, "batch *any"]:
-    """A common γ repeated for each example of z; a γ for each value repeated for each value of each
-    example."""
+    """γ for each example of z: a single γ becomes one per example, and a γ for each value becomes one for
+    each value of each example."""
     return jnp.broadcast_to(gamma, z.shape if gamma.ndim else z.shape[:1])
 
 

@@ -2,7 +2,7 @@
 
 `Diffusion.bound` is the ELBO: VDM eq. 11, equation (21) of the lecture (docs/derivation.md). Its formulas are
 here and in schedule.py, process.py, decoder.py and denoiser.py. A method of another paper is a subclass of
-Diffusion (vdm/methods/, examples/clipped.py), or one of its parts.
+Diffusion or of one of its components (vdm/methods/, examples/clipped.py).
 """
 
 from collections.abc import Callable
@@ -49,7 +49,7 @@ class Diffusion(Model):
       schedule: γ(t).
       net: the network inside the denoiser.
       shape: height, width and channels of an image.
-      vocab_size: levels of a value.
+      vocab_size: number of levels of a value.
       classes: number of labels.
       parameterisation: what the network predicts.
       times: how training draws diffusion times.
@@ -60,7 +60,7 @@ class Diffusion(Model):
       guidance: w ≥ 0; sampling uses (1 + w) ε̂(z, label) − w ε̂(z) (Ho & Salimans 2022, eq. 6), which needs
         drop_label.
       timesteps: T, the depth of the chain; 0 for continuous time.
-      sample_steps: the number of the sampler's steps if T is 0.
+      sample_steps: number of sampler steps if T is 0.
     """
 
     schedule: Schedule
@@ -88,7 +88,7 @@ class Diffusion(Model):
     # ---- the ELBO ----------------------------------------------------------------
 
     def draw(self, params, rng, batch, train=False, times=None) -> Draw:
-        """The terms of images, with p(x|z_0) from decoder.py."""
+        """The ELBO's terms of images, with p(x|z_0) from decoder.py."""
         x, levels = process.scale(batch["image"], self.vocab_size), batch["image"].astype(jnp.int32)
         fixed = not self.schedule.learned_ends
         reach = decoder.reach(self.schedule.gamma_min, self.vocab_size) if fixed else None
@@ -115,17 +115,17 @@ class Diffusion(Model):
 
         Args:
           batch: only its condition is used; x and log_p contain the images.
-          x: the images, scaled to [−1, 1]; a latent model gives its latents instead.
-          log_p: (ε_0, γ_0) → log p(x|z_0), z_0 = α_0 x + σ_0 ε_0.
-          train: whether dropout is on, and labels are withheld.
-          times: (rng) → (t, 1/q(t)), t in [0, 1) drawn with the density q. By default q is uniform, 1/q = 1.
+          x: the images, scaled to [−1, 1]; a latent model passes its latents instead.
+          log_p: (ε_0, γ_0) → log p(x|z_0), with z_0 = α_0 x + σ_0 ε_0.
+          train: whether dropout is on and labels are withheld.
+          times: (rng) → (t, 1/q(t)), with t in [0, 1) drawn from the density q. By default q is uniform.
         """
         condition = self.condition_of(batch)
         if train and self.drop_label:
             condition = condition_lib.withhold(condition, rng.keys(randomness.LABEL), self.drop_label)
-        # The draws: noise from N(0, I), with separate keys for each use, and a time t with a density q,
-        # uniform without `times`. They give γ_t (and γ_s in a chain), the weight w, and γ_0 and γ_1, which do
-        # not depend on the condition.
+        # The draws: noise from N(0, I), with separate keys for each use, and a time t from the density q. The
+        # time determines γ_t (and γ_s in a chain) and the weight w. γ_0 and γ_1 do not depend on the
+        # condition.
         eps_0 = rng.normal(randomness.RECONSTRUCTION, self.shape)
         eps = rng.normal(randomness.NOISE, self.shape)
         t, one_over_q = times(rng) if times else (rng.uniform(randomness.TIME), jnp.ones(()))
@@ -158,7 +158,7 @@ class Diffusion(Model):
         )
 
     def gamma(self, params: Params, t: Float[Array, "*times"], condition: Condition = None) -> Array:
-        """γ(t); [..., height, width, channels] if γ differs between values."""
+        """γ(t), of shape [..., height, width, channels] if γ differs between values."""
         return self.schedule.apply(params["schedule"], t, *self.schedule_given(condition))
 
     def eps_hat(
@@ -169,10 +169,10 @@ class Diffusion(Model):
         condition: Condition,
         dropout_keys: Array | None = None,
     ) -> Image:
-        """ε̂(z_t, γ), with a γ for each image or for each value.
+        """ε̂(z_t, γ), with one γ per image or one per value.
 
-        The network gets (γ − γ_min)/(γ_max − γ_min), with the configured gamma_min and gamma_max, even if
-        γ(0) and γ(1) are learned. If γ differs between values, it gets the mean.
+        The network's input is (γ − γ_min)/(γ_max − γ_min), with the configured gamma_min and gamma_max, even
+        if γ(0) and γ(1) are learned; if γ differs between values, with the mean γ of the image.
         """
         low, high = self.schedule.gamma_min, self.schedule.gamma_max
         time = (process.of_image(gamma) - low) / (high - low)
@@ -187,8 +187,8 @@ class Diffusion(Model):
         VDM these are x and ε; a model that encodes x changes both.
 
         Args:
-          gamma: γ_t; one for all, or for each image.
-          gamma_s: γ at the end s of the step from t to s of a chain; None in continuous time.
+          gamma: γ_t, one for all images or one per image.
+          gamma_s: γ_s of a chain's step from t to s; None in continuous time.
         """
         return x, eps
 
@@ -196,7 +196,7 @@ class Diffusion(Model):
         return condition_lib.of_batch(self.condition, batch, self.classes)
 
     def schedule_given(self, condition: Condition) -> tuple[Array, ...]:
-        """The arguments of γ besides t: none."""
+        """The arguments of γ besides t; () in a VDM."""
         return ()
 
     # ---- samples -----------------------------------------------------------------
@@ -211,7 +211,7 @@ class Diffusion(Model):
         return draw(rng.keys(randomness.DECODE), z_0).astype(jnp.uint8)
 
     def sample_z_0(self, params: Params, rng: Random, batch: Batch) -> Image:
-        """z_0, from the sampler's steps down the chain or its ODE."""
+        """A draw of z_0 by the sampler, along the chain or its ODE."""
         condition = self.condition_of(batch)
 
         def predict_x(z_t, gamma):
@@ -252,7 +252,7 @@ class Diffusion(Model):
     def log_weight_of(
         self, params: Params, rng: Random, batch: Batch, x: Image, log_likelihood: LogLikelihood
     ) -> Float[Array, "batch"]:
-        """The same of any x, whose log p(x|z_0) is a function of z_0."""
+        """The log weight of one path for any x, with log p(x|z_0) as a function of z_0."""
         condition = self.condition_of(batch)
         return importance_weights.log_weight(
             lambda z, gamma: self.eps_hat(params, z, gamma, condition),
@@ -264,7 +264,7 @@ class Diffusion(Model):
         )
 
     def sample_and_log_weight(self, params, rng, batch):
-        """By the chain of T steps, for any sampler, and without guidance."""
+        """Samples by the chain of T steps, without guidance and whichever sampler the model has."""
         gamma_0 = self.gamma(params, jnp.zeros(()))
 
         def decode(z_0):
@@ -277,7 +277,7 @@ class Diffusion(Model):
     def sample_and_log_weight_of(
         self, params: Params, rng: Random, batch: Batch, decode: Callable[[Image], tuple[Any, Image, Array]]
     ) -> tuple[Any, Float[Array, "batch"]]:
-        """The same with any p(x|z_0); `decode` is that of importance_weights.of_sample."""
+        """`sample_and_log_weight` for any p(x|z_0); `decode` is as in importance_weights.of_sample."""
         condition = self.condition_of(batch)
         return importance_weights.of_sample(
             lambda z, gamma: self.eps_hat(params, z, gamma, condition),
@@ -297,7 +297,7 @@ class Diffusion(Model):
         return ("normal",) if self.schedule.per_value else dequantisation.KINDS
 
     def flow(self, params, rng, batch, kind) -> Flow:
-        """Starts at a point in the cell of each level; its −log q are the nats."""
+        """The flow from a random point z in the cells of the levels; its nats are −log q(z)."""
         condition = self.condition_of(batch)
         gamma_0 = self.gammas(params, 1, condition)[0]
         keys = rng.keys(randomness.DECODE)
@@ -308,11 +308,11 @@ class Diffusion(Model):
     def flow_of_latents(
         self, params: Params, rng: Random, batch: Batch, x: Image, log_likelihood: LogLikelihood
     ) -> Flow:
-        """Starts at z_0 = α x + σ ε of q(z_0|x); log p(x|z_0) − log q(z_0|x) are the nats.
+        """The flow from z_0 = α x + σ ε, drawn from q(z_0|x); its nats are log p(x|z_0) − log q(z_0|x).
 
         Args:
           x: the latents that represent the images.
-          log_likelihood: z_0 → log p(x|z_0), nats.
+          log_likelihood: z_0 → log p(x|z_0), in nats.
         """
         condition = self.condition_of(batch)
         gamma_0 = self.gammas(params, 1, condition)[0]
@@ -323,7 +323,7 @@ class Diffusion(Model):
         return self.flow_from(params, condition, z_0, gamma_0, log_likelihood(z_0) - log_q)
 
     def flow_from(self, params: Params, condition: Condition, z: Image, gamma_0: Array, nats: Array) -> Flow:
-        """The ODE from z at γ_0, with these nats."""
+        """The flow of the ODE from z at γ_0, with the given nats."""
 
         def eps_hat(z, gamma, condition):
             eps = self.eps_hat(params, z, gamma, condition)
@@ -336,10 +336,10 @@ class Diffusion(Model):
         return Flow(z, times, eps_hat, condition, lambda t, given: self.gamma(params, t, given), nats)
 
     def noise_of_flow(self, eps_hat: Image, z_t: Image, gamma: Array) -> Image:
-        """The noise in the velocity of the ODE: ε̂ itself, as it predicts ε."""
+        """The noise in the velocity of the ODE: ε̂ itself, as ε̂ predicts ε."""
         return eps_hat
 
-    # ---- the latents of its chain ------------------------------------------------
+    # ---- the latents of the chain ------------------------------------------------
 
     def latents(
         self,
@@ -350,8 +350,8 @@ class Diffusion(Model):
         """z_1 … z_{T+1} in the lecture's notation: z_1 is at γ(0), and the last at γ(1).
 
         Args:
-          mean: of the images, what represents x; by default x itself.
-          logits: those of p(x|z_1); by default those of the decoder.
+          mean: (params, batch) → what represents x in the chain; by default x itself.
+          logits: (params, z_1) → the logits of p(x|z_1); by default those of the decoder.
         """
 
         def gamma(params, t):
@@ -422,7 +422,7 @@ class Diffusion(Model):
 
     def verify(self, params: Params) -> None:
         verify.schedule(self.schedule, params["schedule"])
-        # Built-in components are tested.
+        # Only custom components are checked here; tests cover the built-in ones.
         if component.is_own(self.times):
             verify.times(self.times)
         if component.is_own(self.sampler):
@@ -473,7 +473,7 @@ class Diffusion(Model):
 
     @classmethod
     def assemble(cls, section: Any, spec: Spec, **fields: Any) -> "Diffusion":
-        """A Diffusion with the components of a section of the config, and these fields.
+        """A Diffusion with the components that a section of the config describes, and the given fields.
 
         Raises:
           UserError: a field of a component has a value that is not accepted.
@@ -498,8 +498,8 @@ def _gaussian(moments):
 def _deviations(gamma: Float[Array, "T *any"]) -> Float[np.ndarray, "T *any"]:
     """The smallest standard deviation of each z_t under q and p.
 
-    It is that of p(z_t|z_{t+1}), σ_t (1 − e^{γ_t − γ_{t+1}})^½, or that of q(z_t|z_{t−1}), which is
-    σ_t (1 − e^{γ_{t−1} − γ_t})^½.
+    This is the smaller of σ_t (1 − e^{γ_t − γ_{t+1}})^½, that of p(z_t|z_{t+1}), and
+    σ_t (1 − e^{γ_{t−1} − γ_t})^½, that of q(z_t|z_{t−1}).
     """
     share = jnp.sqrt(-jnp.expm1(gamma[:-1] - gamma[1:]))
     sigma = process.sigma(gamma)

@@ -1,9 +1,9 @@
 """The forward process q: linear, Gaussian, variance preserving, and not learned (VDM sec. 3.1).
 
-q(z_t|x), q(z_t|z_s) and q(z_s|z_t, x), which with x̂ in place of x is also the reverse process p(z_s|z_t)
-(VDM eq. 9; lecture (20)). Pure functions of arrays; γ = −log SNR broadcasts against z. Every coefficient is
-computed from γ by a function that is accurate in float32 for |γ| ≤ 20, where σ² or α² is 2e-9: no 1 −
-sigmoid, no log of a difference.
+Computes q(z_t|x), q(z_t|z_s) and q(z_s|z_t, x). With x̂ in place of x, the last is also the reverse process
+p(z_s|z_t) (VDM eq. 9; lecture (20)). All functions are pure functions of arrays; γ = −log SNR broadcasts
+against z. Every coefficient is computed from γ in a way that is accurate in float32 for |γ| ≤ 20, where σ² or
+α² is 2e-9: without 1 − sigmoid, and without the log of a difference.
 """
 
 import jax
@@ -25,7 +25,7 @@ def sigma(gamma: Gamma) -> Gamma:
 
 
 def over_pixels(values: Float[Array, "batch *any"]) -> Float[Array, "batch _ _ _"]:
-    """[batch] as [batch, 1, 1, 1]; any other shape unchanged."""
+    """Reshapes [batch] to [batch, 1, 1, 1]; leaves any other shape unchanged."""
     return values[:, None, None, None] if values.ndim == 1 else values
 
 
@@ -68,7 +68,7 @@ def kl_to_standard(x: Values, gamma: Gamma) -> Float[Array, "batch"]:
 def transition(z_s: Values, gamma_s: Gamma, gamma_t: Gamma) -> tuple[Values, Gamma]:
     """q(z_t|z_s), s < t: mean α_{t|s} z_s and variance σ²_{t|s} (VDM app. A.1).
 
-    σ²_{t|s} = σ_t² − α²_{t|s} σ_s² = σ_t² (1 − e^{γ_s − γ_t}), without the difference.
+    σ²_{t|s} = σ_t² − α²_{t|s} σ_s² is computed as σ_t² (1 − e^{γ_s − γ_t}), which avoids the difference.
     """
     ratio = jnp.exp(0.5 * (jax.nn.log_sigmoid(-gamma_t) - jax.nn.log_sigmoid(-gamma_s)))
     return ratio * z_s, -jnp.expm1(gamma_s - gamma_t) * jax.nn.sigmoid(gamma_t)

@@ -18,10 +18,10 @@ PredictX = Callable[[Image, Array], Image]
 
 @dataclasses.dataclass(frozen=True)
 class Sampler(Component):
-    """Draws samples. To write one, define `sample` (see examples/euler.py).
+    """Draws samples. A custom sampler defines `sample` (see examples/euler.py).
 
     Attributes:
-      ode: whether it solves the probability-flow ODE, so that `predict_x` is that of the ODE.
+      ode: whether the sampler solves the probability-flow ODE, and needs the `predict_x` of the ODE.
     """
 
     ode: ClassVar[bool] = False
@@ -30,7 +30,7 @@ class Sampler(Component):
         """z_0, float32 like z_1.
 
         Args:
-          predict_x: (z_t, γ of all values or of each) → x̂.
+          predict_x: (z_t, γ for all values or for each) → x̂.
           gammas: γ at times 0, 1/T, …, 1, for all values or for each.
           z_1: drawn from N(0, I).
           keys: one for each example.

@@ -22,9 +22,9 @@ class Schedule(nn.Module, Component):
 
     Attributes:
       shape: height, width and channels of an image.
-      gamma_min: γ(0), or its initial value if it is learned. The network gets this γ as 0.
-      gamma_max: γ(1), or its initial value if it is learned. The network gets this γ as 1.
-      per_value: whether γ differs between the values of an image, so that its shape is [..., *shape].
+      gamma_min: γ(0), or its initial value if it is learned. At this γ the network's input is 0.
+      gamma_max: γ(1), or its initial value if it is learned. At this γ the network's input is 1.
+      per_value: whether γ differs between the values of an image and has the shape [..., *shape].
     """
 
     shape: tuple[int, int, int]
@@ -73,12 +73,12 @@ class Schedule(nn.Module, Component):
         return gamma_s, gamma_t, timesteps * jnp.expm1(gamma_t - gamma_s)
 
     def is_interior(self, names: list[str]) -> bool:
-        """Whether a parameter bends γ between its end points; `names` is the path to the parameter."""
+        """Whether a parameter changes γ only between the end points; `names` is the path to the parameter."""
         return False
 
     def roles(self, params: PyTree) -> PyTree[Role]:
-        """The role of each parameter. A level of noise is not decayed, as zero is no simpler than another
-        level."""
+        """The role of each parameter. There is no weight decay, as a noise level of zero is no simpler than
+        any other."""
         return by_path(params, lambda names, _: Role(decayed=False, interior=self.is_interior(names)))
 
 
@@ -98,7 +98,7 @@ class FixedLinear(Schedule):
 
 
 class Cosine(Schedule):
-    """γ = 2 log tan(π s/2): α = cos(π s/2) (Nichol & Dhariwal 2021), s linear in t between its
+    """γ = 2 log tan(π s/2), so that α = cos(π s/2) (Nichol & Dhariwal 2021), with s linear in t between its
     values at the two end points."""
 
     def __call__(self, t: Float[Array, "*times"]) -> Float[Array, "*times"]:
@@ -108,9 +108,8 @@ class Cosine(Schedule):
 
 
 class LinearBeta(Schedule):
-    """γ = log expm1(b s + (B − b) s²/2): noise added at a rate that grows from b to B, as in
-    DDPM (Ho et al. 2020; Song et al. 2021, app. C), s linear in t between its values at the
-    two end points.
+    """γ = log expm1(b s + (B − b) s²/2): noise is added at a rate that grows from b to B, as in DDPM (Ho et
+    al. 2020; Song et al. 2021, app. C), with s linear in t between its values at the two end points.
 
     Attributes:
       slow: b, the rate at s = 0.
@@ -133,8 +132,8 @@ class LinearBeta(Schedule):
 
 
 class Sigmoid(Schedule):
-    """α² decreases from 1 to 0 as a sigmoid does from `steep` to −`steep` (Jabri et al. 2022), s linear in t
-    between its values at the two end points.
+    """α² decreases from 1 to 0 as a sigmoid does from `steep` to −`steep` (Jabri et al. 2022), with s linear
+    in t between its values at the two end points.
 
     Attributes:
       steep: half the length of the interval of the sigmoid; 3 in the paper.
@@ -159,7 +158,7 @@ class Sigmoid(Schedule):
 
 
 class Polynomial(Schedule):
-    """α = 1 − s² (Hoogeboom et al. 2022), s linear in t between its values at the two end points."""
+    """α = 1 − s² (Hoogeboom et al. 2022), with s linear in t between its values at the two end points."""
 
     def __call__(self, t: Float[Array, "*times"]) -> Float[Array, "*times"]:
         def time_of(gamma):
@@ -222,7 +221,7 @@ class LearnedNet(Interior):
     the interior cannot move them.
 
     Attributes:
-      hidden: units of l2, the middle layer.
+      hidden: number of units of l2, the middle layer.
     """
 
     hidden: int = 1024
@@ -230,15 +229,15 @@ class LearnedNet(Interior):
     @nn.compact
     def __call__(self, t: Float[Array, "*times"]) -> Float[Array, "*times"]:
         ends = self.ends()
-        # Sigmoids with a width of a fifth of the interval, spread over it: with wider ones γ bends too
-        # slowly.
+        # The sigmoids are spread over the interval, and each is a fifth of it wide: with wider ones, γ learns
+        # its shape too slowly.
         layers = (Positive(1, 1.0), Positive(self.hidden, 10.0), Positive(1, 10.0 / self.hidden))
 
         def f(t):
             first = layers[0](t[..., None])
             return (first + layers[2](jax.nn.sigmoid(layers[1](first))))[..., 0]
 
-        # A single product, so that γ(0) and γ(1) are the end points to the last digit.
+        # One matrix product computes all f, so that γ(0) and γ(1) are the end points to the last digit.
         t = jnp.asarray(t)
         values = f(jnp.append(t, jnp.array([0.0, 1.0])))
         f_t, f_0, f_1 = values[:-2].reshape(t.shape), values[-2], values[-1]

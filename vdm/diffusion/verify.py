@@ -1,4 +1,4 @@
-"""Checks that components are what they declare, in a fraction of a second: before training, and before each
+"""Checks, in a fraction of a second, that components do what they declare, before training and before each
 evaluation. A likelihood is worthless if γ decreases, or if its slope is not its derivative.
 """
 
@@ -19,14 +19,14 @@ from vdm.diffusion.times import Times
 from vdm.errors import UserError, require
 from vdm.runtime.randomness import Rng
 
-NODES = 2**14  # values of t at which γ and its slope are compared
-PARTS = 32  # parts of [0, 1], in each of which they must agree
+NODES = 2**14  # number of values of t at which γ and its slope are compared
+PARTS = 32  # number of parts of [0, 1], in each of which γ and its slope must agree
 DRAWS = 2**12  # number of times drawn
 
 
 def schedule(schedule: Schedule, params: PyTree) -> None:
-    """Checks that γ is finite and increases, its slope is its derivative, its end points are those of its
-    fields, and the declarations about its parameters are true.
+    """Checks that γ is finite and increases, that its slope is its derivative, that its end points are those
+    of the schedule's fields, and that the schedule's declarations about its parameters are true.
 
     Raises:
       UserError: one of these does not hold.
@@ -76,7 +76,7 @@ def schedule(schedule: Schedule, params: PyTree) -> None:
         f"{name} decreases by {-steps.min():.3g} at t = {t[min(worst, nodes - 1)]:.3f}; γ = −log SNR must "
         "increase with t.",
     )
-    # The slope in each part, and over all: a jump has no slope, so that its rise is missing in the integral.
+    # Compares the slope with the rise in each part. A jump has no slope, so the integral lacks its rise.
     by_u = slope * (6.0 * middles * (1.0 - middles)).reshape(-1, *(1,) * len(shape))
     added = by_u.reshape(PARTS, -1, *shape).mean(axis=1) / PARTS
     risen = np.diff(at, axis=0)
@@ -102,7 +102,7 @@ def schedule(schedule: Schedule, params: PyTree) -> None:
 
 
 def _declared(name: str, schedule: Schedule, params: PyTree, whole: float) -> None:
-    """Checks that its parameters move what it declares they move."""
+    """Checks that the schedule's parameters move exactly those parts of γ that it declares."""
     times = jnp.array([0.0, 1.0, 0.3, 0.7])
     gamma = lambda params: schedule.apply(params, times).reshape(4, -1).mean(axis=1)
     by_each = (
@@ -247,14 +247,14 @@ def images_apart(
     params: PyTree,
     shape: tuple[int, int, int],
 ) -> None:
-    """Checks that ε̂ of an image does not depend on the other images of its batch, on which its likelihood
-    would then depend, too. Noise is added to the parameters, as initial networks may output only zeros.
+    """Checks that ε̂ of an image does not depend on the other images of its batch, as then its likelihood
+    would depend on them, too. Noise is added to the parameters, as initial networks may output only zeros.
 
     Args:
       eps_hat: (params, z, γ) → ε̂ of a batch of 3.
 
     Raises:
-      UserError: it does.
+      UserError: ε̂ depends on the other images.
     """
     random = np.random.default_rng(0)
 
@@ -276,9 +276,10 @@ def images_apart(
 
 
 def _numbers(name: str, part: Any, function: Callable[..., Any], *args: Any) -> Any:
-    """The result of a component as NumPy; its errors become one line with the component's name."""
+    """The result of a component's function as NumPy arrays; errors become one line with the component's
+    name."""
     with blamed(part, name):
-        # For a large model only these arrays come to the host, and nothing is compiled for all devices.
+        # Only these arguments are copied to the host, and the function is compiled for one device.
         return jax.tree.map(np.asarray, jax.jit(function)(*jax.device_get(args)))
 
 

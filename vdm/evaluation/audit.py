@@ -1,5 +1,5 @@
-"""Checks of mistakes that the estimators cannot see: a wrong slope of the schedule, a wrong scale of x̂,
-duplicate images; and the mistake that explains a claimed likelihood."""
+"""Checks for mistakes that the estimators cannot detect: a wrong slope of the schedule, a wrong scale of x̂,
+duplicate images; and for the mistake that explains a claimed likelihood."""
 
 from collections.abc import Mapping
 import hashlib
@@ -18,11 +18,11 @@ from vdm.estimate import PerImage, standard_error
 from vdm.evaluation.passes import Pass, over_split, progress_bar
 from vdm.run import Run
 
-TIMES = 32  # at which the scale of x̂ is measured
+TIMES = 32  # number of times at which the scale of x̂ is measured
 
 
 def slope_line(model: Model, params: Params) -> str:
-    """Whether γ increases, and its slope is its derivative: the slope must integrate to γ(1) − γ(0)."""
+    """Whether γ increases and its slope is its derivative: the slope must integrate to γ(1) − γ(0)."""
     nodes = 2**16
     _, slope = with_slope(
         lambda t: model.gamma(params, t), (jnp.arange(nodes, dtype=jnp.float32) + 0.5) / nodes
@@ -40,7 +40,7 @@ def scale_line(config: ConfigDict, run: Run, elbo_bits: float) -> str:
     (VDM eq. 18).
 
     Args:
-      elbo_bits: bits/dim of the ELBO for T → ∞. The check fails if a hundredth of it could be saved.
+      elbo_bits: bits/dim of the ELBO for T → ∞. The check fails if the right scale saves over 1% of it.
     """
     model, params = run.model, run.state.ema
 
@@ -72,7 +72,7 @@ def scale_line(config: ConfigDict, run: Run, elbo_bits: float) -> str:
 
 
 def derivative_line(model: Model, params: Params, batch: Batch, vocab_size: int) -> str:
-    """Whether the gradient of ε̂ in z is right: compared in one random direction with a finite difference."""
+    """Whether the gradient of ε̂ in z is right, compared with a finite difference in one random direction."""
     x = process.scale(batch["image"], vocab_size)
     gamma = jnp.broadcast_to(model.gamma(params, jnp.float32(0.5)), x.shape[:1])
     eps, way, pull_by = (jax.random.normal(key, x.shape) for key in jax.random.split(jax.random.key(0), 3))
@@ -115,7 +115,7 @@ def claim_line(
 
     Args:
       ours: Estimate.values of the row.
-      entropy: of the noise of normal dequantisation, bits/dim, in the units of the claim's z.
+      entropy: entropy of normal dequantisation's noise, in bits/dim and in the units of the claim's z.
     """
     each = claim - ours["bpd"]
     mean, se = float(each.mean()), standard_error(each)

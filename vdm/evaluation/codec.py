@@ -28,10 +28,10 @@ class File(NamedTuple):
     """A file to which test images were compressed, and from which they were decompressed.
 
     Attributes:
-      size: in bytes.
+      size: size of the file in bytes.
       values: bits/dim of each image: "images" is the growth of its stack; "initial" and "header" are its
         share of the initial random bits, and of the header and the rounding to whole words.
-      compress, decompress: seconds, with compilation.
+      compress, decompress: seconds that each took, with compilation.
     """
 
     size: int
@@ -44,7 +44,7 @@ def make_file(config: ConfigDict, run: Run) -> File:
     """The File of the first config.codec.images of the test images.
 
     Raises:
-      UserError: as codec.compress and codec.decompress do.
+      UserError: codec.compress or codec.decompress raises it.
     """
     most = config.eval.images or run.data.test.size
     examples = run.data.test.read(np.arange(min(config.codec.images or most, most)))
@@ -64,7 +64,7 @@ def make_file(config: ConfigDict, run: Run) -> File:
 
 
 def above(file: File, bound: Row) -> tuple[float, float]:
-    """By how much the images exceed a bound, image by image: mean and standard error, bits/dim."""
+    """The excess of the images' bits/dim over a bound, paired by image: mean and standard error."""
     count = min(len(file.values["images"]), bound.estimate.images)
     each = file.values["images"][:count] - bound.estimate.values["bpd"][:count]
     return float(each.mean()), standard_error(each)
@@ -72,7 +72,7 @@ def above(file: File, bound: Row) -> tuple[float, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Codec(Estimator):
-    """The length of a file from which the images are recovered; config.codec."""
+    """The length of a file from which the images are recovered; config.codec has its fields."""
 
     needs: ClassVar[frozenset[Ability]] = frozenset({Ability.CODE})
 

@@ -18,7 +18,7 @@ class Denoised(NamedTuple):
     """Images and their predictions.
 
     Attributes:
-      times: decreasing from 1 to 0.
+      times: times t, decreasing from 1 to 0.
       x_hat: x̂(z_t) at these times, in [−1, 1].
       x: the images themselves.
     """

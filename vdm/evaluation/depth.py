@@ -1,4 +1,4 @@
-"""The estimator "depth": the ELBO of a model as chains of config.eval.depths steps, and for T → ∞."""
+"""The estimator "depth": the ELBO of a model as a chain of T steps, for T in config.eval.depths and T → ∞."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -18,7 +18,7 @@ def depths(config: ConfigDict) -> list[int]:
     """config.eval.depths, increasing.
 
     Raises:
-      UserError: it is not a list of numbers of steps.
+      UserError: the field is not a list of numbers of steps.
     """
     text = config.eval.depths
     try:
@@ -33,7 +33,7 @@ def depths(config: ConfigDict) -> list[int]:
 
 
 def depth_row(config: ConfigDict, run: Run, timesteps: int, done: Sequence[Row]) -> Row:
-    """The ELBO of a chain of so many steps, 0 for T → ∞; taken from `done` if it is there."""
+    """The ELBO of a chain of `timesteps` steps, or for T → ∞ if 0; taken from `done` if it is there."""
     for row in done:
         if row.depth == timesteps:
             return row

@@ -25,11 +25,11 @@ from vdm.reporting.text import estimate_table
 from vdm.run import Run
 from vdm.runtime import devices
 
-OWN = "the model"  # the name of the bounded likelihood, if the model is not a chain of variable depth
+OWN = "the model"  # how rows name the model whose likelihood they bound, unless it has variable depth
 
 
 def elbo_name(timesteps: int) -> str:
-    """The name of the ELBO of a chain of so many steps; 0 for T → ∞."""
+    """The name of the ELBO of a chain of `timesteps` steps; 0 for T → ∞."""
     return f"ELBO, T = {timesteps}" if timesteps else "ELBO, T → ∞"
 
 
@@ -69,15 +69,16 @@ class ELBO(Estimator):
         return Result([row, print_row(continuous)], profile=profile)
 
 
-# Number of passes in a set, whose times and noise are spread evenly (randomness.QuasiRng).
+# Number of passes in a set. The times and noise of a set are spread evenly (randomness.QuasiRng).
 SET = 10
 
-# The values of a draw besides its terms, if a time is drawn (profile.of_time).
+# The entries of a draw besides its terms, if a time is drawn (profile.of_time).
 _TIME = ("t", "time_weight", "error")
 
 
 def one_draw(model: Model) -> PerExample:
-    """One draw of the terms, and of what a Profile needs if a time is drawn; `extra` is the cdf of times."""
+    """A function that draws the terms and, if a time is drawn, what a Profile needs; `extra` is the times'
+    cdf."""
     draws_time = Ability.TIME in model.abilities
 
     def draw_terms(params, rng, batch, cdf):
@@ -95,12 +96,12 @@ def make_elbo(model: Model, config: ConfigDict, data: Data) -> Callable[..., tup
     If the model draws a time, the earlier sets determine the distribution of times in each set (Profile.cdf),
     which does not change the mean. The Profile of any other model is None.
 
-    With `target_se`, sets of SET passes continue until the Monte-Carlo error of the bits/dim is at most that,
-    or config.eval.max_passes are taken.
+    With `target_se`, sets of SET passes continue until the Monte-Carlo error of the bits/dim is at most
+    `target_se`, or config.eval.max_passes are taken.
 
     Raises:
-      UserError: a number of config.eval is not accepted; from `evaluate`, also if the compiler computes sums
-        wrongly (self_check.py).
+      UserError: a number of config.eval is not accepted. `evaluate` also raises it if the compiler computes
+        sums wrongly (self_check.py).
     """
     for name in ("passes", "passes_in_training", "max_passes"):
         value = config.eval[name]

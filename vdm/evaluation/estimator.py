@@ -26,10 +26,10 @@ class Result(NamedTuple):
     """The result of an estimator.
 
     Attributes:
-      rows: lines of the table. An object that is already in the table is not repeated.
-      series: over the depth T, or over the number of samples K; () for none.
-      checks: lines on whether the numbers are consistent.
-      profile: of the ELBO in continuous time; None if no time is drawn.
+      rows: rows of the table. An object that is already in the table is not repeated.
+      series: rows over the depth T, or over the number of samples K; () without a series.
+      checks: lines that state whether the numbers are consistent.
+      profile: Profile of the ELBO in continuous time; None if no time is drawn.
     """
 
     rows: Sequence[Row]
@@ -40,8 +40,8 @@ class Result(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Estimator(Component):
-    """An estimator of a model's likelihood. Built-in ones read fields of the whole config; the fields of a
-    custom one are in config.eval.CLASS, in lower case.
+    """An estimator of a model's likelihood. Built-in estimators read fields of the whole config; the fields
+    of a custom estimator are in config.eval.CLASS, with the class name in lower case.
 
     Attributes:
       needs: the abilities that the model must have.
@@ -50,10 +50,10 @@ class Estimator(Component):
     needs: ClassVar[frozenset[Ability]] = frozenset()
 
     def check_config(self, config: ConfigDict) -> None:
-        """Raises UserError if a field of the config that it reads has a value that is not accepted."""
+        """Raises UserError if a config field that the estimator reads has a value that is not accepted."""
 
     def measure(self, config: ConfigDict, run: Run, done: Sequence[Row]) -> Result:
-        """Measures its rows; `done` are all earlier rows, the model's ELBO first."""
+        """Measures the estimator's rows; `done` are all earlier rows, the model's ELBO first."""
         raise NotImplementedError
 
 
@@ -90,7 +90,7 @@ class Measured(NamedTuple):
     """The joint results of the estimators (estimator.Result).
 
     Attributes:
-      rows: of the table, the model's ELBO first.
+      rows: rows of the table, the model's ELBO first.
       series: {name of the estimator: rows}.
     """
 

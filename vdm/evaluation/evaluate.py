@@ -1,4 +1,4 @@
-"""--mode=eval: the likelihood of the test split by independent estimators, in one table, and its files."""
+"""--mode=eval: the likelihood of the test split by independent estimators, in one table and in files."""
 
 from collections.abc import Sequence
 import csv
@@ -119,7 +119,7 @@ def _write_profile(
 
 
 def _write_columns(path: pathlib.Path, columns: dict[str, Float[np.ndarray, "columns"]]) -> None:
-    """Writes the columns as a CSV file, without those of edges, which are longer."""
+    """Writes the columns as a CSV file, except those of edges, which are longer."""
     names = [name for name in columns if not name.endswith("edges")]
     with atomic_path(path) as part, part.open("w", newline="") as file:
         writer = csv.writer(file)

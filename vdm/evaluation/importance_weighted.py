@@ -2,8 +2,8 @@
 chain.
 
 A draw gives, for an image x, the log weight log w = log p(x, z)/q(z|x) of a random z ~ q(z|x). As
-E[w] = p(x), the mean of log w is at most log p(x). So is that of log (w_1 + … + w_K)/K, which rises towards
-log p(x) with K (Burda et al. 2016).
+E[w] = p(x), the mean of log w is at most log p(x). The mean of log (w_1 + … + w_K)/K is at most log p(x),
+too, and rises towards it with K (Burda et al. 2016).
 """
 
 from collections.abc import Sequence
@@ -52,11 +52,12 @@ def bound_rows(
     """The bounds with K = 1, 2, 4, … samples, and with all.
 
     Args:
-      key, name: of the estimator, for Row.id and Row.name.
-      bounds: the name of the model whose negative log-likelihood they bound from above.
-      log_weights: nats.
-      evaluations: of the network, per image, over all draws; `seconds` likewise.
-      shape: of an image.
+      key, name: names of the estimator for Row.id and Row.name.
+      bounds: name of the model whose negative log-likelihood the rows bound from above.
+      log_weights: in nats.
+      evaluations: number of network evaluations per image over all draws.
+      seconds: duration of all draws.
+      shape: shape of an image.
     """
     total = len(log_weights)
     rows = []
@@ -70,7 +71,7 @@ def bound_rows(
 
 @dataclasses.dataclass(frozen=True)
 class Chain(Estimator):
-    """Importance-weighted bounds; config.eval.chain."""
+    """Importance-weighted bounds; config.eval.chain has its fields."""
 
     needs: ClassVar[frozenset[Ability]] = frozenset({Ability.LOG_WEIGHT})
 
@@ -82,7 +83,7 @@ class Chain(Estimator):
         """The bounds with K = 1, 2, 4, … samples, up to config.eval.chain.samples.
 
         A model of variable depth is evaluated as a chain of config.eval.chain.timesteps steps, and compared
-        with the ELBO of that chain; any other model has latents.
+        with the ELBO of that chain. For any other model, the weights are those of its latents.
         """
         steps, samples = config.eval.chain.timesteps, config.eval.chain.samples
         if run.model.depth is not None:

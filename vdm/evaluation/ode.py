@@ -25,7 +25,7 @@ from vdm.runtime import randomness
 
 @dataclasses.dataclass(frozen=True)
 class ODE(Estimator):
-    """The likelihood of the probability-flow ODE; config.eval.ode."""
+    """The likelihood of the probability-flow ODE; config.eval.ode has its fields."""
 
     needs: ClassVar[frozenset[Ability]] = frozenset({Ability.FLOW})
 
@@ -61,8 +61,8 @@ class ODE(Estimator):
 
 
 def flow_row(config: ConfigDict, run: Run, kind: str) -> Row:
-    """The likelihood with one `kind` of dequantisation, from one point for each image, by Hutchinson's
-    divergence.
+    """The likelihood with one `kind` of dequantisation, from one point for each image, with Hutchinson's
+    estimate of the divergence.
 
     Raises:
       UserError: the ODE of an image was not solved.
@@ -76,11 +76,11 @@ def flow_row(config: ConfigDict, run: Run, kind: str) -> Row:
 def weighted_flow_rows(config: ConfigDict, run: Run) -> tuple[list[Row], float]:
     """The bounds with K = 1, 2, 4, … samples up to config.eval.ode.samples, on the first images.
 
-    The dequantisation is the last of Model.flow_kinds. The divergence is exact: under the logarithm of the
-    mean, Hutchinson's noise would raise the bound above the likelihood, so that it would be no bound.
+    The dequantisation is the last of Model.flow_kinds. The divergence is exact: Hutchinson's noise in the
+    logarithm of a mean would raise the value above the likelihood, so that it would not be a bound.
 
     Returns:
-      The bounds, and the mean difference that half the quadrature's nodes would make, bits/dim.
+      The bounds, and the mean difference that half the quadrature's nodes would make, in bits/dim.
 
     Raises:
       UserError: the ODE of an image was not solved.
@@ -118,7 +118,7 @@ def _flow(
     """Solves the ODE of each image, from `samples` points of its cell.
 
     Returns:
-      The log weights "log_w" with the results of flow_log_density; evaluations per image; seconds.
+      The results of flow_log_density with the log weights "log_w"; evaluations per image; seconds.
 
     Raises:
       UserError: the ODE of an image was not solved.
@@ -144,7 +144,7 @@ def _flow(
 
     result = run_passes(log_weight, config, run, samples, name, images)
     require_solved(result["steps"], section.tolerance)
-    # A step needs six evaluations; a node one evaluation, and products with its Jacobian.
+    # A step needs six evaluations; a node needs one, and products with the Jacobian.
     products = result["size"].mean() if exact else 1
     evaluations = samples * (6.0 * result["steps"].mean() + (section.nodes + 1) * (1 + products))
     return result, float(evaluations), time.monotonic() - began

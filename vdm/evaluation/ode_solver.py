@@ -20,7 +20,7 @@ from vdm.gaussian import total
 # (z [batch, …], γ [batch] or of each value, condition) → ε̂ [batch, …].
 EpsHat = Callable[[Array, Array, Any], Array]
 
-MAX_STEPS = 10_000  # of the solver, for one image
+MAX_STEPS = 10_000  # largest number of solver steps for one image
 
 
 def velocity(
@@ -57,18 +57,17 @@ def flow_log_density(
     on the path computes the integral, so the divergence is needed only at the nodes.
 
     Args:
-      condition: of each example: an array, or a tree of arrays.
-      ends: γ_0 and γ_1; with a `curve`, their times.
+      condition: the condition of each example, an array or a tree of arrays.
+      ends: γ_0 and γ_1, or their times if there is a `curve`.
       keys: one for each example, for the probes.
-      nodes: n, a multiple of 4: intervals of the quadrature; n/2 for the coarser rule.
-      exact_divergence: the divergence as the trace of the whole Jacobian. Otherwise Hutchinson's estimate
-        with a fresh ±1 probe at each node, which leaves log p_0 unbiased.
+      nodes: n, the number of intervals of the quadrature, a multiple of 4; the coarser rule has n/2.
+      exact_divergence: whether to compute the divergence as the trace of the whole Jacobian. Otherwise it is
+        Hutchinson's estimate with a fresh ±1 probe at each node, which leaves log p_0 unbiased.
       curve: (time, condition of one example) → γ of each of its values.
 
     Returns:
-      "log_density": nats [batch]. "steps": number of steps, [batch]. "quadrature": difference from the rule
-        with
-      half the nodes, nats [batch]; it estimates the error, which can be larger.
+      "log_density": in nats, [batch]. "steps": number of steps, [batch]. "quadrature": absolute difference
+      from the rule with half the nodes, in nats, [batch]; it estimates the error, which can be larger.
     """
     points, weights = clenshaw_curtis(nodes)
     low, high = ends
@@ -113,7 +112,7 @@ def _solve_path(
     curve: Callable[[Array, Any], Array] | None,
 ) -> tuple[Float[Array, "nodes batch *shape"], Int[Array, "batch"]]:
     """z along the flow from z_0 at each place, and the number of steps of each image."""
-    import diffrax  # a late import: it takes half a second, and training imports this file's checks
+    import diffrax  # imported late: the import takes half a second, and training imports this file
 
     def one(z, condition):
         one_condition = jax.tree.map(lambda value: value[None], condition)
@@ -128,7 +127,7 @@ def _solve_path(
             diffrax.Tsit5(),
             places[0],
             places[-1],
-            None,  # the solver finds the first step
+            None,  # the solver chooses the first step
             z,
             stepsize_controller=diffrax.PIDController(rtol=tolerance, atol=tolerance),
             saveat=diffrax.SaveAt(ts=places),
@@ -141,7 +140,7 @@ def _solve_path(
 
 
 def _trace(pull, shape: tuple[int, ...]) -> Float[Array, "batch"]:
-    """The trace of a linear map that acts on each example alone, from its transpose."""
+    """The trace of a linear map that acts on each example separately, from its transpose."""
     size = math.prod(shape[1:])
 
     def entry(i):
@@ -153,7 +152,7 @@ def _trace(pull, shape: tuple[int, ...]) -> Float[Array, "batch"]:
 
 
 def clenshaw_curtis(n: int) -> tuple[Float[np.ndarray, "n_and_one"], Float[np.ndarray, "n_and_one"]]:
-    """The points (1 − cos(πj/n))/2 of [0, 1], n even, and their weights, float64.
+    """The points (1 − cos(πj/n))/2 of [0, 1] for even n, and their weights, in float64.
 
     The rule is exact for polynomials up to degree n. Every other point is a point of the rule for n/2.
     """

@@ -1,4 +1,4 @@
-"""Functions of the images of the test split, mapped over batches, devices and passes."""
+"""Maps functions of images over the test split: over batches, devices and passes."""
 
 from collections.abc import Callable
 import functools
@@ -18,7 +18,7 @@ from vdm.run import Run
 from vdm.runtime import devices
 from vdm.runtime.randomness import QuasiRng
 
-# Folded into the seed: the noise of evaluation is separate, and the same for every checkpoint.
+# Folded into the seed: evaluation has its own noise, which is the same for every checkpoint.
 _EVALUATION = 2
 
 # (params, rng, batch, extra) → {name: [batch, …]}.
@@ -27,7 +27,7 @@ PerImage = dict[str, Float[np.ndarray, "images ..."]]
 
 
 class Pass(NamedTuple):
-    """A pass over the images: the number `number` of the `passes` in a set of draws.
+    """A pass over the images: pass `number` of the `passes` passes in a set of draws.
 
     The draws of a set are spread evenly over its passes (randomness.QuasiRng); different sets are
     independent.
@@ -38,12 +38,12 @@ class Pass(NamedTuple):
     passes: int
 
 
-SPLIT = (False, False, False, True), (True,)  # of `of_device`: which arguments and results are split
+SPLIT = (False, False, False, True), (True,)  # whether `of_device`'s arguments and results are split
 
 
 def of_device(function: PerExample, config: ConfigDict) -> Callable[..., tuple[dict[str, Array]]]:
-    """The function of one device that `over_split` maps: (params, Pass and number of images, extra, batch) →
-    its results."""
+    """The function for one device that `over_split` maps: (params, Pass and number of images, extra, batch) →
+    (results,)."""
 
     def on_device(params, which, extra, batch):
         set_number, number, passes, images = which
@@ -59,12 +59,12 @@ def over_split(function: PerExample, config: ConfigDict, data: Data) -> Callable
 
     Returns:
       one_pass(params, which, extra, images, bar) → {name: float64 [images, …]}, where `which` is a Pass,
-      `images` is their number, and `bar` counts batches. `params` and `extra` are replicated over the
-        devices.
-      Every host calls it and gets all images.
+      `images` is the number of images, and `bar` counts batches. `params` and `extra` are replicated over the
+      devices. Every host calls one_pass and gets the results of all images.
 
     Raises:
-      UserError: the batch is not divisible by the devices, or there are fewer images than config.eval.images.
+      UserError: the batch size is not divisible by the number of devices, or there are fewer images than
+        config.eval.images.
     """
     batch_size = config.eval.batch_size
     require(
@@ -78,12 +78,12 @@ def over_split(function: PerExample, config: ConfigDict, data: Data) -> Callable
 
     mapped = devices.over_devices(of_device(function, config), config.parallel, *SPLIT)
     whole = functools.cache(lambda: in_memory_if_it_fits(data.test, config.data))
-    test = (lambda: data.test) if config.eval.images else whole  # of a subset, only its images are read
+    test = (lambda: data.test) if config.eval.images else whole  # for a subset, only its images are read
 
     def one_pass(params, which, extra, images, bar):
         parts = []
         which = np.array([*which, images], np.int32)
-        # Few images take a batch of their number, rounded up to a multiple of the devices.
+        # If there are few images, the batch has their number, rounded up to a multiple of the devices.
         size = min(batch_size, -(-images // devices.count()) * jax.device_count())
         for batch in eval_batches(test(), size // jax.process_count(), images):
             real = batch.pop("real")
@@ -98,7 +98,7 @@ def over_split(function: PerExample, config: ConfigDict, data: Data) -> Callable
 
 
 def progress_bar(images: int, config: ConfigDict, passes: int, title: str, shown: bool = True) -> tqdm:
-    """A bar over the batches of so many passes, updated by the function of `over_split`."""
+    """A progress bar over the batches of `passes` passes; the function of `over_split` updates it."""
     batches = -(-images // config.eval.batch_size)
     return tqdm(total=passes * batches, desc=title, disable=not shown or None, leave=False)
 
@@ -112,11 +112,11 @@ def run_passes(
     images: int | None = None,
     number_of_set: int = 0,
 ) -> dict[str, Float[np.ndarray, "passes images ..."]]:
-    """The results of one set of so many passes, stacked, float64; `function` gets 0 as its `extra`.
+    """The results of one set of `passes` passes, stacked, in float64; the `extra` of `function` is 0.
 
     Args:
-      images: their number; None for config.eval.images.
-      number_of_set: sets with different numbers are independent; two with the same number are equal.
+      images: number of images; None for config.eval.images.
+      number_of_set: sets with different numbers are independent; sets with the same number are equal.
     """
     images = images or config.eval.images or run.data.test.size
     one_pass = over_split(function, config, run.data)

@@ -10,7 +10,7 @@ from vdm.contract import Denoising, Model, Params, bits_per_dim
 from vdm.diffusion import process, times
 from vdm.gaussian import total
 
-BINS = times.PARTS  # equal parts of [0, 1) in t
+BINS = times.PARTS  # number of equal parts of [0, 1) in t
 EDGES = np.linspace(0.0, 1.0, BINS + 1)
 UNIFORM = EDGES.astype(np.float32)  # the cdf of uniform times, in the form of Profile.cdf
 
@@ -24,7 +24,7 @@ def of_time(denoising: Denoising) -> dict[str, Float[Array, "batch"]]:
 
 
 def gamma_at_edges(model: Model, params: Params) -> Float[np.ndarray, "bins_and_one"]:
-    """γ at EDGES, for a model with Ability.TIME. If γ differs between values, the mean over values, with a
+    """γ at EDGES, for a model with Ability.TIME. If γ differs between values, this is their mean for a
     context of 0."""
     gamma = np.asarray(model.gamma(params, jnp.asarray(EDGES, jnp.float32)))
     return gamma.reshape(len(EDGES), -1).mean(axis=1)
@@ -72,17 +72,15 @@ class Profile:
 
         Args:
           gamma: γ at EDGES.
-          prior: the prior term, bits/dim.
-          shape: of an image.
+          prior: the prior term, in bits/dim.
+          shape: shape of an image.
           vocab_size: number of levels.
 
         Returns:
           t_edges, gamma_edges. t: the centre of each bin. per_t, per_t_se: bits/dim per unit of t, whose mean
-          over the bins is the diffusion term. per_gamma, per_gamma_se: the same per unit of γ. rate,
-            rate_edges:
-          bits/dim from t = 1 down to t. rmse: of x̂(z_t), in levels. In a bin without draws, per_t_se and
-            rmse
-          are NaN.
+          over the bins is the diffusion term. per_gamma, per_gamma_se: bits/dim per unit of γ. rate,
+          rate_edges: bits/dim from t = 1 down to t. rmse: error of x̂(z_t), in levels. In a bin without
+          draws, per_t_se and rmse are NaN.
         """
         per_t = bits_per_dim(self._nats / self._passes * BINS, shape)
         mean = per_t.mean(axis=0)
@@ -91,8 +89,8 @@ class Profile:
         spent = prior + np.append(np.cumsum(mean[::-1])[::-1] / BINS, 0.0)
         with np.errstate(invalid="ignore"):  # a bin without draws has no error
             error = self._error.sum(axis=0) / self._weight.sum(axis=0)
-            # All images together fill each bin evenly, so the number of draws of one image in it is no noise.
-            # The standard error is that of the difference from the mean of as many draws.
+            # All images together fill each bin evenly, so the number of one image's draws in a bin must not
+            # count as noise: the standard error is that of the difference from the mean of as many draws.
             share = self._weight / self._weight.mean(axis=0)
         difference = per_t - share * mean
         se = np.sqrt(np.sum(np.square(difference), axis=0) / max(self._images - 1, 1) / self._images)

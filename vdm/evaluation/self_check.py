@@ -20,8 +20,8 @@ from vdm.gaussian import total
 
 FLAG = "--xla_cpu_experimental_ynn_fusion_type="  # an empty value disables the fusions in question
 TOLERANCE = 1e-4  # float32 alone has an error of about 1e-6
-FEATURES = 16  # of the product before a sum of squares, as in a network's last layer
-LARGEST = 1 << 21  # values of a batch; with larger images, the batch has fewer
+FEATURES = 16  # inputs of the dense layer before a sum of squares, as at the end of a network
+LARGEST = 1 << 21  # largest number of values in a batch, which limits the number of images
 GAMMA_1 = 4.0
 
 Case = tuple[Callable[..., Any], Callable[..., Any], tuple[Any, ...]]
@@ -29,8 +29,8 @@ Case = tuple[Callable[..., Any], Callable[..., Any], tuple[Any, ...]]
 
 @functools.cache
 def require_right_sums(batch: int, shape: tuple[int, ...], vocab_size: int) -> None:
-    """Checks once in a process, and only on a CPU with its optimisations, where the fault was seen; on other
-    devices a product may be computed in bfloat16.
+    """Checks the sums, once per process and only on a CPU with optimisations, where the fault was seen. Other
+    devices may compute matrix products in bfloat16.
 
     Raises:
       UserError: a sum is wrong.
@@ -46,8 +46,8 @@ def require_right_sums(batch: int, shape: tuple[int, ...], vocab_size: int) -> N
 
 
 def worst(batch: int, shape: tuple[int, ...], vocab_size: int) -> tuple[str, float]:
-    """The sum with the largest error, and its error relative to its mean over the batch, as a single sum may
-    be near zero; infinite if a sum is not finite."""
+    """The name of the sum with the largest error, and this error relative to the sum's mean over the batch,
+    as the sum of one image may be near zero; infinite if a sum is not finite."""
     batch = max(1, min(batch, LARGEST // math.prod(shape)))
     found = {}
     for name, (compiled, exact, args) in cases(batch, shape, vocab_size).items():
@@ -59,14 +59,14 @@ def worst(batch: int, shape: tuple[int, ...], vocab_size: int) -> tuple[str, flo
 
 
 def cases(batch: int, shape: tuple[int, ...], vocab_size: int) -> dict[str, Case]:
-    """The sums: (compiled function, float64 function, their arguments)."""
+    """{name of a sum: (function to compile, float64 function, their arguments)}."""
     random = np.random.default_rng(0)
     x, eps = random.uniform(-1.0, 1.0, (batch, *shape)), random.normal(size=(batch, *shape))
     h, last = random.normal(size=(batch, *shape[:-1], FEATURES)), random.normal(size=(FEATURES, shape[-1]))
     weight = random.uniform(1.0, 9.0, batch)
     levels = random.integers(0, vocab_size, (batch, *shape)).astype(np.uint8)
     axes = tuple(range(1, x.ndim))
-    gamma = -2.0 * math.log(vocab_size)  # of z_0: noise of half a cell, so that levels overlap
+    gamma = -2.0 * math.log(vocab_size)  # γ of z_0, whose noise is half a cell, so that levels overlap
 
     def diffusion(h, last, eps, weight):
         return 0.5 * total(process.over_pixels(weight) * jnp.square(eps - h @ last))

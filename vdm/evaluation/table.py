@@ -17,14 +17,14 @@ class Row:
 
     Attributes:
       name: the estimator's display name.
-      bounds: the name of the model whose negative log-likelihood it bounds from above.
-      estimate: of the first test images.
-      evaluations: of the network and of products with its Jacobian, per image.
-      seconds: its duration, with compilation.
-      other_images: whether its images are not test images, so that nothing is compared with them.
-      from_below: whether it bounds from below, so that it may be negative.
-      id: its name in files, which does not change with the display name; "" for the display name.
-      depth: T of the chain whose ELBO it is, 0 for T → ∞; None for all other estimates.
+      bounds: name of the model whose negative log-likelihood the estimate bounds from above.
+      estimate: the estimate, over the first test images.
+      evaluations: number of evaluations of the network and of products with its Jacobian, per image.
+      seconds: duration, with compilation.
+      other_images: whether the images are not test images, so that the row is not compared with others.
+      from_below: whether the estimate bounds from below, so that it may be negative.
+      id: name in files, which does not change with the display name; "" for the display name.
+      depth: T if the estimate is the ELBO of a chain, 0 for T → ∞; None for all other estimates.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Row:
         return self.id or self.name
 
     def json(self) -> dict[str, Any]:
-        """All but the numbers of each image."""
+        """The row as plain data, without the numbers of each image."""
         return {
             "id": self.key,
             "name": self.name,
@@ -93,7 +93,7 @@ def depth_table(rows: Sequence[Row]) -> str:
 
 
 def difference(row: Row, other: Row) -> tuple[float, float]:
-    """By how much a row exceeds another on their common images: mean and standard error, bits/dim."""
+    """The excess of a row over another on their common images: mean and standard error, in bits/dim."""
     images = min(row.estimate.images, other.estimate.images)
     each = row.estimate.values["bpd"][:images] - other.estimate.values["bpd"][:images]
     return float(each.mean()), standard_error(each)

@@ -33,7 +33,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, path: str) -> None:
       path: the workdir of a run, a folder that --mode=export wrote, or a checkpoint of google-research/vdm.
 
     Raises:
-      UserError: there is no such file, it is of another model than the config's, or the workdir has a run.
+      UserError: the file does not exist, is of another model than the config's, or the workdir has a run.
     """
     require(
         workdir_lib.newest(workdir) is None and not (workdir / "config.json").exists(),
@@ -62,7 +62,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, path: str) -> None:
     first = jax.device_get(parts.init(fit=bool(parts.like.params.keys() - params.keys())))
     params = {**first.params, **jax.tree.map(jnp.asarray, params)}
     state = first._replace(params=params, ema=jax.tree.map(jnp.copy, params))
-    from vdm.runtime import checkpoint  # a late import, as Orbax is slow to import
+    from vdm.runtime import checkpoint  # imported late, as importing Orbax is slow
 
     with lock.hold(workdir):
         checkpoints = checkpoint.Checkpoints(workdir, config.train.keep)
@@ -80,12 +80,12 @@ def run(config: ConfigDict, workdir: pathlib.Path, path: str) -> None:
 
 def data_of(config: ConfigDict, folder: pathlib.Path) -> tuple[Data, dict[str, Any]]:
     """The data set of the new run, and the contents of its data.json (fingerprint.about). If the images are
-    not found, these are the statements of `folder` about its data; then the run can do all that needs no
-    images.
+    not found, both come from what `folder` states about its data; the run can then do everything that needs
+    no images.
 
     Raises:
-      UserError: the images are not found, and config.data is not that of `folder`, or `folder` does not state
-        the spec of its data; or its statement is damaged.
+      UserError: the images are not found, and config.data differs from that of `folder` or `folder` does not
+        state the spec of its data; or this statement is damaged.
     """
     is_workdir = (folder / "checkpoints").is_dir()
     there = fingerprint.read(folder / "data.json") if is_workdir else weights.known_data(folder)
@@ -118,7 +118,7 @@ def says(config: ConfigDict, path: str, step: int) -> str:
 
 
 def check_fields(config: ConfigDict, fields: dict[str, Any], path: str) -> None:
-    """Raises UserError if the config is not that of the file's model."""
+    """Raises UserError if the config does not describe the file's model."""
     flat = config_lib.flat(config.model)
     wrong = {name: value for name, value in fields.items() if flat.get(name) != value}
     flags = " ".join(f"--config.model.{name}={value}" for name, value in wrong.items())

@@ -1,8 +1,8 @@
 """Reads checkpoints of google-research/vdm (`ckpt-N.flax`) as parameters of Diffusion.
 
-The file is a flax msgpack of a train state: `step`, `params`, `ema_params`, `opt_state`. Its function is that
-of configs/cifar10.py: a U-Net with another order of Fourier features, three separate matrices in its
-attention, and blocks that are not stacked.
+The file is a flax msgpack of a train state: `step`, `params`, `ema_params`, `opt_state`. Its U-Net computes
+the same function as that of configs/cifar10.py, but has another order of Fourier features, three separate
+matrices in its attention, and blocks that are not stacked.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,9 +30,9 @@ class Checkpoint(NamedTuple):
     """A file of the official code.
 
     Attributes:
-      step: of its training.
-      ema: its averaged parameters; `params` and `opt_state` are not read.
-      fields: the fields of config.model that its shapes determine.
+      step: the training step.
+      ema: the averaged parameters; `params` and `opt_state` are not read.
+      fields: the fields of config.model that the shapes of the parameters determine.
     """
 
     step: int
@@ -41,11 +41,11 @@ class Checkpoint(NamedTuple):
 
 
 def read(path: str) -> Checkpoint:
-    """Reads a file.
+    """Reads a checkpoint.
 
     Raises:
-      UserError: the file does not exist, is not such a checkpoint, or holds a model that this code does not
-        implement.
+      UserError: the file does not exist, is not a checkpoint of google-research/vdm, or holds a model that
+        this code does not implement.
     """
     file = pathlib.Path(path).expanduser()
     require(
@@ -92,7 +92,7 @@ def _fields(ema: Tree) -> dict[str, Any]:
 
 
 def parameters(ema: Tree) -> dict[str, Any]:
-    """The parameters {"schedule": …, "net": …} of the Diffusion of the same function."""
+    """The parameters {"schedule": …, "net": …} of the Diffusion that computes the same function."""
     net = ema["score_model"]
     depth = sum(name.startswith("down.block_") for name in net)
     down = [_layer(net, "down", i) for i in range(depth)]
@@ -107,7 +107,7 @@ def parameters(ema: Tree) -> dict[str, Any]:
         "middle_1": _block(net["mid.block_2"]),
         "middle_attention": _attention(net["mid.attn_1"]),
         "up_first": up[0],
-        # Here a block up has the index of the block down whose input it gets.
+        # Here a block on the way up has the index of the block on the way down whose input it receives.
         "up": _stacked(up[:0:-1]),
     }
     gamma = _schedule(ema.get("gamma", {}))
@@ -130,8 +130,8 @@ def _schedule(gamma: Tree) -> dict[str, Any]:
 
 
 def _in_our_order(kernel: Float[np.ndarray, "3 3 inputs width"], net: Tree) -> np.ndarray:
-    """Reorders the inputs. Theirs are, after the colours, sin and then cos, each by colour and then by
-    increasing frequency; here each is by decreasing frequency, and then by colour."""
+    """Reorders the inputs. The official order after the colours is sin and then cos, each by colour and then
+    by increasing frequency; here, each is by decreasing frequency and then by colour."""
     colours = net["conv_out"]["kernel"].shape[3]
     count = (kernel.shape[2] // colours - 1) // 2
     place = np.arange(2 * colours * count).reshape(2, colours, count)

@@ -17,10 +17,10 @@ DATA = "data_set"  # the key of config.json with the contents of a workdir's dat
 
 
 def write(folder: pathlib.Path, params: Any, config: dict[str, Any], card: str) -> int:
-    """Writes the folder atomically; returns the bytes of its weights.
+    """Writes the folder atomically; returns the size of its weights in bytes.
 
     Raises:
-      UserError: it exists, or cannot be written.
+      UserError: the folder exists, or cannot be written.
     """
     require(not folder.exists(), f"--output is {str(folder)!r}, which exists already; give a new folder.")
     part = folder.with_name(f"{folder.name}.part")
@@ -44,7 +44,7 @@ def known_data(folder: pathlib.Path) -> dict[str, Any]:
     wrote it.
 
     Raises:
-      UserError: it is damaged.
+      UserError: the statement is damaged.
     """
     path = folder / FILES[1]
     try:
@@ -59,7 +59,7 @@ def read(folder: pathlib.Path, like: Any) -> Any:
     """The parameters in a folder that `write` wrote, as a tree like `like`.
 
     Raises:
-      UserError: they are missing, damaged, or of another model.
+      UserError: the parameters are missing, damaged, or those of another model.
     """
     path = folder / FILES[0]
     require(

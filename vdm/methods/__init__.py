@@ -1,1 +1,1 @@
-"""Methods that a paper adds to a VDM, one file each; vdm/diffusion does not depend on them."""
+"""Methods that papers add to a VDM, one file each; vdm/diffusion does not depend on them."""

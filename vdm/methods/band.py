@@ -11,19 +11,19 @@ from vdm.methods.weighted import OfNoise
 
 @dataclasses.dataclass(frozen=True)
 class Band(OfNoise):
-    """The diffusion term times w(γ); the other terms as they are:
+    """The diffusion term times w(γ); the other terms are unchanged.
 
       w = sigmoid(γ − low) (1 − (1 − share) sigmoid(γ − high))
 
     For a network that could represent every denoiser, any w > 0 has the same optimum. For a small network
     and a short run, w decides how noisy the gradient is. Below `low`, where the noise of an image of 256
     levels is under half a level, the gradient is noisiest, and slightly noisier images teach the network the
-    same. Above `high` are few of an image's bits.
+    same. Above `high` lie few of an image's bits.
 
     Attributes:
-      low: γ of half the weight, below which the weight falls to 0.
+      low: γ at which the weight is about ½, and below which it falls to 0.
       high: γ above which the weight falls to `share`.
-      share: that weight, at most 1.
+      share: weight far above `high`, at most 1.
     """
 
     low: float = -11.0

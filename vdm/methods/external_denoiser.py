@@ -38,7 +38,7 @@ class Curve(Schedule):
 class Scaling:
     """The scale of the data of another model: level i is at a x + b, where x is `process.scale` of i.
 
-    z of that model is α (a x + b) + σ ε. A linear map of it is a z of the data x at γ − 2 log a: the same
+    That model's z is α (a x + b) + σ ε. A linear map turns it into a z of the data x at γ − 2 log a: the same
     process in other units.
     """
 
@@ -66,10 +66,10 @@ class External(Diffusion):
     """A VDM that was trained elsewhere; `schedule` is a Curve of γ for the data x.
 
     Attributes:
-      denoise: the denoiser, in the units of its model.
-      predicts: its prediction: ε̂, x̂ or v̂.
-      scaling: of that model's data.
-      labelled: whether it is conditioned on labels.
+      denoise: the denoiser, in the units of the external model.
+      predicts: what the denoiser predicts: ε̂, x̂ or v̂.
+      scaling: the Scaling of the external model's data.
+      labelled: whether the denoiser is conditioned on labels.
     """
 
     denoise: Denoiser | None = None
@@ -103,7 +103,7 @@ def on_host(function: Callable[..., Any], vjp: Callable[..., Any] | None = None)
     """Wraps a denoiser of another framework, so that JAX can call it.
 
     Args:
-      function: (z, γ, labels) → an array like z, of NumPy arrays: float32 [batch, height, width, channels],
+      function: (z, γ, labels) → an array like z, on NumPy arrays: float32 [batch, height, width, channels],
         float32 [batch], and int32 [batch] or None.
       vjp: (z, γ, labels, cotangent like z) → the gradient in z of the sum of function · cotangent. Without
         `vjp` the ODE, which needs a derivative, is omitted.

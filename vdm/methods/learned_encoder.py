@@ -12,8 +12,8 @@ p(z_s|z_t) is that of a VDM. So the denoiser predicts y, which corresponds to th
 
   (z_t − α_t y)/σ_t = ε + α_t/σ_t (x_t − y),
 
-and the three terms of the ELBO, chains, importance weights and samples are those of a VDM with this noise for
-ε.
+and the three terms of the ELBO, chains, importance weights and samples are those of a VDM with this noise in
+place of ε.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ SLOW = 0.01
 Gamma = Float[Array, "batch"]
 
 
-NEEDS_X = frozenset({Ability.DENOISER, Ability.CODE, Ability.PREDICTS_NOISE})  # for x_t
+NEEDS_X = frozenset({Ability.DENOISER, Ability.CODE, Ability.PREDICTS_NOISE})  # abilities that need x_t = x
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,13 +51,13 @@ class MeanTransform(Component):
     """x_t, a function of x and γ. A subclass defines `x_t`, which must be x at γ_0.
 
     Attributes:
-      lacks: abilities that a Diffusion with it lacks; empty only if x_t is x.
+      lacks: abilities that a Diffusion with this encoder lacks; empty only if x_t is x.
     """
 
     lacks: ClassVar[frozenset[Ability]] = frozenset({*NEEDS_X, Ability.FLOW})
 
     def init(self, key: Array, x: Image) -> Params:
-        """Initial parameters; None without any."""
+        """Initial parameters; None if the encoder has no parameters."""
         return None
 
     def roles(self, params: Params) -> PyTree[Role]:
@@ -74,8 +74,8 @@ class MeanTransform(Component):
         """x_t, and the noise that the denoiser must predict: ε + α/σ (x_t − y).
 
         Args:
-          gamma: one for all, or for each example.
-          gamma_s: γ at the end s of the step from t to s of a chain; None in continuous time.
+          gamma: γ_t, one for all examples or one per example.
+          gamma_s: γ_s of a chain's step from t to s; None in continuous time.
         """
         gamma = jnp.broadcast_to(gamma, x.shape[:1])
         if gamma_s is None:
@@ -149,11 +149,11 @@ class Learned(MeanTransform):
     from a VDM.
 
     In DiffEnc x_t is α_t² x + σ_t² (r + x), which is the same up to α_0² ≈ 1, and starts from Scaled.
-    E[x_t|z_t] is not known in addition to E[y|z_t], so there is no probability-flow ODE.
+    Only E[y|z_t] is known, and not E[x_t|z_t], so there is no probability-flow ODE.
 
     Attributes:
-      net: r.
-      ends: the initial γ_0 and γ_1, which r gets as the times 0 and 1.
+      net: the network r.
+      ends: the initial γ_0 and γ_1, for which the time in the input of r is 0 and SLOW.
     """
 
     net: Network
@@ -243,8 +243,8 @@ class DiffEnc(Diffusion):
 
 
 def with_slope_in_reverse(function: Callable[[Gamma], Image], gamma: Gamma) -> tuple[Image, Image]:
-    """A function of each example's γ, and its derivative, by reverse mode twice, as networks have custom
-    gradients without forward mode."""
+    """The value of a function of each example's γ, and its derivative, by reverse mode twice, as networks
+    have custom gradients without forward mode."""
     value, pull = jax.vjp(function, gamma)
     _, push = jax.vjp(pull, jnp.zeros_like(value))
     (slope,) = push((jnp.ones_like(gamma),))

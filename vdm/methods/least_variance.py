@@ -23,8 +23,8 @@ from vdm.objective import Objective
 
 @dataclasses.dataclass(frozen=True)
 class LeastVariance(Objective):
-    """The negative ELBO for all parameters except the schedule's interior, which does not change its mean and
-    minimises the variance of the diffusion term (VDM app. I.2)."""
+    """The negative ELBO for all parameters except the schedule's interior, which does not change the ELBO's
+    mean and is trained to minimise the variance of the diffusion term (VDM app. I.2)."""
 
     needs: ClassVar[frozenset[Ability]] = frozenset({Ability.TIME, Ability.INTERIOR})
     is_elbo: ClassVar[bool] = True
@@ -38,8 +38,8 @@ class LeastVariance(Objective):
 
 @dataclasses.dataclass(frozen=True)
 class Squared:
-    """A schedule whose interior gets the gradient of the mean of (L/d)² instead of that of L, with the number
-    d of values of an image, in nats per dimension squared; its end points get that of L.
+    """A schedule whose interior gets the gradient of the mean of (L/d)², in (nats per dimension)², where d is
+    the number of values of an image; its end points get the gradient of the mean of L.
 
     The loss must be the mean of L over a batch, and only L may depend on γ(t) and w.
     """
@@ -56,12 +56,12 @@ class Squared:
             for of_interior in (True, False)
         )
         interior = squared(*interior, dims)
-        # The values are the same; the gradients are those of both.
+        # Both have the same values; the result has the gradients of both.
         return None, *(a + b - jax.lax.stop_gradient(b) for a, b in zip(ends, interior))
 
 
 def _stopped(params, roles, interior):
-    """`params` without gradients for its interior, or for all but its interior."""
+    """`params` without gradients for the interior, or for all but the interior."""
     return jax.tree.map(
         lambda role, value: jax.lax.stop_gradient(value) if role.interior == interior else value,
         roles,
@@ -71,8 +71,8 @@ def _stopped(params, roles, interior):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def squared(gamma: Array, weight: Array, dims: int) -> tuple[Array, Array]:
-    """γ and w, [batch] or [batch, *shape] each, unchanged; their gradients of the mean of L over the batch
-    are turned into those of the mean of (L/dims)²."""
+    """Returns γ and w, [batch] or [batch, *shape] each, unchanged; turns their gradients of the mean of L
+    over the batch into those of the mean of (L/dims)²."""
     return gamma, weight
 
 

@@ -1,7 +1,7 @@
 """A VDM that gives an image and its mirror image the same likelihood, as suits photographs.
 
 ε̂ is the mean of the predictions for an image and its mirror image, so that errors of the network that differ
-between the two partly cancel. It costs two evaluations of the network. In training the network is evaluated
+between the two partly cancel. This takes two evaluations of the network. In training the network is evaluated
 once, on images that are mirrored at random (config.data.augment = "flip").
 """
 

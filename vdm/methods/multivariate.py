@@ -62,11 +62,11 @@ class Multivariate(Schedule):
 
 
 _FLOOR = 1e-3  # δ: γ_i increases even where the square is zero
-_SLOW = 0.1  # Adam moves all parameters alike, but one value's gradient is mostly noise: γ_i would drift
+_SLOW = 0.1  # Adam's steps have one size, but a single value's gradient is mostly noise: γ_i would drift
 
 
 class Posterior(nn.Module):
-    """q(c|x): x [batch, height, width, channels] to a Gaussian of [batch, size]."""
+    """q(c|x): maps x [batch, height, width, channels] to a Gaussian of shape [batch, size]."""
 
     size: int
     hidden: int = 128
@@ -82,7 +82,7 @@ class MuLAN(Diffusion):
     """A VDM with a context, a learned latent of each image on which its schedule depends (MuLAN: Sahoo et al.
     2024, sec. 3.3).
 
-    A batch contains it as "context", and it is the last part of the condition.
+    The context is the entry "context" of a batch, and the last part of the condition.
 
     Attributes:
       context: dimension of the context.
@@ -162,7 +162,7 @@ class MuLAN(Diffusion):
         return super().x_hat(params, rng, batch, t)
 
     def init(self, key, batch):
-        """The parameters of a VDM, and "context", those of q(c|x)."""
+        """The parameters of a VDM, and "context", the parameters of q(c|x)."""
         context = jnp.zeros((len(batch["image"]), self.context))
         own = self.posterior.init(jax.random.fold_in(key, 2), jnp.zeros((1, *self.shape)))
         return super().init(key, {**batch, "context": context}) | {"context": own}

@@ -64,7 +64,7 @@ def error(
 ) -> Float[Array, "batch"]:
     """(uᵀ (σ ∇ε̂ − I) u + ‖e‖²)²/d for a random probe u of ±1, the estimator of the authors' code.
 
-    The mean over u of the number that is squared is tr M. The trace of e eᵀ is exact, without the probe,
+    Before the square, the mean over u is tr M. The trace of e eᵀ is computed exactly, without the probe,
     whose noise would dominate the square. No gradient flows through e: ε̂ itself is trained by the ELBO.
     """
     probe = jax.vmap(lambda key: jax.random.rademacher(key, z_t.shape[1:], z_t.dtype))(keys)

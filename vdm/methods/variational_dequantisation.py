@@ -41,7 +41,7 @@ from vdm.runtime import randomness
 
 
 class Cells(nn.Module):
-    """q(u|x) on (−1, 1) for each value: from uniform numbers by splines of `bins` parts.
+    """q(u|x) on (−1, 1) for each value: splines of `bins` parts map uniform numbers to u.
 
     The first map of a value depends on the values of x around it. Each further map changes the values of one
     colour of a checkerboard, given those of the other (Dinh et al. 2017). The initial q(u|x) is the uniform
@@ -101,8 +101,8 @@ class Dequantised(Model):
     Attributes:
       vdm: the fixed model.
       layers: number of maps of q(u|x).
-      bins: parts of the splines of q(u|x).
-      width: channels of the networks of q(u|x).
+      bins: number of parts of the splines of q(u|x).
+      width: number of channels of the networks of q(u|x).
     """
 
     vdm: Diffusion
@@ -165,8 +165,8 @@ class Dequantised(Model):
         return dequantisation.start("variational", self.gamma(params, jnp.zeros(())), self.vdm.vocab_size)
 
     def draw(self, params, rng, batch, train=False, times=None) -> Draw:
-        """dequantisation, E[log q(z_s|x)]; prior, E[−log N(z_1)]; and diffusion, the integral, at a drawn
-        γ."""
+        """The terms dequantisation, E[log q(z_s|x)]; prior, E[−log N(z_1)]; and diffusion, the integral,
+        estimated at a drawn γ."""
         frozen = {name: jax.lax.stop_gradient(value) for name, value in params.items() if name != "cells"}
         z_s, gamma_s, nats = self.draw_z(frozen | {"cells": params["cells"]}, rng, batch)
         gamma_1 = self.gamma(frozen, jnp.ones(()))

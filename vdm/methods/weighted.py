@@ -34,7 +34,7 @@ class OfNoise(Objective):
 
 @dataclasses.dataclass(frozen=True)
 class Weighted(OfNoise):
-    """The diffusion term times w(λ), λ = −γ the log SNR; the other terms as they are.
+    """The diffusion term times w(λ), where λ = −γ is the log SNR; the other terms are unchanged.
 
     If w does not decrease in t (all but edm), the loss is, up to a constant, the mean of the ELBOs of noisy
     images over a distribution of noise levels (Kingma & Gao 2023, sec. 3). The constant is the prior term,
@@ -42,7 +42,7 @@ class Weighted(OfNoise):
 
       sigmoid        w = sigmoid(shift − λ)
       edm            w ∝ N(λ; 2.4, 2.4²) (e^−λ + 0.5²), at most 1 (Karras et al. 2022)
-      edm_monotone   the same, but 1 for all λ below the maximum
+      edm_monotone   as edm, but 1 for all λ below the maximum
       flow_matching  w = e^{−λ/2}
       soft_truncation  w = P(τ ≤ time of σ²), where the density of τ is proportional to 1/τ between 1e-5 and
                      1: the mean over τ of the ELBO from time τ on (Soft Truncation: Kim et al. 2022, theorem
@@ -51,7 +51,7 @@ class Weighted(OfNoise):
 
     Attributes:
       weighting: the name of w: sigmoid, edm_monotone, edm, flow_matching or soft_truncation.
-      shift: the shift of w = sigmoid.
+      shift: the shift of the weighting sigmoid.
     """
 
     weighting: str = "sigmoid"

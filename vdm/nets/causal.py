@@ -1,7 +1,7 @@
 """A causal transformer: logits of each value of a sequence that depend only on the values before it (Vaswani
 et al. 2017; for pixels, Chen et al. 2020).
 
-The same function reads a whole sequence, or continues it by one value from the kept keys and values.
+The same module reads a whole sequence, or continues a sequence by one value with its cached keys and values.
 """
 
 import math
@@ -20,8 +20,8 @@ from vdm.runtime import devices
 
 
 class Layer(nn.Module):
-    """Attention to a token itself and those before it, then a two-layer network; both are residual branches
-    with a norm at their input."""
+    """Attention of each token to itself and those before it, then a two-layer network; both are residual
+    branches with a norm at their input."""
 
     heads: int
     dropout: float
@@ -29,10 +29,10 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, h, layer, kept, at, keys):
-        """h [batch, tokens, width] to the same, and None.
+        """Maps h [batch, tokens, width] to an array like h, and None.
 
-        Or for the single token `at`, given `kept` [2, batch, heads, tokens, width / heads], the keys and
-        values of the tokens before it: h [batch, 1, width] to the same, and its key and value, to be kept.
+        If the keys and values of the tokens before `at`, `kept` [2, batch, heads, tokens, width / heads], are
+        given: maps h [batch, 1, width] of the token `at` to an array like h, and the token's key and value.
         """
         batch, tokens, width = h.shape
         keys = layer_keys(keys, layer)
@@ -59,7 +59,7 @@ class Layer(nn.Module):
 
 
 def attend_before(query: Heads, key: Heads, value: Heads) -> Heads:
-    """The attention of each token to itself and those before it."""
+    """The attention of each token to itself and the tokens before it."""
     return jax.nn.dot_product_attention(query, key, value, is_causal=True)
 
 
@@ -68,14 +68,14 @@ BLOCK = 128
 
 
 def attend_in_blocks(q: Array, k: Array, v: Array) -> Array:
-    """`attend_before` of [..., tokens, width], without the keys that come after a whole block of queries:
+    """`attend_before` of [..., tokens, width], which skips the keys that come after a whole block of queries:
     three to five times as fast on a CPU."""
     parts = []
     for start in range(0, q.shape[-2], BLOCK):
         end = start + BLOCK
         queries, keys = q[..., start:end, :], k[..., :end, :]
         rows, columns = queries.shape[-2], keys.shape[-2]
-        mask = jnp.tri(rows, columns, columns - rows, dtype=bool)  # the queries belong to the last keys
+        mask = jnp.tri(rows, columns, columns - rows, dtype=bool)  # the queries are those of the last keys
         parts.append(attend(queries, keys, v[..., :end, :], mask))
     return jnp.concatenate(parts, axis=-2)
 
@@ -87,10 +87,10 @@ def attend_kept(
     kept: Float[Array, "2 batch heads tokens width"],
     at: Int[Array, ""],
 ) -> tuple[Heads, Float[Array, "2 batch heads 1 width"]]:
-    """The attention of the token `at` [batch, 1, heads, width] to itself and the tokens `kept` from before
-    it, and its key and value [2, batch, heads, 1, width].
+    """The attention of the token `at` [batch, 1, heads, width] to itself and the `kept` tokens before it, and
+    the token's key and value [2, batch, heads, 1, width].
 
-    The new key and value are not first written among the kept ones, which would copy all of them.
+    The new key and value are not written into `kept` before, as this would copy all of it.
     """
     query, key, value = (jnp.swapaxes(part, 1, 2) for part in (query, key, value))
 
@@ -109,14 +109,14 @@ class Causal(nn.Module, Component):
     """A causal transformer over the values of an image, with dropout of each layer's two residual branches.
 
     Attributes:
-      tokens: values of a sequence.
-      vocab_size: levels of a value. The logits are initialised to zero.
+      tokens: number of values in a sequence.
+      vocab_size: number of levels of a value. The logits are initialised to zero.
       unroll: see layers.scan.
       depth: number of layers.
-      width: channels of a layer.
+      width: number of channels of a layer.
       dropout: share of a layer's activations that is dropped.
-      heads: attention heads.
-      dtype: of the products: float32 or bfloat16. Parameters are float32.
+      heads: number of attention heads.
+      dtype: type of the matrix products: float32 or bfloat16. Parameters are float32.
       remat: what a layer keeps for its gradient: none, dots or block (layers.remat).
     """
 
@@ -143,7 +143,7 @@ class Causal(nn.Module, Component):
         self.level = nn.Embed(self.vocab_size, self.width)
         self.value = nn.Dense(self.width)
         self.position = self.param("position", nn.initializers.normal(1.0), (self.tokens, self.width))
-        self.told = nn.Dense(self.width)  # of the condition; checkpoints contain this name
+        self.told = nn.Dense(self.width)  # embeds the condition; checkpoints contain this name
         in_axes = (0, 0, nn.broadcast, nn.broadcast)
         layers = scan(Layer, self.depth, self.remat, self.unroll, in_axes)
         self.layers = layers(self.heads, self.dropout, jnp.dtype(self.dtype))
@@ -156,7 +156,7 @@ class Causal(nn.Module, Component):
         condition: Float[Array, "batch size"] | None = None,
         keys: Keys = None,
     ) -> Float[Array, "batch tokens vocab_size"]:
-        """Logits; `keys` if dropout is on."""
+        """The logits, with dropout if there are `keys`."""
         before = jnp.pad(self._embed(levels[:, :-1]), ((0, 0), (1, 0), (0, 0)))
         return self._read(before + self.position, condition, keys=keys)[0]
 
@@ -172,19 +172,19 @@ class Causal(nn.Module, Component):
         at: Int[Array, ""],
         condition: Float[Array, "batch size"] | None = None,
     ) -> tuple[Float[Array, "batch vocab_size"], Array]:
-        """Logits of the token `at`, and the kept keys and values with its own.
+        """The logits of the token `at`, and `kept` with this token's key and value.
 
         Args:
-          level: of the token before it; arbitrary if `at` is 0.
-          kept: from the steps before it.
+          level: level of the token before `at`; arbitrary if `at` is 0.
+          kept: keys and values from the earlier steps.
         """
         before = jnp.where(at == 0, 0.0, self._embed(level))
         logits, own = self._read((before + self.position[at])[:, None], condition, kept, at)
         return logits[:, 0], jax.lax.dynamic_update_slice_in_dim(kept, own, at, axis=4)
 
     def _embed(self, levels):
-        """[…] to […, width]: an embedding of the level and, so that near levels are similar, of its value in
-        [−1, 1]."""
+        """Maps […] to […, width]: the sum of an embedding of the level and, so that near levels are similar,
+        an embedding of its value in [−1, 1]."""
         place = (2.0 * levels[..., None].astype(jnp.float32) + 1.0) / self.vocab_size - 1.0
         return self.level(levels) + self.value(place)
 

@@ -20,7 +20,7 @@ class Filters(nn.Module):
     """The parameters of a convolution: its kernel and its bias.
 
     Attributes:
-      features: channels of the result.
+      features: number of channels of the result.
     """
 
     features: int
@@ -33,10 +33,10 @@ class Filters(nn.Module):
 
 
 class Conv(Filters):
-    """Images [batch, height, width, channels] to [batch, height, width, features], with zero padding.
+    """Maps images [batch, height, width, channels] to [batch, height, width, features], with zero padding.
 
     Attributes:
-      dtype: of the computation and the result; parameters are float32.
+      dtype: type of the computation and of the result; parameters are float32.
     """
 
     dtype: jnp.dtype = jnp.float32
@@ -58,7 +58,7 @@ def convolve_on_cpu(h: Image, kernel: Kernel) -> Image:
     """`convolve_3x3`, in forms that XLA's CPU backend runs fast, also inside a loop.
 
     XLA's CPU backend has two libraries for convolutions, and both require operands in the layout LAYOUT; any
-    other layout, such as that of the gradients, is a hundred times slower in a loop. For less than 96
+    other layout, such as that of the gradients, is a hundred times slower in a loop. For fewer than 96
     channels it selects the slower library, which uses a single core, unless the result is larger than h:
     hence the extra row, which is cut off.
     """
@@ -82,10 +82,10 @@ def _backward(saved, dy):
 def _of_kernel(h, dy):
     """The gradient of the kernel, as products of two matrices.
 
-    dk[i, j] = Σ_{r, c} h[r + i − 1, c + j − 1]ᵀ dy[r, c], summed over images. With the shifts of h along the
-    columns by each j, and those of dy along the rows by each i, concatenated as channels, one product gives
-    all nine, and neither array is copied nine times. Few images are processed at a time, so that the copies
-    stay in the cache.
+    dk[i, j] = Σ_{r, c} h[r + i − 1, c + j − 1]ᵀ dy[r, c], summed over images. The shifts of h along the
+    columns by each j, and those of dy along the rows by each i, are concatenated as channels. One matrix
+    product then gives all nine dk[i, j], and neither array is copied nine times. Few images are processed at
+    a time, so that the copies stay in the cache.
     """
     batch, rows, columns, channels = h.shape
     features = dy.shape[-1]

@@ -3,7 +3,7 @@
 Images [batch, height, width, channels] are brought to mean 0 and variance 1 over the pixels and channels of
 each group, then scaled and shifted by channel: activation(h · a + b). Sums are first taken by channel, so
 that only [batch, channels] is split into groups. The backward pass recomputes intermediate values, which is
-cheaper than to store them.
+cheaper than storing them.
 
 There are 32 groups as in the paper, or fewer if a group would have less than 4 channels: with 1 channel per
 group, the norm would remove the embedding, which is constant over each channel.
@@ -57,7 +57,7 @@ def _groups(channels):
 
 
 def normalise_on_cpu(activation: Activation, parts: list[Image], scale: Vector, bias: Vector) -> list[Image]:
-    """Normalises the channels of all `parts`, concatenated; returns as many parts."""
+    """Normalises the concatenated channels of all `parts`; returns the result in the same parts."""
     sizes = [part.shape[-1] for part in parts]
     channels = sum(sizes)
     groups = _groups(channels)
@@ -106,7 +106,7 @@ def _moments(h):
 
 
 def _affine(moments, offset, scale, bias):
-    """a and b of each image and channel, such that h · a + b is h + offset, normalised.
+    """a and b of each image and channel, such that h · a + b is the normalised h + offset.
 
     A group's few channels are added one by one, as a sum along an axis would be a separate kernel.
     """
@@ -131,8 +131,9 @@ def _apply(h, a, b):
 def _gradients(activation, h, moments, offset, scale, bias, dy, others=()):
     """The gradients of h, in float32, and of the offset, scale and bias.
 
-    That of h waits for the `others`, gradients of parameters: XLA would postpone these, and keep their inputs
-    in memory until then. XLA does not simplify 0 · x, as x may be infinite.
+    Zero times the `others`, gradients of parameters, is added to the gradient of h, so that it waits for
+    them: otherwise XLA would postpone the `others`, and keep their inputs in memory until then. XLA does not
+    simplify 0 · x, as x may be infinite.
     """
     (a, b), of_affine = jax.vjp(_affine, moments, offset, scale, bias)
     _, of_activation = jax.vjp(activation, _apply(h, a, b))
@@ -148,9 +149,9 @@ class NormedConv(NamedTuple):
     """The arguments of `convolve_normed` besides images.
 
     Attributes:
-      scale, bias: of the norm, repeated for each image (`over_images`).
-      kernel: of the convolution, in the type of the computation.
-      added: a vector to add after the convolution, the same for each image; None for none.
+      scale, bias: scale and bias of the norm, repeated for each image (`over_images`).
+      kernel: kernel of the convolution, in the type of the computation.
+      added: a vector to add after the convolution, the same for each image; None to add nothing.
       shortcut: a matrix from the input's channels to those of the result; None for the identity.
     """
 
@@ -169,8 +170,8 @@ def convolve_normed(
     params: NormedConv,
     keep: Bool[Array, "batch height width channels"] | None,
 ) -> tuple[Image, Image]:
-    """For accelerators: norm, swish, dropout of a share `rate`, and convolution of h + `offset`, where h is
-    the concatenation of `parts` along the channels; and h · shortcut.
+    """For accelerators: applies norm, swish, dropout of a share `rate` and convolution to h + `offset`, where
+    h is the concatenation of `parts` along the channels. Returns the result, and h · shortcut.
 
     Only the parts are kept for the backward pass. The offset is merged into the norm's a and b.
     """
@@ -196,11 +197,11 @@ def _normed(rate, h, moments, offset, params, keep):
 
 def _of_convolve_normed(rate, saved, gradients):
     (parts, moments, offset, params, keep), (dy, d_mixed) = saved, gradients
-    h = jnp.concatenate(jax.lax.optimization_barrier(parts), axis=-1)  # otherwise XLA keeps its results
+    h = jnp.concatenate(jax.lax.optimization_barrier(parts), axis=-1)  # otherwise XLA keeps h
     _, of_convolution = jax.vjp(convolve_3x3, _normed(rate, h, moments, offset, params, keep), params.kernel)
     d_normed, d_kernel = of_convolution(dy)
-    d_normed = jax.lax.optimization_barrier(d_normed)  # otherwise a TPU fuses the sums below into it
-    d_kernel = jax.lax.optimization_barrier(d_kernel)  # or its store into the stack of all blocks
+    d_normed = jax.lax.optimization_barrier(d_normed)  # otherwise a TPU fuses it with the sums below
+    d_kernel = jax.lax.optimization_barrier(d_kernel)  # or with the store into the stack of all blocks
     d_normed = d_normed if keep is None else dropped(d_normed, keep, rate)
     d_added = d_shortcut = None
     if params.added is not None:
@@ -214,7 +215,7 @@ def _of_convolve_normed(rate, saved, gradients):
     )
     dh = (dh + d_mixed.astype(jnp.float32)).astype(h.dtype)
     ends = list(itertools.accumulate(part.shape[-1] for part in parts))[:-1]
-    # All gradients at once; otherwise XLA computes that of a skip much later, where it is used.
+    # Computes all gradients at once; otherwise XLA computes a skip's gradient much later, where it is used.
     d_parts = jax.lax.optimization_barrier(tuple(jnp.split(dh, ends, axis=-1)))
     return d_parts, d_offset, NormedConv(dscale, dbias, d_kernel, d_added, d_shortcut), None
 

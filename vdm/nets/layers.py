@@ -4,8 +4,8 @@ They are independent of diffusion: a network maps images z [batch, height, width
 `time` [batch] in about [0, 1], a `condition` [batch, k] or None, and, with dropout, `keys` [batch], one
 random key for each example.
 
-The `dtype` of a network is that of its products and activations. Parameters, embeddings, Fourier features,
-the sums in norms, and the output are always float32.
+The `dtype` of a network is the type of its matrix products and activations. Parameters, embeddings, Fourier
+features, the sums in norms, and the output are always float32.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,7 +40,7 @@ def sinusoids(time: Float[Array, "batch"], width: int) -> Float[Array, "batch wi
 def fourier_features(
     z: Float[Array, "batch height width channels"], frequencies: Sequence[float]
 ) -> Float[Array, "batch height width more"]:
-    """z with sin and cos of 2π f z appended for each f (VDM app. C.3): more channels.
+    """z with sin and cos of 2π f z appended as channels for each f (VDM app. C.3).
 
     f counts cycles per unit of z. At half the number of levels in [−1, 1] one cycle spans one level, so that
     these features locate a value between two levels.
@@ -53,8 +53,8 @@ def fourier_features(
 def swish(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
     """x · sigmoid(x), computed as ½x (1 + tanh ½x), up to the rounding of x.
 
-    Its gradient recomputes the tanh. Autodiff would keep the sigmoid, and writing and reading it takes longer
-    on a CPU.
+    Its gradient recomputes the tanh. Autodiff would keep the sigmoid, and on a CPU writing and reading it
+    takes longer.
     """
     half = 0.5 * x
     return half + half * jnp.tanh(half)
@@ -95,7 +95,7 @@ def dropout(h: Float[Array, "batch *any"], rate: float, keys: Keys) -> Float[Arr
 
 
 def kept(shape: tuple[int, ...], rate: float, keys: Keys) -> Bool[Array, "batch *any"] | None:
-    """The mask of the values that dropout keeps; None for all."""
+    """The mask of the values that dropout keeps; None to keep all."""
     if keys is None or rate == 0:
         return None
     size = math.prod(shape[1:])
@@ -118,7 +118,7 @@ def _threshold(rate):
 
 
 def layer_keys(keys: Keys, layer: int | Array) -> Keys:
-    """Keys for the layer of that index; None stays None."""
+    """Keys for the layer with the index `layer`; None stays None."""
     if keys is None:
         return None
     return randomness.fold_in(keys, jnp.broadcast_to(layer, keys.shape))
@@ -158,7 +158,7 @@ def _attention(width, dtype):
 
 
 def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
-    """Softmax attention, divided by the softmax's sum at the end: all [..., tokens, width]. `mask`,
+    """Softmax attention of [..., tokens, width], divided by the softmax's sum at the end. `mask`,
     [queries, keys], is True where a query attends to a key."""
     scores = jnp.matmul(q, jnp.swapaxes(k, -1, -2), preferred_element_type=jnp.float32)
     scores /= math.sqrt(q.shape[-1])
@@ -172,8 +172,8 @@ def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
 def attend_on_cpu(
     query: Heads, key: Heads, value: Heads, one: Callable[[Array, Array, Array], Array] = attend
 ) -> Heads:
-    """jax.nn.dot_product_attention, in an order that is twice as fast on a CPU: few images at a time, each by
-    `one`."""
+    """jax.nn.dot_product_attention, in an order that is twice as fast on a CPU: calls `one` for few images at
+    a time."""
     by_head = [jnp.swapaxes(part, 1, 2) for part in (query, key, value)]
     tokens, heads = query.shape[1:3]
     images = max(1, 2**20 // (heads * tokens**2))
@@ -200,17 +200,17 @@ def product_of_parts(
     return checkpoint_name(whole, PRODUCT) + bias.astype(dtype)
 
 
-# The name, for jax.checkpoint, of values that are expensive to recompute: products, sums over pixels, random
-# bits.
+# The name, for jax.checkpoint, of values that are expensive to recompute: matrix products, sums over pixels,
+# random bits.
 PRODUCT = "product"
 
 
 def remat(layer: type[nn.Module], kept: str, in_loop: bool = True) -> type[nn.Module]:
-    """The module class `layer`, which for each call keeps for the backward pass, by `kept`:
+    """The module class `layer`, whose calls keep for the backward pass, depending on `kept`:
 
-    none: all that autodiff keeps, except in norms and attention, which always recompute. dots: the products,
-    the sums over pixels and the random bits; the rest is recomputed. block: only its input (a U-Net then has
-    only first derivatives).
+    none: all that autodiff keeps, except in norms and attention, which always recompute. dots: the matrix
+    products, the sums over pixels and the random bits; the rest is recomputed. block: only the layer's input
+    (a U-Net then has only first derivatives).
     """
     if kept == "none":
         return layer
@@ -248,7 +248,7 @@ def scan(
 
 
 def fold(image: Image, side: int) -> Float[Array, "batch rows columns more"]:
-    """Squares of side × side pixels as channels."""
+    """Turns squares of side × side pixels into channels."""
     batch, height, width, channels = image.shape
     image = image.reshape(batch, height // side, side, width // side, side, channels)
     return image.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // side, width // side, -1)

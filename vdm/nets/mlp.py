@@ -1,4 +1,4 @@
-"""A residual network over the values of an image as one vector: for 2-D points."""
+"""A residual network over the values of an image as one vector, for 2-D points."""
 
 from flax import linen as nn
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from vdm.parameters import Role, matrices_of_loops
 
 
 class Layer(nn.Module):
-    """Norm, swish, dense, twice, as a residual branch; the embedding is added at its start."""
+    """A residual branch: norm, then swish and dense, twice; the embedding is added after the norm."""
 
     dropout: float
     dtype: jnp.dtype

@@ -1,4 +1,4 @@
-"""The interface of a network: images to images, independent of diffusion."""
+"""The interface of a network from images to images, independent of diffusion."""
 
 import inspect
 from typing import ClassVar
@@ -27,13 +27,14 @@ class Network(nn.Module, Component):
 
     Attributes:
       shape: height, width and channels of the images.
-      vocab_size: levels of a value, in [−1, 1].
-      out_channels: channels of the result.
-      unroll: whether equal layers are compiled one by one and not as a loop. A network without such layers
+      vocab_size: number of levels of a value; the levels lie in [−1, 1].
+      out_channels: number of channels of the result.
+      unroll: whether equal layers are compiled one by one and not as a loop. A network without equal layers
         ignores it.
-      unrolled_on: the platform on which they are: "cpu", where XLA runs small products at half the speed in a
-        loop, or "gpu", which starts a kernel for each array that a loop stores for the gradient.
-      heavy: whether its products are large, so that a training step takes seconds on a CPU.
+      unrolled_on: the platform on which layers are unrolled: "cpu", where XLA runs small matrix products at
+        half the speed in a loop, or "gpu", which starts a kernel for each array that a loop stores for the
+        gradient.
+      heavy: whether the matrix products are so large that a training step takes seconds on a CPU.
     """
 
     shape: tuple[int, int, int]
@@ -62,14 +63,14 @@ class Network(nn.Module, Component):
         condition: Float[Array, "batch size"] | None = None,
         keys: Array | None = None,
     ) -> Float[Array, "batch height width out_channels"]:
-        """Calls the network with these parameters; `keys` if dropout is on.
+        """Calls the network with the given parameters, and with dropout if there are `keys`.
 
         Raises:
           UserError: the result has a wrong shape or type.
         """
         takes = inspect.signature(type(self).__call__).parameters
 
-        # Image by image, so that each has separate dropout: the same on one device as on many.
+        # Image by image, so that each has separate dropout, which is the same on one device as on many.
         def one(key, *inputs):
             inputs = jax.tree.map(lambda value: value[None], inputs)
             return self.apply(params, *inputs, train=True, rngs={"dropout": key})[0]
@@ -97,12 +98,12 @@ class Layered(Network):
     """The common fields of the built-in networks.
 
     Attributes:
-      depth: layers, or blocks in one direction.
-      width: channels of a layer.
+      depth: number of layers, or of blocks in one direction.
+      width: number of channels of a layer.
       dropout: share of a layer's activations that is dropped.
       fourier: number of frequencies of Fourier features, each half of the one before (VDM app. C.3).
       highest: the highest frequency, in cycles per unit of z; 0 for V/2, the lattice of the V levels.
-      dtype: of the products: float32 or bfloat16. Parameters are float32.
+      dtype: type of the matrix products: float32 or bfloat16. Parameters are float32.
       remat: what a layer keeps for its gradient: none, dots or block (layers.remat).
     """
 
@@ -140,6 +141,6 @@ def check_layers(depth: int, width: int, dropout: float, dtype: str) -> None:
 
 
 def check_heads(heads: int, width: int) -> None:
-    """Raises Refused if attention cannot have so many heads."""
+    """Raises Refused if attention of this width cannot have this number of heads."""
     accept("heads", heads >= 1, "1 or more")
     accept("width", width % (2 * heads) == 0, f"a multiple of 2 · heads = {2 * heads}")

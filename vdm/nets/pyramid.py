@@ -1,8 +1,8 @@
 """A U-Net of several resolutions with a low cost per image: convolutions of squares of pixels.
 
-The first resolution is that of `patch` × `patch` squares of pixels, read as channels; each next resolution is
-half as fine, with the same number of channels. There is no normalisation, as the magnitude of the input is a
-measure of its certainty.
+The first resolution is that of `patch` × `patch` squares of pixels, read as channels; each further resolution
+is half as fine, with the same number of channels. There is no normalisation, as the magnitude of the input is
+a measure of its certainty.
 """
 
 from flax import linen as nn
@@ -17,7 +17,7 @@ from vdm.parameters import Role, by_path
 
 
 class Block(nn.Module):
-    """Swish and convolution, twice, as a residual branch; scaled and shifted by the embedding in between."""
+    """A residual branch of swish and convolution, twice; the embedding scales and shifts in between."""
 
     dropout: float
     dtype: jnp.dtype
@@ -37,12 +37,12 @@ class Pyramid(Network):
 
     Attributes:
       scales: number of resolutions.
-      depth: blocks of the first resolution on the way down, and on the way up.
-      coarse: blocks of each other resolution on the way down, and on the way up.
-      width: channels of each resolution.
-      patch: side of a square of pixels; with 2^(scales − 1) it divides height and width.
+      depth: number of blocks of the first resolution on the way down, and on the way up.
+      coarse: number of blocks of each other resolution on the way down, and on the way up.
+      width: number of channels of each resolution.
+      patch: side of a square of pixels; patch · 2^(scales − 1) must divide height and width.
       dropout: share of a block's activations that is dropped.
-      dtype: of the convolutions: float32 or bfloat16.
+      dtype: type of the convolutions: float32 or bfloat16.
     """
 
     scales: int = 3

@@ -12,16 +12,16 @@ from vdm.nets.network import check_layers
 
 
 class Residual(nn.Module, Component):
-    """A residual network from vectors to vectors: [batch, any] to float32 [batch, outputs].
+    """A residual network from vectors to vectors: from [batch, any] to float32 [batch, outputs].
 
-    With dropout, it gets `keys` [batch].
+    Dropout is on if its call has `keys` [batch].
 
     Attributes:
       outputs: size of the output.
-      depth: residual layers: norm, dense, GELU, dense.
-      width: units of a layer.
+      depth: number of residual layers, each of norm, dense, GELU and dense.
+      width: number of units of a layer.
       dropout: share of a layer's activations that is dropped.
-      dtype: of the products: float32 or bfloat16.
+      dtype: type of the matrix products: float32 or bfloat16.
     """
 
     outputs: int
@@ -48,8 +48,8 @@ class Residual(nn.Module, Component):
 
 
 def build(section: Any, outputs: int) -> Residual:
-    """The Residual with so many outputs that config.model.net describes; from the section of another network
-    it takes the common fields.
+    """The Residual that config.model.net describes, with `outputs` outputs. If the section is that of another
+    network, its common fields are used.
 
     Raises:
       UserError: a field has a value that is not accepted.

@@ -32,8 +32,8 @@ class Layer(nn.Module):
     def __call__(self, h, layer, embedding, keys):
         h = devices.by_batch(h)
         width = h.shape[-1]
-        # Six matrices, not one that is six times as wide: Muon orthogonalises each separately, which costs a
-        # quarter.
+        # Six matrices, not one that is six times as wide: Muon orthogonalises each separately, at a quarter
+        # of the cost.
         modulation = nn.DenseGeneral((6, width), kernel_init=ZEROS, name="modulation")(embedding)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (modulation[:, None, i] for i in range(6))
 
@@ -59,7 +59,7 @@ class Transformer(Layered):
     """A small diffusion transformer (Peebles & Xie 2023), with dropout of each layer's two residual branches.
 
     Attributes:
-      heads: attention heads.
+      heads: number of attention heads.
       patch: side of a token's square of pixels; a divisor of height and width.
     """
 

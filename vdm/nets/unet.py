@@ -1,9 +1,9 @@
 """The paper's U-Net, which never changes resolution (VDM app. B).
 
-`depth` residual blocks down, two in the middle, `depth + 1` up. Each block on the way up also gets the input,
-or the output, of a block on the way down. The blocks of one direction are equal, so they are one scanned
-block with stacked parameters: compile time does not grow with depth. Only on a GPU are they compiled one by
-one (Network.unrolled_on).
+It has `depth` residual blocks on the way down, two in the middle and `depth + 1` on the way up. Each block on
+the way up also gets the input, or the output, of a block on the way down. The blocks of one direction are
+equal, so they are one scanned block with stacked parameters: compile time does not grow with depth. Only on a
+GPU they are compiled one by one (Network.unrolled_on).
 """
 
 import functools
@@ -36,7 +36,7 @@ from vdm.runtime import devices
 
 
 class Block(nn.Module):
-    """Norm, swish, convolution, twice, as a residual branch; the embedding is added in between.
+    """A residual branch of norm, swish and convolution, twice; the embedding is added in between.
 
     Its input is the concatenation of all `parts` along the channels. `shift` is the projected embedding, if
     it was already computed.
@@ -80,7 +80,7 @@ class Block(nn.Module):
 
     @nn.nowrap
     def on_accelerator(self, parts, norm_0, conv_0, shift, norm_1, conv_1, mix, keep):
-        """In few kernels, which store little for the gradient."""
+        """Computes the block in few kernels, which store little for the gradient."""
         vectors = *norm_0, conv_0[1], *norm_1, conv_1[1] + (0.0 if mix is None else mix[1])
         scale_0, bias_0, added_0, scale_1, bias_1, added_1 = over_images(len(shift), *vectors)
         narrow = functools.partial(jax.tree.map, lambda value: value.astype(self.dtype))
@@ -110,8 +110,8 @@ class AttentionBlock(nn.Module):
 class Layer(nn.Module):
     """One iteration of the scan: a block, with attention after it if attention is everywhere.
 
-    On the way down its output is its input, for a block on the way up. If that input is `known` already, h
-    contributes only its gradient.
+    On the way down it also returns its input, which a block on the way up receives. If that input is already
+    `known`, h contributes only its gradient.
     """
 
     width: int
@@ -132,8 +132,8 @@ class Layer(nn.Module):
 
 @jax.custom_vjp
 def with_gradient_of(value, h):
-    """`value`, with its gradient passed to h; only for first derivatives, as a second one would lack
-    `value`'s."""
+    """`value`, with its gradient passed to h; only for first derivatives, as a second derivative would lack
+    the part of `value`."""
     del h
     return value
 
@@ -143,7 +143,7 @@ def once(value, *sources):
     """`value`, which can be differentiated neither directly nor with respect to `sources`.
 
     Raises:
-      UserError: it is differentiated.
+      UserError: the result is differentiated.
     """
     del sources
     return value
@@ -169,7 +169,7 @@ class UNet(Layered):
 
     Attributes:
       attention: where attention is applied: middle, or everywhere.
-      heads: attention heads.
+      heads: number of attention heads.
     """
 
     attention: str = "middle"
@@ -213,7 +213,7 @@ class UNet(Layered):
         in_axes = (0, 0, 0, 0, nn.broadcast, nn.broadcast)
         numbers = jnp.arange(self.depth)
 
-        # In a loop a block keeps only its input; one by one, XLA would keep more.
+        # In a loop a block keeps only its input; of blocks compiled one by one, XLA would keep more.
         unroll = self.unroll and self.remat != "block"
         kept_of_one = "none" if unroll else self.remat
 
@@ -222,7 +222,7 @@ class UNet(Layered):
             return made(*layer_args, name=name)
 
         def shifts(name):
-            """The shifts of all blocks of a direction, as one product instead of one per block."""
+            """The shifts of all blocks of a direction, in one matrix product instead of one per block."""
             if not unroll or self.is_initializing():
                 return None
             kernels = self.variables["params"][name]["Block_0"]["Dense_0"]["kernel"]

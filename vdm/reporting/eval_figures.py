@@ -9,7 +9,7 @@ import numpy as np
 
 from vdm.reporting.figures import new_figure, plain_ticks, save
 
-Columns = Mapping[str, Float[np.ndarray, "columns"]]  # of evaluation.profile.Profile.summary
+Columns = Mapping[str, Float[np.ndarray, "columns"]]  # the result of evaluation.profile.Profile.summary
 
 
 def save_depth(
@@ -19,11 +19,12 @@ def save_depth(
     excess: Sequence[float],
     excess_se: Sequence[float],
 ) -> None:
-    """Plots the ELBO of chains of `depths` steps and of T → ∞, left; right, its excess over T → ∞.
+    """Plots on the left the ELBO of chains of `depths` steps and of T → ∞, and on the right the excess over
+    T → ∞.
 
     Args:
       bpd: bits/dim at each depth, and last for T → ∞.
-      excess: bits/dim above T → ∞ at each depth, image by image; and its standard error.
+      excess, excess_se: excess in bits/dim over T → ∞ at each depth, paired by image, and its standard error.
     """
     figure, (left, right) = new_figure(1, 2, (10, 4))
     left.plot(depths, bpd[:-1], color="black", marker="o", ms=4, lw=1.2, label="a chain of T steps")
@@ -72,8 +73,8 @@ def save_distortion(
     x_hat: Float[np.ndarray, "times images height width channels"],
     x: Float[np.ndarray, "images height width channels"],
 ) -> None:
-    """Plots the rate–distortion curve of progressive coding, left; right, x̂(z_t) of some images x at
-    `times`, all in [−1, 1]."""
+    """Plots on the left the rate–distortion curve of progressive coding, and on the right x̂(z_t) of some
+    images x at `times`, all in [−1, 1]."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 5), layout="constrained")

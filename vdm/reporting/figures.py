@@ -1,4 +1,4 @@
-"""Common parts of figures: names and colours of the terms, axes, and how a figure is written."""
+"""Common parts of figures: names and colours of the terms, axes, and writing a figure."""
 
 from collections.abc import Iterable, Mapping, Sequence
 import pathlib
@@ -42,11 +42,11 @@ def new_figure(rows: int, columns: int, size: tuple[float, float]) -> tuple["Fig
 
 
 def limit_y(axes: "Axes", curves: Sequence[Sequence[float]]) -> None:
-    """Sets the limits of y without the first steps, whose values are far above all others.
+    """Sets the limits of y so that they leave out the first steps, whose values are far above all others.
 
     Args:
-      curves: the values of each curve. Values of at most a quarter above the lowest value are shown, and so
-        is the last value of each curve, unless it is as far above the others as those of first steps.
+      curves: the values of each curve. The limits include values of at most a quarter above the lowest one,
+        and the last value of each curve, unless it is as far above the others as those of the first steps.
     """
     values = np.concatenate([np.asarray(curve, np.float64) for curve in curves] or [np.zeros(0)])
     values = values[np.isfinite(values)]
@@ -61,7 +61,7 @@ def limit_y(axes: "Axes", curves: Sequence[Sequence[float]]) -> None:
 
 
 def plain_ticks(axis: "Axis") -> None:
-    """Plain numbers on a logarithmic axis."""
+    """Shows plain numbers on a logarithmic axis."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=10))

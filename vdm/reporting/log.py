@@ -1,4 +1,4 @@
-"""The report of a run: a bar on a terminal or plain lines, files, images."""
+"""The report of a run: a progress bar on a terminal or plain lines, files, images."""
 
 from collections.abc import Mapping
 import math
@@ -21,15 +21,15 @@ from vdm.reporting.loggers import Loggers
 from vdm.reporting.metrics import Writer
 from vdm.runtime.atomic import atomic_path
 
-# Seconds between two drawings of the curve, each of which takes half a second.
+# Least number of seconds between two drawings of the curve, each of which takes half a second.
 REDRAW = 10.0
 
 
 class Log:
-    """The report of the process that writes it."""
+    """The Log of the process that reports the run."""
 
     def __init__(self, config: ConfigDict, workdir: pathlib.Path, first: int, seconds: float, spec: Spec):
-        """Continues after step `first`, before which training took so many seconds."""
+        """Continues after step `first`, before which training took `seconds`."""
         self._train = config.train
         self._workdir = workdir
         self._spec = spec
@@ -41,12 +41,12 @@ class Log:
         self._began = time.monotonic()
         self._first = first
         self._last = (self._began, first)
-        self._drawn = -math.inf  # time of the last curve
-        self._undrawn = ""  # name of a curve with newer points
+        self._drawn = -math.inf  # time at which the curve was last drawn
+        self._undrawn = ""  # the total's name if the curve has points that are not drawn yet
         (workdir / "samples").mkdir(exist_ok=True)
 
     def seconds(self) -> float:
-        """Seconds spent in this run, over all its starts."""
+        """Seconds spent in this run, including those before it was resumed."""
         return self._before + time.monotonic() - self._began
 
     def start_clock(self, step: int) -> None:
@@ -63,7 +63,7 @@ class Log:
         self._bar.update(step - self._bar.n)
 
     def train(self, step: int, means: Mapping[str, float]) -> None:
-        """Writes the means of the training metrics, nats per example, since the last time."""
+        """Writes the means of the training metrics since the last call, in nats per example."""
         bits = {
             name: float(bits_per_dim(value, self._spec.shape))
             for name, value in means.items()
@@ -72,7 +72,7 @@ class Log:
         bpd, draw_sd = bits.pop("loss"), bits.pop("draw_sd")
         now = time.monotonic()
         began, before = self._last
-        first_call = step == before  # no time but that of the call that compiled was measured yet
+        first_call = step == before  # only the call that compiled was timed so far
         if first_call:
             began, before = self._began, self._first
         rate = (step - before) / (now - began)

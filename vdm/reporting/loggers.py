@@ -2,7 +2,7 @@
 
 `config.loggers` names them: wandb, mlflow, aim, or the import path of a custom logger, separated by commas.
 Each gets numbers as "split/metric", in bits/dim unless named otherwise, and images. Runs are grouped by the
-folder that contains their workdir, which is that of a study.
+folder that contains their workdir, such as the folder of a study.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,10 +22,10 @@ from vdm.runtime.atomic import write_text
 
 @dataclasses.dataclass
 class Logger(Component):
-    """A tracker of experiments.
+    """An experiment tracker.
 
     Attributes:
-      package: the package that it needs, which is also an extra of this project.
+      package: the package that the logger needs, which is also the name of an extra of this project.
     """
 
     package: ClassVar[str] = ""
@@ -173,7 +173,8 @@ class Loggers:
         workdir = workdir.resolve()
         for name, logger in self._loggers.items():
             try:
-                with FileLock(workdir.parent / ".loggers.lock"):  # or each run would create the shared files
+                # Without the lock, concurrent runs would each create the shared files.
+                with FileLock(workdir.parent / ".loggers.lock"):
                     ids[name] = logger.start(workdir, config, ids.get(name))
             except Exception as error:
                 why = f"{type(error).__name__}: {error}"
@@ -189,11 +190,11 @@ class Loggers:
         self._each(lambda logger: logger.image(step, name, path))
 
     def end(self) -> None:
-        """Ends all."""
+        """Ends all loggers."""
         self._each(lambda logger: logger.end())
 
     def _each(self, call: Callable[[Logger], None]) -> None:
-        """Calls each logger. One that fails, for instance without its server, is dropped; the run
+        """Calls each logger. A logger that fails, for instance without its server, is dropped; the run
         continues."""
         for name, logger in list(self._loggers.items()):
             try:

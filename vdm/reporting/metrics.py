@@ -18,18 +18,18 @@ class Writer:
 
     A line is {"step": …, "split": "train", "test", "validation" or "final", metric: value, …}, in bits/dim
     unless named otherwise. All lines of "test" have the same passes and draws, so they form one curve.
-    "final" is the estimate at the end, with more passes. "seconds" is the time spent training, over all
-    starts.
+    "final" is the estimate at the end, with more passes. "seconds" is the time spent training, including that
+    before the run was resumed.
     """
 
     def __init__(self, workdir: pathlib.Path | str, step: int, loggers: Loggers | None = None):
-        """Continues after `step`: removes what an interrupted run wrote after it.
+        """Continues after `step`: removes what an interrupted run wrote for later steps.
 
         Args:
-          loggers: get all numbers and images, too.
+          loggers: loggers that get all numbers and images, too.
 
         Raises:
-          OSError: it cannot be written; the methods raise it, too.
+          OSError: a file cannot be written; the methods raise it, too.
         """
         self.path = pathlib.Path(workdir) / "metrics.jsonl"
         keep = [row for row in read_metrics(self.path) if row["step"] <= step]
@@ -58,7 +58,7 @@ class Writer:
             self._loggers.image(step, name, path)
 
     def close(self) -> None:
-        """Flushes all."""
+        """Closes all files and ends the loggers."""
         self._file.close()
         self._board.close()
         if self._loggers:
@@ -66,11 +66,11 @@ class Writer:
 
 
 class Board:
-    """TensorBoard events in a folder. tensorboardX's SummaryWriter writes in a thread, and its calls hang if
-    that thread has ended, as after an error of a full disk."""
+    """TensorBoard events in a folder. tensorboardX's SummaryWriter is not used: it writes in a thread, and
+    its calls hang if that thread has ended, for example at a full disk."""
 
     def __init__(self, folder: pathlib.Path | str, step: int):
-        """Continues after `step`; TensorBoard ignores what older files contain after it."""
+        """Continues after `step`; TensorBoard ignores what older files contain for later steps."""
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import SessionLog
 

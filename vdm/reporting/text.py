@@ -41,7 +41,7 @@ def print_to_pipe(text: str) -> None:
 
 
 def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The same table for LaTeX, with the rules of the package booktabs."""
+    """A table for LaTeX, with the rules of the package booktabs."""
     signs = {"\\": r"\textbackslash{}", "±": r"$\pm$", "−": "$-$", "∞": r"$\infty$", "–": "--"}
     signs |= {sign: "\\" + sign for sign in "&%$#_{}"}
 

@@ -8,11 +8,11 @@ import shutil
 
 @contextlib.contextmanager
 def atomic_path(path: pathlib.Path | str) -> Iterator[pathlib.Path]:
-    """Yields a temporary path of the same suffix, which is renamed to `path` at the end; after a failure, as
-    on a full disk, it is deleted.
+    """Yields a temporary path with the same suffix, which is renamed to `path` at the end, and deleted after
+    a failure, such as a full disk.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the path cannot be written.
     """
     path = pathlib.Path(path)
     part = path.with_name(f".{path.stem}.part{path.suffix}")
@@ -28,7 +28,7 @@ def write_text(path: pathlib.Path | str, text: str) -> None:
     """Writes a text file atomically.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the file cannot be written.
     """
     with atomic_path(path) as part:
         part.write_text(text)

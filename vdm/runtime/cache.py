@@ -19,15 +19,15 @@ def enable(folder: str) -> None:
     """Keeps compiled programs and images under `folder`; "" disables the cache. For programs, JAX's variable
     JAX_COMPILATION_CACHE_DIR takes precedence.
 
-    A program that was compiled on a CPU runs only on CPUs of its kind, and machines of several kinds may
-    share a home: each kind has a separate folder.
+    A program that was compiled on a CPU runs only on CPUs of that kind, and machines of several kinds may
+    share a home folder, so each kind has a separate subfolder.
     """
     global _folder
     _folder = pathlib.Path(folder).expanduser() if folder else None
-    # A full disk stops no run. A damaged program is compiled again.
+    # A full disk does not stop a run. A damaged program is compiled again.
     warnings.filterwarnings("ignore", message="Error (writing|reading) persistent compilation cache")
     if _folder and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        import jax  # a late import: main.py reads FOLDER before it needs JAX
+        import jax  # imported late: main.py reads FOLDER before it needs JAX
 
         kind = hashlib.sha256(_cpu().encode()).hexdigest()[:8]
         jax.config.update("jax_compilation_cache_dir", str(_folder / kind))
@@ -41,7 +41,7 @@ def arrays(
 
     Args:
       name: identifies the entry; a newer entry of the same name replaces it.
-      files: all paths on which it depends. Their list, sizes and times identify their contents.
+      files: all paths on which the arrays depend. Their list, sizes and times identify their contents.
     """
     if _folder is None:
         return read()
@@ -59,7 +59,7 @@ def arrays(
             return {key: kept[key] for key in kept.files if key != "of"}
     found = read()
     part = path.with_suffix(f".{os.getpid()}.part")
-    with contextlib.suppress(OSError):  # a full disk stops no run
+    with contextlib.suppress(OSError):  # a full disk does not stop a run
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with part.open("wb") as new:

@@ -23,7 +23,7 @@ State = Any  # step.State, or another NamedTuple of trees of arrays
 
 
 class Checksummed(AtomicRenameTemporaryPath):
-    """The temporary folder in which orbax writes a checkpoint. Adds the checksums before it is renamed."""
+    """The temporary folder in which orbax writes a checkpoint. Adds the checksums before orbax renames it."""
 
     async def finalize(self) -> None:
         if self.get_final().name.isdigit():  # not for its parts, which orbax renames first
@@ -32,7 +32,7 @@ class Checksummed(AtomicRenameTemporaryPath):
 
 
 class Checkpoints:
-    """The checkpoints of one workdir. Damaged ones must be set aside first: checksums.whole_steps."""
+    """The checkpoints of one workdir. Damaged ones must be set aside first (checksums.whole_steps)."""
 
     def __init__(self, workdir: pathlib.Path, newest: int, read_only: bool = False):
         """Keeps the `newest` newest checkpoints, and the one with the lowest "bpd"."""
@@ -115,7 +115,7 @@ class Checkpoints:
         return self._manager.best_step()
 
     def restore(self, like: State, step: int | None) -> tuple[State, dict[str, Any]]:
-        """The State and the rest of a step.
+        """The State and the `rest` of the checkpoint of a step.
 
         Args:
           like: a State whose arrays have the shapes, types and devices to restore to.
@@ -170,8 +170,8 @@ class Checkpoints:
 
 
 def reason(error: BaseException) -> str:
-    """Why something could not be written or read, in a few words: those of the operating system, if the error
-    contains any."""
+    """Why something could not be written or read, in a few words: the operating system's, if the error
+    contains them."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     line = one_line(error)

@@ -55,7 +55,7 @@ def damage(folder: pathlib.Path) -> str | None:
 
 
 def whole_steps(workdir: pathlib.Path, move: bool) -> list[int]:
-    """The steps whose checkpoint is intact, in order. Prints one line on stderr for each of the others.
+    """The steps whose checkpoint is intact, in order. Prints one line on stderr for each damaged checkpoint.
 
     Args:
       move: whether to move damaged checkpoints into the folder damaged/ of the workdir; only safe if no other
@@ -68,12 +68,13 @@ def whole_steps(workdir: pathlib.Path, move: bool) -> list[int]:
 
 
 def _look_through(workdir, move):
-    """The intact steps, newest first, as those stay longest; and how many steps were deleted meanwhile."""
+    """The intact steps, and the number of steps that were deleted meanwhile. Checks the newest checkpoint
+    first, as it is kept the longest."""
     folders = {int(path.name): path for path in workdir.glob("checkpoints/*") if path.name.isdigit()}
     found, gone = [], 0
     for step, folder in sorted(folders.items(), reverse=True):
         why = damage(folder)
-        if why and not move:  # it may be in deletion, as a newer one exists
+        if why and not move:  # training may be deleting it, if there is a newer one
             time.sleep(1.0 if folder.exists() else 0.0)
             why = damage(folder) if folder.exists() else ""
         if why is None:
@@ -91,7 +92,7 @@ def _set_aside(folder: pathlib.Path, into: pathlib.Path) -> pathlib.Path:
     places = (into / (f"{folder.name}-{n}" if n else folder.name) for n in range(10_000))
     place = next(place for place in places if not place.exists())
     folder.rename(place)
-    with contextlib.suppress(OSError):  # sets the date, so that the newest damaged one has the newest
+    with contextlib.suppress(OSError):  # so that the folder that was set aside last has the newest date
         place.touch()
     return place
 

@@ -24,7 +24,7 @@ from vdm.errors import one_of
 
 AXIS = "batch"
 KINDS = ("pmap", "shard_map", "fsdp")
-SMALL = 2**14  # values; a smaller array is replicated on every device
+SMALL = 2**14  # number of values below which an array is replicated on every device
 
 
 _described: Sequence[jax.Device] | None = None
@@ -75,7 +75,7 @@ def over_devices(
     """Maps `function` over the devices.
 
     Args:
-      function: of the arrays of one device; may use the axis name "batch".
+      function: a function of one device's arrays, which may use the axis name "batch".
       kind: "pmap", "shard_map" or "fsdp".
       split_in: for each argument, whether it is split over devices; otherwise it is shared.
       split_out: the same for each result.
@@ -83,7 +83,7 @@ def over_devices(
       batch_axis: the axis of a device's split arguments that counts examples; used by "fsdp".
 
     Raises:
-      UserError: `kind` is none of these.
+      UserError: `kind` is unknown.
     """
     one_of("config.parallel", kind, KINDS)
     if kind == "pmap":
@@ -133,13 +133,13 @@ def _partitioned(function, split_in, split_out, donate, batch_axis):
     place = jax.lax.with_sharding_constraint
 
     def whole(v):
-        """[devices, …, share of the batch, …] to [1, …, batch, …]."""
+        """Turns [devices, …, share of the batch, …] into [1, …, batch, …]."""
         v = jnp.moveaxis(v, 0, batch_axis)
         v = v.reshape(*v.shape[:batch_axis], -1, *v.shape[batch_axis + 2 :])
         return place(v, _sharding(*[None] * batch_axis, AXIS))[None]
 
     def shares(v):
-        """[batch, …] to [devices, share of the batch, …]."""
+        """Turns [batch, …] into [devices, share of the batch, …]."""
         return place(v.reshape(count(), -1, *v.shape[1:]), _sharding(AXIS))
 
     def on_all(*args):
@@ -167,7 +167,7 @@ def by_batch(h: Array) -> Array:
 
 
 def _share(shape):
-    """The partition of an array of the state: along the largest axis that the devices divide."""
+    """The partition of an array of the state: along the largest axis that the number of devices divides."""
     axes = [axis for axis, size in enumerate(shape) if size % count() == 0]
     if math.prod(shape) < SMALL or not axes:
         return ()
@@ -176,7 +176,7 @@ def _share(shape):
 
 
 def _placing(mapped, split_in):
-    """`mapped`, for host arrays as split arguments."""
+    """`mapped`, with host arrays accepted as split arguments."""
 
     def placed(args):
         return [split(arg) if is_split else arg for arg, is_split in zip(args, split_in)]
@@ -184,13 +184,13 @@ def _placing(mapped, split_in):
     def call(*args):
         return mapped(*placed(args))
 
-    # As for the functions that jit and pmap return.
+    # The functions that jit and pmap return have this method.
     call.lower = lambda *args: mapped.lower(*placed(args))  # type: ignore[attr-defined]
     return call
 
 
 def replicate(tree: PyTree) -> PyTree[Array]:
-    """A tree of the same values on every host, as one array on all devices."""
+    """Places a tree that has the same values on every host on all devices, each leaf as one array."""
     if jax.process_count() == 1:
         return jax.device_put(tree, _sharding())
     return as_global(jax.tree.map(jnp.asarray, tree))
@@ -212,7 +212,7 @@ def state_like(tree: PyTree, kind: str) -> PyTree[jax.ShapeDtypeStruct]:
 
 
 def create(init: Callable[..., PyTree], kind: str, like: PyTree) -> Callable[..., PyTree[Array]]:
-    """`init`, with its state placed as in `state_like`; no device ever holds more."""
+    """`init`, with its state placed as in `state_like`; no device ever holds more than this."""
     if kind == "fsdp":
         return jax.jit(init, out_shardings=jax.tree.map(lambda shape: shape.sharding, like))
     return lambda *args: replicate(init(*args))
@@ -223,7 +223,7 @@ def compile_ahead(function: Any, *args: PyTree) -> Callable[[], Any]:
     end before that thread.
 
     Args:
-      *args: those of its first call, or for replicated arguments their shapes (`replicated_like`).
+      *args: the arguments of the first call, or their shapes if they are replicated (`replicated_like`).
 
     Returns:
       a function () → None that waits until the compilation has finished.
@@ -231,7 +231,7 @@ def compile_ahead(function: Any, *args: PyTree) -> Callable[[], Any]:
     Raises:
       Exception: what the call itself would raise, here or while waiting.
     """
-    if jax.process_count() > 1:  # there, pmap cannot be lowered from shapes alone
+    if jax.process_count() > 1:  # with several processes, pmap cannot be lowered from shapes alone
         return lambda: None
     lowered = function.lower(*args)
     pool = ThreadPoolExecutor(1)

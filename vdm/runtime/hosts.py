@@ -82,7 +82,7 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
     """Joins the other processes of the run.
 
     Raises:
-      UserError: they cannot be reached.
+      UserError: the other processes cannot be reached.
     """
     import jax
 

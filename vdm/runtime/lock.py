@@ -19,14 +19,14 @@ WAIT = 5.0  # seconds: an evaluation holds the lock only while it writes its res
 
 @contextlib.contextmanager
 def hold(workdir: pathlib.Path) -> Iterator[None]:
-    """Holds the lock of the workdir within the context: no other process writes its run meanwhile.
+    """Holds the lock of the workdir within the context, so that no other process writes the run meanwhile.
 
-    The lock is flock's on the file "lock", which the kernel releases with the process, so that it is never
-    stale. It holds between hosts if the file system supports that: NFS 4, Lustre with -o flock, GPFS, CephFS.
+    The lock is an flock on the file "lock". The kernel releases it when the process ends, so that it is never
+    stale. It works between hosts if the file system supports that: NFS 4, Lustre with -o flock, GPFS, CephFS.
     "holder.json" names the holder.
 
     Raises:
-      UserError: another process holds it.
+      UserError: another process holds the lock.
     """
     lock = filelock.FileLock(workdir / "lock")
     if not _acquire(lock, WAIT):

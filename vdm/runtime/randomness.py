@@ -1,7 +1,7 @@
 """Randomness as a function of (seed, step, example), independent of history, hosts and devices.
 
-A device processes a part of the global batch, and draws the numbers of its examples. So a batch has the same
-noise on one device as on many, and a resumed run the same noise as an uninterrupted one.
+A device processes a part of the global batch, and draws random numbers for its examples only. So a batch has
+the same noise on one device as on many, and a resumed run has the same noise as an uninterrupted one.
 """
 
 import math
@@ -15,7 +15,7 @@ import numpy as np
 # The purposes of draws: each is folded into the key as a number.
 TIME, NOISE, RECONSTRUCTION, DROPOUT, AUGMENT, LATENT, DECODE, CONTEXT, LABEL, PROBE = range(10)
 AUTOENCODER = 10  # dropout in a latent model's encoder and decoder
-PASS = 11  # of a single pass
+PASS = 11  # all draws of a single pass (QuasiRng.alone)
 
 
 class Rng(NamedTuple):
@@ -53,14 +53,14 @@ class Rng(NamedTuple):
 class QuasiRng(NamedTuple):
     """The randomness of one of several passes over a split: an Rng whose draws are spread more evenly over
     the passes than independent draws. Each single draw is exactly uniform or normal, so that averages are
-    unbiased; the draws of an image in different passes are dependent, and each set of passes needs another
-    `key`.
+    unbiased; the draws of an image in different passes are dependent, and each set of passes needs a
+    different `key`.
 
     Attributes:
       key: one key, the same for all passes of a set.
       index: int32 [batch], the index of each image in the split.
       number: int32 [], the index of this pass in the set.
-      images, passes: int32 [], their numbers.
+      images, passes: int32 [], the number of images in the split and of passes in the set.
     """
 
     key: jax.Array

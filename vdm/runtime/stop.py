@@ -35,8 +35,8 @@ _saves = False  # whether there is a Stop, which saves before the end
 
 
 def watch() -> None:
-    """Ends the process soon after a stop signal, as long as there is no Stop, also within a compilation or
-    another call that Python cannot interrupt."""
+    """Until there is a Stop, ends the process soon after a stop signal, even during a compilation or another
+    call that Python cannot interrupt."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -63,18 +63,18 @@ class Stop:
     Ctrl-C immediately.
 
     Several processes must stop after the same chunk, whichever of them gets the signal. (JAX's service for
-    this purpose counts single steps, and Orbax queries it in between.)
+    this purpose is not used: it counts single steps, and Orbax queries it in between.)
     """
 
     def __init__(self) -> None:
-        import jax  # a late import: main.py calls `watch` before it needs JAX
+        import jax  # imported late: main.py calls `watch` before it needs JAX
 
         global _saves
         _saves = True
         self._asked = NOT_ASKED  # the signal
         self._many = jax.process_count() > 1
         self._lock = threading.Lock()
-        self._count, self._last = 0, math.inf  # the number of chunks done, and of the one after which to stop
+        self._count, self._last = 0, math.inf  # number of chunks done, and the number after which to stop
         for number in SIGNALS:
             signal.signal(number, self._ask)
         self._thread = threading.Thread(target=self._agree, daemon=True)
@@ -129,7 +129,7 @@ class Stop:
             self._thread.join()
 
     def reason(self) -> Stopped:
-        """The exception to raise when all is saved."""
+        """The exception to raise after the state is saved."""
         return Stopped(CTRL_C if self._asked == signal.SIGINT else QUEUE_AGAIN)
 
 
@@ -141,9 +141,9 @@ def _store():
 
 
 def leave(code: int, with_others: bool) -> None:
-    """Ends the process immediately. Waits for no thread, such as a compilation or a failed save, and a signal
-    during Python's shutdown cannot change the exit code. One of several processes waits for the others after
-    success."""
+    """Ends the process immediately, without waiting for threads such as a compilation or a failed save, and
+    without Python's shutdown, during which a signal could change the exit code. After success, one of several
+    processes waits for the others."""
     if with_others and code in (DONE, QUEUE_AGAIN):
         sys.exit(code)
     for stream in (sys.stdout, sys.stderr):

@@ -6,11 +6,11 @@
   python -m vdm.sweep --workdir=runs/schedules --status
   python -m vdm.sweep --workdir=runs/schedules --figures
 
-The variants are every combination of the values of --vary, and those of --variant='NAME: FIELD=VALUE …';
-without --vary also the config itself, "base". --config.FIELD=VALUE sets a field of all variants. Differences
-are taken from --baseline, or from the first variant.
+The variants are every combination of the values of --vary, and those of --variant='NAME: FIELD=VALUE …'.
+Without --vary, the config itself is the variant "base". --config.FIELD=VALUE sets a field of all variants.
+Differences are taken from --baseline, or from the first variant.
 
-Each run is a `python -m vdm.main` in a separate workdir, W/VARIANT-SEED. The same command resumes an
+Each run is a `python -m vdm.main` in a separate workdir, WORKDIR/VARIANT-SEED. The same command resumes an
 interrupted study; more variants or seeds extend it.
 """
 

@@ -1,4 +1,4 @@
-"""The same training time for every variant of a study: the cost of its steps, and how many fit."""
+"""The same training time for every variant of a study: the cost of a step, and how many steps fit."""
 
 from collections.abc import Sequence
 import hashlib
@@ -25,8 +25,8 @@ class Cost(NamedTuple):
     Attributes:
       start: seconds until the first step is done: reading, fitting and compiling.
       step: median seconds of each further step.
-      operations: floating-point operations of a step (flops.products).
-      device: on which the cost was measured.
+      operations: floating-point operations of a step (cost.products).
+      device: the device on which the cost was measured.
     """
 
     start: float
@@ -35,11 +35,11 @@ class Cost(NamedTuple):
     device: str = ""
 
     def steps(self, seconds: float) -> int:
-        """How many steps are done after so many seconds; 0 if the first is not."""
+        """The number of steps that are done after `seconds`; 0 if the first is not done."""
         return max(0, math.floor((seconds - self.start) / self.step) + 1)
 
     def seconds(self, steps: float) -> float:
-        """The seconds until so many steps are done, without evaluations."""
+        """The seconds until `steps` steps are done, without evaluations."""
         return self.start + (steps - 1) * self.step
 
 
@@ -60,8 +60,8 @@ def fit(
     have yet, so that all runs of a variant have the same number of steps.
 
     Raises:
-      UserError: as make_trials does; or a variant cannot be trained, or not one step of it fits; or costs are
-        to be measured, but not in this call.
+      UserError: make_trials raises it; or a variant cannot be trained, or not a single step fits; or a cost
+        has to be measured although `measure_here` is False.
     """
     given = commandline.fields_of([*usual, *args])
     require(0 < minutes < math.inf, f"--minutes is {minutes}; accepted: a number above 0.")
@@ -120,12 +120,12 @@ def measure(trial: Trial) -> Cost:
 
 
 def digest(trial: Trial) -> str:
-    """A digest of all that determines a trial's cost."""
+    """A digest of everything that determines a trial's cost."""
     return hashlib.sha256(json.dumps(trial.config.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
 def read(workdir: pathlib.Path) -> dict[str, tuple[Cost, str]]:
-    """{variant: (its Cost, and the digest of its trial)} in budget.json of a study; {} if there is none."""
+    """{variant: (Cost, digest of its trial)} in budget.json of a study; {} if the file does not exist."""
     path = workdir / "budget.json"
     kept = json.loads(path.read_text()) if path.exists() else {}
     return {name: (Cost(*cost), of) for name, (*cost, of) in kept.items()}

@@ -1,4 +1,4 @@
-"""Runs as jobs of a cluster, by submitit: submitted once, and found again by the job id."""
+"""Runs as cluster jobs, which submitit submits once, and which are found again by the job id."""
 
 from collections.abc import Sequence
 import json
@@ -47,19 +47,19 @@ class Queue:
 
 
 class Job:
-    """A Process that was submitted to a cluster; to Slurm if it has a queue.
+    """A Process that was submitted to a cluster; if there is a `queue`, to Slurm.
 
     Attributes:
-      begun: how it was started, in words.
+      begun: how the job was started, in words.
     """
 
     def __init__(self, job: Any, queue: Queue | None, begun: str):
         self._job, self._queue, self.begun = job, queue, f"{begun} {job.job_id}"
         self._cancelled = False
-        self._left: float | None = None  # when it was first found to have left the queue
+        self._left: float | None = None  # when the job was first found to have left the queue
 
     def poll(self) -> str | None:
-        """None while it waits or runs; then the reason of its failure, or ""."""
+        """None while the job waits or runs; then the reason of its failure, or ""."""
         paths = self._job.paths
         if self._queue and not paths.result_pickle.exists():
             if self._queue.has(self._job.job_id):
@@ -76,7 +76,7 @@ class Job:
         return f"job {self._job.job_id} left no result; see {paths.stderr}"
 
     def send(self, number: int) -> None:
-        """Cancels it, by the signals of the cluster, on which it saves a checkpoint."""
+        """Cancels the job. The cluster sends it signals, on which it saves a checkpoint."""
         self._cancelled = True
         self._job.cancel(check=False)
         if self._queue:
@@ -101,7 +101,7 @@ def make_executor(cluster: str, folder: pathlib.Path, options: Sequence[str]) ->
     # submitit's default time limit is 5 minutes.
     parameters: dict[str, Any] = {"name": folder.parent.name, "timeout_min": 24 * 60}
     often: dict[str, Any] = {}
-    if cluster == "slurm":  # requeued when its node fails, and at each time limit instead of only three
+    if cluster == "slurm":  # requeued if its node fails, and at every time limit instead of only three times
         parameters["slurm_additional_parameters"] = {"requeue": True}
         often["slurm_max_num_timeout"] = 10_000
     for option in options:
@@ -117,10 +117,10 @@ def make_executor(cluster: str, folder: pathlib.Path, options: Sequence[str]) ->
 
 
 def submit(executor: Any, trials: "Sequence[Trial]") -> list[Job]:
-    """Submits trials as one array, except those whose job of an earlier start is still in Slurm's queue.
+    """Submits trials as one array, except those whose earlier job is still in Slurm's queue.
 
     Raises:
-      UserError: the cluster refuses it, or the earlier job of a trial has another command.
+      UserError: the cluster refuses the array, or the earlier job of a trial has another command.
     """
     inner = executor._executor  # private: submitit has no public access to it
     queue = Queue() if executor.cluster == "slurm" else None
@@ -154,7 +154,7 @@ def submit(executor: Any, trials: "Sequence[Trial]") -> list[Job]:
 
 
 def _own(trial: "Trial") -> list[str]:
-    """A trial's command without the Python and the workdir, whose spelling may differ."""
+    """A trial's command without the paths of Python and of the workdir, whose spelling may differ."""
     return [arg for arg in trial.command[1:] if not arg.startswith("--workdir=")]
 
 
@@ -168,7 +168,7 @@ def _remembered(folder: pathlib.Path) -> tuple[str | None, list[str]]:
 
 
 def script(executor: Any, count: int) -> str:
-    """The script that `submit` gives to sbatch for so many trials."""
+    """The script that `submit` passes to sbatch for `count` trials."""
     slurm = executor._executor  # private: submitit writes the script only for sbatch
     if count > 1:
         slurm.parameters["map_count"] = count

@@ -18,12 +18,12 @@ def main(
     run: Callable[[list[str]], int | None],
     args: Sequence[str] | None = None,
 ) -> NoReturn:
-    """Parses `args`, and calls run(those that are not flags); exits with the code that it returns, or with
-    BAD_INPUT or CTRL_C.
+    """Parses `args`, and calls run(arguments that are not flags); exits with the code that `run` returns, or
+    with BAD_INPUT or CTRL_C.
 
     Args:
       doc: the study's docstring, for --help.
-      values: the FlagValues that define its flags; they are set from `args`.
+      values: the FlagValues that define the study's flags; they are set from `args`.
       args: sys.argv[1:] if None.
     """
     args = sys.argv[1:] if args is None else args

@@ -2,7 +2,7 @@
 
   python -m vdm.sweep.cost --config=configs/digits.py
 
-Takes a few steps without a cache, so that the start is that of a first run, too. Nothing else should run
+Takes a few steps without a cache, so that the startup time is that of a first run. Nothing else should run
 meanwhile. Prints a line of JSON.
 """
 
@@ -25,7 +25,7 @@ from vdm.runtime import devices
 from vdm.sweep import command
 from vdm.sweep.budget import Cost
 
-CALLS = 8  # timed calls, of config.train.substeps steps each; one on a CPU if steps are slow
+CALLS = 8  # timed calls of config.train.substeps steps, or of one step if steps are slow on a CPU
 
 
 def measure(config: ConfigDict) -> Cost:
@@ -58,8 +58,8 @@ def measure(config: ConfigDict) -> Cost:
 
 
 def products(jaxpr: Any) -> int:
-    """Floating-point operations of the products and convolutions in a traced function: two for each
-    multiply-add. The body of a scan counts once for each iteration; of branches, the most expensive
+    """Floating-point operations of the matrix products and convolutions in a traced function: two for each
+    multiply-add. The body of a scan counts once for each iteration; of several branches, the most expensive
     counts."""
     total = 0
     for equation in jaxpr.eqns:

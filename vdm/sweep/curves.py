@@ -54,7 +54,7 @@ def plot_curves(
       look: by default that of the study in `out`, or Look().
 
     Raises:
-      UserError: in the cases of `read_variants` and `make_folder`, or if no run has measured anything yet.
+      UserError: `read_variants` or `make_folder` raises it, or no run has measurements yet.
     """
     found = read_variants(variants)
     every = [record for records in found.values() for record in records]
@@ -182,7 +182,7 @@ def _variance(axes, found, styles):
 
 
 def _of_schedule(axes, panel, found, styles):
-    """γ(t) of the first seed of each variant, or the density over γ of its bits."""
+    """Draws γ(t) of the first seed of each variant, or the density of its bits over γ."""
     for variant, records in found.items():
         of = kept(records[0].folder, "density", density)
         gamma = np.array(of["gamma"])
@@ -205,8 +205,8 @@ class _Plot:
     """A panel with the curve of one variant.
 
     Attributes:
-      shown: the values of each curve that the limits of the panel must include.
-      notes: the keys of NOTES that it needs.
+      shown: the values of each curve, from which the limits of the panel are set.
+      notes: the keys of NOTES that the panel needs.
     """
 
     def __init__(self, axes, x: str, y: str, style: dict[str, Any], scale: float):

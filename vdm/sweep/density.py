@@ -1,4 +1,4 @@
-"""The density over γ of the bits of a run."""
+"""The density of a run's bits over γ."""
 
 import pathlib
 
@@ -10,7 +10,7 @@ from vdm.evaluation.profile import gamma_at_edges
 
 
 def density(folder: pathlib.Path) -> dict[str, list[float]]:
-    """The density over γ of the diffusion term of a run: "gamma" at the edges of bins, and "per_gamma",
+    """The density of a run's diffusion term over γ: "gamma" at the edges of bins, and "per_gamma", the
     bits/dim per unit of γ in each bin."""
     config = workdir_lib.read_config(folder)
     run = run_lib.restore(config, folder)

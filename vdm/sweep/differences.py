@@ -41,7 +41,7 @@ class Difference:
     """A mean difference in bits/dim.
 
     Attributes:
-      se: its standard error; NaN if it cannot be estimated from one value.
+      se: standard error of the mean; NaN if it cannot be estimated from one value.
       freedom: degrees of freedom of the standard error.
       seeds: number of pairs of runs.
       how: a key of HOW.
@@ -64,7 +64,7 @@ class Difference:
         return (self._quantile(0.5 + LEVEL / 2) + self._quantile(POWER)) * self.se
 
     def _quantile(self, share):
-        from scipy import stats  # a late import, as it is slow
+        from scipy import stats  # imported late, as the import is slow
 
         if math.isinf(self.freedom):
             return float(stats.norm.ppf(share))
@@ -95,8 +95,8 @@ def of_grid(values: Float[np.ndarray, "seeds images"]) -> tuple[float, float, fl
 
 
 def between(ours: Sequence[Record], others: Sequence[Record]) -> Difference:
-    """The difference of a variant from another, by the seeds that both have; for two single runs, whatever
-    their seeds are."""
+    """The difference of a variant from another, over the seeds that both have; two single runs are compared
+    whatever their seeds are."""
     ours, others = ([one for one in runs if one.final] for runs in (ours, others))
     by_seed = {one.config.seed: one for one in others}
     pairs = [(one, by_seed[one.config.seed]) for one in ours if one.config.seed in by_seed]
@@ -147,7 +147,7 @@ def write(variants: Variants, out: pathlib.Path, baseline: str) -> list[pathlib.
     Returns [] for a study of one variant.
 
     Raises:
-      UserError: as `read_variants` does.
+      UserError: `read_variants` raises it.
     """
     found = read_variants(variants)
     if len(found) < 2 or baseline not in found:

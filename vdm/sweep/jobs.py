@@ -26,11 +26,11 @@ GRACE = 120.0  # seconds after which a stopped run is restarted, if its job stil
 
 
 class Slot(NamedTuple):
-    """Where on this machine a process runs; by default on all of it.
+    """The part of this machine on which a process runs; by default the whole machine.
 
     Attributes:
-      gpu: index of the only visible GPU; "" for all.
-      cpus: indices of its CPU cores; () for all.
+      gpu: index of the only visible GPU; "" for all GPUs.
+      cpus: indices of the CPU cores; () for all cores.
     """
 
     gpu: str = ""
@@ -47,7 +47,8 @@ ANYWHERE = Slot()
 
 def shares(count: int) -> list[Slot]:
     """Slots for `count` concurrent processes, each with its share of the cores of this machine: two processes
-    with one core each are faster than two that compete for both. With too few cores, all slots share all."""
+    with one core each are faster than two that compete for both. If there are too few cores, all slots share
+    all cores."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     share = len(cores) // count
     if count == 1 or not share:
@@ -65,14 +66,14 @@ class Process:
         self._command, self._folder, self._slot = command, folder, slot
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0  # position in log.txt at which its output starts
-        self._refused: str | None = None  # the reason if it could not be started
+        self._refused: str | None = None  # the reason if the process could not be started
 
     def start(self) -> "Process":
-        """Starts it; returns itself."""
+        """Starts the command; returns self."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with (self._folder / "log.txt").open("ab") as log, warnings.catch_warnings():
-                # JAX warns of a fork beside its threads; `before_exec` takes none of their locks.
+                # JAX warns that its threads may hold locks at the fork; `before_exec` takes none of them.
                 warnings.simplefilter("ignore", RuntimeWarning)
                 lock(log)
                 self._log_start = log.tell()
@@ -91,7 +92,7 @@ class Process:
         return self
 
     def poll(self) -> str | None:
-        """None while it runs; then the reason of its failure, or ""."""
+        """None while the process runs; then the reason of its failure, or ""."""
         code = self._process.poll() if self._process else None
         if not code:
             return "" if code == 0 else self._refused
@@ -104,7 +105,7 @@ class Process:
 
     @property
     def begun(self) -> str:
-        """How it was started, in words."""
+        """How the process was started, in words."""
         return f"started{self._slot}"
 
     def send(self, number: int) -> None:
@@ -122,7 +123,7 @@ class Process:
             self.start()
             while (why := self.poll()) is None:
                 time.sleep(POLL)
-            # Killed by SIGTERM itself, if the signal came before the run had installed its handler.
+            # SIGTERM itself kills the run if it comes before the run has installed its handler.
             if self._process is None or self._process.returncode not in (QUEUE_AGAIN, -signal.SIGTERM):
                 return why
             until = time.monotonic() + GRACE
@@ -137,7 +138,7 @@ class Process:
         from submitit.helpers import DelayedSubmission
 
         if self._process:
-            # Not SIGINT, on which a run that was asked before, as by a preemption, ends without saving.
+            # Not SIGINT: a run that was asked to stop before, as by a preemption, would end without saving.
             self.send(signal.SIGTERM)
             with contextlib.suppress(ChildProcessError):  # not Popen.wait, whose lock a `poll` below may hold
                 os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
@@ -149,7 +150,7 @@ def slurm_ends_this_job() -> bool:
     line = ["squeue", "--noheader", "--format=%T", f"--jobs={os.environ.get('SLURM_JOB_ID')}"]
     try:
         state = subprocess.run(line, capture_output=True, text=True).stdout.strip()
-    except OSError:  # no scontrol: not Slurm
+    except OSError:  # no squeue: not Slurm
         return False
     return state in ("COMPLETING", "PENDING")
 

@@ -1,4 +1,4 @@
-"""The look of a study's figures: width, fonts, colours, and where figures and captions are written."""
+"""The look of a study's figures: width, fonts and colours; and the writing of figures and captions."""
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
@@ -17,8 +17,8 @@ from vdm.sweep import saved
 from vdm.sweep.output import make_folder
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe & Ito
-DASHES = ("-", "--", ":", "-.")  # the second once all colours are used
-DPI = 220  # of a PNG
+DASHES = ("-", "--", ":", "-.")  # the next style is used after all colours
+DPI = 220  # resolution of a PNG
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Look:
     """The look of all figures of a study.
 
     Attributes:
-      width: inches: 5.5 for the width of a page, 3.25 for one of two columns.
-      panels: their names; () for those that are informative.
-      log: logarithmic axes: x, y.
+      width: width in inches: 5.5 for a page, 3.25 for one of two columns.
+      panels: names of the panels; () for those that are informative.
+      log: names of the logarithmic axes: x, y.
     """
 
     width: float = 5.5
@@ -71,8 +71,8 @@ class Look:
 
 
 def styles(names: Sequence[str], out: pathlib.Path | str) -> dict[str, dict[str, Any]]:
-    """Colour, dashes and width of each variant for Matplotlib, by its place in the study of the folder `out`.
-    Later lines are thinner, so that equal curves do not hide each other."""
+    """Colour, dashes and line width of each variant for Matplotlib, by its place in the study in the folder
+    `out`. Later lines are thinner, so that equal curves do not hide each other."""
     kept = saved.read(pathlib.Path(out).expanduser())
     order = saved.in_order(names, kept.names if kept else [])
     widths = {name: 2.2 - 1.2 * order.index(name) / max(1, len(order) - 1) for name in names}

@@ -20,7 +20,7 @@ Grid = Callable[[ConfigDict], Mapping[str, Mapping[str, Any]]]
 DONE_WITH = ("train.steps", "eval.passes", "eval.images")
 
 
-POINTS = 10  # points of a curve, if no --config.train.eval_every is given
+POINTS = 10  # number of points of a curve, if no --config.train.eval_every is given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Trial:
     """One run of a study: a variant with a seed.
 
     Attributes:
-      folder: its workdir.
-      config: complete.
-      command: trains it, or resumes its training.
+      folder: the workdir of the run.
+      config: the complete config.
+      command: the command that trains the run, or resumes its training.
     """
 
     variant: str
@@ -40,7 +40,7 @@ class Trial:
 
     @property
     def steps(self) -> int:
-        """The number of its training steps."""
+        """The number of training steps."""
         return self.config.train.steps
 
 
@@ -56,9 +56,9 @@ def make_trials(
 
     Args:
       grid: as in study.main.
-      file: of the base config.
-      args: --config.FIELD=VALUE of all variants.
-      usual: defaults of the study, --config.FIELD=VALUE, for fields that neither `args` nor a variant sets.
+      file: file of the base config.
+      args: the arguments --config.FIELD=VALUE of all variants.
+      usual: the study's arguments --config.FIELD=VALUE, for fields that neither `args` nor a variant sets.
 
     Raises:
       UserError: the config file does not exist, or the grid sets an unknown field, or a field that `args`
@@ -107,8 +107,8 @@ def make_trials(
 def often(config: ConfigDict, given: Collection[str]) -> dict[str, int]:
     """Fields of config.train that give a curve POINTS points or a few more; {} if eval_every is given.
 
-    A call of the device ends where something is due, and each length of a call is compiled. So points divide
-    the run evenly, if possible, and other actions fall on points, or evenly between them.
+    A call of the device ends where something is due, and each length of a call is compiled separately. So
+    points divide the run evenly, if possible, and other actions fall on points, or evenly between them.
     """
     train = config.train
     if "train.eval_every" in given:
@@ -141,8 +141,8 @@ def finished(trial: Trial) -> bool:
 
 
 def check_configs(done: Sequence[Trial]) -> None:
-    """Raises UserError if a finished run has another config than its trial, or was evaluated differently: it
-    is no result of this study."""
+    """Raises UserError if a finished run has another config than its trial, or was evaluated differently, so
+    that it is not a result of this study."""
     for trial in done:
         if not (trial.folder / "config.json").exists():
             continue

@@ -19,7 +19,7 @@ def run_all(trials: Sequence[Trial], start: Start, slots: Sequence[jobs.Slot]) -
 
     Args:
       start: starts trials, one in each slot.
-      slots: the number of concurrent trials is their number.
+      slots: one slot for each concurrent trial.
 
     Raises:
       KeyboardInterrupt: Ctrl-C, SIGTERM or the end of the terminal has stopped all trials.

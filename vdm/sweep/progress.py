@@ -54,7 +54,7 @@ class Progress:
                 self.say(f"{trial.folder.name}: {going(trial)}{self._left()}")
 
     def _draw(self, running):
-        """Draws a bar for each active run below the first."""
+        """Draws a bar for each active run below the bar over all trials."""
         for folder in {*self._of_run} - {trial.folder for trial in running}:
             self._of_run.pop(folder).close()
         for trial in running:
@@ -107,7 +107,7 @@ def share_done(trial: Trial) -> float:
 
 
 class Standing(NamedTuple):
-    """How far a run is, as text: bits/dim of its last evaluation, or of training before the first."""
+    """The progress of a run as text; `bpd` is from the last evaluation, or from training before the first."""
 
     step: str
     bpd: str
@@ -116,7 +116,7 @@ class Standing(NamedTuple):
 
 
 def standing(trial: Trial) -> Standing | None:
-    """How far a run is; None before it has measurements."""
+    """The Standing of a run; None before it has measurements."""
     rows = read_metrics(trial.folder / "metrics.jsonl")
     if not rows:
         return None

@@ -1,4 +1,4 @@
-"""The files of a study's folder, and study.json, which describes it."""
+"""The files of a study's folder, and study.json, which describes the study."""
 
 from collections.abc import Collection, Mapping, Sequence
 import dataclasses
@@ -15,7 +15,7 @@ from vdm.runtime.atomic import write_text
 from vdm.sweep.output import make_folder
 from vdm.sweep.variants import Fields
 
-# The files of a study's folder and their contents, as workdir.FILES.
+# The files of a study's folder and their contents, in the form of workdir.FILES.
 FILES = {
     "study.json": "the flags and the base config, so that `--workdir` alone resumes the study",
     "VARIANT-SEED/": "the workdir of a run",
@@ -37,15 +37,15 @@ class Saved:
     """A study as it was last run.
 
     Attributes:
-      file: of the base config.
-      args: --config.FIELD=VALUE of all runs.
+      file: file of the base config.
+      args: the arguments --config.FIELD=VALUE of all runs.
       base: the base config, {dotted field: value}.
-      variants: those defined by flags, not by the study's file.
-      names: of all variants, in the order of their colours.
+      variants: the variants that flags define, and not the study's file.
+      names: names of all variants, in the order of their colours.
       baseline: the variant from which differences are taken; None for the first.
-      seeds: their number.
+      seeds: number of seeds.
       minutes: training time of each run; None if config.train.steps determines it.
-      look: of the figures (look.Look).
+      look: look of the figures (look.Look).
     """
 
     file: str

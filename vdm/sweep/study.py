@@ -5,9 +5,9 @@ A study is a file, such as those of experiments/, that ends with
   if __name__ == "__main__":
       study.main(__doc__, grid, results, config="configs/digits.py", seeds=2)
 
-Each run is a `python -m vdm.main …` in its own workdir W/VARIANT-SEED, with its output in log.txt there. Only
-unfinished runs are started, and they resume from their checkpoints: after Ctrl-C, SIGKILL or a failure, the
-same command completes the study.
+Each run is a `python -m vdm.main …` in its own workdir, WORKDIR/VARIANT-SEED, with its output in log.txt
+there. Only unfinished runs are started, and they resume from their checkpoints: after Ctrl-C, SIGKILL or a
+failure, the same command completes the study.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -196,10 +196,10 @@ def study(
     """Runs the missing trials, and then computes the results; returns the exit code.
 
     Args:
-      file: of the base config.
-      args: --config.FIELD=VALUE of all runs, from the user.
+      file: file of the base config.
+      args: the user's arguments --config.FIELD=VALUE for all runs.
       usual: the study's arguments, for fields that neither the user nor a variant sets.
-      saved: the folder's record of the study, from before.
+      saved: the study as it was last run in this folder.
     """
     check_flags()
     by_flags = variants.merge(

@@ -36,7 +36,7 @@ def write_table(
       caption: explains the further columns.
 
     Raises:
-      UserError: in the cases of `read_variants` and `make_folder`.
+      UserError: `read_variants` or `make_folder` raises it.
     """
     found, more, out = read_variants(variants), more or {}, make_folder(out)
     terms = figures.term_names(record.final for records in found.values() for record in records)
@@ -63,9 +63,9 @@ def write_table(
 
 
 def seeds_note(counts: Iterable[int]) -> str:
-    """How well a standard error over so many seeds is known: with n values it has n − 1 degrees of freedom,
-    and a relative error of about 1 / √(2n − 2)."""
-    from scipy import stats  # a late import, as it is slow
+    """How well a standard error over these numbers of seeds is known: with n values it has n − 1 degrees of
+    freedom, and a relative error of about 1 / √(2n − 2)."""
+    from scipy import stats  # imported late, as the import is slow
 
     notes = []
     for count in sorted(set(counts)):

@@ -33,10 +33,10 @@ class Record:
     """The contents of a workdir.
 
     Attributes:
-      config: complete; a config of an older version in the form of this version.
+      config: the complete config, converted to this version if an older version wrote it.
       train: the lines of metrics.jsonl on training.
       test: the lines on the test split that form one curve, with the same number of passes.
-      newest: the newest line; a line of step 0 if there is none.
+      newest: the newest line; a line of step 0 if there is no line.
       final: eval.json, or else the newest evaluation; {} if nothing was evaluated yet. "seconds" is from the
         line of its step.
     """
@@ -125,7 +125,7 @@ def read_variants(variants: Variants) -> dict[str, list[Record]]:
     """The Records of each variant, without the variants that have no measurements yet.
 
     Raises:
-      UserError: as `read` does; or a variant has the same seed twice, so that its spread is not that of
+      UserError: `read` raises it; or a variant has the same seed twice, so that its spread is not that of
         seeds; or there is no run at all.
     """
     found = {name: [read(folder) for folder in folders] for name, folders in variants.items() if folders}

@@ -1,7 +1,8 @@
 # make digits       train, evaluate and draw a VDM on scikit-learn's digits
 # make cifar        train, evaluate and draw a VDM on CIFAR-10, prepared in DATA (docs/guide/data.md)
 # make check        the tests that a change needs most, under 90 seconds
-# make test         all tests but those of make soak
+# make test         the tests, except those of the next two
+# make slow         the tests of more than ten seconds each
 # make soak         whole runs that are stopped, killed, short of room, in many processes, under Slurm
 # make gpu          what the GPU of this machine does, in runs/gpu/report.md, within nine minutes: make gpu DATA=…
 # make lint         ruff (lint and format), mypy, and the order of imports
@@ -23,7 +24,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
 GPU :=  # flags of experiments.on_gpu
 
-.PHONY: digits cifar check test soak gpu lint reference site constraints clean
+.PHONY: digits cifar check test slow soak gpu lint reference site constraints clean
 
 digits: .venv/installed
 	$(PY) -m vdm.main --config=configs/digits.py --workdir=runs/digits --config.eval.passes=400
@@ -36,6 +37,9 @@ check: .venv/installed-dev
 
 test: .venv/installed-dev
 	$(PY) -m pytest -n 3 --dist loadfile
+
+slow: .venv/installed-dev
+	$(PY) -m pytest -n 3 --dist loadfile -m slow
 
 soak: .venv/installed-dev
 	$(PY) -m pytest -n 3 --dist loadfile $(SOAK)
@@ -61,7 +65,7 @@ constraints: clean
 	$(PYTHON) -m venv .venv
 	$(PIP) -e '.[dev]'
 	touch .venv/installed .venv/installed-dev
-	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PY) -m pytest -n 3 --dist loadfile tests tests/soak
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PY) -m pytest -n 3 --dist loadfile -m '' tests tests/soak
 	$(PY) .ci/constraints.py constraints.txt
 
 .venv/installed: setup.cfg pyproject.toml constraints.txt

@@ -136,6 +136,7 @@ def encloses(rows, bits):
     return upper.mean["bpd"] - lower.mean["bpd"]
 
 
+@pytest.mark.slow
 def test_certificate_encloses_the_entropy_of_a_tiny_vdm():
     """One value of three levels, T = 3; p(x) by the chain's transitions on a fine grid, in float64."""
     shape, levels, ends, steps = (1, 1, 1), 3, (-3.0, 3.0), 3
@@ -167,6 +168,7 @@ def test_certificate_encloses_the_entropy_of_a_tiny_vdm():
     assert 0.0 < narrow < 0.5 * wide
 
 
+@pytest.mark.slow
 def test_certificate_encloses_the_entropy_of_a_vae_of_one_latent():
     """p(x) of all images by quadrature over the latent."""
     shape, levels = (1, 2, 1), 3

@@ -209,6 +209,7 @@ def test_a_model_without_gamma_says_so(digits):
             call()
 
 
+@pytest.mark.slow
 def test_training_goes_on_where_it_was_and_leaves_signals_alone(workdir, tmp_path, capsys, caplog):
     before = signal.getsignal(signal.SIGINT)
     config = vdm.config_of(ROOT / "configs" / "digits.py", **FIELDS)

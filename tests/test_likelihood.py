@@ -77,7 +77,8 @@ def values(report, name):
 
 
 @pytest.mark.parametrize(
-    "reading, low, high, estimators", [("x", -1.0, 1.0, "ode"), ("eps", 0.0, 1.0, ""), ("v", 0.0, 3.0, "")]
+    "reading, low, high, estimators",
+    [pytest.param("x", -1.0, 1.0, "ode", marks=pytest.mark.slow), ("eps", 0.0, 1.0, ""), ("v", 0.0, 3.0, "")],
 )
 def test_units_and_readings_change_nothing(reading, low, high, estimators):
     """A denoiser on the host, for data in other units, gives each image the same numbers as in JAX."""
@@ -101,6 +102,7 @@ def test_units_and_readings_change_nothing(reading, low, high, estimators):
     )
 
 
+@pytest.mark.slow
 def test_the_host_s_derivative_gives_the_ode():
     host = Host()
     wrapped = likelihood.on_host(host.x, host.x_vjp)
@@ -127,6 +129,7 @@ def model_of(denoise):
     return external_denoiser.External(schedule, None, SHAPE, LEVELS, 0, denoise=denoise, predicts="x")
 
 
+@pytest.mark.slow
 def test_labels_reach_the_denoiser():
     """Each label has its own distribution of images, whose likelihood the report must find."""
     other = exact.log_probabilities(SHAPE, LEVELS, seed=5)

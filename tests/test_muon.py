@@ -185,7 +185,9 @@ def test_muon_moves_what_is_no_matrix_as_nadam():
         np.testing.assert_allclose(flat(update)[path], expected, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("fields", [{}, SMALL_UNET], ids=["transformer", "unet"])
+@pytest.mark.parametrize(
+    "fields", [{}, pytest.param(SMALL_UNET, marks=pytest.mark.slow)], ids=["transformer", "unet"]
+)
 def test_in_bfloat16_all_products_are_and_the_rest_is_as_before(fields):
     """Momentum, parameters and the updates of other parameters stay float32. A matrix's update has the
     direction and size of the float32 update, whose momentum is bias-corrected."""

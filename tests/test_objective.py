@@ -176,7 +176,7 @@ def one_step(config, parts, params, batch):
     return after, {name: float(value[0, 0]) for name, value in metrics.items()}
 
 
-@pytest.mark.parametrize("name", ["elbo", "weighted", "least_variance"])
+@pytest.mark.parametrize("name", ["elbo", "weighted", pytest.param("least_variance", marks=pytest.mark.slow)])
 def test_a_step_reports_the_elbo_and_beside_it_what_is_minimised(name):
     schedule = "learned_net" if name == "least_variance" else "cosine"
     config, parts = build(objective__name=name, model__schedule__name=schedule)
@@ -210,6 +210,7 @@ def test_a_step_reports_the_elbo_and_beside_it_what_is_minimised(name):
         assert metrics["objective"] < 0.9 * metrics["loss"]
 
 
+@pytest.mark.slow
 def test_a_weighted_run_reports_the_elbo_of_its_parameters(tmp_path):
     """Its test bits/dim equal the sum of the ELBO's terms for its parameters under the same noise."""
     # With one pass, the times are uniform.

@@ -38,6 +38,7 @@ def float64(tree):
     return [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(tree)]
 
 
+@pytest.mark.slow
 def test_the_average_is_its_recursion(built):
     """e ← d e + (1 − d) p with d = min(largest, (1 + n)/(10 + n)) after n steps, from n = 0."""
     parts, step = built

@@ -70,6 +70,7 @@ def test_what_chooses_is_the_validation_images_where_there_are_any(validated):
     assert found == (1.5 if validated else 2.0)
 
 
+@pytest.mark.slow
 def test_the_heading_says_by_what_the_best_was_chosen(workdir, capsys):
     config = make_config(FEW | {"data.validation": 0.1, "eval.checkpoint": "best"}, "configs/digits.py")
     evaluate.run(config, workdir)

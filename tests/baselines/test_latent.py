@@ -97,7 +97,7 @@ def integrated(built, params, label):
     return log_q, log_p
 
 
-@pytest.mark.parametrize("condition", ["none", "label"])
+@pytest.mark.parametrize("condition", ["none", pytest.param("label", marks=pytest.mark.slow)])
 def test_elbo_and_samples_against_quadrature(condition):
     """The bound has the mean −log p(x) + KL(q(z|x) ‖ p(z|x)) (lecture (9)). With labels, −log p(x, label),
     which is larger, takes the place of −log p(x), and samples follow p(x|label)."""
@@ -162,6 +162,7 @@ def flow_density(built, params, label):
     return stats.norm.pdf(at) * (above - below) / (2.0 * h)
 
 
+@pytest.mark.slow
 def test_log_weights_of_paths_and_of_the_ode_against_quadrature():
     """The chain has E[log w] = E_q[log p(x, z)/q(z|x)]. The ODE, which is another model, has E_q[log p(x|z_0)
     p(z_0)/q(z_0|x)] with its own density p(z_0). With labels, p(x, label) takes the place of p(x)."""

@@ -90,7 +90,16 @@ def integrated(built, params):
     return log_q, log_p + along(density(prior).T, 0, steps)
 
 
-@pytest.mark.parametrize("restrictions, steps", [("", 3), ("I", 2), ("III", 2), ("I,II", 3), ("I,II,III", 2)])
+@pytest.mark.parametrize(
+    "restrictions, steps",
+    [
+        pytest.param("", 3, marks=pytest.mark.slow),
+        ("I", 2),
+        ("III", 2),
+        pytest.param("I,II", 3, marks=pytest.mark.slow),
+        ("I,II,III", 2),
+    ],
+)
 def test_elbo_weights_and_samples_against_quadrature(restrictions, steps):
     """The ELBO has the mean log p(x) − KL(q(z|x) ‖ p(z|x)) (lecture (9)), whether from the terms of (18) or
     (21) or as a log importance weight. The weights have the mean p(x), and the bound of K weights rises with
@@ -146,7 +155,9 @@ class Given:
         return getattr(self._rng, name)
 
 
-@pytest.mark.parametrize("schedule, steps", [("learned_net", 5), ("multivariate", 2)])
+@pytest.mark.parametrize(
+    "schedule, steps", [pytest.param("learned_net", 5, marks=pytest.mark.slow), ("multivariate", 2)]
+)
 def test_all_three_restrictions_make_it_a_vdm(schedule, steps):
     """On the same noise, its terms are those of vdm.Diffusion with one step less: reconstruction and prior
     agree, each level is one step of the VDM, and the sum is the VDM's over all steps. Samples agree too."""

@@ -57,6 +57,7 @@ def test_probabilities_sum_to_one(shape):
         assert nats == pytest.approx(same[tuple(image[: shape[0] // 2].ravel())], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_it_learns_the_average_of_all_answers():
     """Given the upper value, the lower is one of two levels with known probabilities. The prediction is their
     mean, a level that never occurs."""

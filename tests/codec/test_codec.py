@@ -27,7 +27,13 @@ def through(config, run, given):
     return made, codec.decompress(config, run, archive.from_bytes(data, "x"), "x")
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("label", "latent", "gaussian")])
+LONG = ("levels, each value its own γ", "mhvae I, II", "latent, label")
+EACH = [name for name in MODELS if name not in ("label", "latent", "gaussian")]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in EACH]
+)
 def test_every_model_gives_back_what_it_got_from_a_file_as_long_as_its_bound(name):
     config, run = make_run(MODELS[name], count=161)  # not a multiple of the lanes
     config.codec.timesteps, config.codec.lanes = 30, 40
@@ -67,6 +73,7 @@ def test_other_random_bits_are_other_files_of_the_same_images():
     assert len(found) == 5
 
 
+@pytest.mark.slow
 def test_where_the_denoiser_is_optimal_it_is_the_truth_that_is_coded():
     """As T grows, the file's length falls to −log p(x) under the images' distribution, with an excess of
     order 1/T."""

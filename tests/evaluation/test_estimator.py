@@ -175,6 +175,7 @@ def test_error_of_the_prediction_where_it_is_known(known):
 # ---- the table --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_table_of_a_finite_model_on_one_image():
     """The table needs no second image, no second path and no model in continuous time."""
     log_p = exact.log_probabilities((2, 2, 1), 4)

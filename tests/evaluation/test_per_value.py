@@ -96,6 +96,7 @@ def test_all_are_the_likelihood_where_the_denoiser_is_optimal():
     assert "yes" in flow.checks[0]
 
 
+@pytest.mark.slow
 def test_a_context_costs_its_weight():
     """E[log p(c)/q(c|x)] is −KL, in nats. It vanishes with more draws, as the weights have the mean 1."""
     run = run_of(Multivariate, context=2)
@@ -118,6 +119,7 @@ def test_a_context_costs_its_weight():
     assert "yes" in chain.checks[0], chain.checks
 
 
+@pytest.mark.slow
 def test_one_gamma_for_each_value_is_one_gamma_for_all():
     """For the path, drawn from the same keys, and for the flow, solved along t instead of γ."""
     rows = {}

@@ -45,6 +45,7 @@ def test_the_folder_is_what_hubs_expect(run):
         assert text in card, card
 
 
+@pytest.mark.slow
 def test_imported_it_evaluates_to_the_same_bits(run, tmp_path):
     _, workdir, folder = run
     assert cli("--cache=", "--mode=import", f"--input={folder}", f"--workdir={tmp_path / 'W'}") == 0

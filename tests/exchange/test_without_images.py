@@ -127,6 +127,7 @@ def test_an_export_of_an_older_version_needs_them_at_once(run, imported, tmp_pat
     assert "tfds build cifar10" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_other_images_here_are_taken_and_named(run, tmp_path, capfd):
     """For example a model of a subset, if the whole data set is available."""
     folder = tmp_path / "model"

@@ -77,6 +77,7 @@ def test_sums_over_the_grid(latent):
         assert posterior is None
 
 
+@pytest.mark.slow
 def test_both_sides_of_a_run_agree(tmp_path, monkeypatch):
     monkeypatch.setattr(identity, "PASSES", 40)
     monkeypatch.setattr(identity, "POINTS", {2: 161})

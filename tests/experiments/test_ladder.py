@@ -18,7 +18,7 @@ from vdm.diffusion import process
 pytestmark = pytest.mark.usefixtures("single")
 
 
-@pytest.fixture(scope="module", params=["naive", "latent"])
+@pytest.fixture(scope="module", params=[pytest.param("naive", marks=pytest.mark.slow), "latent"])
 def workdir(request, tmp_path_factory):
     """A tiny run of a model that has an additional row of samples."""
     fields = {"model.net.depth": 1, "eval.images": 50}

@@ -69,6 +69,7 @@ def variances(workdir):
     return bits_per_dim(nats, run.data.spec.shape).var(axis=0, ddof=1)
 
 
+@pytest.mark.slow
 def test_variance_of_a_draw(workdir, variances):
     found = noise_schedules.measure(workdir)
     mean, se = noise_schedules.mean_variance([found])
@@ -145,6 +146,7 @@ def test_waves_change_what_the_network_is_given_and_nothing_else():
     np.testing.assert_allclose(found, of_eps, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_other_schedules_between_the_ends_that_were_learned():
     """The end points are the trained ones, and at equal γ so is the denoiser: it sees γ as before."""
     config = make_config({"model.net.name": "mlp", "model.net.depth": 1}, "configs/digits.py")

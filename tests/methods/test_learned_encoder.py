@@ -144,6 +144,7 @@ def test_chain_of_many_steps_is_continuous_time(single):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("made", [Bent(), Scaled()])
 def test_weight_of_a_path_has_the_mean_of_the_enumerated_likelihood(made, single):
     """With a wrong denoiser: E[w] = p(x) for every encoder, and E[log w] is the ELBO of the same chain."""
@@ -234,7 +235,7 @@ def frequencies(model):
     assert np.all(np.abs(share - P) < 4.0 * np.sqrt(P * (1 - P) / count) + 0.004), share
 
 
-@pytest.mark.parametrize("timesteps", [0, 3])
+@pytest.mark.parametrize("timesteps", [pytest.param(0, marks=pytest.mark.slow), 3])
 def test_where_x_does_not_move_it_is_a_vdm_bit_for_bit(timesteps, single):
     """Without jit, because XLA rounds differently when it fuses other operations."""
     fields = {"model.parameterisation": "v", "model.timesteps": timesteps, "model.sample_steps": 2}

@@ -38,7 +38,7 @@ def minimised(made, params, rng, batch):
     return chosen(None, chosen.draw(made, params, rng, batch, None))
 
 
-@pytest.mark.parametrize("name", ["learned_net", "piecewise"])
+@pytest.mark.parametrize("name", [pytest.param("learned_net", marks=pytest.mark.slow), "piecewise"])
 def test_gradient_is_that_of_the_variance(name):
     """Against finite differences along a random direction of the interior. The gradient is exactly that of
     the mean square on the same draws. It is that of their variance within the noise of the draws, because
@@ -75,6 +75,7 @@ def test_gradient_is_that_of_the_variance(name):
     assert abs(of_variance) > 8 * noise  # so that the line above can fail
 
 
+@pytest.mark.slow
 def test_ends_and_network_keep_the_gradient_of_the_elbo():
     made, params, batch = trained_like(
         **{"model.schedule.name": "learned_net", "model.schedule.learn_ends": True}

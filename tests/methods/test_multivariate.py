@@ -141,7 +141,9 @@ def test_a_context_costs_its_kl():
     assert np.abs(two[0] - two[1]).max() > 0.3
 
 
-@pytest.mark.parametrize("sampler, made", [(Ancestral(), pair), (DPM2M(), with_context)])
+@pytest.mark.parametrize(
+    "sampler, made", [pytest.param(Ancestral(), pair, marks=pytest.mark.slow), (DPM2M(), with_context)]
+)
 def test_samples_have_the_enumerated_probabilities(sampler, made):
     model, params, p = made()
     count, steps = (20_000, 200) if made is pair else (4_000, 40)
@@ -152,6 +154,7 @@ def test_samples_have_the_enumerated_probabilities(sampler, made):
     assert np.abs(share - p).max() < 4 * np.sqrt(p.max() / count) + 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("made", [pair, with_context])
 def test_weights_of_samples_are_those_of_paths(made):
     model, params, p = made()

@@ -98,6 +98,7 @@ def test_gradient_is_zero_on_average_at_the_optimum_and_not_elsewhere():
     assert beside.mean() > 20.0 * error
 
 
+@pytest.mark.slow
 def test_objective_adds_it_and_evaluation_does_not_see_it(single):
     model, params, batch = small(**{"model.parameterisation": "v"})
     chosen = second_order.SecondOrder(0.3)

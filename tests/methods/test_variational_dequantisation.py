@@ -97,6 +97,7 @@ def test_terms_are_a_bound_on_the_density_and_tight_where_the_denoiser_is_optima
     assert np.all(error < 0.03) and np.all(np.abs(nats.mean(axis=0) - truth) < 4.0 * error + 2e-3)
 
 
+@pytest.mark.slow
 def test_bound_is_below_the_mass_of_the_cell_and_tight_as_the_flow_grows(single):
     batch = {"image": jnp.tile(jnp.arange(3), 100).reshape(-1, 1, 1, 1)}
     gamma, gaps = float(made().gamma_s(PARAMS)), []

@@ -100,7 +100,11 @@ def test_what_is_added_is_the_same_for_each_image():
 
 @pytest.mark.parametrize(
     "platform, fields",
-    [("tpu", {"remat": "dots"}), ("tpu", {"remat": "block"}), ("gpu", {"unroll": True})],
+    [
+        pytest.param("tpu", {"remat": "dots"}, marks=pytest.mark.slow),
+        pytest.param("tpu", {"remat": "block"}, marks=pytest.mark.slow),
+        ("gpu", {"unroll": True}),
+    ],
 )
 def test_the_unet_is_the_same_function_on_an_accelerator(platform, fields, monkeypatch):
     """The accelerator's form, run on a CPU: values, gradients, dropout."""

@@ -34,7 +34,6 @@ NETS = {
         (4, 4, 1), 8, 2, unroll=False, scales=2, depth=1, width=16, patch=1, dropout=0.5
     ),
 }
-LAYERED = ("unet", "transformer", "mlp")
 
 
 def given(batch=3):
@@ -141,7 +140,7 @@ def out_and_gradient(name, **changes):
     return out, gradient
 
 
-@pytest.mark.parametrize("name", LAYERED)
+@pytest.mark.parametrize("name", [pytest.param("unet", marks=pytest.mark.slow), "transformer", "mlp"])
 def test_unrolled_is_the_same_function_and_what_is_kept_changes_no_gradient(name):
     want, want_gradient = out_and_gradient(name)
     for other in (
@@ -155,7 +154,9 @@ def test_unrolled_is_the_same_function_and_what_is_kept_changes_no_gradient(name
         jax.tree.map(close, gradient, want_gradient)
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize(
+    "name", [pytest.param("unet", marks=pytest.mark.slow), "transformer", "mlp", "pyramid"]
+)
 def test_bfloat16_is_the_same_function_to_its_rounding(name):
     """Parameters and outputs stay float32; the values differ by about 2^-8."""
     half = NETS[name].clone(dtype="bfloat16")
@@ -173,6 +174,7 @@ def test_bfloat16_is_the_same_function_to_its_rounding(name):
     assert np.linalg.norm(a - b) < 0.05 * np.linalg.norm(b)
 
 
+@pytest.mark.slow
 def test_a_second_derivative_is_refused_where_blocks_are_rematerialised():
     """It would be wrong, whether or not time depends on z. First derivatives are right, and other values of
     remat have second ones."""
@@ -191,6 +193,7 @@ def test_a_second_derivative_is_refused_where_blocks_are_rematerialised():
             second("block", time_of)
 
 
+@pytest.mark.slow
 def test_less_is_kept_where_layers_are_a_loop():
     z = jnp.zeros((16, 16, 16, 1))
 

@@ -46,6 +46,7 @@ def own(tmp_path, monkeypatch):
     return "lines_of_test:Lines"
 
 
+@pytest.mark.slow
 def test_a_run_gives_its_numbers_and_images_and_goes_on_where_it_was(tmp_path, own):
     fields = {name.removeprefix("config."): value for name, value in TINY.items() if "config." in name}
     fields |= {"loggers": own, "train.substeps": 1, "sample.num": 8, "sample.batch_size": 8}

@@ -100,7 +100,7 @@ def assert_close(many, one):
         np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=2e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("net", ["mlp", "transformer"])
+@pytest.mark.parametrize("net", ["mlp", pytest.param("transformer", marks=pytest.mark.slow)])
 def test_a_state_in_shares_is_trained_as_a_whole_one(net, monkeypatch):
     """To rounding. Each device holds an eighth of each large array of the parameters, the average and the
     optimiser's state."""
@@ -151,6 +151,7 @@ def test_eight_devices_see_what_one_sees():
     assert one[0].moments[0].sum() == pytest.approx(16 * (1 + 0.995 + 0.995**2), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_accumulation_is_the_same_batch():
     """Four parts on each of two devices."""
     whole, parts = trained("pmap", 1), trained("pmap", 2, **{"train.accumulate": 4})

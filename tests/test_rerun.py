@@ -10,7 +10,13 @@ from vdm import provenance, rerun, train
 from vdm.errors import Failed, UserError
 
 FIELDS = {name.removeprefix("config."): value for name, value in TINY.items() if "config." in name}
-FIELDS |= {"train.steps": 3, "train.substeps": 1, "train.log_every": 1, "train.eval_every": 0, "train.sample_every": 0}
+FIELDS |= {
+    "train.steps": 3,
+    "train.substeps": 1,
+    "train.log_every": 1,
+    "train.eval_every": 0,
+    "train.sample_every": 0,
+}
 
 
 def row(step, bpd, split="test"):

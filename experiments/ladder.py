@@ -5,10 +5,14 @@
 Each rung is a config of configs/. Between the hierarchical VAE and the VDM are the three restrictions, added
 one after another with the VAE's networks, and a VDM with as many steps T as the restricted chain. Writes
 ladder.md and ladder.csv (the bits/dim of each system, whether these are exact or a bound, and the cost) and
-ladder.png and ladder.pdf (a row of samples of each system, and the curves). For MNIST, select some rungs:
+ladder.png and ladder.pdf (a row of samples of each system, and the curves). For MNIST, select some rungs; on
+photographs, the VDM is that of configs/cifar10_laptop.py, and each rung trains for equally many minutes:
 
   python -m experiments.ladder --workdir=runs/ladder_mnist --only=naive,VAE,MHVAE,MHVAE_I,latent_VDM \\
       --config.data.name=mnist --config.data.data_dir=$HOME/tensorflow_datasets
+  python -m experiments.ladder --workdir=runs/ladder_cifar10 --minutes=10 \\
+      --only=naive,autoregressor,VAE,MHVAE,VDM,latent_VDM \\
+      --config.data.name=cifar10 --config.data.data_dir=$HOME/tensorflow_datasets
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,6 +51,8 @@ RUNGS = {
     "VDM, encoder learned": "configs/diffenc.py",
     "latent VDM": "configs/latent.py",
 }
+DIGITS = ("digits", "mnist")  # data sets for which the VDM is that of configs/digits.py
+PHOTOGRAPHS = "configs/cifar10_laptop.py"
 SHOWN = 12  # samples of each rung in the figure
 TIMED = 64  # samples that are drawn at once to measure the time per sample
 GUIDANCE = 2.0  # guidance of the latent VDM's samples in an additional row
@@ -83,6 +89,8 @@ def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
         "model.schedule.learn_ends": True,
         "model.schedule.gamma_min": -5.0,  # chosen among −4, −5 and −9, on held-out training images
     }
+    if config.data.name not in DIGITS:
+        found["VDM"] = {"config": PHOTOGRAPHS}
     return found
 
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, make_config
 from experiments import ladder
 from model_helpers import save_run, tiny_config
 from record_helpers import read_csv
@@ -67,7 +67,7 @@ def check_lower_halves(run):
 
 def test_every_rung_is_a_model():
     built = {}
-    for variant, fields in ladder.grid(None).items():
+    for variant, fields in ladder.grid(make_config()).items():
         fields = dict(fields)
         raw = config_lib.load(str(ROOT / fields.pop("config")))
         config = commandline.apply(raw, [f"--config.{name}={value}" for name, value in fields.items()])
@@ -76,3 +76,9 @@ def test_every_rung_is_a_model():
     assert type(built["VDM_encoder_learned"].encoder).__name__ == "Learned"
     assert [type(one).__name__ for one in built.values()].count("MHVAE") == 4
     assert not built["MHVAE_I+II+III"].learned_prior and built["MHVAE_I+II"].learned_prior
+
+
+def test_the_vdm_of_photographs_is_that_of_the_laptop():
+    photographs, mnist = (ladder.grid(make_config({"data.name": name})) for name in ("cifar10", "mnist"))
+    assert photographs["VDM"] == {"config": "configs/cifar10_laptop.py"}
+    assert mnist["VDM"] == {"config": "configs/digits.py"} and photographs["VAE"] == mnist["VAE"]

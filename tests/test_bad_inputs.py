@@ -49,7 +49,7 @@ def refused(capsys, words, *args):
 
 FLAGS = {
     "no workdir": ([DIGITS], "--workdir is missing"),
-    "an unknown flag": ([DIGITS, "--workdri=W"], "--workdri is not a flag|'workdir'"),
+    "an unknown flag": ([DIGITS, "--workdri=W"], "--workdri is not a flag|'--workdir'"),
     "a word": ([DIGITS, "--workdir=W", "train"], "'train' is not a flag"),
     "an unknown mode": ([DIGITS, "--workdir=W", "--mode=evl"], "--mode is 'evl'|'eval'"),
     "a number that is none": ([DIGITS, "--workdir=W", "--processes=two"], "processes|See --help"),

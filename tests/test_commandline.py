@@ -89,10 +89,10 @@ def test_the_config_is_locked_and_complete():
 
 
 REFUSED = {
-    "type": (["--config.train.steps=many"], "--config.train.steps is 'many'; accepted: a whole number."),
+    "type": (["--config.train.steps=many"], "config.train.steps is 'many'; accepted: a whole number."),
     "float": (
         ["--config.optimizer.learning_rate=x"],
-        "--config.optimizer.learning_rate is 'x'; accepted: a number.",
+        "config.optimizer.learning_rate is 'x'; accepted: a number.",
     ),
     "bool": ([LEARNED, f"--{FIELD}=maybe"], "learn_ends is 'maybe'; accepted: true or false."),
     "field": (

@@ -180,7 +180,10 @@ IMAGES = np.zeros((3, 8, 8, 1), np.uint8)
         (lambda m: vdm.load(ROOT), "holds no model; give the workdir of a run"),
         (lambda m: vdm.config_of("digits.py"), "'digits.py', which does not exist"),
         (lambda m: vdm.config_of({}, train__stepz=3), "config.train.stepz .* Did you mean 'steps'"),
-        (lambda m: vdm.config_of({}, train__steps="many"), "train.steps=many"),
+        (
+            lambda m: vdm.config_of({}, train__steps="many"),
+            "config.train.steps is 'many'; accepted: a whole number",
+        ),
         (lambda m: vdm.train_model({"train": {"steps": 0}}, "/dev/null/x"), "'/dev/null/x', which cannot"),
     ],
 )

@@ -14,7 +14,7 @@ BAD_FLAGS = {
     "misspelt group": ({"config.optimiser.clip": 1}, "config.optimiser", "Did you mean 'optimizer'"),
     "wrong type": (
         {"config.train.steps": "many"},
-        "--config.train.steps is 'many'",
+        "config.train.steps is 'many'",
         "accepted: a whole number",
     ),
     "misspelt flag": ({"workdri": "x"}, "--workdri is not", "Did you mean '--workdir'"),

@@ -12,6 +12,8 @@ from vdm.errors import Failed, UserError
 FIELDS = {name.removeprefix("config."): value for name, value in TINY.items() if "config." in name}
 FIELDS |= {
     "train.steps": 3,
+    "sample.num": 8,
+    "sample.batch_size": 8,
     "train.substeps": 1,
     "train.log_every": 1,
     "train.eval_every": 0,

@@ -52,8 +52,9 @@ def flag_refused(error: Exception) -> str:
     """absl's error about a flag, as a sentence with the value and what is accepted."""
     text = one_line(error).removesuffix(".")
     for refusal, accepted in _ACCEPTED.items():
-        if match := re.fullmatch(rf"flag --([^=]+)=(.*): {refusal}.*", text):
-            return f"--{match[1]} is {match[2]!r}; accepted: {accepted}."
+        if match := re.fullmatch(rf"flag --([^=]+)=(.*): \W*{refusal}.*", text):
+            name = match[1] if match[1].startswith("config.") else f"--{match[1]}"
+            return f"{name} is {match[2]!r}; accepted: {accepted}."
     return f"{text}."
 
 

@@ -55,7 +55,7 @@ BAD = {
     "variant": (["--only=god"], "--only is 'god'", "'good', 'bad'", "Did you mean 'good'?"),
     "config": (["--config=configs/digit.py"], "'configs/digit.py'", "'configs/digits.py'?"),
     "another's flag": (["--mode=eval"], "--mode is not a flag"),
-    "a misspelt flag": (["--job=3"], "--job is not a flag", "Did you mean 'jobs'?"),
+    "a misspelt flag": (["--job=3"], "--job is not a flag", "Did you mean '--jobs'?"),
     "no flag": (["here"], "'here' is not a flag"),
     "a bad value": (["--seeds=0"], "--seeds=0"),
     "option": (["--cluster=local", "--cluster_options=x"], "'x'", "NAME=VALUE"),

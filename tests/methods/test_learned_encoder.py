@@ -235,7 +235,8 @@ def frequencies(model):
     assert np.all(np.abs(share - P) < 4.0 * np.sqrt(P * (1 - P) / count) + 0.004), share
 
 
-@pytest.mark.parametrize("timesteps", [pytest.param(0, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("timesteps", [0, 3])
 def test_where_x_does_not_move_it_is_a_vdm_bit_for_bit(timesteps, single):
     """Without jit, because XLA rounds differently when it fuses other operations."""
     fields = {"model.parameterisation": "v", "model.timesteps": timesteps, "model.sample_steps": 2}

@@ -356,7 +356,7 @@ def test_a_coarse_scale_that_is_counted_a_quarter_is_caught():
     assert ": yes;" in whole.claim("the truth", truth)
     terms = whole.rows[0].estimate.values
     found = whole.claim("theirs", terms["fine"] + terms["coarse"] / 4)
-    assert ": NO;" in found and "the term 'coarse' was counted a quarter" in found
+    assert ": NO;" in found and "the term 'coarse' was weighted by a quarter" in found
     with pytest.raises(UserError, match=r"stages have \[40, 96\] images"):
         one = dataclasses.replace(fine.rows[0].estimate, values={"bpd": np.zeros(40)})
         likelihood.cascade(

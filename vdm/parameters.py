@@ -47,7 +47,7 @@ def by_path(params: PyTree, role_of: Callable[[list[str], Any], Role]) -> PyTree
 
 def matrices_of_loops(params: PyTree, *loops: str) -> PyTree[Role]:
     """Roles for scanned layers, whose dense kernels are matrices: the parameters called "kernel",
-    [layers, in, …, out], below one of the names in `loops`. An axis between in and out indexes matrices."""
+    [layers, in, …, out], below one of the names in `loops`. Axes between in and out are batch axes."""
 
     def role_of(names, value):
         stacked = names[-1] == "kernel" and value.ndim >= 3 and not set(names).isdisjoint(loops)

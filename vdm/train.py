@@ -229,8 +229,8 @@ def report(
     sample: Any,
     log: Log | NoLog,
 ) -> float | None:
-    """Reports what is due at a step. Returns the bits/dim that select the best checkpoint, if they were
-    evaluated: of the validation images, or of the test images if there are no validation images.
+    """Reports what is due at a step. Returns the bits/dim of the validation images, or without these of the
+    test images, which select the best checkpoint; None if they were not evaluated at this step.
 
     Raises:
       UserError: the loss is not finite.

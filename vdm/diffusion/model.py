@@ -264,7 +264,7 @@ class Diffusion(Model):
         )
 
     def sample_and_log_weight(self, params, rng, batch):
-        """Samples by the chain of T steps, without guidance and whichever sampler the model has."""
+        """Draws samples by the chain of T steps without guidance, not by the model's sampler."""
         gamma_0 = self.gamma(params, jnp.zeros(()))
 
         def decode(z_0):

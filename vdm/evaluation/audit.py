@@ -149,7 +149,7 @@ def _mistakes(
     for term, bits in ours.items():
         if term != "bpd" and abs(bits.mean()) > 1e-3:
             values[f"the term {term!r} was forgotten"] = total - bits
-            values[f"the term {term!r} was counted a quarter"] = total - 0.75 * bits
+            values[f"the term {term!r} was weighted by a quarter"] = total - 0.75 * bits
             values[f"the term {term!r} was counted twice"] = total + bits
     near = {}
     for text, wrong in values.items():

@@ -87,7 +87,7 @@ def _fields(ema: Tree) -> dict[str, Any]:
     if fields["net.fourier"]:
         fields["net.highest"] = 0.0
     if width % (4 * NORM_GROUPS):
-        raise ValueError(f"width {width}, where norms here have other groups than {NORM_GROUPS}")
+        raise ValueError(f"width {width}, for which the group norms here do not have {NORM_GROUPS} groups")
     return fields
 
 

@@ -133,8 +133,8 @@ class Process:
                 time.sleep(1.0)
 
     def checkpoint(self) -> Any:
-        """Stops the command, which saves a checkpoint, and returns it to be requeued. Submitit calls this at
-        the time limit."""
+        """Stops the command, which saves a checkpoint, and returns the submission that requeues it. Submitit
+        calls this at the time limit."""
         from submitit.helpers import DelayedSubmission
 
         if self._process:

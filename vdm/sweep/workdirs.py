@@ -50,7 +50,7 @@ class Record:
 
     @property
     def has_own_final(self) -> bool:
-        """Whether the final estimate has more passes than the curve, and is therefore not one of its points."""
+        """Whether the final estimate has more passes than the curve and so is not one of its points."""
         return bool(self.final) and self.final not in self.test
 
 

@@ -176,7 +176,7 @@ IMAGES = np.zeros((3, 8, 8, 1), np.uint8)
         (lambda m: m.gamma(1.5), "t is 1.5; accepted: numbers from 0 to 1"),
         (lambda m: m.gamma(np.nan), "t is nan; accepted: numbers from 0 to 1"),
         (lambda m: m.gamma("0"), "t is '0'; accepted: numbers from 0 to 1"),
-        (lambda m: vdm.load("/nowhere"), "'/nowhere' holds no model; give the workdir of a run"),
+        (lambda m: vdm.load("/nowhere"), "there is no folder '/nowhere'; give one"),
         (lambda m: vdm.load(ROOT), "holds no model; give the workdir of a run"),
         (lambda m: vdm.config_of("digits.py"), "'digits.py', which does not exist"),
         (lambda m: vdm.config_of({}, train__stepz=3), "config.train.stepz .* Did you mean 'steps'"),

@@ -227,9 +227,10 @@ def load(folder: str | pathlib.Path, **fields: Any) -> Trained:
         eval__checkpoint="best".
 
     Raises:
-      UserError: the folder holds no model, or a damaged one; or a field is not accepted.
+      UserError: the folder does not exist, or holds no model or a damaged one; or a field is not accepted.
     """
     path = pathlib.Path(folder).expanduser()
+    require(path.is_dir(), f"there is no folder {str(path.absolute())!r}; give one that exists.")
     is_workdir = workdir_lib.newest(path) is not None
     require(
         is_workdir or (path / weights.FILES[0]).is_file(),

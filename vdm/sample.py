@@ -83,6 +83,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Draws config.sample.num samples into samples.png and samples.npz of the workdir, or of its folder
     step-STEP while the run is training."""
     run = run_lib.restore(config, workdir, images=False)
+    if jax.process_index() == 0:
+        print(f"drawing {config.sample.num} samples", flush=True)
     samples = make_sampler(run.model, config, run.data)(run.state.ema, progress=True)
     if jax.process_index() == 0:
         with lock.place_for_results(workdir, int(run.state.step)) as place:

@@ -252,8 +252,11 @@ def report(
             log.validation(step, estimate)
         bpd = estimate.mean["bpd"]
     if due(step, train.sample_every, train.steps):
+        if last:
+            log.say("drawing samples")
         log.samples(step, sample(ema))
     if last:
+        log.say("evaluating")
         log.end(step, evaluate(ema, config.eval.passes, progress=jax.process_index() == 0)[0])
     if due(step, train.eval_every, train.steps) or due(step, train.sample_every, train.steps):
         log.start_clock(step)

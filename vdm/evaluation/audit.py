@@ -119,7 +119,7 @@ def claim_line(
     """
     each = claim - ours["bpd"]
     mean, se = float(each.mean()), standard_error(each)
-    line = f"{name} is {mean:+.4f} ± {se:.4f} above {row}"
+    line = f"{name} is {abs(mean):.4f} ± {se:.4f} {'above' if mean > 0 else 'below'} {row}"
     if abs(mean) <= 3.0 * se:
         return f"{name} agrees with {row} to {3.0 * se:.4f} bits/dim: yes; {line}."
     looks = " or ".join(_mistakes(claim, ours, shape, vocab_size, entropy))

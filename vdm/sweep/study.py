@@ -20,6 +20,7 @@ from absl import flags
 
 from vdm import commandline, config as config_lib
 from vdm.errors import one_of, require
+from vdm.reporting.text import print_to_pipe
 from vdm.runtime import stop
 from vdm.sweep import (
     budget,
@@ -233,7 +234,8 @@ def study(
         print(status.table(trials))
         return stop.DONE
     if FLAGS.dry_run:
-        print(dry_run(missing, workdir), end="\n" if missing else "")
+        if missing:
+            print_to_pipe(dry_run(missing, workdir))
         return stop.DONE
     names = saved_lib.in_order(every, saved.names if saved else [])
     kept = saved_lib.Saved(
@@ -285,7 +287,8 @@ def run_missing(
     if FLAGS.cluster:
         executor = cluster.make_executor(FLAGS.cluster, workdir / "submitit", FLAGS.cluster_options)
         start, slots = lambda trials, _: cluster.submit(executor, trials), [jobs.ANYWHERE] * len(missing)
-    print(f"{done} of {total} runs have finished; {len(missing)} to run", flush=True)
+    names = ", ".join(dict.fromkeys(trial.variant for trial in missing))
+    print(f"{done} of {total} runs have finished; {len(missing)} to run{names and f': {names}'}", flush=True)
     return pool.run_all(missing, start, slots) if missing else {}
 
 

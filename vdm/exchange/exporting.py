@@ -31,8 +31,8 @@ tags:
 |---|---|
 | model | {model}, {parameters:,} parameters (float32, their average over training) |
 | data | {data}, {shape}, {levels} levels |
-| training split | {train} (fingerprint of its first 256) |
-| test split | {test} (the same) |
+| training split | {train} (fingerprint of the first 256) |
+| test split | {test} (fingerprint of the first 256) |
 | training | {steps:,} steps of {batch} images, seed {seed}{seconds} |
 | written by | vdm {version} |
 

@@ -11,7 +11,7 @@ from conftest import few_devices, make_config
 from vdm import optimizer, run as run_lib, step
 from vdm.data.dataset import Spec
 from vdm.objective import ELBO
-from vdm.runtime import checkpoint, devices
+from vdm.runtime import checkpoint, devices, randomness
 
 SPEC = Spec((4, 4, 1), 17, 10)
 
@@ -36,7 +36,7 @@ def trained(kind, count, **changes):
     labels = random.integers(0, 10, 48).astype(np.int32)
     batch = {"image": images, "label": labels, "augmented": np.zeros(48, np.float32)}
     made = run_lib.build_model(config, SPEC)
-    params, _ = jax.eval_shape(lambda: step.init_params(made, ELBO(), 0, batch))
+    params, _ = jax.eval_shape(lambda: step.init_params(made, ELBO(), jax.random.key(0), batch))
     updates = optimizer.build(config.optimizer, 100, made.roles(params))
     with few_devices(count):
         mapped = devices.over_devices(
@@ -50,7 +50,7 @@ def trained(kind, count, **changes):
         init = step.make_init(made, ELBO(), updates, 0, batch)
         state = devices.create(init, kind, devices.state_like(jax.eval_shape(init), kind))()
         index = np.arange(48, dtype=np.int32).reshape(3, count, -1).swapaxes(0, 1)
-        resident = devices.replicate({"image": images, "label": labels})
+        resident = devices.replicate({"image": images, "label": labels, "root": randomness.root(config.seed)})
         return mapped(state, resident, {"index": index})
 
 

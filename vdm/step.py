@@ -47,11 +47,12 @@ def make_init(
     parameters that Model.fit has found."""
 
     @jax.jit
-    def init(root, fitted):
-        params, own = init_params(model, objective, jax.random.wrap_key_data(root), batch)
+    def init(words, fitted):
+        params, own = init_params(model, objective, jax.random.wrap_key_data(words), batch)
         return first_state(model, optimizer, {**params, **(fitted or {})}, own)
 
-    return lambda fitted=None: init(randomness.root(seed), fitted)
+    root = randomness.root(seed)
+    return lambda fitted=None: init(root, fitted)
 
 
 def first_state(

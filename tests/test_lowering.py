@@ -20,7 +20,7 @@ from vdm import (
 )
 from vdm.data.dataset import Data, Spec, in_memory
 from vdm.evaluation.elbo import make_elbo
-from vdm.runtime import devices
+from vdm.runtime import devices, randomness
 
 PLATFORMS = {"cuda": "gpu", "tpu": "tpu"}  # {platform: value of devices.platform()}
 PROGRAMS = ("step", "evaluation", "sampler")
@@ -73,8 +73,9 @@ def program(name, config, monkeypatch):
         state = jax.eval_shape(step_lib.make_init(model, objective, optimizer, config.seed, batch))
         images = {"image": jax.ShapeDtypeStruct((50_000, *spec.shape), np.uint8)}
         labels = {"label": jax.ShapeDtypeStruct((50_000,), np.int32)}
+        root = {"root": randomness.root(config.seed)}
         index = jax.ShapeDtypeStruct((1, config.train.substeps, config.train.batch_size), np.int32)
-        return step, (False, False, True), (False, False), (state, images | labels, {"index": index})
+        return step, (False, False, True), (False, False), (state, images | labels | root, {"index": index})
     monkeypatch.setattr(devices, "over_devices", catch)
     if name == "evaluation":
         return caught(make_elbo(model, config, data), params, 1)

@@ -172,7 +172,9 @@ def one_step(config, parts, params, batch):
     state = parts.init()._replace(params=params)
     step = step_lib.make_step(parts.model, parts.objective, parts.optimizer, config, parts.data.spec.shape)
     mapped = jax.jit(jax.vmap(step, in_axes=(None, None, 0), axis_name=AXIS))
-    after, metrics = mapped(state, {}, jax.tree.map(lambda v: v[None, None], batch))
+    after, metrics = mapped(
+        state, {"root": randomness.root(config.seed)}, jax.tree.map(lambda v: v[None, None], batch)
+    )
     return after, {name: float(value[0, 0]) for name, value in metrics.items()}
 
 

@@ -6,23 +6,35 @@ import numpy as np
 import pytest
 
 from conftest import TINY, make_config
-from vdm import run as run_lib, step as step_lib
+from vdm import run as run_lib, sample, step as step_lib
+from vdm.runtime import randomness
 from vdm.runtime.devices import AXIS
 
 LARGEST = 0.3  # largest decay of the average: (1 + n)/(10 + n) exceeds it from n = 3 on
+DATA = {"root": randomness.root(0)}
 
 
-@pytest.fixture(scope="module")
-def built(single):
-    """(Parts, (state, data, batch) → (state, metrics)) of a tiny run."""
+def made(seed=0):
+    """The config and the Parts of a tiny run, and the jitted training step."""
     tiny = {name.removeprefix("config."): value for name, value in TINY.items() if "config." in name}
     # Not "categorical", whose large logits round differently when XLA fuses other operations.
-    changes = {"optimizer.warmup": 0, "train.ema": LARGEST, "model.parameterisation.name": "eps"}
+    changes = {
+        "optimizer.warmup": 0,
+        "train.ema": LARGEST,
+        "model.parameterisation.name": "eps",
+        "seed": seed,
+    }
     config = make_config(tiny | changes, "configs/digits.py")
     parts = run_lib.build(config)
     step = step_lib.make_step(parts.model, parts.objective, parts.optimizer, config, parts.data.spec.shape)
     mapped = jax.vmap(step, in_axes=(None, None, 0), axis_name=AXIS)
-    return parts, jax.jit(lambda *args: jax.tree.map(lambda v: v[0], mapped(*args)))
+    return config, parts, jax.jit(lambda *args: jax.tree.map(lambda v: v[0], mapped(*args)))
+
+
+@pytest.fixture(scope="module")
+def built(single):
+    """The Parts of a tiny run, and (state, data, batch) → (state, metrics)."""
+    return made()[1:]
 
 
 def batch_of(parts, steps, size=16):
@@ -45,7 +57,7 @@ def test_the_average_is_its_recursion(built):
     state = parts.init()
     expected, batches = float64(state.params), batch_of(parts, 6)
     for n in range(6):
-        state, _ = step(state, {}, jax.tree.map(lambda v: v[:, n : n + 1], batches))
+        state, _ = step(state, DATA, jax.tree.map(lambda v: v[:, n : n + 1], batches))
         keep = min(LARGEST, (1 + n) / (10 + n))
         expected = [keep * e + (1 - keep) * p for e, p in zip(expected, float64(state.params))]
         for found, wanted in zip(float64(state.ema), expected):
@@ -78,10 +90,10 @@ def test_steps_in_one_call_are_the_steps_one_by_one(built):
     """Each step has the same metrics, and the state is the same: noise depends only on the step."""
     parts, step = built
     batches = batch_of(parts, 3)
-    together, metrics = step(parts.init(), {}, batches)
+    together, metrics = step(parts.init(), DATA, batches)
     state, apart = parts.init(), []
     for n in range(3):
-        state, one = step(state, {}, jax.tree.map(lambda v: v[:, n : n + 1], batches))
+        state, one = step(state, DATA, jax.tree.map(lambda v: v[:, n : n + 1], batches))
         apart.append(one)
     for name, values in metrics.items():
         np.testing.assert_allclose(values, [one[name][0] for one in apart], rtol=1e-4)
@@ -94,5 +106,18 @@ def test_noise_depends_on_the_step_alone(built):
     """The same parameters and images get the same noise at the same step, and other noise at another."""
     parts, step = built
     state, batch = parts.init(), batch_of(parts, 1)
-    losses = [float(step(state._replace(step=jnp.int32(n)), {}, batch)[1]["loss"][0]) for n in (0, 0, 7)]
+    losses = [float(step(state._replace(step=jnp.int32(n)), DATA, batch)[1]["loss"][0]) for n in (0, 0, 7)]
     assert losses[0] == losses[1] != losses[2]
+
+
+def test_all_seeds_have_the_same_programs(single):
+    """A seed is an argument of the compiled functions, so that the cache serves every seed."""
+    steps, samplers = set(), set()
+    for seed in (0, 1):
+        config, parts, step = made(seed)
+        root, index = randomness.root(seed), np.arange(4, dtype=np.int32)
+        steps.add(step.lower(parts.like, {"root": root}, batch_of(parts, 1)).as_text())
+        sampler = jax.jit(sample.of_device(parts.model, config, parts.data.spec))
+        samplers.add(sampler.lower(parts.like.params, root, index).as_text())
+    assert len(steps) == len(samplers) == 1
+    assert np.any(randomness.root(0) != randomness.root(1))

@@ -63,7 +63,9 @@ def build(config: ConfigDict, data: Data | None = None) -> Parts:
     objective = objective_lib.build(config.objective, model)
     example = dataset.blank(data.spec)
     with component.blamed(model, f"model {type(model).__name__}"):
-        params, own = jax.eval_shape(lambda: step_lib.init_params(model, objective, config.seed, example))
+        params, own = jax.eval_shape(
+            lambda: step_lib.init_params(model, objective, jax.random.key(config.seed), example)
+        )
     roles = step_lib.trained(model.roles(params), None if own is None else objective.roles(own))
     like = step_lib.trained(params, own)
     optimizer = optimizer_lib.build(config.optimizer, config.train.steps, roles, like)

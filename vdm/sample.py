@@ -14,7 +14,7 @@ from vdm.contract import Model
 from vdm.data.dataset import Data, Spec
 from vdm.errors import require
 from vdm.reporting import sample_sheet
-from vdm.runtime import devices, lock
+from vdm.runtime import devices, lock, randomness
 from vdm.runtime.randomness import Rng
 
 Samples = UInt8[np.ndarray, "samples height width channels"]
@@ -23,14 +23,15 @@ Samples = UInt8[np.ndarray, "samples height width channels"]
 _SAMPLE = 3
 
 
-SPLIT = (False, True), (True,)  # which arguments and results of `of_device` are split over devices
+SPLIT = (False, False, True), (True,)  # which arguments and results of `of_device` are split over devices
 
 
 def of_device(model: Model, config: ConfigDict, spec: Spec) -> Callable[..., tuple[Array]]:
-    """The function for one device that `make_sampler` maps: (params, indices of samples) → (samples,)."""
+    """The function for one device that `make_sampler` maps: (params, root of the seed, indices of samples) →
+    (samples,)."""
 
-    def on_device(params, index):
-        key = jax.random.fold_in(jax.random.key(config.seed), _SAMPLE)
+    def on_device(params, root, index):
+        key = jax.random.fold_in(jax.random.wrap_key_data(root), _SAMPLE)
         batch = {"label": index % max(1, spec.classes), "augmented": np.zeros(index.shape, np.float32)}
         images = model.sample(params, Rng(key, index, config.sample.num), batch)
         like = f"uint8 {[len(index), *spec.shape]}"
@@ -72,7 +73,7 @@ def make_sampler(model: Model, config: ConfigDict, data: Data) -> Callable[..., 
         firsts = range(0, num, batch_size)
         for first in tqdm(firsts, "sample", disable=not progress or len(firsts) == 1 or None):
             index = first + jax.process_index() * share + np.arange(share, dtype=np.int32)
-            (part,) = mapped(params, devices.per_device(index))
+            (part,) = mapped(params, randomness.root(config.seed), devices.per_device(index))
             parts.append(devices.gather(devices.local(part)))
         return np.concatenate(parts)[:num]
 

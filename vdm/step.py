@@ -46,11 +46,13 @@ def make_init(
     """Returns (fitted={}) → the State before the first step, from the seed, a batch of any size, and the
     parameters that Model.fit has found."""
 
-    def init(fitted=None):
-        params, own = init_params(model, objective, seed, batch)
+    @jax.jit
+    def init(words, fitted):
+        params, own = init_params(model, objective, jax.random.wrap_key_data(words), batch)
         return first_state(model, optimizer, {**params, **(fitted or {})}, own)
 
-    return jax.jit(init)
+    root = randomness.root(seed)
+    return lambda fitted=None: init(root, fitted)
 
 
 def first_state(
@@ -64,9 +66,8 @@ def first_state(
     return State(jnp.zeros((), jnp.int32), params, ema, opt_state, moments, objective)
 
 
-def init_params(model: Model, objective: Objective, seed: int, batch: Batch) -> tuple[Params, Params]:
+def init_params(model: Model, objective: Objective, key: Array, batch: Batch) -> tuple[Params, Params]:
     """The parameters of the model and of the objective before the first step."""
-    key = jax.random.key(seed)
     of_model = model.init(jax.random.fold_in(key, 0), batch)
     return of_model, objective.init(jax.random.fold_in(key, _OBJECTIVE), batch)
 
@@ -94,9 +95,9 @@ def make_step(
     """Returns (state, data, batch) → (state, metrics), for one device of the axis "batch".
 
     A call takes as many steps as `batch` holds, in one scan, so that the host is rarely involved. `data` is
-    {"image": [n, height, width, channels], "label": [n]}, and `batch` is {"index": [steps, batch per
-    device]}; or `data` is {}, and `batch` holds images and labels with the leading axes [steps, batch per
-    device].
+    {"root": randomness.root(seed), "image": [n, height, width, channels], "label": [n]}, and `batch` is
+    {"index": [steps, batch per device]}; or `data` has only the root, and `batch` holds images and labels
+    with the leading axes [steps, batch per device].
 
     `metrics` are nats per example, means over the global batch: each term of the ELBO; "loss", their sum; if
     the objective is not the ELBO, "objective", the minimised number, and each of its terms that is not a term
@@ -151,12 +152,14 @@ def make_step(
         return jax.tree.map(lambda v: v / parts, total)
 
     def one_step(state, data, batch):
-        if data:
-            batch = jax.tree.map(lambda values: values[batch["index"]], data)
+        images = {name: values for name, values in data.items() if name != "root"}
+        if images:
+            batch = jax.tree.map(lambda values: values[batch["index"]], images)
         per_device = batch["label"].shape[0]
         index = jax.lax.axis_index(AXIS) * per_device + jnp.arange(per_device)
         size = per_device * jax.lax.axis_size(AXIS)
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), state.step)
+        root = jax.random.wrap_key_data(data["root"])
+        key = jax.random.fold_in(jax.random.fold_in(root, 1), state.step)
         found = (gradient if parts == 1 else gradient_in_parts)(state, key, index, size, batch)
         if jax.lax.axis_size(AXIS) > 1:  # with one device, XLA would copy the gradient needlessly
             found = jax.lax.pmean(found, AXIS)

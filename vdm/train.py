@@ -23,7 +23,7 @@ from vdm.evaluation import estimator
 from vdm.evaluation.elbo import make_elbo
 from vdm.reporting import loggers, text
 from vdm.reporting.log import Log, NoLog
-from vdm.runtime import checksums, devices, lock
+from vdm.runtime import checksums, devices, lock, randomness
 from vdm.runtime.stop import Stop
 
 
@@ -132,7 +132,9 @@ def _train(config: ConfigDict, workdir: pathlib.Path, newest: int | None) -> Non
         provenance.write(workdir, first, sys.argv)
     log = (Log if lead else NoLog)(config, workdir, first, rest.get("seconds", 0.0), parts.data.spec)
     running = Running(rest.get("running"))
-    data = devices.replicate(resident_arrays(parts.data.train, config.data))
+    data = devices.replicate(
+        resident_arrays(parts.data.train, config.data) | {"root": randomness.root(config.seed)}
+    )
     parts.model.verify(state.ema)
     wait()
     log.say(f"{'starting' if newest is None else 'resuming'} at step {first} of {train.steps}")
@@ -206,7 +208,9 @@ def compile_step(
         parts.data.train, config, chunks(first, config.train, 1 if slow else config.train.substeps)
     )
     head = next(batches)
-    data = devices.replicated_like(resident_shapes(parts.data.train, config.data))
+    data = devices.replicated_like(
+        resident_shapes(parts.data.train, config.data) | {"root": randomness.root(config.seed)}
+    )
     return (
         step_fn,
         itertools.chain([head], batches),

@@ -147,6 +147,9 @@ def _short(error):
     return " ".join(lines[:4])[:600]
 
 
+ROOT = jax.ShapeDtypeStruct((2,), np.uint32)  # shape and type of randomness.root
+
+
 def _program(
     name: str, config: ConfigDict, split: Split, spec: Spec, share: int
 ) -> tuple[Any, tuple[Any, Any], tuple[PyTree, ...], PyTree]:
@@ -161,7 +164,9 @@ def _program(
         "label": np.zeros(1, np.int32),
         "augmented": np.zeros(1, np.float32),
     }
-    params, own = jax.eval_shape(lambda: step_lib.init_params(model, objective, config.seed, example))
+    params, own = jax.eval_shape(
+        lambda: step_lib.init_params(model, objective, jax.random.key(config.seed), example)
+    )
     if name == "evaluation":
         batch = {
             "image": shaped((count, share, *spec.shape), np.uint8),
@@ -169,11 +174,16 @@ def _program(
             "augmented": shaped((count, share), np.float32),
             "index": shaped((count, share)),
         }
-        args = (params, shaped((4,)), jax.eval_shape(lambda: jnp.asarray(UNIFORM, jnp.float32)), batch)
-        return passes.of_device(one_draw(model), config), passes.SPLIT, args, params
+        args = (
+            params,
+            (ROOT, shaped((4,))),
+            jax.eval_shape(lambda: jnp.asarray(UNIFORM, jnp.float32)),
+            batch,
+        )
+        return passes.of_device(one_draw(model)), passes.SPLIT, args, params
     if name == "sampler":
         function = sample_lib.of_device(model, config, spec)
-        return function, sample_lib.SPLIT, (params, shaped((count, share))), params
+        return function, sample_lib.SPLIT, (params, ROOT, shaped((count, share))), params
     roles = step_lib.trained(model.roles(params), None if own is None else objective.roles(own))
     optimizer = optimizer_lib.build(config.optimizer, config.train.steps, roles)
     state = jax.eval_shape(lambda p, o: step_lib.first_state(model, optimizer, p, o), params, own)
@@ -183,4 +193,5 @@ def _program(
     streamed = {"image": shaped((*front, *spec.shape), np.uint8), "label": shaped(front)}
     batch = {"index": shaped(front)} if arrays else streamed
     function = step_lib.make_step(model, objective, optimizer, config, spec.shape)
-    return function, ((False, False, True), (False, False)), (state, arrays, batch), params
+    data = arrays | {"root": ROOT}
+    return function, ((False, False, True), (False, False)), (state, data, batch), params

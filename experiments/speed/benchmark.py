@@ -25,7 +25,7 @@ from vdm.contract import Model
 from vdm.data.batches import eval_batches, resident_arrays, train_batches
 from vdm.data.dataset import Data, Spec, Split, in_memory
 from vdm.evaluation.elbo import make_elbo
-from vdm.runtime import devices
+from vdm.runtime import devices, randomness
 
 SPEC = Spec((32, 32, 3), 256, 10)
 CONFIGS = {"unet": cifar10, "pyramid": cifar10_laptop}
@@ -199,10 +199,10 @@ def training_step(
     indices."""
     objective = objective_lib.build(config.objective, model)
     example = next(eval_batches(split, 1))
-    params, _ = jax.eval_shape(lambda: step_lib.init_params(model, objective, 0, example))
+    params, _ = jax.eval_shape(lambda: step_lib.init_params(model, objective, jax.random.key(0), example))
     optimizer = optimizer_lib.build(config.optimizer, config.train.steps, model.roles(params))
     state = devices.replicate(step_lib.make_init(model, objective, optimizer, 0, example)())
-    arrays = devices.replicate(resident_arrays(split, config.data))
+    data = devices.replicate(resident_arrays(split, config.data) | {"root": randomness.root(config.seed)})
     substeps = 1 if jax.default_backend() == "cpu" else 10
     index = random.integers(0, split.size, (substeps, config.train.batch_size)).astype(np.int32)
     batch = {"index": np.stack(np.split(index, jax.device_count(), axis=1))}
@@ -213,7 +213,7 @@ def training_step(
         split_out=(False, False),
         donate=(0,),
     )
-    return mapped, (state, arrays, batch)
+    return mapped, (state, data, batch)
 
 
 def input_rate(config: ConfigDict, split: Split, seconds: float = 2.0) -> float:

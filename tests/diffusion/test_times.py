@@ -96,7 +96,8 @@ def test_a_step_remembers_its_own_draws():
         out_axes=None,
         devices=jax.devices()[:1],
     )
-    after, _ = mapped(state, {}, {name: values[None, None] for name, values in batch.items()})
+    data = {"root": randomness.root(config.seed)}
+    after, _ = mapped(state, data, {name: values[None, None] for name, values in batch.items()})
     assert float(after.moments[0].sum()) == 64.0
     root = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), 0)
     draws = Rng(root, jnp.arange(64), 64)

@@ -12,7 +12,7 @@ from experiments.speed import benchmark, flops
 from vdm import objective as objective_lib, optimizer as optimizer_lib, run as run_lib, step as step_lib
 from vdm.data.dataset import Spec
 from vdm.nets import conv
-from vdm.runtime import devices
+from vdm.runtime import devices, randomness
 from vdm.sweep import cost
 
 
@@ -62,7 +62,7 @@ def test_a_step_sends_the_gradient_once(kind):
         "label": np.zeros(1, np.int32),
         "augmented": np.zeros(1, np.float32),
     }
-    params, _ = jax.eval_shape(lambda: step_lib.init_params(model, objective, 0, example))
+    params, _ = jax.eval_shape(lambda: step_lib.init_params(model, objective, jax.random.key(0), example))
     optimizer = optimizer_lib.build(config.optimizer, 10, model.roles(params))
     init = step_lib.make_init(model, objective, optimizer, 0, example)
     like = devices.replicated_like(jax.eval_shape(init))
@@ -72,7 +72,7 @@ def test_a_step_sends_the_gradient_once(kind):
         split_in=(False, False, True),
         split_out=(False, False),
     )
-    text = mapped.lower(like, {}, batch).compile().as_text()
+    text = mapped.lower(like, {"root": randomness.root(0)}, batch).compile().as_text()
     collectives = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
     sent = re.findall(rf"= (.*?) ({collectives})(?:-start)?\(", text)
     assert {name for _, name in sent} == {"all-reduce"}

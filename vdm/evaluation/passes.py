@@ -15,7 +15,7 @@ from vdm.data.batches import eval_batches, in_memory_if_it_fits
 from vdm.data.dataset import Data
 from vdm.errors import require
 from vdm.run import Run
-from vdm.runtime import devices
+from vdm.runtime import devices, randomness
 from vdm.runtime.randomness import QuasiRng
 
 # Folded into the seed: evaluation has its own noise, which is the same for every checkpoint.
@@ -41,13 +41,13 @@ class Pass(NamedTuple):
 SPLIT = (False, False, False, True), (True,)  # whether `of_device`'s arguments and results are split
 
 
-def of_device(function: PerExample, config: ConfigDict) -> Callable[..., tuple[dict[str, Array]]]:
-    """The function for one device that `over_split` maps: (params, Pass and number of images, extra, batch) →
-    (results,)."""
+def of_device(function: PerExample) -> Callable[..., tuple[dict[str, Array]]]:
+    """The function for one device that `over_split` maps: (params, (root of the seed, Pass and number of
+    images), extra, batch) → (results,)."""
 
     def on_device(params, which, extra, batch):
-        set_number, number, passes, images = which
-        key = jax.random.fold_in(jax.random.key(config.seed), _EVALUATION)
+        root, (set_number, number, passes, images) = which
+        key = jax.random.fold_in(jax.random.wrap_key_data(root), _EVALUATION)
         rng = QuasiRng(jax.random.fold_in(key, set_number), batch["index"], number, images, passes)
         return (function(params, rng, batch, extra),)
 
@@ -76,13 +76,13 @@ def over_split(function: PerExample, config: ConfigDict, data: Data) -> Callable
         f"config.eval.images is {config.eval.images}; accepted: 0 (all) to {data.test.size}.",
     )
 
-    mapped = devices.over_devices(of_device(function, config), config.parallel, *SPLIT)
+    mapped = devices.over_devices(of_device(function), config.parallel, *SPLIT)
     whole = functools.cache(lambda: in_memory_if_it_fits(data.test, config.data))
     test = (lambda: data.test) if config.eval.images else whole  # for a subset, only its images are read
 
     def one_pass(params, which, extra, images, bar):
         parts = []
-        which = np.array([*which, images], np.int32)
+        which = randomness.root(config.seed), np.array([*which, images], np.int32)
         # If there are few images, the batch has their number, rounded up to a multiple of the devices.
         size = min(batch_size, -(-images // devices.count()) * jax.device_count())
         for batch in eval_batches(test(), size // jax.process_count(), images):

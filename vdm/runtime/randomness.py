@@ -9,13 +9,19 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, UInt32
 import numpy as np
 
 # The purposes of draws: each is folded into the key as a number.
 TIME, NOISE, RECONSTRUCTION, DROPOUT, AUGMENT, LATENT, DECODE, CONTEXT, LABEL, PROBE = range(10)
 AUTOENCODER = 10  # dropout in a latent model's encoder and decoder
 PASS = 11  # all draws of a single pass (QuasiRng.alone)
+
+
+def root(seed: int) -> UInt32[np.ndarray, "words"]:
+    """The key of a seed, for jax.random.wrap_key_data. Compiled functions take it as an argument: they would
+    have to be compiled anew for each seed if it were a constant."""
+    return np.asarray(jax.random.key_data(jax.random.key(seed)))
 
 
 class Rng(NamedTuple):

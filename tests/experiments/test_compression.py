@@ -13,9 +13,10 @@ OTHERS = {"PNG": (5.87, 0.02), "PNG, one sheet": (5.0, float("nan"))}
 
 
 def test_the_grid_is_the_ladder_or_the_config_alone():
-    rungs = compression.grid(make_config(file="configs/digits.py"))
-    assert rungs == {name: fields for name, fields in ladder.grid(None).items() if name in rungs}
-    assert ladder.grid(None).keys() - rungs == {"VDM_encoder_learned"}  # no codec
+    config = make_config(file="configs/digits.py")
+    rungs, every = compression.grid(config), ladder.grid(config)
+    assert rungs == {name: fields for name, fields in every.items() if name in rungs}
+    assert every.keys() - rungs == {"VDM_encoder_learned"}  # no codec
     assert compression.grid(make_config({"data.name": "swirl"}, "configs/swirl.py")) == {"VDM": {}}
 
 

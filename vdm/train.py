@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from vdm import provenance, run as run_lib, sample as sample_lib, step as step_lib, workdir as workdir_lib
-from vdm.contract import Params
+from vdm.contract import Batch, Params
 from vdm.data import fingerprint
 from vdm.data.batches import resident_arrays, resident_shapes, train_batches
 from vdm.errors import Failed, UserError, require
@@ -132,9 +132,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, newest: int | None) -> Non
         provenance.write(workdir, first, sys.argv)
     log = (Log if lead else NoLog)(config, workdir, first, rest.get("seconds", 0.0), parts.data.spec)
     running = Running(rest.get("running"))
-    data = devices.replicate(
-        resident_arrays(parts.data.train, config.data) | {"root": randomness.root(config.seed)}
-    )
+    data = step_data(config, parts)
     parts.model.verify(state.ema)
     wait()
     log.say(f"{'starting' if newest is None else 'resuming'} at step {first} of {train.steps}")
@@ -180,6 +178,12 @@ def make_validator(parts: run_lib.Parts, config: ConfigDict) -> Callable[..., An
     config = config.copy_and_resolve_references()
     config.eval.images = 0
     return make_elbo(parts.model, config, dataclasses.replace(parts.data, test=parts.data.validation))
+
+
+def step_data(config: ConfigDict, parts: run_lib.Parts) -> Batch:
+    """The `data` of the training step (step.make_step), on all devices."""
+    images = resident_arrays(parts.data.train, config.data)
+    return devices.replicate(images | {"root": randomness.root(config.seed)})
 
 
 def compile_step(

@@ -19,9 +19,7 @@ import jax
 from ml_collections import ConfigDict
 
 from vdm import commandline, config as config_lib, run as run_lib, train
-from vdm.data.batches import resident_arrays
 from vdm.errors import require
-from vdm.runtime import devices
 from vdm.sweep import command
 from vdm.sweep.budget import Cost
 
@@ -43,7 +41,7 @@ def measure(config: ConfigDict) -> Cost:
     parts = run_lib.build(config)
     step, batches, wait = train.compile_step(config, parts, 0)
     state = parts.init()
-    data = devices.replicate(resident_arrays(parts.data.train, config.data))
+    data = train.step_data(config, parts)
     wait()
     seconds = []
     for _, (_, count, batch) in zip(range(CALLS + 1), batches):

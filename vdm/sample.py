@@ -66,14 +66,14 @@ def make_sampler(model: Model, config: ConfigDict, data: Data) -> Callable[..., 
     # If there are few samples, the batch has their number, rounded up to a multiple of the devices.
     batch_size = min(batch_size, -(-num // devices.count()) * devices.count())
     mapped = devices.over_devices(of_device(model, config, data.spec), config.parallel, *SPLIT)
-    share = batch_size // jax.process_count()
+    share, root = batch_size // jax.process_count(), randomness.root(config.seed)
 
     def sample(params, progress=False):
         parts = []
         firsts = range(0, num, batch_size)
         for first in tqdm(firsts, "sample", disable=not progress or len(firsts) == 1 or None):
             index = first + jax.process_index() * share + np.arange(share, dtype=np.int32)
-            (part,) = mapped(params, randomness.root(config.seed), devices.per_device(index))
+            (part,) = mapped(params, root, devices.per_device(index))
             parts.append(devices.gather(devices.local(part)))
         return np.concatenate(parts)[:num]
 

@@ -77,12 +77,13 @@ def over_split(function: PerExample, config: ConfigDict, data: Data) -> Callable
     )
 
     mapped = devices.over_devices(of_device(function), config.parallel, *SPLIT)
+    root = randomness.root(config.seed)
     whole = functools.cache(lambda: in_memory_if_it_fits(data.test, config.data))
     test = (lambda: data.test) if config.eval.images else whole  # for a subset, only its images are read
 
     def one_pass(params, which, extra, images, bar):
         parts = []
-        which = randomness.root(config.seed), np.array([*which, images], np.int32)
+        which = root, np.array([*which, images], np.int32)
         # If there are few images, the batch has their number, rounded up to a multiple of the devices.
         size = min(batch_size, -(-images // devices.count()) * jax.device_count())
         for batch in eval_batches(test(), size // jax.process_count(), images):

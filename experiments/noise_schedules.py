@@ -7,9 +7,11 @@ its mean, unless γ differs between the values of an image (multivariate). The i
 multivariate are trained on the ELBO itself; those of min_variance (the same network as learned_net) and
 piecewise are trained for the least variance. Each schedule is trained with the config's parameterisation, and
 two of them also with ε and v; multivariate uses ε if the config's parameterisation needs the same γ for all
-values. Times are stratified, as importance sampling of times would compensate for the schedule. Writes the
-table and the curves of the runs, and figures of γ(t) before and after training, of the density of the loss
-over t, and of the variance of one draw of the loss during training.
+values. Times are stratified, as importance sampling of times would compensate for the schedule. Each run is
+evaluated twice: with its own γ(t), and with a linear γ(t) between the same end points, which gives the same
+mean, and the same noise for all runs. Writes the table and the curves of the runs, and figures of γ(t) before
+and after training, of the density of the loss over t, and of the variance of one draw of the loss during
+training.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,19 +19,22 @@ import pathlib
 from typing import Any
 
 import jax.numpy as jnp
+from jaxtyping import Float
 from ml_collections import ConfigDict
 import numpy as np
 from tqdm import tqdm
 
+from experiments import schedule_invariance
 from vdm import component, run as run_lib, workdir as workdir_lib
 from vdm.contract import bits_per_dim
+from vdm.diffusion.schedule import FixedLinear
 from vdm.diffusion.times import IID
 from vdm.estimate import standard_error
 from vdm.evaluation.elbo import make_elbo
 from vdm.evaluation.passes import run_passes
 from vdm.evaluation.profile import EDGES
 from vdm.reporting import figures
-from vdm.sweep import look, study, tables, workdirs
+from vdm.sweep import differences, look, saved, study, tables, workdirs
 from vdm.sweep.curves import plot_curves
 
 SCHEDULES = (
@@ -39,7 +44,10 @@ SCHEDULES = (
 LEAST_VARIANCE = {"min_variance": "learned_net", "piecewise": "piecewise"}  # schedule by variant
 TWO = ("fixed_linear", "min_variance")  # trained with each parameterisation
 CAPTION = """"Variance of a draw" is that of one draw of a test image's bits/dim, with independent t and
-noise, in (bits/dim)²: its mean over images and seeds, ± the standard error over images."""
+noise, in (bits/dim)²: its mean over images and seeds, ± the standard error over images. "With a linear γ(t)"
+are the bits/dim of the same runs, evaluated with a linear γ(t) between the end points of their schedule; ± is
+over seeds. "Less {baseline}" is their difference from those of {baseline}, paired by seed and image; ± counts
+which seeds and which images were drawn."""
 SCHEDULES_CAPTION = """Left: γ(t) after training; thin: before, if it has moved; bands: from the lowest to the
 highest of an image's values. Right: density of the diffusion term over t. For the first seed of each
 variant."""
@@ -74,8 +82,17 @@ def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> list[pathlib.
     of_folder = {folder: workdirs.kept(folder, "schedule", measure) for folder in bar}
     measured = {variant: [of_folder[folder] for folder in folders] for variant, folders in found.items()}
     variance = {variant: mean_variance(seeds) for variant, seeds in measured.items()}
+    study_of = saved.read(workdir)
+    baseline = (study_of and study_of.baseline) or next(iter(found))
+    alike = {variant: with_linear_gamma(folders) for variant, folders in found.items()}
     more = {"variance of a draw": variance}
-    print(tables.write_table(found, workdir, more=more, caption=CAPTION))
+    more["with a linear γ(t)"] = {
+        variant: tables.over_seeds([bits.mean() for bits in seeds.values()])
+        for variant, seeds in alike.items()
+        if seeds
+    }
+    more[f"less {baseline}"] = less(alike, baseline)
+    print(tables.write_table(found, workdir, more=more, caption=CAPTION.format(baseline=baseline)))
     # Other parameterisations would clutter the figures.
     own = {name: seeds for name, seeds in measured.items() if not name.endswith(("_eps", "_v"))} or measured
     files = plot_curves({name: found[name] for name in own}, workdir)
@@ -110,6 +127,42 @@ def measure(folder: pathlib.Path) -> Measured:
     found = {"before": before, "after": after, "per_t": columns["per_t"], "per_t_se": columns["per_t_se"]}
     found["variance"] = bits_per_dim(nats, shape).var(axis=0, ddof=1)
     return {name: values.tolist() for name, values in found.items()}
+
+
+def less(
+    bits: Mapping[str, Mapping[int, Float[np.ndarray, "images"]]], baseline: str
+) -> dict[str, tuple[float, float]]:
+    """The mean differences from the baseline over the seeds that both have, and their standard errors
+    (`differences.of_grid`), of {variant: {seed: bits/dim of each image}}."""
+    others = bits.get(baseline, {})
+    drops = {
+        variant: [values - others[seed] for seed, values in of_seed.items() if seed in others]
+        for variant, of_seed in bits.items()
+        if variant != baseline
+    }
+    return {variant: differences.of_grid(np.stack(of))[:2] for variant, of in drops.items() if of}
+
+
+def with_linear_gamma(folders: Sequence[pathlib.Path]) -> dict[int, Float[np.ndarray, "images"]]:
+    """{seed: bits/dim of each test image} of runs, evaluated with a linear γ(t) between the end points of
+    their schedule; {} if the ELBO depends on the schedule between them."""
+
+    def evaluated(folder):
+        config = workdir_lib.read_config(folder)
+        run = run_lib.restore(config, folder)
+        if not schedule_invariance.is_invariant(run.model):
+            return {"bpd": []}
+        run = schedule_invariance.under(
+            run, schedule_invariance.instead(run.model, run.state.ema, FixedLinear), {}
+        )
+        evaluate = make_elbo(run.model, config, run.data)
+        estimate, _ = evaluate(run.state.ema, config.eval.passes, True, title=f"{folder.name}, linear γ(t)")
+        return {"bpd": estimate.values["bpd"].tolist()}
+
+    of_folder = {folder: workdirs.kept(folder, "linear", evaluated)["bpd"] for folder in folders}
+    return {
+        workdir_lib.read_config(folder).seed: np.array(bits) for folder, bits in of_folder.items() if bits
+    }
 
 
 def mean_variance(seeds: Sequence[Measured]) -> tuple[float, float]:

@@ -7,8 +7,6 @@ objective, and the energy distance between samples and test images (experiments.
 meant to improve samples.
 """
 
-from collections.abc import Sequence
-import math
 import pathlib
 from typing import Any
 
@@ -19,7 +17,6 @@ import numpy as np
 from experiments.sampling import Distance, energy_distance, images_of
 from vdm import run as run_lib, sample, workdir as workdir_lib
 from vdm.diffusion import process
-from vdm.estimate import standard_error
 from vdm.sweep import study, tables, workdirs
 from vdm.sweep.curves import plot_curves
 
@@ -44,15 +41,11 @@ def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
 def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> list[pathlib.Path]:
     """Writes the table and the curves; returns their paths."""
     distances = {
-        variant: over_seeds([distance(folder) for folder in folders]) for variant, folders in found.items()
+        variant: tables.over_seeds([distance(folder) for folder in folders])
+        for variant, folders in found.items()
     }
     print(tables.write_table(found, workdir, more={"energy distance": distances}, caption=CAPTION))
     return [workdir / "table.md", workdir / "table.csv", *plot_curves(found, workdir)]
-
-
-def over_seeds(values: Sequence[float]) -> tuple[float, float]:
-    """The mean, and its standard error from the spread of the seeds; NaN for one seed."""
-    return float(np.mean(values)), standard_error(np.array(values)) if len(values) > 1 else math.nan
 
 
 def distance(folder: pathlib.Path) -> float:

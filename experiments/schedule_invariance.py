@@ -56,21 +56,29 @@ class Instead(Schedule):
         return self.other(t)
 
 
+def instead(model: Any, params: Params, kind: type[Schedule], **fields: float) -> Instead:
+    """A schedule of this kind in place of the trained one, with the same end points."""
+    low, high = (float(g) for g in model.gamma(params, jnp.array([0.0, 1.0])))
+    other = kind(shape=model.shape, gamma_min=low, gamma_max=high, **fields)
+    trained = model.schedule
+    return Instead(shape=model.shape, gamma_min=trained.gamma_min, gamma_max=trained.gamma_max, other=other)
+
+
 def schedules(model: Any, params: Params) -> dict[str, tuple[Schedule, Any]]:
     """{name: (a schedule, its parameters)}, all from γ_0 to γ_1 of the trained schedule."""
-    trained = model.schedule
-    low, high = (float(g) for g in model.gamma(params, jnp.array([0.0, 1.0])))
-    ends = dict(shape=model.shape, gamma_min=low, gamma_max=high)
-    others = {
-        "cosine": Cosine(**ends),
-        "linear_beta": LinearBeta(**ends),
-        "slow at first": Bent(**ends, bend=-0.9),
-        "fast at first": Bent(**ends, bend=0.9),
+    return {
+        "as trained": (model.schedule, params["schedule"]),
+        "cosine": (instead(model, params, Cosine), {}),
+        "linear_beta": (instead(model, params, LinearBeta), {}),
+        "slow at first": (instead(model, params, Bent, bend=-0.9), {}),
+        "fast at first": (instead(model, params, Bent, bend=0.9), {}),
     }
-    start = dict(shape=model.shape, gamma_min=trained.gamma_min, gamma_max=trained.gamma_max)
-    return {"as trained": (trained, params["schedule"])} | {
-        name: (Instead(**start, other=other), {}) for name, other in others.items()
-    }
+
+
+def under(run: run_lib.Run, schedule: Schedule, params: Params) -> run_lib.Run:
+    """The run with another schedule and its parameters."""
+    model = dataclasses.replace(run.model, schedule=schedule)
+    return run._replace(model=model, state=run.state._replace(ema=run.state.ema | {"schedule": params}))
 
 
 def independent_estimate(config: ConfigDict, run: run_lib.Run, passes: int) -> Estimate:
@@ -109,10 +117,9 @@ def measure(workdir: pathlib.Path, passes: int) -> list[Row]:
     )
     rows: list[Row] = []
     for name, (schedule, schedule_params) in schedules(run.model, run.state.ema).items():
-        model = dataclasses.replace(run.model, schedule=schedule)
-        params = run.state.ema | {"schedule": schedule_params}
-        other = run._replace(model=model, state=run.state._replace(ema=params))
-        spread, _ = make_elbo(model, config, run.data)(params, passes, progress=True, title=name)
+        other = under(run, schedule, schedule_params)
+        evaluate = make_elbo(other.model, config, run.data)
+        spread, _ = evaluate(other.state.ema, passes, progress=True, title=name)
         iid = independent_estimate(config, other, passes)
         noise, noise_iid = spread.noise["bpd"], iid.noise["bpd"]
         rows.append((name, spread.mean["bpd"], noise, iid.mean["bpd"], noise_iid, noise / noise_iid))

@@ -112,12 +112,24 @@ def test_studies_write_tables_and_figures(workdir, tmp_path):
     mean, se = noise_schedules.mean_variance([kept])
     assert float(row["variance of a draw"]) == pytest.approx(mean)
     assert float(row["variance of a draw_se"]) == pytest.approx(se)
+    # The ELBO does not depend on the schedule between its end points.
+    noise = json.loads((workdir / "eval.json").read_text())["bpd_se_noise"]
+    assert float(row["with a linear γ(t)"]) == pytest.approx(float(row["bpd"]), abs=4 * noise)
     (row,) = read_csv(tmp_path / "experiments.objectives" / "table.csv")
     assert (
         float(row["energy distance"]) == json.loads((workdir / "distance.json").read_text())["distance"] > 0
     )
     rows = read_csv(tmp_path / "experiments.depth" / "depth.csv")
     assert [row["evaluated"] for row in rows] == ["T=10", "T=inf"] and rows[0]["trained"] == "piecewise"
+
+
+def test_differences_are_taken_seed_by_seed_and_image_by_image():
+    rng = np.random.default_rng(0)
+    images, seeds = rng.normal(size=(40, 1)), rng.normal(size=3)
+    a = {seed: images[:, 0] + seeds[seed] for seed in (0, 1, 2)}
+    b = {seed: images[:, 0] + seeds[seed] + 0.5 for seed in (2, 1)}
+    found = noise_schedules.less({"b": b, "a": a, "no ELBO of this kind": {}}, "a")
+    assert found == {"b": (pytest.approx(0.5), pytest.approx(0.0, abs=1e-12))}
 
 
 @pytest.mark.parametrize("file, spec", [("digits", ((8, 8, 1), 17)), ("cifar10_laptop", ((32, 32, 3), 256))])

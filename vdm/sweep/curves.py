@@ -36,8 +36,10 @@ NOTES = {
     "final": "Diamonds: the estimate at the end of a run without a curve.",
     "thin": "Thin lines: single seeds, if some have trained further than others.",
     "faint": "Faint lines: training loss after the last evaluation, one draw.",
-    "seconds": "Seconds count from a run's start, and include compilation and evaluations.",
+    "seconds": "Seconds count from a run's start, and include evaluations and compilation, which is shorter "
+    "for programs that an earlier run has compiled.",
     "variance": "Variance: of the loss of one example of a training batch, over images, times and noise.",
+    "widths": "Later variants have thinner lines, so that equal curves do not hide each other.",
 }
 NO_OPERATIONS = "--panels has operations, which only studies with --minutes measure; leave it out."
 SMALLEST = 1e-3  # bits/dim: least height of a panel, and least difference of curves in an informative panel
@@ -71,7 +73,7 @@ def plot_curves(
     panels = look.panels or ("step", "seconds", *(term for term in terms if says_something(found, term)))
 
     styles = look_lib.styles(list(found), out)
-    notes: set[str] = set()
+    notes = {"widths"} if len(found) > 1 else set()
     with look.drawing():
         figure, axes_of = look.figure(panels)
         for panel, axes in axes_of.items():

@@ -62,6 +62,11 @@ def write_table(
     return text
 
 
+def over_seeds(values: Sequence[float]) -> tuple[float, float]:
+    """The mean of one value for each seed, and its standard error; NaN for one seed."""
+    return float(np.mean(values)), standard_error(np.array(values))
+
+
 def seeds_note(counts: Iterable[int]) -> str:
     """How well a standard error over these numbers of seeds is known: with n values it has n − 1 degrees of
     freedom, and a relative error of about 1 / √(2n − 2)."""

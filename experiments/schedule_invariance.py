@@ -52,6 +52,11 @@ class Instead(Schedule):
 
     other: Schedule | None = None
 
+    @property
+    def learned_ends(self) -> bool:
+        """True, as the end points are not the initial values."""
+        return True
+
     def __call__(self, t: Float[Array, "*times"]) -> Float[Array, "*times"]:
         return self.other(t)
 

@@ -114,6 +114,24 @@ def test_the_host_s_derivative_gives_the_ode():
     assert ": yes;" in line(report, "The gradient of ε̂")
 
 
+def test_the_decoder_has_all_levels_that_matter():
+    """With 256 levels and γ(0) = −9.2, some 8 levels on either side of z_0 are likely. E[−log p(x|z_0)] of a
+    value in the middle, by quadrature over ε_0, is the reconstruction term."""
+    images = np.full((4, 4, 4, 1), 128, np.uint8)
+    report = likelihood.judge(
+        lambda z, gamma, _: jnp.full_like(z, 1.0 / 256.0), lambda t: -9.2 + 17.0 * t, images, predicts="x", estimators="",
+        passes=20,
+    )  # fmt: skip
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    levels = (2.0 * np.arange(256) + 1.0) / 256.0 - 1.0
+    apart = levels[128] + math.exp(-4.6) * nodes[:, None] - levels
+    logits = -0.5 * math.exp(9.2) * apart**2
+    log_p = logits[:, 128] - np.log(np.exp(logits).sum(axis=1))
+    wanted = -(weights @ log_p) / weights.sum() / math.log(2.0)
+    found = report.row("ELBO").estimate.values["reconstruction"]
+    assert found.mean() == pytest.approx(wanted, abs=0.03)
+
+
 def test_a_wrong_derivative_is_caught():
     host, batch = Host(), {"image": IMAGES, "label": np.zeros(96, np.int32)}
     wrong = likelihood.on_host(host.x, lambda *args: 1.2 * host.x_vjp(*args))
@@ -125,7 +143,7 @@ def test_a_wrong_derivative_is_caught():
 
 
 def model_of(denoise):
-    schedule = external_denoiser.Curve(SHAPE, function=gamma)
+    schedule = external_denoiser.Curve.of(SHAPE, gamma)
     return external_denoiser.External(schedule, None, SHAPE, LEVELS, 0, denoise=denoise, predicts="x")
 
 

@@ -213,7 +213,7 @@ def judge(
     spec = dataset.Spec(images.shape[1:], levels, 0 if labels is None else int(np.max(labels)) + 1)
     no_net: Any = None
     model = External(
-        schedule=Curve(spec.shape, function=lambda t: scaling.ours(schedule(t))),
+        schedule=Curve.of(spec.shape, lambda t: scaling.ours(schedule(t))),
         net=no_net,
         shape=spec.shape,
         vocab_size=levels,

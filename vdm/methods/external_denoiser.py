@@ -30,6 +30,12 @@ class Curve(Schedule):
 
     function: Callable[[Array], Array] = lambda t: t
 
+    @classmethod
+    def of(cls, shape: tuple[int, int, int], function: Callable[[Array], Array]) -> "Curve":
+        """The Curve of a function, with the end points γ(0) and γ(1) of the function."""
+        low, high = (float(function(jnp.float32(t))) for t in (0.0, 1.0))
+        return cls(shape=shape, gamma_min=low, gamma_max=high, function=function)
+
     def __call__(self, t: Float[Array, "*times"]) -> Float[Array, "*times"]:
         return self.function(t)
 

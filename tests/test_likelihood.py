@@ -118,10 +118,9 @@ def test_the_decoder_has_all_levels_that_matter():
     """With 256 levels and γ(0) = −9.2, some 8 levels on either side of z_0 are likely. E[−log p(x|z_0)] of a
     value in the middle, by quadrature over ε_0, is the reconstruction term."""
     images = np.full((4, 4, 4, 1), 128, np.uint8)
-    report = likelihood.judge(
-        lambda z, gamma, _: jnp.full_like(z, 1.0 / 256.0), lambda t: -9.2 + 17.0 * t, images, predicts="x", estimators="",
-        passes=20,
-    )  # fmt: skip
+    right = lambda z, gamma, _: jnp.full_like(z, 1.0 / 256.0)
+    line = lambda t: -9.2 + 17.0 * t
+    report = likelihood.judge(right, line, images, predicts="x", estimators="", passes=20)
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)
     levels = (2.0 * np.arange(256) + 1.0) / 256.0 - 1.0
     apart = levels[128] + math.exp(-4.6) * nodes[:, None] - levels

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import types
 
 import numpy as np
@@ -55,6 +56,24 @@ def test_a_run_with_validation_images_keeps_its_best_by_them(workdir):
     assert checkpoints.best() == min(found, key=lambda step: found[step]["bpd"]) == 4
     checkpoints.close()
     assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"4", "8", "12"}
+
+
+def test_a_run_that_was_killed_before_its_final_estimate_only_makes_this(workdir, tmp_path, capsys):
+    folder, changes = tmp_path / "run", {"data.validation": 0.1, "train.checkpoint_every": 4}
+    shutil.copytree(workdir, folder)
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    assert '"final"' in lines[-1]
+    (folder / "metrics.jsonl").write_text("".join(lines[:-1]))
+    for name in ("eval.json", "eval_images.csv", "samples.png"):
+        (folder / name).unlink()
+    config = make_config(FEW | changes, "configs/digits.py")
+    train.run(config, folder)
+    assert "resuming at step 12 of 12" in capsys.readouterr().out
+    assert metrics(folder) == metrics(workdir)
+    for name in ("eval.json", "eval_images.csv", "samples.png"):
+        assert (folder / name).read_bytes() == (workdir / name).read_bytes()
+    train.run(config, folder)
+    assert "finished" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("validated", [True, False])

@@ -117,8 +117,8 @@ def complete(
 
 
 def own_estimators(estimators: Any) -> list[str]:
-    """The import paths among the names in config.eval.estimators."""
-    return [name for name in str(estimators).split(",") if OWN.fullmatch(name)]
+    """The import paths among names that are separated by commas, as in config.eval.estimators."""
+    return [name for name in map(str.strip, str(estimators).split(",")) if OWN.fullmatch(name)]
 
 
 def estimator_section(name: str) -> str:

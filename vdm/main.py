@@ -194,7 +194,8 @@ def check_workdir(workdir: pathlib.Path, mode: str) -> None:
     """Makes the workdir if a run is to start there.
 
     Raises:
-      UserError: the workdir cannot be written, or does not exist although the mode needs a trained run.
+      UserError: the workdir cannot be written although the mode writes into it, or does not exist although
+        the mode needs a trained run.
     """
     require(
         mode in ("train", "import") or workdir.is_dir(),
@@ -203,7 +204,8 @@ def check_workdir(workdir: pathlib.Path, mode: str) -> None:
     )
     from vdm import workdir as workdir_lib
 
-    workdir_lib.make(workdir)
+    if mode not in ("export", "compress", "decompress"):
+        workdir_lib.make(workdir)
 
 
 def show_help() -> None:
@@ -250,9 +252,9 @@ def cli() -> int:
         if error.errno not in MACHINE:
             raise
         where = f" ({error.filename})" if error.filename else ""
+        resumes = ", and training resumes from the newest intact checkpoint" if FLAGS.mode == "train" else ""
         print(
-            f"error: {error.strerror}{where}. Once the cause is removed, the same command resumes from the "
-            "newest intact checkpoint.",
+            f"error: {error.strerror}{where}. Remove the cause; then repeat the command{resumes}.",
             file=sys.stderr,
         )
         return stop.FAILED

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 from jaxtyping import PyTree
+import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,26 @@ def by_path(params: PyTree, role_of: Callable[[list[str], Any], Role]) -> PyTree
         return role_of([getattr(key, "key", str(key)) for key in path], value)
 
     return jax.tree_util.tree_map_with_path(one, params)
+
+
+def named(tree: PyTree, separator: str = "/") -> dict[str, Any]:
+    """{path of names: leaf}, in the order of the leaves."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator=separator): value for path, value in flat}
+
+
+def first_difference(found: PyTree, wanted: PyTree) -> str:
+    """The first array, by its path of names, that differs in shape, such as "net/bias is [2] there and absent
+    here"; "" if all are alike."""
+    there, here = named(found), named(wanted)
+
+    def shape(arrays, name):
+        return list(np.shape(arrays[name])) if name in arrays else "absent"
+
+    for name in sorted({*there, *here}):
+        if shape(there, name) != shape(here, name):
+            return f"{name} is {shape(there, name)} there and {shape(here, name)} here"
+    return ""
 
 
 def matrices_of_loops(params: PyTree, *loops: str) -> PyTree[Role]:

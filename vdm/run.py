@@ -123,12 +123,11 @@ def _state(config: ConfigDict, workdir: pathlib.Path, like: step_lib.State) -> s
     while True:
         steps = checksums.whole_steps(workdir, move=jax.process_index() == 0 and lock.is_free(workdir))
         require(steps, _none_there(workdir))
-        step: int | None = steps[-1]
         try:
             checkpoints = checkpoint.Checkpoints(workdir, config.train.keep, read_only=True)
-            if config.eval.checkpoint == "best":
-                step = checkpoints.best()
-            state, _ = checkpoints.restore(like, step)
+            step = steps[-1] if config.eval.checkpoint == "newest" else checkpoints.best()
+            # Each host reads the folder for itself, and training may have added a checkpoint in between.
+            state, _ = checkpoints.restore(like, devices.of_first_host(step))
         except Exception:
             # Training in another process deletes old checkpoints; then there is a newer one.
             if set(steps) <= set(checksums.whole_steps(workdir, move=False)):

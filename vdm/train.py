@@ -10,9 +10,7 @@ import sys
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
-import numpy as np
 
 from vdm import provenance, run as run_lib, sample as sample_lib, step as step_lib, workdir as workdir_lib
 from vdm.contract import Batch, Params
@@ -23,6 +21,7 @@ from vdm.evaluation import estimator
 from vdm.evaluation.elbo import make_elbo
 from vdm.reporting import loggers, text
 from vdm.reporting.log import Log, NoLog
+from vdm.reporting.metrics import read_metrics
 from vdm.runtime import checksums, devices, lock, randomness
 from vdm.runtime.stop import Stop
 
@@ -36,7 +35,7 @@ def check(config: ConfigDict) -> None:
         require(train[name] >= 1, f"config.train.{name} is {train[name]}; accepted: 1 or more.")
     for name in ("log_every", "eval_every", "checkpoint_every", "sample_every"):
         value = train[name]
-        require(value >= 0, f"config.train.{name} is {value}; accepted: 0 (never) or more.")
+        require(value >= 0, f"config.train.{name} is {value}; accepted: 0 (only at the end) or more.")
     require(0 <= train.ema < 1, f"config.train.ema is {train.ema}; accepted: at least 0 and below 1.")
     count = devices.count()
     parts = count * train.accumulate
@@ -84,7 +83,7 @@ def newest_whole(workdir: pathlib.Path) -> int | None:
     Raises:
       UserError: all checkpoints are damaged, or the run was imported and has no checkpoint.
     """
-    found = 0
+    newest: int | None = None
     if jax.process_index() == 0:
         steps = checksums.whole_steps(workdir, move=True)
         set_aside = run_lib.damaged(workdir)
@@ -95,10 +94,8 @@ def newest_whole(workdir: pathlib.Path) -> int | None:
             steps or not (set_aside or (workdir / "imported.json").exists()),
             f"{str(workdir)!r} has no checkpoint{set_aside}. {advice}, or give another --workdir.",
         )
-        found = steps[-1] + 1 if steps else 0
-    if jax.process_count() > 1:
-        found = int(multihost_utils.broadcast_one_to_all(np.int64(found)))
-    return found - 1 if found else None
+        newest = steps[-1] if steps else None
+    return devices.of_first_host(newest)
 
 
 def _train(config: ConfigDict, workdir: pathlib.Path, newest: int | None) -> None:
@@ -106,7 +103,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, newest: int | None) -> Non
     if newest is not None:
         workdir_lib.check_config(workdir, config)
     first = newest or 0
-    if first >= train.steps:
+    if first > train.steps or first == train.steps and not lacks_final(workdir, first):
         print(f"{workdir}: finished, {first} of {train.steps} steps were taken before." * lead)
         return
     parts = run_lib.build(config)
@@ -118,8 +115,12 @@ def _train(config: ConfigDict, workdir: pathlib.Path, newest: int | None) -> Non
     if lead:
         print(text.parameter_table(parts.like.params))
         print(describe(config, parts), flush=True)
+    step_fn: Any = None
+    batches: Iterator[Any] = iter(())
+    wait: Callable[[], Any] = lambda: None
     try:
-        step_fn, batches, wait = compile_step(config, parts, first)
+        if first < train.steps:
+            step_fn, batches, wait = compile_step(config, parts, first)
     except (TypeError, ValueError, IndexError):
         parts.model.verify(parts.init().ema)  # names the faulty component, if there is one
         raise
@@ -136,7 +137,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, newest: int | None) -> Non
     parts.model.verify(state.ema)
     wait()
     log.say(f"{'starting' if newest is None else 'resuming'} at step {first} of {train.steps}")
-    stop = Stop()
+    stop, stopping = Stop(), False
 
     try:
         for begin, count, batch in batches:
@@ -156,6 +157,9 @@ def _train(config: ConfigDict, workdir: pathlib.Path, newest: int | None) -> Non
                 checkpoints.save(step, devices.as_global(state), rest, bpd)
             if stopping:
                 break
+        if not stopping:
+            checkpoints.settle()  # nothing is lost if the process is killed from here on
+            finish(config, state.ema, evaluate, sample, log)
     except Exception:
         if jax.process_count() == 1:  # other processes may have died
             with contextlib.suppress(Failed):  # waits for the checkpoint that is being written
@@ -223,7 +227,7 @@ def compile_step(
 
 
 def due(step: int, every: int, steps: int) -> bool:
-    """Whether an action that is due every `every` steps (0: never), and after the last step, is due."""
+    """Whether an action is due that is taken every `every` steps (0: never), and after the last step."""
     return step == steps or bool(every) and step % every == 0
 
 
@@ -237,13 +241,16 @@ def report(
     sample: Any,
     log: Log | NoLog,
 ) -> float | None:
-    """Reports what is due at a step. Returns the bits/dim of the validation images, or without these of the
-    test images, which select the best checkpoint; None if they were not evaluated at this step.
+    """Reports what is due at a step; after the last step, `finish` does the rest.
+
+    Returns:
+      the bits/dim of the validation images, or without these of the test images, which select the best
+      checkpoint; None if they were not evaluated at this step.
 
     Raises:
       UserError: the loss is not finite.
     """
-    train, last = config.train, step == config.train.steps
+    train = config.train
     if due(step, train.log_every, train.steps):
         means = running.means()
         log.train(step, means)
@@ -259,16 +266,26 @@ def report(
             estimate = validate(ema, config.eval.passes_in_training)[0]
             log.validation(step, estimate)
         bpd = estimate.mean["bpd"]
-    if due(step, train.sample_every, train.steps):
-        if last:
-            log.say("drawing samples")
+    if step < train.steps and due(step, train.sample_every, train.steps):
         log.samples(step, sample(ema))
-    if last:
-        log.say("evaluating")
-        log.end(step, evaluate(ema, config.eval.passes, progress=jax.process_index() == 0)[0])
     if due(step, train.eval_every, train.steps) or due(step, train.sample_every, train.steps):
         log.start_clock(step)
     return bpd
+
+
+def finish(config: ConfigDict, ema: Params, evaluate: Any, sample: Any, log: Log | NoLog) -> None:
+    """Draws the last samples, and evaluates the final estimate, after the last checkpoint."""
+    step = config.train.steps
+    log.say("drawing samples")
+    log.samples(step, sample(ema))
+    log.say("evaluating")
+    log.end(step, evaluate(ema, config.eval.passes, progress=jax.process_index() == 0)[0])
+
+
+def lacks_final(workdir: pathlib.Path, step: int) -> bool:
+    """Whether a run was ended after its last checkpoint, of this step, but before its final estimate."""
+    rows = read_metrics(workdir / "metrics.jsonl")
+    return bool(rows) and not any(row["split"] == "final" and row["step"] == step for row in rows)
 
 
 def describe(config: ConfigDict, parts: run_lib.Parts) -> str:

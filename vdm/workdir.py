@@ -58,6 +58,7 @@ FILES = {
 # the same function is computed.
 HARMLESS = (
     "train.steps",
+    "train.accumulate",
     "train.keep",
     "train.log_every",
     "train.eval_every",

@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from vdm import step
+from conftest import make_config
+from vdm import run as run_lib, step
 from vdm.component import REGISTRIES
+from vdm.data.dataset import Spec
 from vdm.diffusion import verify
-from vdm.diffusion.denoiser import Parameterisation
+from vdm.diffusion.denoiser import Eps, Parameterisation
 from vdm.diffusion.sampler import Ancestral, Sampler
 from vdm.diffusion.schedule import LearnedLinear, Schedule
 from vdm.diffusion.times import IID, Times
@@ -268,6 +270,21 @@ def test_images_that_depend_on_each_other_are_refused(apart, change):
     )
     with refused:
         verify.images_apart("mine", eps_hat, {"last": jnp.zeros(3)}, (4, 4, 3))
+
+
+class OwnEps(Eps):
+    """ε̂ = output, of a module that is not built in."""
+
+
+@pytest.mark.parametrize("name, fields", [("diffusion", {"model.condition": "augmented"}), ("mulan", {})])
+def test_a_model_with_a_condition_and_an_own_part_is_checked(name, fields):
+    """The condition consists of what batches have: whether an image is augmented, and MuLAN's context."""
+    fields = {"model.name": name, "model.net.name": "mlp", "model.parameterisation": "eps", **fields}
+    schedule = {"model.schedule.name": "multivariate"} if name == "mulan" else {}
+    model = run_lib.build_model(make_config(fields | schedule), Spec((4, 4, 1), 17, 0))
+    model = dataclasses.replace(model, parameterisation=OwnEps())
+    params = model.init(jax.random.key(0), model.example(1))
+    model.verify(params)
 
 
 OBJECTIVES = {

@@ -104,7 +104,9 @@ class Categorical(Parameterisation):
     def eps_hat(self, net, z_t, gamma, params, vocab_size):
         context = net(z_t).reshape(*z_t.shape, vocab_size)
         posterior = jax.nn.softmax(decoder.logits(z_t, gamma, vocab_size) + context, axis=-1)
-        x_hat = posterior @ process.scale(jnp.arange(vocab_size), vocab_size)
+        levels = process.scale(jnp.arange(vocab_size), vocab_size)
+        # Full float32, as the error of x̂ is divided by σ.
+        x_hat = jnp.matmul(posterior, levels, precision=jax.lax.Precision.HIGHEST)
         return eps_from_x(x_hat, z_t, gamma)
 
 

@@ -18,6 +18,7 @@ from vdm import component, gaussian, nets
 from vdm.arrays import Image
 from vdm.component import accept
 from vdm.contract import Ability, Batch, Denoising, Draw, DrawTimes, Flow, Latents, Model, Params, Random
+from vdm.data import dataset
 from vdm.data.dataset import Spec, Split
 from vdm.diffusion import (
     condition as condition_lib,
@@ -431,10 +432,14 @@ class Diffusion(Model):
             verify.parameterisation(self.parameterisation, params, self.shape, self.vocab_size)
         own = [part for part in (self, self.net, self.parameterisation) if component.is_own(part)]
         if own:
-            example = {"image": np.zeros((3, *self.shape), np.uint8), "label": np.zeros(3, np.int32)}
-            condition = self.condition_of(example)
+            condition = self.condition_of(self.example(3))
             predict = lambda params, z, gamma: self.eps_hat(params, z, gamma, condition)
             verify.images_apart(" or ".join(type(part).__name__ for part in own), predict, params, self.shape)
+
+    def example(self, count: int) -> Batch:
+        """A batch of `count` blank images, with all that a condition may consist of."""
+        blank = dataset.blank(Spec(self.shape, self.vocab_size, self.classes))
+        return {name: np.repeat(values, count, axis=0) for name, values in blank.items()}
 
     @property
     def abilities(self) -> frozenset[Ability]:

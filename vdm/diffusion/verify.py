@@ -17,6 +17,7 @@ from vdm.diffusion.sampler import Sampler
 from vdm.diffusion.schedule import Schedule, with_slope
 from vdm.diffusion.times import Times
 from vdm.errors import UserError, require
+from vdm.runtime import devices
 from vdm.runtime.randomness import Rng
 
 NODES = 2**14  # number of values of t at which γ and its slope are compared
@@ -259,11 +260,10 @@ def images_apart(
     random = np.random.default_rng(0)
 
     def noisy(value):
-        value = np.asarray(jax.device_get(value))
         moves = jnp.issubdtype(value.dtype, jnp.floating)
         return value + 0.1 * random.standard_normal(value.shape).astype(value.dtype) if moves else value
 
-    params, gamma = jax.tree.map(noisy, params), jnp.array([-3.0, 0.0, 3.0])
+    params, gamma = jax.tree.map(noisy, devices.to_host(params)), jnp.array([-3.0, 0.0, 3.0])
     z = random.standard_normal((3, *shape)).astype(np.float32)
     others = np.concatenate([z[:1], 2.0 + random.standard_normal((2, *shape)).astype(np.float32)])
     predict = jax.jit(eps_hat)
@@ -280,7 +280,7 @@ def _numbers(name: str, part: Any, function: Callable[..., Any], *args: Any) -> 
     name."""
     with blamed(part, name):
         # Only these arguments are copied to the host, and the function is compiled for one device.
-        return jax.tree.map(np.asarray, jax.jit(function)(*jax.device_get(args)))
+        return jax.tree.map(np.asarray, jax.jit(function)(*devices.to_host(args)))
 
 
 def _kind(value: Any) -> str:

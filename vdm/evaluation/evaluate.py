@@ -45,6 +45,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     measured = estimator.measure(config, restored, chosen)
     profile = measured.profile if Ability.DENOISER in restored.model.abilities else None
     denoised = denoise(config, restored) if profile is not None else None
+    gamma = None if profile is None else gamma_at_edges(restored.model, restored.state.ema)
     if not first_host:
         return
 
@@ -53,8 +54,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         print("\n" + text)
     with lock.place_for_results(workdir, step) as place:
         written = _write_estimates(place, heading, text, measured, step)
-        if profile is not None and denoised is not None:
-            written += _write_profile(place, config, restored, measured, profile, denoised)
+        if profile is not None and denoised is not None and gamma is not None:
+            written += _write_profile(place, config, restored, measured, profile, gamma, denoised)
     print(f"{place}: {', '.join(written)}")
 
 
@@ -92,14 +93,14 @@ def _write_profile(
     run: Run,
     measured: Measured,
     profile: Profile,
+    gamma: Float[np.ndarray, "edges"],
     denoised: Denoised,
 ) -> list[str]:
     """Writes profile.csv, density.png and distortion.png, and depth.png if the depths were measured; returns
     their names."""
-    spec, model = run.data.spec, run.model
-    (continuous,) = (row for row in measured.rows if row.depth == 0)
+    spec = run.data.spec
+    continuous = next(row for row in measured.rows if row.depth == 0)
     prior = continuous.estimate.mean["prior"] + continuous.estimate.mean.get("context", 0.0)
-    gamma = gamma_at_edges(model, run.state.ema)
     columns = profile.summary(gamma, prior, spec.shape, spec.vocab_size)
     _write_columns(workdir / "profile.csv", columns)
     eval_figures.save_density(workdir / "density.png", columns, continuous.estimate.mean["diffusion"])

@@ -82,17 +82,26 @@ def over_split(function: PerExample, config: ConfigDict, data: Data) -> Callable
     test = (lambda: data.test) if config.eval.images else whole  # for a subset, only its images are read
 
     def one_pass(params, which, extra, images, bar):
-        parts = []
+        parts: list[PerImage] = []
         which = root, np.array([*which, images], np.int32)
         # If there are few images, the batch has their number, rounded up to a multiple of the devices.
         size = min(batch_size, -(-images // devices.count()) * jax.device_count())
-        for batch in eval_batches(test(), size // jax.process_count(), images):
-            real = batch.pop("real")
-            (values,) = mapped(params, which, extra, devices.per_device(batch))
+
+        def fetch(values, real):
             values = devices.gather(devices.local(values) | {"real": real})
             real = values.pop("real")
             parts.append({name: value[real] for name, value in values.items()})
             bar.update()
+
+        running = None  # a batch on the devices, while the next one is read
+        for batch in eval_batches(test(), size // jax.process_count(), images):
+            real = batch.pop("real")
+            (values,) = mapped(params, which, extra, devices.per_device(batch))
+            if running:
+                fetch(*running)
+            running = values, real
+        assert running, "there are images"
+        fetch(*running)
         return jax.tree.map(lambda *v: np.concatenate(v).astype(np.float64), *parts)
 
     return one_pass
@@ -111,19 +120,17 @@ def run_passes(
     passes: int,
     title: str,
     images: int | None = None,
-    number_of_set: int = 0,
 ) -> dict[str, Float[np.ndarray, "passes images ..."]]:
     """The results of one set of `passes` passes, stacked, in float64; the `extra` of `function` is 0.
 
     Args:
       images: number of images; None for config.eval.images.
-      number_of_set: sets with different numbers are independent; sets with the same number are equal.
     """
     images = images or config.eval.images or run.data.test.size
     one_pass = over_split(function, config, run.data)
     with progress_bar(images, config, passes, title) as bar:
         results = [
-            one_pass(run.state.ema, Pass(number_of_set, number, passes), np.float32(0), images, bar)
+            one_pass(run.state.ema, Pass(0, number, passes), np.float32(0), images, bar)
             for number in range(passes)
         ]
     return jax.tree.map(lambda *values: np.stack(values), *results)

@@ -9,6 +9,7 @@ import numpy as np
 from vdm.contract import Denoising, Model, Params, bits_per_dim
 from vdm.diffusion import process, times
 from vdm.gaussian import total
+from vdm.runtime import devices
 
 BINS = times.PARTS  # number of equal parts of [0, 1) in t
 EDGES = np.linspace(0.0, 1.0, BINS + 1)
@@ -25,8 +26,8 @@ def of_time(denoising: Denoising) -> dict[str, Float[Array, "batch"]]:
 
 def gamma_at_edges(model: Model, params: Params) -> Float[np.ndarray, "bins_and_one"]:
     """γ at EDGES, for a model with Ability.TIME. If γ differs between values, this is their mean for a
-    context of 0."""
-    gamma = np.asarray(model.gamma(params, jnp.asarray(EDGES, jnp.float32)))
+    context of 0. Every host must call it."""
+    gamma = devices.to_host(model.gamma(params, jnp.asarray(EDGES, jnp.float32)))
     return gamma.reshape(len(EDGES), -1).mean(axis=1)
 
 

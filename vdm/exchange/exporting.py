@@ -31,8 +31,8 @@ tags:
 |---|---|
 | model | {model}, {parameters:,} parameters (float32, their average over training) |
 | data | {data}, {shape}, {levels} levels |
-| training split | {train} (fingerprint of the first 256) |
-| test split | {test} (fingerprint of the first 256) |
+| training split | {train} (fingerprint of 256 of them, evenly spaced) |
+| test split | {test} (fingerprint of 256 of them, evenly spaced) |
 | training | {steps:,} steps of {batch} images, seed {seed}{seconds} |
 | written by | vdm {version} |
 

@@ -8,9 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
-import numpy as np
 
-from vdm import config as config_lib, run as run_lib, workdir as workdir_lib
+from vdm import config as config_lib, parameters, run as run_lib, workdir as workdir_lib
 from vdm.data import dataset, fingerprint, source
 from vdm.data.dataset import Data
 from vdm.errors import UserError, one_line, require
@@ -127,15 +126,9 @@ def check_fields(config: ConfigDict, fields: dict[str, Any], path: str) -> None:
 
 def check_shapes(params: Any, like: Any, path: str) -> None:
     """Raises UserError if the parameters are not those of the config's model."""
-
-    def shapes(tree):
-        flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-        return {jax.tree_util.keystr(key, simple=True, separator="/"): np.shape(value) for key, value in flat}
-
-    found, wanted = shapes(params), shapes(like)
-    for name in sorted({*found, *wanted}):
-        require(
-            found.get(name) == wanted.get(name),
-            f"{path!r} is of another model than the config: {name} is {found.get(name, 'absent')} there "
-            f"and {wanted.get(name, 'absent')} here; give the config of that run, and images of its shape.",
-        )
+    differs = parameters.first_difference(params, like)
+    require(
+        not differs,
+        f"{path!r} is of another model than the config: {differs}; give the config of that run, and images "
+        "of its shape.",
+    )

@@ -3,14 +3,15 @@
 import hashlib
 import json
 import pathlib
-import shutil
 from typing import Any
 
 import jax
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from vdm import parameters
 from vdm.errors import UserError, require
+from vdm.runtime.atomic import atomic_path
 
 FILES = ("model.safetensors", "config.json", "README.md")
 DATA = "data_set"  # the key of config.json with the contents of a workdir's data.json
@@ -23,19 +24,15 @@ def write(folder: pathlib.Path, params: Any, config: dict[str, Any], card: str) 
       UserError: the folder exists, or cannot be written.
     """
     require(not folder.exists(), f"--output is {str(folder)!r}, which exists already; give a new folder.")
-    part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
     try:
-        part.mkdir()
-        save_file(_flat(params), part / FILES[0], {"format": "flax"})
-        about = config | {"sha256": _sha(part / FILES[0])}
-        (part / FILES[1]).write_text(json.dumps(about, indent=2) + "\n")
-        (part / FILES[2]).write_text(card)
-        part.rename(folder)
+        with atomic_path(folder) as part:
+            part.mkdir()
+            save_file(parameters.named(params, "."), part / FILES[0], {"format": "flax"})
+            about = config | {"sha256": _sha(part / FILES[0])}
+            (part / FILES[1]).write_text(json.dumps(about, indent=2) + "\n")
+            (part / FILES[2]).write_text(card)
     except (OSError, SafetensorError) as error:
         raise UserError(f"--output is {str(folder)!r}, which cannot be written: {error}.") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return (folder / FILES[0]).stat().st_size
 
 
@@ -74,7 +71,7 @@ def read(folder: pathlib.Path, like: Any) -> Any:
         isinstance(said, dict) and said.get("sha256") == _sha(path),
         f"{str(path)!r} is damaged, or does not belong to its {FILES[1]}: its sha256 differs; copy it again.",
     )
-    wanted = _flat(like)
+    wanted = parameters.named(like, ".")
     for name in sorted({*found, *wanted}):
         there, here = (
             f"{tree[name].dtype} {list(tree[name].shape)}" if name in tree else "absent"
@@ -91,9 +88,3 @@ def read(folder: pathlib.Path, like: Any) -> Any:
 
 def _sha(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _flat(tree):
-    """{path with dots: array}, in the order of the tree's leaves."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): value for path, value in flat}

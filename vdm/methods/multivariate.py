@@ -13,6 +13,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+import numpy as np
 
 from vdm import gaussian
 from vdm.component import accept
@@ -105,6 +106,9 @@ class MuLAN(Diffusion):
         """γ for each image: [steps + 1, batch, height, width, channels]."""
         t = jnp.linspace(0.0, 1.0, steps + 1)
         return self.gamma(params, jnp.broadcast_to(t[:, None], (steps + 1, len(condition))), condition)
+
+    def example(self, count):
+        return super().example(count) | {"context": np.zeros((count, self.context), np.float32)}
 
     def unconditional(self, condition):
         return condition.at[..., : -self.context].set(0.0)

@@ -120,6 +120,9 @@ class Dequantised(Model):
         for name in ("layers", "bins", "width"):
             accept(name, getattr(self, name) >= 1, "1 or more")
 
+    def verify(self, params: Params) -> None:
+        self.vdm.verify(params)
+
     @property
     def abilities(self) -> frozenset[Ability]:
         return frozenset({Ability.FLOW})

@@ -34,6 +34,7 @@ class Layer(nn.Module):
         If the keys and values of the tokens before `at`, `kept` [2, batch, heads, tokens, width / heads], are
         given: maps h [batch, 1, width] of the token `at` to an array like h, and the token's key and value.
         """
+        h = devices.by_batch(h)
         batch, tokens, width = h.shape
         keys = layer_keys(keys, layer)
 

@@ -7,6 +7,7 @@ from jaxtyping import PyTree
 from vdm.nets.layers import ZEROS, Embedding, dropout, fourier_features, layer_keys, scan
 from vdm.nets.network import Layered
 from vdm.parameters import Role, matrices_of_loops
+from vdm.runtime import devices
 
 
 class Layer(nn.Module):
@@ -17,6 +18,7 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, h, layer, embedding, keys):
+        h = devices.by_batch(h)
         width = h.shape[-1]
         normed = nn.LayerNorm(dtype=jnp.float32)(h)
         out = nn.silu(normed + nn.Dense(width, name="embed")(embedding))

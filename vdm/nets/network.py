@@ -126,7 +126,7 @@ class Layered(Network):
         choose("remat", self.remat, REMAT)
         accept("highest", self.highest >= 0, "0 (V/2) or more")
         accept("fourier", self.fourier >= 0, "0 or more")
-        accept("width", self.width % 2 == 0, "an even number")
+        accept("width", self.width % 2 == 0 and self.width >= 4, "an even number, 4 or more")
 
 
 REMAT = ("none", "dots", "block")

@@ -14,6 +14,7 @@ from vdm.nets.conv import Conv
 from vdm.nets.layers import ZEROS, Embedding, dropout, fold, layer_keys, swish, unfold
 from vdm.nets.network import Network, check_layers
 from vdm.parameters import Role, by_path
+from vdm.runtime import devices
 
 
 class Block(nn.Module):
@@ -24,6 +25,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, h, embedding, keys):
+        h = devices.by_batch(h)
         width = h.shape[-1]
         scale, shift = jnp.split(nn.Dense(2 * width, kernel_init=ZEROS)(embedding), 2, axis=-1)
         out = Conv(width, dtype=self.dtype)(swish(h))
@@ -58,7 +60,7 @@ class Pyramid(Network):
         accept("scales", self.scales >= 1, "1 or more")
         accept("coarse", self.coarse >= 1, "1 or more")
         accept("patch", self.patch >= 1, "1 or more")
-        accept("width", self.width % 2 == 0, "a multiple of 2")
+        accept("width", self.width % 2 == 0 and self.width >= 4, "an even number, 4 or more")
         height, width, _ = self.shape
         coarsest = self.patch * 2 ** (self.scales - 1)
         accept(

@@ -119,10 +119,11 @@ class Log:
 
     def end(self, step: int, estimate: Estimate) -> None:
         """Writes and prints the final estimate."""
-        self._writer.write(step, "final", estimate.json() | {"seconds": self.seconds()})
-        self._plot()
         write_images(self._workdir / "eval_images.csv", estimate.values, estimate.images)
         write_json(self._workdir / "eval.json", estimate, step)
+        # Last, as a run without this line is resumed.
+        self._writer.write(step, "final", estimate.json() | {"seconds": self.seconds()})
+        self._plot()
         self.say(text.estimate_table(estimate))
         self.say(f"{self._workdir}: eval.json, samples.png, elbo.png, metrics.jsonl, checkpoints/")
 

@@ -16,7 +16,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint._src.path.atomicity import AtomicRenameTemporaryPath
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
-from vdm.errors import Failed, UserError, one_line
+from vdm import parameters
+from vdm.errors import Failed, UserError, one_line, require
 from vdm.runtime import checksums, hosts
 
 State = Any  # step.State, or another NamedTuple of trees of arrays
@@ -77,14 +78,14 @@ class Checkpoints:
         """
         args = ocp.args.Composite(state=ocp.args.StandardSave(_parts(state)), rest=ocp.args.JsonSave(rest))
         metrics = None if bpd is None else {"bpd": float(bpd)}
-        self._settle()
+        self.settle()
         self._saving, self._lost = step, None
         try:
             self._manager.save(step, args=args, metrics=metrics)
         except Exception as error:
             self._give_up(error)
 
-    def _settle(self):
+    def settle(self) -> None:
         """Waits for the save in progress."""
         try:
             self._manager.wait_until_finished()
@@ -138,21 +139,12 @@ class Checkpoints:
 
     def _check(self, step, abstract):
         """Raises UserError if the saved arrays do not have the shapes of `abstract`."""
-        saved = self._manager.item_metadata(step).state
-
-        def shapes(tree):
-            flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-            return {jax.tree_util.keystr(path, simple=True, separator="/"): v for path, v in flat}
-
-        saved, wanted = shapes(saved), shapes(abstract)
-        for name in sorted({*saved, *wanted}):
-            have, want = (tuple(tree[name].shape) if name in tree else "absent" for tree in (saved, wanted))
-            if have != want:
-                raise UserError(
-                    f"the checkpoint of step {step} in {str(self._path)!r} is that of another "
-                    f"model: {name} is {have} there and {want} under this config. Give the "
-                    "config with which it was trained, or another --workdir."
-                )
+        differs = parameters.first_difference(self._manager.item_metadata(step).state, abstract)
+        require(
+            not differs,
+            f"the checkpoint of step {step} in {str(self._path)!r} is that of another model: {differs}. Give "
+            "the config with which it was trained, or another --workdir.",
+        )
 
     def close(self) -> None:
         """Waits until all checkpoints are on disk, and ends the threads.
@@ -160,7 +152,7 @@ class Checkpoints:
         Raises:
           Failed: the last checkpoint could not be written.
         """
-        self._settle()
+        self.settle()
         self._manager.close()
         if self._lost is not None:
             raise Failed(

@@ -281,6 +281,24 @@ def local(tree: PyTree[Array]) -> PyTree:
     return jax.tree.map(one, tree)
 
 
+def to_host(tree: PyTree) -> PyTree:
+    """Whole arrays as NumPy arrays, those that are split over hosts, too. Every host must call it."""
+
+    def one(value):
+        split = isinstance(value, jax.Array) and not (value.is_fully_addressable or value.is_fully_replicated)
+        return multihost_utils.process_allgather(value, tiled=True) if split else np.asarray(value)
+
+    return jax.tree.map(one, tree)
+
+
+def of_first_host(number: int | None) -> int | None:
+    """The number, 0 or more, or None that the first host gives, on all hosts."""
+    if jax.process_count() == 1:
+        return number
+    found = int(multihost_utils.broadcast_one_to_all(np.int64(-1 if number is None else number)))
+    return None if found < 0 else found
+
+
 def gather(values: PyTree) -> PyTree:
     """NumPy arrays of every host, concatenated."""
     if jax.process_count() == 1:

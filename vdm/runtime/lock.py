@@ -56,9 +56,14 @@ def place_for_results(workdir: pathlib.Path, step: int) -> Iterator[pathlib.Path
 
 
 def is_free(workdir: pathlib.Path) -> bool:
-    """Whether no other process holds the lock of the workdir."""
+    """Whether this process may write the workdir, and no other process holds its lock."""
     lock = filelock.FileLock(workdir / "lock")
-    free = _acquire(lock, 0)
+    try:
+        free = _acquire(lock, 0)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        return False
     lock.release()
     return free
 

@@ -35,7 +35,7 @@ from vdm.evaluation.passes import run_passes
 from vdm.evaluation.profile import EDGES
 from vdm.reporting import figures
 from vdm.sweep import differences, look, saved, study, tables, workdirs
-from vdm.sweep.curves import plot_curves
+from vdm.sweep.curves import plot_curves, plot_variance as plot_variance_in_training
 
 SCHEDULES = (
     "fixed_linear", "cosine", "linear_beta", "sigmoid", "polynomial", "learned_linear", "learned_net",
@@ -51,9 +51,9 @@ which seeds and which images were drawn."""
 SCHEDULES_CAPTION = """Left: γ(t) after training; thin: before, if it has moved; bands: from the lowest to the
 highest of an image's values. Right: density of the diffusion term over t. For the first seed of each
 variant."""
-VARIANCE_CAPTION = """Left: variance of one example's loss in a training batch, over images, times and noise;
-mean over seeds. Right: variance of one draw of a test image's bits/dim after training, over times and noise;
-mean over seeds and images, ± its standard error over images."""
+VARIANCE_CAPTION = """Left: the square of the standard deviation of the losses in a training batch, over
+images, times and noise; mean over batches and seeds. Right: variance of one draw of a test image's bits/dim
+after training, over times and noise; mean over seeds and images, ± its standard error over images."""
 DRAWS = 10_000  # of the ELBO, over all test images, for the variance of a draw; and as many for the density
 
 Measured = Mapping[str, Any]  # the result of measure()
@@ -205,20 +205,15 @@ def plot_variance(
     with of_study.drawing():
         figure, panels = of_study.figure(("training", "final"), height=0.9)
         left, right = panels["training"], panels["final"]
-        for variant, folders in found.items():
-            seeds = [workdirs.read(folder).train for folder in folders]
-            steps = [row["step"] for row in seeds[0]]
-            variances = np.mean([[row["draw_sd"] ** 2 for row in rows] for rows in seeds], axis=0)
-            left.plot(steps, variances, label=variant, marker=".", **styles[variant])
-        left.set(xlabel="step", ylabel="variance of a draw, (bits/dim)²", yscale="log")
+        plot_variance_in_training(left, workdirs.read_variants(found), styles)
         names = sorted(variance, key=lambda name: variance[name][0])
         for place, name in enumerate(names):
             mean, error = variance[name]
             right.errorbar(mean, place, xerr=error, fmt="o", ms=3, capsize=2, color=styles[name]["color"])
         right.set_yticks(range(len(names)), names)
         right.set(xscale="log", xlabel="variance, (bits/dim)²")
-        for axes, axis in ((left, left.yaxis), (right, right.xaxis)):
-            figures.plain_ticks(axis)
+        figures.plain_ticks(right.xaxis)
+        for axes in (left, right):
             axes.grid(alpha=0.3, lw=0.4)
         look.legend_above(figure, left.get_legend_handles_labels()[0], of_study.width)
         return look.save(figure, workdir, "variance", VARIANCE_CAPTION)

@@ -21,7 +21,7 @@ from vdm.evaluation import estimator
 from vdm.evaluation.elbo import make_elbo
 from vdm.reporting import loggers, text
 from vdm.reporting.log import Log, NoLog
-from vdm.reporting.metrics import read_metrics
+from vdm.reporting.metrics import lacks_final, read_metrics
 from vdm.runtime import checksums, devices, lock, randomness
 from vdm.runtime.stop import Stop
 
@@ -103,7 +103,8 @@ def _train(config: ConfigDict, workdir: pathlib.Path, newest: int | None) -> Non
     if newest is not None:
         workdir_lib.check_config(workdir, config)
     first = newest or 0
-    if first > train.steps or first == train.steps and not lacks_final(workdir, first):
+    final = first == train.steps and lacks_final(read_metrics(workdir / "metrics.jsonl"), first)
+    if first >= train.steps and not final:
         print(f"{workdir}: finished, {first} of {train.steps} steps were taken before." * lead)
         return
     parts = run_lib.build(config)
@@ -280,12 +281,6 @@ def finish(config: ConfigDict, ema: Params, evaluate: Any, sample: Any, log: Log
     log.samples(step, sample(ema))
     log.say("evaluating")
     log.end(step, evaluate(ema, config.eval.passes, progress=jax.process_index() == 0)[0])
-
-
-def lacks_final(workdir: pathlib.Path, step: int) -> bool:
-    """Whether a run was ended after its last checkpoint, of this step, but before its final estimate."""
-    rows = read_metrics(workdir / "metrics.jsonl")
-    return bool(rows) and not any(row["split"] == "final" and row["step"] == step for row in rows)
 
 
 def describe(config: ConfigDict, parts: run_lib.Parts) -> str:

@@ -19,6 +19,12 @@ def test_finished_is_the_last_step_evaluated_and_saved(tmp_path):
     assert not plan.finished(trial)
     (trial.folder / "checkpoints" / "3").mkdir()
     assert plan.finished(trial)
+    # Trained for longer, it was killed after its last checkpoint and before its second final estimate.
+    last = '{"step": 2, "split": "final"}\n{"step": 3, "split": "test"}\n'
+    (trial.folder / "metrics.jsonl").write_text(last)
+    assert not plan.finished(trial)
+    (trial.folder / "metrics.jsonl").write_text(last + '{"step": 3, "split": "final"}\n')
+    assert plan.finished(trial)
     # Evaluated again at its best checkpoint, it stays finished.
     (trial.folder / "eval.json").write_text('{"step": 2}')
     assert plan.finished(trial)

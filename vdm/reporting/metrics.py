@@ -1,6 +1,6 @@
 """metrics.jsonl and TensorBoard: the numbers of a run, step by step."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import json
 import pathlib
 import time
@@ -100,6 +100,12 @@ class Board:
 
     def close(self) -> None:
         self._file.close()
+
+
+def lacks_final(rows: Sequence[Mapping[str, Any]], step: int) -> bool:
+    """Whether the lines are those of a run whose last checkpoint is of this step, and which ended before its
+    final estimate."""
+    return bool(rows) and not any(row["split"] == "final" and row["step"] == step for row in rows)
 
 
 def read_metrics(path: pathlib.Path | str) -> list[dict[str, Any]]:

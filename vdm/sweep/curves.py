@@ -38,7 +38,8 @@ NOTES = {
     "faint": "Faint lines: training loss after the last evaluation, one draw.",
     "seconds": "Seconds count from a run's start, and include evaluations and compilation, which is shorter "
     "for programs that an earlier run has compiled.",
-    "variance": "Variance: of the loss of one example of a training batch, over images, times and noise.",
+    "variance": "Variance: the square of the standard deviation of the losses in a training batch, over "
+    "images, times and noise.",
     "widths": "Later variants have thinner lines, so that equal curves do not hide each other.",
 }
 NO_OPERATIONS = "--panels has operations, which only studies with --minutes measure; leave it out."
@@ -80,7 +81,7 @@ def plot_curves(
             if panel in ("gamma", "density"):
                 _of_schedule(axes, panel, found, styles)
             elif panel == "variance":
-                notes |= _variance(axes, found, styles)
+                notes |= plot_variance(axes, found, styles)
             else:
                 notes |= _panel(axes, panel, terms, found, styles, spent, look)
             axes.grid(alpha=0.3, lw=0.4)
@@ -168,7 +169,10 @@ def _panel(axes, panel, terms, found, styles, spent, look):
     return notes | ({"seconds"} if x == "seconds" else set())
 
 
-def _variance(axes, found, styles):
+def plot_variance(
+    axes: Any, found: Mapping[str, Sequence[Record]], styles: Mapping[str, Mapping[str, Any]]
+) -> set[str]:
+    """Draws the variance of a draw of the loss during training; returns the keys of NOTES that it needs."""
     for variant, records in found.items():
         rows = [[row for row in one.train if row.get("draw_sd") is not None] for one in records]
         steps = sorted(
@@ -177,7 +181,7 @@ def _variance(axes, found, styles):
         if steps:
             by_step = [{row["step"]: row["draw_sd"] ** 2 for row in some} for some in rows]
             values = np.mean([[one[step] for step in steps] for one in by_step], axis=0)
-            axes.plot(steps, values, **styles[variant])
+            axes.plot(steps, values, label=variant, **styles[variant])
     axes.set(xlabel="step", ylabel=OTHER["variance"], yscale="log")
     figures.plain_ticks(axes.yaxis)
     return {"variance"}

@@ -21,7 +21,7 @@ import numpy as np
 
 from vdm import workdir as workdir_lib
 from vdm.errors import UserError, require
-from vdm.reporting.metrics import read_metrics
+from vdm.reporting.metrics import lacks_final, read_metrics
 from vdm.sweep.output import write_json
 
 Row = Mapping[str, Any]  # a line of metrics.jsonl, or eval.json
@@ -71,8 +71,8 @@ def read(folder: pathlib.Path | str) -> Record:
     evaluations = [row for row in rows if row["split"] in ("test", "final")]
     newest = rows[-1] if rows else {"step": 0}
     final = _read_json(folder / "eval.json")
-    # A run that was resumed to train for longer still has the eval.json of its first end.
-    going = newest["step"] < config.train.steps
+    # A run that was resumed to train for longer has the eval.json of its first end until its second.
+    going = newest["step"] < config.train.steps or lacks_final(rows, newest["step"])
     if evaluations and (not final or going and final["step"] < evaluations[-1]["step"]):
         final = evaluations[-1]
     if final:
@@ -122,7 +122,7 @@ def find(folders: Iterable[pathlib.Path | str]) -> dict[str, list[pathlib.Path]]
 
 
 def read_variants(variants: Variants) -> dict[str, list[Record]]:
-    """The Records of each variant, without the variants that have no measurements yet.
+    """The Records of each variant, without the variants that have no runs.
 
     Raises:
       UserError: `read` raises it; or a variant has the same seed twice, so that its spread is not that of

@@ -4,9 +4,9 @@
   python -m experiments.elbo_curves runs/digits runs/sweep --out=runs/curves
 
 Takes workdirs and sweeps. A sweep is a folder of workdirs named VARIANT-SEED, drawn as one curve per variant
-with a band over the seeds. Plots bits/dim of the test split against steps and against seconds, and each term,
-into elbo_curves.png and elbo_curves.pdf. Prints the progress of each run and its latest bits/dim; the
-standard error includes the choice of test images and the Monte-Carlo error.
+with a band over the seeds. Plots bits/dim of the test split against steps and against seconds, and the terms
+that change, into elbo_curves.png and elbo_curves.pdf. Prints the progress of each run and its latest
+bits/dim; the standard error includes the choice of test images and the Monte-Carlo error.
 """
 
 from collections.abc import Sequence

@@ -61,7 +61,12 @@ def train_on(base: pathlib.Path, folder: pathlib.Path, fields: Mapping[str, Any]
     given = [f"--config.{name}={value}" for name, value in fields.items()]
     if not (folder / "config.json").exists():
         _run([*whole, "--mode=import", f"--input={base}", *given], folder)
-    _run(whole, folder)
+    _run([*whole, *given], folder)
+
+
+def kept_ode(folder: pathlib.Path) -> dict[str, Any]:
+    """`measure`, cached for this number of images."""
+    return workdirs.kept(folder, f"ode_{FLAGS.images}", measure)
 
 
 def _run(line: Sequence[str], folder: pathlib.Path) -> None:
@@ -84,7 +89,7 @@ def measure(folder: pathlib.Path) -> dict[str, Any]:
 def row_of(variant: str, folders: Sequence[pathlib.Path], before: Sequence[Values]) -> list[dict[str, Any]]:
     """One row per kind of dequantisation: the mean over seeds, and the change from the original runs, paired
     by image."""
-    found = [workdirs.kept(folder, "ode", measure) for folder in folders]
+    found = [kept_ode(folder) for folder in folders]
     elbo = np.array([workdirs.number(workdirs.read(folder).final, "bpd") for folder in folders])
     rows = []
     for kind in [kind for kind in found[0] if kind != "step"]:
@@ -146,7 +151,7 @@ def run(others: Sequence[str]) -> None:
             print(f"{folder.name}: trained further from {base}", flush=True)
             train_on(base, folder, common | {"optimizer.learning_rate": FLAGS.learning_rate} | fields)
             folders[name].append(folder)
-    before = [workdirs.kept(base, "ode", measure) for base in bases]
+    before = [kept_ode(base) for base in bases]
     rows = row_of("(before)", bases, before)
     for name, some in folders.items():
         rows += row_of(name, some, before)

@@ -189,8 +189,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     note = f"""Bits/dim of the test split. "± over seeds" is the standard error of the mean over seeds, from
 their spread. {tables.seeds_note(row["seeds"] for row in rows)} "± of one run" counts the test images and the
 noise of evaluation. An ELBO bounds −log p(x) from above. Seconds count from a run's start, and include
-compilation and evaluations; those of a sample are for {TIMED} drawn at once. Naive predictor, autoregressor
-and VDM are transformers; VAE, MHVAE and latent VDM residual MLPs."""
+compilation and evaluations; those of a sample are for {TIMED} drawn at once."""
     return f"{markdown_table(header, cells)}\n\n{textwrap.fill(note, 110)}\n"
 
 

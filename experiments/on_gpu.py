@@ -326,7 +326,7 @@ def tests_part(folder: pathlib.Path, end: float) -> list[str]:
     code, lines = process(folder, "tests", ["pytest", "-rf", *paths], seconds, env)
     failed = [line for line in lines if line.startswith("FAILED")]
     shown = "\n".join([*failed[:40], *lines[-1:]])
-    return [f"```\n{shown}\n```", *([ended(code, lines, seconds)] if code is None else [])]
+    return [f"```\n{shown}\n```", *([ended(code, lines, seconds)] if code != 0 else [])]
 
 
 PARTS = {

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from vdm import commandline
+from vdm.config import flat
 from vdm.errors import UserError, one_of, require
 from vdm.sweep import plan
 from vdm.sweep.output import make_folder, write_json
@@ -120,8 +121,10 @@ def measure(trial: Trial) -> Cost:
 
 
 def digest(trial: Trial) -> str:
-    """A digest of everything that determines a trial's cost."""
-    return hashlib.sha256(json.dumps(trial.config.to_dict(), sort_keys=True).encode()).hexdigest()
+    """A digest of everything that determines the cost of a trial's training step."""
+    free = ("eval.", "codec.", "sample.", "loggers", "data.data_dir")
+    fields = {name: value for name, value in flat(trial.config).items() if not name.startswith(free)}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def read(workdir: pathlib.Path) -> dict[str, tuple[Cost, str]]:

@@ -6,13 +6,11 @@ The network predicts v, as in DiffEnc; the learned encoder is a network of half 
 VDM with about as many parameters as the two networks together.
 """
 
-import pathlib
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from vdm.sweep import study, tables, workdirs
-from vdm.sweep.curves import plot_curves
+from vdm.sweep import study
 
 
 def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
@@ -41,11 +39,5 @@ def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
     }
 
 
-def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> list[pathlib.Path]:
-    """Writes the table and the curves; returns their paths."""
-    print(tables.write_table(found, workdir))
-    return [workdir / "table.md", workdir / "table.csv", *plot_curves(found, workdir)]
-
-
 if __name__ == "__main__":
-    study.main(__doc__, grid, results_of, config="configs/digits.py", seeds=3, fields=study.SHORT)
+    study.main(__doc__, grid, study.table_and_curves, config="configs/digits.py", seeds=3, fields=study.SHORT)

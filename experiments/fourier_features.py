@@ -12,7 +12,6 @@ input: with the parameterisation ε and, if the config has it, with leave_one_ou
 
 from collections.abc import Callable
 import dataclasses
-import pathlib
 from typing import Any
 
 import jax.numpy as jnp
@@ -23,8 +22,7 @@ from vdm.data import source
 from vdm.diffusion.denoiser import Eps
 from vdm.methods.wiener import LeaveOneOut
 from vdm.nets.layers import fourier_features
-from vdm.sweep import study, tables, workdirs
-from vdm.sweep.curves import plot_curves
+from vdm.sweep import study
 
 COUNT = 2  # number of frequencies, as in the paper: V/2 and V/4
 
@@ -70,14 +68,8 @@ def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
     }
 
 
-def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> list[pathlib.Path]:
-    """Writes the table and the curves; returns their paths."""
-    print(tables.write_table(found, workdir))
-    return [workdir / "table.md", workdir / "table.csv", *plot_curves(found, workdir)]
-
-
 if __name__ == "__main__":
     # A network that predicts ε must learn the levels, so γ(0) is low enough for z to show them (VDM sec.
     # 5.1).
     fields = study.SHORT | {"model.schedule.gamma_min": -13.3}
-    study.main(__doc__, grid, results_of, config="configs/digits.py", seeds=2, fields=fields)
+    study.main(__doc__, grid, study.table_and_curves, config="configs/digits.py", seeds=2, fields=fields)

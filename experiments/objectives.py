@@ -10,15 +10,11 @@ meant to improve samples.
 import pathlib
 from typing import Any
 
-from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
-import numpy as np
 
-from experiments.sampling import Distance, energy_distance, images_of
+from experiments.sampling import Distance, energy_distance, flat, images_of
 from vdm import run as run_lib, sample, workdir as workdir_lib
-from vdm.diffusion import process
 from vdm.sweep import study, tables, workdirs
-from vdm.sweep.curves import plot_curves
 
 SAMPLES, EVALUATIONS = 1_000, 50  # number of samples for each distance, and of steps of dpm2m
 CAPTION = f""""energy distance" is between {SAMPLES:,} samples by dpm2m in {EVALUATIONS} evaluations and the
@@ -44,8 +40,7 @@ def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> list[pathlib.
         variant: tables.over_seeds([distance(folder) for folder in folders])
         for variant, folders in found.items()
     }
-    print(tables.write_table(found, workdir, more={"energy distance": distances}, caption=CAPTION))
-    return [workdir / "table.md", workdir / "table.csv", *plot_curves(found, workdir)]
+    return study.table_and_curves(workdir, found, {"energy distance": distances}, CAPTION)
 
 
 def distance(folder: pathlib.Path) -> float:
@@ -65,11 +60,6 @@ def draw_and_compare(folder: pathlib.Path) -> Distance:
     samples = sample.make_sampler(model, config, run.data)(run.state.ema)
     x, y = (flat(images, run.data.spec.vocab_size) for images in (samples, images_of(run.data.test)))
     return energy_distance(x, y)
-
-
-def flat(images: UInt8[np.ndarray, "n *shape"], vocab_size: int) -> Float[np.ndarray, "n d"]:
-    """Images as vectors of values in [−1, 1]."""
-    return np.asarray(process.scale(np.asarray(images), vocab_size), np.float64).reshape(len(images), -1)
 
 
 if __name__ == "__main__":

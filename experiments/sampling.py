@@ -145,11 +145,8 @@ def compare(workdir: pathlib.Path, num: int, evaluations: Sequence[int]) -> Comp
     )
     vocab_size = run.data.spec.vocab_size
 
-    def flat(images):
-        x = process.scale(np.asarray(images), vocab_size)
-        return np.asarray(x, np.float64).reshape(len(images), -1)
-
-    held_out = flat(images_of(run.data.test))
+    vectors = lambda images: flat(images, vocab_size)
+    held_out = vectors(images_of(run.data.test))
     samples, distances = {}, {}
     config.model.timesteps = 0
     cases = [(name, n) for n in evaluations for name in SAMPLERS]
@@ -159,15 +156,20 @@ def compare(workdir: pathlib.Path, num: int, evaluations: Sequence[int]) -> Comp
         config.model.sampler.name, config.model.sample_steps = name, n
         model = run_lib.build_model(config, run.data.spec)
         samples[name, n] = sample.make_sampler(model, config, run.data)(run.state.ema)
-        distances[name, n] = energy_distance(flat(samples[name, n]), held_out)
-    training = energy_distance(flat(images_of(run.data.train)), held_out)
-    longest = flat(samples[longest_chain(cases)])
+        distances[name, n] = energy_distance(vectors(samples[name, n]), held_out)
+    training = energy_distance(vectors(images_of(run.data.train)), held_out)
+    longest = vectors(samples[longest_chain(cases)])
     further = {
-        case: energy_distance(flat(drawn), held_out, longest)
+        case: energy_distance(vectors(drawn), held_out, longest)
         for case, drawn in samples.items()
         if case != longest_chain(cases)
     }
     return Compared(distances, further, training, samples, vocab_size)
+
+
+def flat(images: UInt8[np.ndarray, "n *shape"], vocab_size: int) -> Float[np.ndarray, "n d"]:
+    """Images as vectors of values in [−1, 1]."""
+    return np.asarray(process.scale(np.asarray(images), vocab_size), np.float64).reshape(len(images), -1)
 
 
 def longest_chain(cases: Iterable[Case]) -> Case:

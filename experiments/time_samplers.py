@@ -22,8 +22,7 @@ from vdm.contract import bits_per_dim
 from vdm.data.batches import eval_batches
 from vdm.estimate import standard_error
 from vdm.runtime.randomness import Rng
-from vdm.sweep import study, tables, workdirs
-from vdm.sweep.curves import plot_curves
+from vdm.sweep import study, workdirs
 
 REPEATS = 500
 CAPTION = """"Variance of a batch" is that of the mean loss of one batch of test images, of the size of a
@@ -49,8 +48,7 @@ def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> list[pathlib.
     noise = {
         variant: mean_of([kept_variance(folder) for folder in folders]) for variant, folders in found.items()
     }
-    print(tables.write_table(found, workdir, more={"variance of a batch": noise}, caption=CAPTION))
-    return [workdir / "table.md", workdir / "table.csv", *plot_curves(found, workdir)]
+    return study.table_and_curves(workdir, found, {"variance of a batch": noise}, CAPTION)
 
 
 def kept_variance(folder: pathlib.Path) -> tuple[float, float]:

@@ -173,7 +173,7 @@ def test_a_study_writes_what_its_folder_is_said_to_have(tmp_path):
     for flag in study.FLAGS:
         study.FLAGS[flag].unparse()
     study.FLAGS([""])
-    written = [*own.results_of(tmp_path, found), *differences.write(found, tmp_path, "plain")]
+    written = [*study.table_and_curves(tmp_path, found), *differences.write(found, tmp_path, "plain")]
     assert {"differences.tex", "curves.pdf", "table.md"} <= {pathlib.Path(path).name for path in written}
     assert not undescribed(tmp_path, saved.FILES)
 

@@ -14,12 +14,11 @@ Each run is a `python -m vdm.main` in a separate workdir, WORKDIR/VARIANT-SEED. 
 interrupted study; more variants or seeds extend it.
 """
 
-from collections.abc import Sequence
 import pathlib
 
 from ml_collections import ConfigDict
 
-from vdm.sweep import curves, saved, study, tables, variants, workdirs
+from vdm.sweep import saved, study, variants
 
 
 def grid(config: ConfigDict) -> dict[str, variants.Fields]:
@@ -29,11 +28,5 @@ def grid(config: ConfigDict) -> dict[str, variants.Fields]:
     return {"base": {}} if with_base else {}
 
 
-def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> Sequence[pathlib.Path]:
-    """Writes the table and the curves; returns their paths."""
-    tables.write_table(found, workdir)
-    return [workdir / "table.md", workdir / "table.csv", *curves.plot_curves(found, workdir)]
-
-
 if __name__ == "__main__":
-    study.main(__doc__, grid, results_of, config="", seeds=study.SEEDS)
+    study.main(__doc__, grid, study.table_and_curves, config="", seeds=study.SEEDS)

@@ -34,7 +34,9 @@ from vdm.sweep import (
     pool,
     saved as saved_lib,
     status,
+    tables,
     variants,
+    workdirs,
 )
 
 SEEDS = 3  # default for a study that only flags describe
@@ -183,6 +185,19 @@ def main(
             raise
 
     command.main(doc, FLAGS, run, given.rest)
+
+
+def table_and_curves(
+    workdir: pathlib.Path,
+    found: workdirs.Variants,
+    more: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
+    caption: str = "",
+) -> list[pathlib.Path]:
+    """The usual results of a study: prints and writes the table (`tables.write_table`), and writes the
+    curves; returns their paths."""
+    print(tables.write_table(found, workdir, more=more, caption=caption))
+    files = [workdir / name for name in ("table.md", "table.csv", "table_runs.csv")]
+    return [*files, *curves.plot_curves(found, workdir)]
 
 
 def study(

@@ -193,9 +193,11 @@ def table_and_curves(
     more: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
     caption: str = "",
 ) -> list[pathlib.Path]:
-    """The usual results of a study: prints and writes the table (`tables.write_table`), and writes the
-    curves; returns their paths."""
-    print(tables.write_table(found, workdir, more=more, caption=caption))
+    """The usual results of a study: writes the table (`tables.write_table`) and the curves; returns their
+    paths. Prints the table if it says more than that of the differences."""
+    text = tables.write_table(found, workdir, more=more, caption=caption)
+    if more or len(found) == 1:
+        print(text)
     files = [workdir / name for name in ("table.md", "table.csv", "table_runs.csv")]
     return [*files, *curves.plot_curves(found, workdir)]
 

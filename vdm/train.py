@@ -21,7 +21,7 @@ from vdm.evaluation import estimator
 from vdm.evaluation.elbo import make_elbo
 from vdm.reporting import loggers, text
 from vdm.reporting.log import Log, NoLog
-from vdm.reporting.metrics import lacks_final, read_metrics
+from vdm.reporting.metrics import lacks_final
 from vdm.runtime import checksums, devices, lock, randomness
 from vdm.runtime.stop import Stop
 
@@ -103,7 +103,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, newest: int | None) -> Non
     if newest is not None:
         workdir_lib.check_config(workdir, config)
     first = newest or 0
-    final = first == train.steps and lacks_final(read_metrics(workdir / "metrics.jsonl"), first)
+    final = first == train.steps and lacks_final(workdir, first)
     if first >= train.steps and not final:
         print(f"{workdir}: finished, {first} of {train.steps} steps were taken before." * lead)
         return

@@ -1,6 +1,6 @@
 """metrics.jsonl and TensorBoard: the numbers of a run, step by step."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import json
 import pathlib
 import time
@@ -102,10 +102,12 @@ class Board:
         self._file.close()
 
 
-def lacks_final(rows: Sequence[Mapping[str, Any]], step: int) -> bool:
-    """Whether the lines are those of a run whose last checkpoint is of this step, and which ended before its
-    final estimate."""
-    return bool(rows) and not any(row["split"] == "final" and row["step"] == step for row in rows)
+def lacks_final(workdir: pathlib.Path, step: int) -> bool:
+    """Whether a run whose last checkpoint is of this step ended before its final estimate. Older versions
+    wrote no line "final"; there eval.json shows that the run has its estimate."""
+    rows = read_metrics(workdir / "metrics.jsonl")
+    finals = [row["step"] for row in rows if row["split"] == "final"]
+    return bool(rows) and (step not in finals if finals else not (workdir / "eval.json").exists())
 
 
 def read_metrics(path: pathlib.Path | str) -> list[dict[str, Any]]:

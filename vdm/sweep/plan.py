@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from vdm import commandline, config as config_lib, workdir as workdir_lib
 from vdm.config import flat
 from vdm.errors import UserError, require
-from vdm.reporting.metrics import lacks_final, read_metrics
+from vdm.reporting.metrics import lacks_final
 
 Grid = Callable[[ConfigDict], Mapping[str, Mapping[str, Any]]]
 
@@ -139,8 +139,8 @@ def command(file: str, folder: pathlib.Path, args: Sequence[str]) -> list[str]:
 def finished(trial: Trial) -> bool:
     """Whether the last step was saved, and the final estimate was made after it."""
     newest = workdir_lib.newest(trial.folder) or 0
-    rows = read_metrics(trial.folder / "metrics.jsonl")
-    return (trial.folder / "eval.json").exists() and newest >= trial.steps and not lacks_final(rows, newest)
+    estimated = (trial.folder / "eval.json").exists() and not lacks_final(trial.folder, newest)
+    return estimated and newest >= trial.steps
 
 
 def check_configs(done: Sequence[Trial]) -> None:

@@ -72,7 +72,7 @@ def read(folder: pathlib.Path | str) -> Record:
     newest = rows[-1] if rows else {"step": 0}
     final = _read_json(folder / "eval.json")
     # A run that was resumed to train for longer has the eval.json of its first end until its second.
-    going = newest["step"] < config.train.steps or lacks_final(rows, newest["step"])
+    going = newest["step"] < config.train.steps or lacks_final(folder, newest["step"])
     if evaluations and (not final or going and final["step"] < evaluations[-1]["step"]):
         final = evaluations[-1]
     if final:

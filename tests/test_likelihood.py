@@ -78,7 +78,11 @@ def values(report, name):
 
 @pytest.mark.parametrize(
     "reading, low, high, estimators",
-    [pytest.param("x", -1.0, 1.0, "ode", marks=pytest.mark.slow), ("eps", 0.0, 1.0, ""), ("v", 0.0, 3.0, "")],
+    [
+        pytest.param("x", -1.0, 1.0, "ode", marks=pytest.mark.slow),
+        ("eps", 0.0, 1.0, ""),
+        pytest.param("v", 0.0, 3.0, "", marks=pytest.mark.slow),
+    ],
 )
 def test_units_and_readings_change_nothing(reading, low, high, estimators):
     """A denoiser on the host, for data in other units, gives each image the same numbers as in JAX."""

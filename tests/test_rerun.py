@@ -25,6 +25,7 @@ def row(step, bpd, split="test"):
     return {"step": step, "split": split, "bpd": bpd, "seconds": step / 7}
 
 
+@pytest.mark.slow
 def test_a_run_and_its_rerun_have_the_same_numbers(tmp_path, capsys):
     """With another batch size they differ, and the error names the first difference."""
     for name in ("first", "again", "other"):

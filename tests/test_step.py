@@ -86,6 +86,7 @@ def test_the_average_is_of_the_last_tenth():
     np.testing.assert_allclose(of_step[-50:], 0.1 * 0.9 ** np.arange(50)[::-1], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_steps_in_one_call_are_the_steps_one_by_one(built):
     """Each step has the same metrics, and the state is the same: noise depends only on the step."""
     parts, step = built

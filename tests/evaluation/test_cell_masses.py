@@ -90,9 +90,10 @@ def draw(kind, gamma_0):
 
 
 # Uniform noise in a cell has the variance of the model's noise at γ = −2 log(V√3) = −4.32.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "gamma_0, uniform_start",
-    [pytest.param(-6.5, -2.0 * np.log(5.0 * np.sqrt(3.0)), marks=pytest.mark.slow), (-3.0, -3.0)],
+    [(-6.5, -2.0 * np.log(5.0 * np.sqrt(3.0))), (-3.0, -3.0)],
 )
 def test_the_bounds_are_below_the_exact_masses(solve, gamma_0, uniform_start):
     """The density integrates to P over each cell, and E[log w] lies below log P, where quadrature puts it.

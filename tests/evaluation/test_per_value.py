@@ -72,6 +72,7 @@ def gap(row, truth=TRUTH):
     return above.mean(), above.std(ddof=1) / math.sqrt(len(above))
 
 
+@pytest.mark.slow
 def test_all_are_the_likelihood_where_the_denoiser_is_optimal():
     """Each value's integral over its own γ is then the same however γ rises, and so are ELBO and ODE. The
     chain of few steps is another model, and the mean over its paths is its ELBO."""

@@ -100,6 +100,7 @@ def test_depth_without_a_chain_is_the_runs_own_number(workdir):
     assert numbers["T=10"][0] > numbers["T=inf"][0]
 
 
+@pytest.mark.slow
 def test_studies_write_tables_and_figures(workdir, tmp_path):
     found = {"piecewise": [workdir]}
     for study in STUDIES:

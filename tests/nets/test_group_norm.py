@@ -103,7 +103,7 @@ def test_what_is_added_is_the_same_for_each_image():
     [
         pytest.param("tpu", {"remat": "dots"}, marks=pytest.mark.slow),
         pytest.param("tpu", {"remat": "block"}, marks=pytest.mark.slow),
-        ("gpu", {"unroll": True}),
+        pytest.param("gpu", {"unroll": True}, marks=pytest.mark.slow),
     ],
 )
 def test_the_unet_is_the_same_function_on_an_accelerator(platform, fields, monkeypatch):

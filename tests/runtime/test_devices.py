@@ -105,7 +105,8 @@ def assert_close(many, one):
         np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=2e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("net", ["mlp", pytest.param("transformer", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("net", ["mlp", "transformer"])
 def test_a_state_in_shares_is_trained_as_a_whole_one(net, monkeypatch):
     """To rounding. Each device holds an eighth of each large array of the parameters, the average and the
     optimiser's state."""

@@ -50,5 +50,5 @@ def get_config():
 
     c.eval.batch_size = 64
     c.eval.passes = 10
-    c.sample.batch_size = 16  # on a CPU as fast as 64, and progress is shown after each batch
+    c.sample.batch_size = 16  # progress is shown after each batch
     return c

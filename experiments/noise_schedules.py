@@ -9,9 +9,9 @@ piecewise are trained for the least variance. Each schedule is trained with the 
 two of them also with ε and v; multivariate uses ε if the config's parameterisation needs the same γ for all
 values. Times are stratified, as importance sampling of times would compensate for the schedule. Each run is
 evaluated twice: with its own γ(t), and with a linear γ(t) between the same end points, which has the same
-mean, and the same times and noise for all runs. Writes the table and the curves of the runs, and figures of γ(t) before
-and after training, of the density of the loss over t, and of the variance of one draw of the loss during
-training.
+mean, and the same times and noise for all runs. Writes the table and the curves of the runs, and figures of
+γ(t) before and after training, of the density of the loss over t, and of the variance of one draw of the loss
+during training.
 """
 
 from collections.abc import Mapping, Sequence

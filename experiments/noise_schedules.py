@@ -38,8 +38,8 @@ from vdm.sweep import differences, look, saved, study, tables, workdirs
 from vdm.sweep.curves import plot_curves, plot_variance as plot_variance_in_training
 
 SCHEDULES = (
-    "fixed_linear", "cosine", "linear_beta", "sigmoid", "polynomial", "learned_linear", "learned_net",
-    "min_variance", "piecewise", "multivariate",
+    "fixed_linear", "min_variance", "cosine", "linear_beta", "sigmoid", "polynomial", "learned_linear",
+    "learned_net", "piecewise", "multivariate",
 )  # fmt: skip
 LEAST_VARIANCE = {"min_variance": "learned_net", "piecewise": "piecewise"}  # schedule by variant
 TWO = ("fixed_linear", "min_variance")  # trained with each parameterisation
@@ -91,7 +91,11 @@ def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> list[pathlib.
         for variant, seeds in alike.items()
         if seeds
     }
-    more[f"less {baseline}"] = less(alike, baseline)
+    more[f"less {baseline}"] = {
+        variant: differences.paired(seeds, alike.get(baseline, {}))
+        for variant, seeds in alike.items()
+        if variant != baseline
+    }
     print(tables.write_table(found, workdir, more=more, caption=CAPTION.format(baseline=baseline)))
     # Other parameterisations would clutter the figures.
     own = {name: seeds for name, seeds in measured.items() if not name.endswith(("_eps", "_v"))} or measured
@@ -127,20 +131,6 @@ def measure(folder: pathlib.Path) -> Measured:
     found = {"before": before, "after": after, "per_t": columns["per_t"], "per_t_se": columns["per_t_se"]}
     found["variance"] = bits_per_dim(nats, shape).var(axis=0, ddof=1)
     return {name: values.tolist() for name, values in found.items()}
-
-
-def less(
-    bits: Mapping[str, Mapping[int, Float[np.ndarray, "images"]]], baseline: str
-) -> dict[str, tuple[float, float]]:
-    """The mean differences from the baseline over the seeds that both have, and their standard errors
-    (`differences.of_grid`), of {variant: {seed: bits/dim of each image}}."""
-    others = bits.get(baseline, {})
-    drops = {
-        variant: [values - others[seed] for seed, values in of_seed.items() if seed in others]
-        for variant, of_seed in bits.items()
-        if variant != baseline
-    }
-    return {variant: differences.of_grid(np.stack(of))[:2] for variant, of in drops.items() if of}
 
 
 def with_linear_gamma(folders: Sequence[pathlib.Path]) -> dict[int, Float[np.ndarray, "images"]]:
@@ -190,7 +180,8 @@ def plot_schedules(workdir: pathlib.Path, measured: Mapping[str, Sequence[Measur
                 left.plot(EDGES, before.mean(axis=1), color=style["color"], lw=0.5)
             right.stairs(first["per_t"], EDGES, **style)
         left.set(xlabel="t", ylabel="γ = −log SNR")
-        right.set(xlabel="t", ylabel="bits/dim per unit of t", ylim=(0, None))
+        right.set(xlabel="t", ylabel="bits/dim per unit of t", yscale="log")
+        figures.plain_ticks(right.yaxis)
         for axes in (left, right):
             axes.grid(alpha=0.3, lw=0.4)
         look.legend_above(figure, left.get_legend_handles_labels()[0], of_study.width)

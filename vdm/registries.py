@@ -48,7 +48,10 @@ KINDS: dict[str, tuple[str, dict[str, str]]] = {
     # Networks of the latent VDM, of the VAEs, and of the autoregressor.
     "latent network": ("vdm.nets.network:Network", {"mlp": "vdm.nets.mlp:MLP"}),
     "vector network": ("vdm.nets.residual:Residual", {"mlp": "vdm.nets.residual:Residual"}),
-    "causal network": ("vdm.nets.causal:Causal", {"transformer": "vdm.nets.causal:Causal"}),
+    "causal network": (
+        "vdm.nets.causal:Causal",
+        {"transformer": "vdm.nets.causal:CausalTransformer", "pixelcnn": "vdm.nets.pixelcnn:PixelCNN"},
+    ),
     "parameterisation": (
         "vdm.diffusion.denoiser:Parameterisation",
         {

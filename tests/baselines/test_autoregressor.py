@@ -21,13 +21,15 @@ from vdm.step import State
 LEVELS = 3
 SHAPES = [(2, 2, 1), (2, 1, 2)]
 FILE = "configs/autoregressor.py"
-NET = {"depth": 2, "width": 16, "heads": 2, "dropout": 0.5}
+NET = {"model.net.depth": 2, "model.net.width": 16, "model.net.dropout": 0.5}
+HEADS = {"model.net.heads": 2}
+PIXELCNN = {"model.net.name": "pixelcnn"}
 
 
 @functools.cache
 def made(shape=(2, 2, 1), **changes):
     """A small autoregressor for images of the given shape, and random parameters."""
-    config = make_config({f"model.net.{name}": value for name, value in NET.items()} | changes, FILE)
+    config = make_config(NET | (changes if "model.net.name" in changes else HEADS | changes), FILE)
     found = run_lib.build_model(config, Spec(shape, LEVELS, 4))
     like = jax.eval_shape(lambda: found.init(jax.random.key(0), batch(np.zeros((1, *shape)))))
     random = np.random.default_rng(0)
@@ -65,8 +67,9 @@ def log_p(found, params, given):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_probabilities_sum_to_one(shape):
-    found, params = made(shape)
+@pytest.mark.parametrize("net", [HEADS, PIXELCNN])
+def test_probabilities_sum_to_one(net, shape):
+    found, params = made(shape, **net)
     of_all = log_p(found, params, batch(every(shape)))
     assert of_all.std() > 0.1
     assert np.exp(of_all).sum() == pytest.approx(1.0, abs=1e-5)

@@ -25,6 +25,7 @@ MODELS = {
     "label": {**NET, "model.condition": "label"},
     "gaussian": {**NET, "model.parameterisation": "wiener"},
     "autoregressor": {"model.name": "autoregressor", **CAUSAL},
+    "pixelcnn": {"model.name": "autoregressor", "model.net.name": "pixelcnn", **CAUSAL},
     "naive": {"model.name": "naive", **NET},
     "vae": {"model.name": "vae", **VECTOR},
     "mhvae": {"model.name": "mhvae", **NET, "model.latent": 4, "model.timesteps": 3},

@@ -110,3 +110,12 @@ def test_without_images_runs_are_paired_seed_by_seed(tmp_path):
 def test_latex_escapes_what_it_reads_otherwise():
     text = latex_table(["a_b", "± 5%"], [["x & y", "−1"]])
     assert r"a\_b & $\pm$ 5\% \\" in text and r"x \& y & $-$1 \\" in text and r"\toprule" in text
+
+
+def test_differences_are_paired_by_seed_and_image():
+    rng = np.random.default_rng(0)
+    images, seeds = rng.normal(size=40), rng.normal(size=3)
+    ours = {seed: images + seeds[seed] + 0.5 for seed in (2, 1)}
+    others = {seed: images + seeds[seed] for seed in (0, 1, 2)}
+    assert differences.paired(ours, others) == (pytest.approx(0.5), pytest.approx(0.0, abs=1e-12))
+    assert np.isnan(differences.paired(ours, {})).all()

@@ -1,4 +1,4 @@
-"""The causal transformer: the values that a value depends on, and evaluation step by step."""
+"""The causal networks: the values that a value depends on, and evaluation step by step."""
 
 import functools
 
@@ -8,23 +8,28 @@ import numpy as np
 import pytest
 
 from vdm.nets import causal, layers
+from vdm.nets.pixelcnn import PixelCNN
 from vdm.runtime.randomness import Rng
 
 LEVELS = 3
+NETS = (causal.CausalTransformer, PixelCNN)
 
 
-def made(tokens, classes=0, **fields):
+def made(shape, classes=0, kind=causal.CausalTransformer, **fields):
     """A small network and random parameters; it is conditioned on a label if there are classes."""
-    fields = dict(depth=2, width=16, heads=2, dropout=0.5) | fields
-    net = causal.Causal(tokens=tokens, vocab_size=LEVELS, unroll=True, **fields)
+    fields = dict(depth=2, width=16, dropout=0.5) | fields
+    fields |= {"heads": 2} if kind is causal.CausalTransformer else {}
+    net = kind(shape=shape, vocab_size=LEVELS, unroll=True, **fields)
     condition = jnp.zeros((1, classes)) if classes else None
-    like = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, tokens), jnp.int32), condition)
+    like = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, net.tokens), jnp.int32), condition)
     random = np.random.default_rng(0)
     return net, jax.tree.map(lambda v: jnp.float32(0.3 * random.normal(size=v.shape)), like)
 
 
-def test_a_value_is_seen_by_those_after_it_alone():
-    net, params = made(12)
+@pytest.mark.parametrize("kind", NETS)
+@pytest.mark.parametrize("shape", [(2, 3, 2), (6, 2, 1)])
+def test_a_value_is_seen_by_those_after_it_alone(kind, shape):
+    net, params = made(shape, kind=kind)
     levels = np.random.default_rng(0).integers(0, LEVELS, (1, 12))
     logits = jax.jit(net.apply)
     want = logits(params, levels)
@@ -52,20 +57,21 @@ def test_causal_attention_on_a_cpu_is_that_of_jax(tokens):
         np.testing.assert_allclose(got, want, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind, shape", [(NETS[0], (2, 3, 2)), (PixelCNN, (2, 3, 2)), (PixelCNN, (14, 2, 1))])
 @pytest.mark.parametrize("classes, dtype, error", [(0, "float32", 1e-5), (4, "bfloat16", 0.03)])
-def test_step_after_step_it_is_the_same_network(classes, dtype, error):
-    net, params = made(12, classes, dtype=dtype)
-    levels = np.random.default_rng(0).integers(0, LEVELS, (5, 12))
+def test_step_after_step_it_is_the_same_network(kind, shape, classes, dtype, error):
+    net, params = made(shape, classes, kind, dtype=dtype)
+    levels = np.random.default_rng(0).integers(0, LEVELS, (5, net.tokens))
     condition = jax.nn.one_hot(np.arange(5) % 4, 4) if classes else None
     want = np.asarray(jax.jit(net.apply)(params, levels, condition))
     kept = net.nothing(5)
-    assert kept.dtype == dtype and want.dtype == np.float32
+    assert want.dtype == np.float32 and (kind is PixelCNN or kept.dtype == dtype)
 
     @jax.jit
     def step(*args):
         return net.apply(params, *args, condition, method="step")
 
-    for at in range(12):
+    for at in range(net.tokens):
         before = levels[:, at - 1] if at else np.full(5, 2)  # ignored at the first step
         logits, kept = step(before, kept, at)
         np.testing.assert_allclose(logits, want[:, at], atol=error * np.abs(want).max())
@@ -73,7 +79,7 @@ def test_step_after_step_it_is_the_same_network(classes, dtype, error):
 
 def test_unrolled_is_the_same_function():
     """Outputs and gradients are those of a loop over rematerialised blocks."""
-    net, params = made(4)
+    net, params = made((2, 2, 1))
     keys = Rng(jax.random.key(0), jnp.arange(81), 81).keys(0)
     levels = np.stack(np.unravel_index(np.arange(81), (LEVELS,) * 4), axis=1)  # all images of four values
 

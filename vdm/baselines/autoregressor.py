@@ -71,8 +71,8 @@ class Autoregressor(Model):
         return Draw({"likelihood": -jnp.sum(log_p, axis=(1, 2))})
 
     def sample(self, params, rng, batch):
-        """Samples, drawn value by value. Each step runs the network on one token, with cached keys and values
-        of the earlier tokens."""
+        """Samples, drawn value by value. Each step computes the logits of one value, with what the network
+        keeps of earlier steps."""
         condition, keys = self._condition_of(batch), rng.keys(randomness.DECODE)
         # If unrolled, XLA would copy the cached keys and values of every layer in each step.
         net = self.net.clone(unroll=False)
@@ -121,7 +121,7 @@ class Autoregressor(Model):
             "causal network",
             section.net,
             "config.model.net",
-            tokens=math.prod(spec.shape),
+            shape=spec.shape,
             vocab_size=spec.vocab_size,
             unroll=devices.platform() == "cpu",  # as in nets.build
         )

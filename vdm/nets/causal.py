@@ -1,7 +1,7 @@
-"""A causal transformer: logits of each value of a sequence that depend only on the values before it (Vaswani
-et al. 2017; for pixels, Chen et al. 2020).
+"""Causal networks: logits of each value of an image that depend only on the values before it, in raster
+order; and a causal transformer (Vaswani et al. 2017; for pixels, Chen et al. 2020).
 
-The same module reads a whole sequence, or continues a sequence by one value with its cached keys and values.
+The same module reads a whole image, or continues an image by one value with what it kept of earlier steps.
 """
 
 import math
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from vdm.component import Component, choose
 from vdm.nets.layers import PRODUCT, ZEROS, Heads, Keys, attend, attend_on_cpu, dropout, layer_keys, scan
 from vdm.nets.network import REMAT, check_heads, check_layers
-from vdm.parameters import Role, matrices_of_loops
+from vdm.parameters import Role, alike, matrices_of_loops
 from vdm.runtime import devices
 
 
@@ -106,13 +106,68 @@ def attend_kept(
     return jnp.swapaxes(out, 1, 2), jnp.stack([key, value])
 
 
+def scaled(levels: Int[Array, "*any"], vocab_size: int) -> Float[Array, "*any"]:
+    """The levels as values in [−1, 1]."""
+    return (2.0 * levels.astype(jnp.float32) + 1.0) / vocab_size - 1.0
+
+
 class Causal(nn.Module, Component):
-    """A causal transformer over the values of an image, with dropout of each layer's two residual branches.
+    """A causal network over the values of an image.
 
     Attributes:
-      tokens: number of values in a sequence.
-      vocab_size: number of levels of a value. The logits are initialised to zero.
-      unroll: see layers.scan.
+      shape: height, width and channels of an image.
+      vocab_size: number of levels of a value.
+      unroll: whether equal layers are compiled one by one and not as a loop. A network without equal layers
+        ignores it.
+    """
+
+    shape: tuple[int, int, int]
+    vocab_size: int
+    unroll: bool
+
+    @property
+    def tokens(self) -> int:
+        """The number of values of an image."""
+        return math.prod(self.shape)
+
+    def roles(self, params: PyTree) -> PyTree[Role]:
+        """The role of each parameter for the optimiser; without matrices, Muon refuses the network."""
+        return alike(params, Role())
+
+    def __call__(
+        self,
+        levels: Int[Array, "batch tokens"],
+        condition: Float[Array, "batch size"] | None = None,
+        keys: Keys = None,
+    ) -> Float[Array, "batch tokens vocab_size"]:
+        """The logits, with dropout if there are `keys`."""
+        raise NotImplementedError
+
+    def nothing(self, batch: int) -> PyTree:
+        """What is kept before the first `step`."""
+        raise NotImplementedError
+
+    def step(
+        self,
+        level: Int[Array, "batch"],
+        kept: PyTree,
+        at: Int[Array, ""],
+        condition: Float[Array, "batch size"] | None = None,
+    ) -> tuple[Float[Array, "batch vocab_size"], PyTree]:
+        """The logits of the value `at`, and what is kept for the next step.
+
+        Args:
+          level: level of the value before `at`; arbitrary if `at` is 0.
+          kept: what the earlier steps kept.
+        """
+        raise NotImplementedError
+
+
+class CausalTransformer(Causal):
+    """A causal transformer over the values of an image, with dropout of each layer's two residual branches.
+    The logits are initialised to zero.
+
+    Attributes:
       depth: number of layers.
       width: number of channels of a layer.
       dropout: share of a layer's activations that is dropped.
@@ -121,9 +176,6 @@ class Causal(nn.Module, Component):
       remat: what a layer keeps for its gradient: none, dots or block (layers.remat).
     """
 
-    tokens: int
-    vocab_size: int
-    unroll: bool
     depth: int = 4
     width: int = 64
     dropout: float = 0.1
@@ -137,7 +189,6 @@ class Causal(nn.Module, Component):
         choose("remat", self.remat, REMAT)
 
     def roles(self, params: PyTree) -> PyTree[Role]:
-        """The role of each parameter for the optimiser."""
         return matrices_of_loops(params, "layers")
 
     def setup(self):
@@ -151,13 +202,7 @@ class Causal(nn.Module, Component):
         self.norm = nn.LayerNorm(dtype=jnp.float32)
         self.logits = nn.Dense(self.vocab_size, kernel_init=ZEROS)
 
-    def __call__(
-        self,
-        levels: Int[Array, "batch tokens"],
-        condition: Float[Array, "batch size"] | None = None,
-        keys: Keys = None,
-    ) -> Float[Array, "batch tokens vocab_size"]:
-        """The logits, with dropout if there are `keys`."""
+    def __call__(self, levels, condition=None, keys=None):
         before = jnp.pad(self._embed(levels[:, :-1]), ((0, 0), (1, 0), (0, 0)))
         return self._read(before + self.position, condition, keys=keys)[0]
 
@@ -166,19 +211,8 @@ class Causal(nn.Module, Component):
         shape = (self.depth, 2, batch, self.heads, self.tokens, self.width // self.heads)
         return jnp.zeros(shape, self.dtype)
 
-    def step(
-        self,
-        level: Int[Array, "batch"],
-        kept: Array,
-        at: Int[Array, ""],
-        condition: Float[Array, "batch size"] | None = None,
-    ) -> tuple[Float[Array, "batch vocab_size"], Array]:
-        """The logits of the token `at`, and `kept` with this token's key and value.
-
-        Args:
-          level: level of the token before `at`; arbitrary if `at` is 0.
-          kept: keys and values from the earlier steps.
-        """
+    def step(self, level, kept, at, condition=None):
+        """`kept` are the keys and values of the tokens before `at`."""
         before = jnp.where(at == 0, 0.0, self._embed(level))
         logits, own = self._read((before + self.position[at])[:, None], condition, kept, at)
         return logits[:, 0], jax.lax.dynamic_update_slice_in_dim(kept, own, at, axis=4)
@@ -186,8 +220,7 @@ class Causal(nn.Module, Component):
     def _embed(self, levels):
         """Maps […] to […, width]: the sum of an embedding of the level and, so that near levels are similar,
         an embedding of its value in [−1, 1]."""
-        place = (2.0 * levels[..., None].astype(jnp.float32) + 1.0) / self.vocab_size - 1.0
-        return self.level(levels) + self.value(place)
+        return self.level(levels) + self.value(scaled(levels[..., None], self.vocab_size))
 
     def _read(self, h, condition, kept=None, at=None, keys=None):
         if condition is not None:

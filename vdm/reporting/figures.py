@@ -61,10 +61,13 @@ def limit_y(axes: "Axes", curves: Sequence[Sequence[float]]) -> None:
 
 
 def plain_ticks(axis: "Axis") -> None:
-    """Shows plain numbers on a logarithmic axis."""
+    """Shows plain numbers on a logarithmic axis: 1, 2 and 5 of each decade, or only 1 if there are many
+    decades. To be called after plotting."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=10))
+    low, high = axis.axes.get_xlim() if axis is axis.axes.xaxis else axis.axes.get_ylim()
+    subs = (1.0, 2.0, 5.0) if high < 300.0 * low else (1.0,)
+    axis.set_major_locator(LogLocator(subs=subs, numticks=10))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 

@@ -94,6 +94,15 @@ def of_grid(values: Float[np.ndarray, "seeds images"]) -> tuple[float, float, fl
     return mean, math.sqrt(variance), variance**2 / spread if spread else math.inf
 
 
+def paired(
+    ours: Mapping[int, Float[np.ndarray, "images"]], others: Mapping[int, Float[np.ndarray, "images"]]
+) -> tuple[float, float]:
+    """The mean difference of {seed: bits/dim of each image}, over the seeds that both have, and its standard
+    error (`of_grid`); NaN if they have none in common."""
+    pairs = [values - others[seed] for seed, values in ours.items() if seed in others]
+    return of_grid(np.stack(pairs))[:2] if pairs else (math.nan, math.nan)
+
+
 def between(ours: Sequence[Record], others: Sequence[Record]) -> Difference:
     """The difference of a variant from another, over the seeds that both have; two single runs are compared
     whatever their seeds are."""

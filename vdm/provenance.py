@@ -5,8 +5,10 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
+import re
 import subprocess
 import sys
 from typing import Any
@@ -51,7 +53,18 @@ def of_machine() -> dict[str, Any]:
     """Versions and devices."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     kind = f"{devices.count()} × {jax.devices()[0].device_kind}"
-    return {"python": platform.python_version(), "platform": sys.platform, **versions, "devices": kind}
+    found = {"python": platform.python_version(), "platform": sys.platform, **versions, "devices": kind}
+    return found | {"processor": processor()}
+
+
+def processor() -> str:
+    """The name of the processor, and the number of its cores that this process may use."""
+    try:
+        names = re.findall(r"model name\s*: (.+)", pathlib.Path("/proc/cpuinfo").read_text())
+    except OSError:  # not on Linux
+        names = []
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {len(os.sched_getaffinity(0)) if sys.platform == 'linux' else os.cpu_count()} cores"
 
 
 def of_checkout(package: pathlib.Path) -> dict[str, Any]:

@@ -45,6 +45,23 @@ def test_the_folder_is_what_hubs_expect(run):
         assert text in card, card
 
 
+def test_the_card_has_the_command_without_the_paths_of_a_machine(tmp_path):
+    assert exporting.started(tmp_path) == ""  # a run without a record
+    flags = [
+        "--config=configs/digits.py",
+        "--workdir=/w",
+        "--config.data.data_dir=/d",
+        "--config.data.name=a b",
+    ]
+    first = {"command": ["/here/vdm/main.py", *flags], "devices": "1 × cpu", "processor": "P, 2 cores"}
+    (tmp_path / "provenance.json").write_text(json.dumps([first, {"command": ["resumed"]}]))
+    command, devices = exporting.started(tmp_path).splitlines()
+    assert command == "| command | `python -m vdm.main --config=configs/digits.py '--config.data.name=a b'` |"
+    assert devices == "| devices | 1 × cpu, P, 2 cores |"
+    (tmp_path / "provenance.json").write_text(json.dumps([first | {"command": ["a_script.py"]}]))
+    assert exporting.started(tmp_path) == f"{devices}\n"
+
+
 @pytest.mark.slow
 def test_imported_it_evaluates_to_the_same_bits(run, tmp_path):
     _, workdir, folder = run

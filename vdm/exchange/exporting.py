@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 import json
 import pathlib
+import shlex
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 import vdm
-from vdm import run as run_lib
+from vdm import provenance, run as run_lib
 from vdm.data import fingerprint
 from vdm.exchange import weights
 from vdm.reporting.metrics import read_metrics
@@ -34,7 +35,7 @@ tags:
 | training split | {train} (fingerprint of 256 of them, evenly spaced) |
 | test split | {test} (fingerprint of 256 of them, evenly spaced) |
 | training | {steps:,} steps of {batch} images, seed {seed}{seconds} |
-| written by | vdm {version} |
+{started}| written by | vdm {version} |
 
 To evaluate, sample or train on:
 
@@ -45,6 +46,8 @@ To evaluate, sample or train on:
 Sampling needs no images. Evaluation and training do: images that are not built in need
 `--config.data.data_dir=PATH` with the first command.
 """
+
+HERE = ("--workdir", "--config.data.data_dir")  # flags whose values exist only on this machine
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, target: str) -> None:
@@ -85,8 +88,21 @@ def card(config: ConfigDict, workdir: pathlib.Path, of: Run, known: Mapping[str,
         batch=config.train.batch_size,
         seed=config.seed,
         seconds=seconds,
+        started=started(workdir),
         version=vdm.__version__,
     )
+
+
+def started(workdir: pathlib.Path) -> str:
+    """The rows with the command that started the run, without paths of this machine, and with its devices."""
+    entries = provenance.read(workdir)
+    if not entries:
+        return ""
+    first, program = entries[0], pathlib.Path(str(entries[0]["command"][0])).parts[-2:]
+    flags = [flag for flag in first["command"][1:] if not flag.startswith(HERE)]
+    rows = {"command": f"`python -m vdm.main {shlex.join(flags)}`"} if program == ("vdm", "main.py") else {}
+    rows["devices"] = ", ".join(filter(None, [first.get("devices", "not known"), first.get("processor")]))
+    return "".join(f"| {name} | {text} |\n" for name, text in rows.items())
 
 
 def _evaluated(workdir: pathlib.Path, step: int) -> dict[str, Any]:

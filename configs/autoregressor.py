@@ -2,9 +2,11 @@
 
   python -m vdm.main --config=configs/autoregressor.py --workdir=/tmp/autoregressor
 
-Training takes a few minutes on a laptop. For MNIST, with 784 values of 256 levels, use a GPU:
+Training takes a few minutes on a laptop. The cost of the transformer grows with the square of the number of
+values; for larger images use a PixelCNN:
 
   python -m vdm.main --config=configs/autoregressor.py --workdir=/tmp/autoregressor_mnist \\
+      --config.model.net.name=pixelcnn \\
       --config.data.name=mnist \\
       --config.data.data_dir=$HOME/tensorflow_datasets --config.train.steps=20000
 """

@@ -90,19 +90,19 @@ def costs(numbers: Mapping[str, Mapping[int, Estimates]]) -> str:
 
     def difference(ours, others):
         mean, error = differences.paired(ours, others)
-        return f"{mean:+.4f} ± {fixed(error)}" if ours is not others and np.isfinite(mean) else "–"
+        return f"{mean:+.4f} ± {fixed(error)}" if np.isfinite(mean) else "–"
 
     infinite = name_of(0)
-    all_infinite = bits(numbers.get(infinite, {}), 0)
+    baseline = bits(numbers.get(infinite, {}), 0)
     cells = []
     for variant, seeds in numbers.items():
-        own = all_infinite if variant == infinite else bits(seeds, 0)
+        own = bits(seeds, 0)
         of_depths = [difference(bits(seeds, t), own) for t in EVALUATED if t]
-        cells.append([variant, *of_depths, difference(own, all_infinite)])
+        cells.append([variant, *of_depths, "–" if variant == infinite else difference(own, baseline)])
     header = [
         "trained with",
         *(f"evaluated with {name_of(t)}" for t in EVALUATED if t),
-        f"evaluated with {infinite}, less trained with {infinite}",
+        f"evaluated with {infinite}: minus the model trained with {infinite}",
     ]
     note = f"""Differences in bits/dim, paired by seed and image; ± counts which seeds and which images were
 drawn. "Evaluated with T" is the difference of the same runs from their evaluation with {infinite}."""

@@ -25,6 +25,15 @@ TRANSFORMER = {
     "layers/modulation/kernel": ((1,), (3,)),  # six matrices per layer
 }
 MLP = {f"layers/{name}/kernel": STACKED for name in ("embed", "first", "second")}
+PIXELCNN = {
+    f"{stack}_{layer}/{name}/kernel": axes
+    for layer in (0, 1)
+    for stack, name, axes in [
+        *(("above", f"Conv_{i}", ((0, 1, 2), (3,))) for i in (0, 1)),
+        *(("before", name, LONE) for name in ("mix", "out")),
+    ]
+}
+SMALL_PIXELCNN = {"model__net__name": "pixelcnn", "model__net__depth": 2}
 CAUSAL = {f"layers/{name}/kernel": STACKED for name in ("qkv", "out", "Dense_0", "Dense_1")}
 
 
@@ -59,6 +68,7 @@ MATRICES = {
     "transformer": ({}, TRANSFORMER),
     "mlp": ({"model__net__name": "mlp"}, MLP),
     "autoregressor": ({"file": "configs/autoregressor.py"}, CAUSAL),
+    "pixelcnn": ({"file": "configs/autoregressor.py", **SMALL_PIXELCNN}, PIXELCNN),
     "latent": ({"file": "configs/latent.py"}, MLP),
     "naive": ({"file": "configs/naive.py"}, TRANSFORMER),
     "unet": (SMALL_UNET, UNET),

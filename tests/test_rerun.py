@@ -86,11 +86,14 @@ def test_a_start_says_commit_change_versions_devices_and_command(tmp_path, monke
     first, second = provenance.read(workdir)
     assert (first["step"], second["step"]) == (0, 5) and first["command"] == ["vdm.main", "--workdir=W"]
     assert first["changed"] == [" M vdm/__init__.py"] and first["commit"] == clean["commit"]
-    assert {"python", "jax", "devices", "time"} <= set(first)
+    assert {"python", "jax", "devices", "processor", "cores", "time"} <= set(first)
     git("checkout", "-q", ".")
     git("apply", str(workdir / first["patch"]))
     assert (package / "__init__.py").read_text() == "one = 2\n"
 
+    older = {name: value for name, value in first.items() if name != "processor"}
+    assert provenance.differences(second | {"processor": "other"}, older) == []
+    assert len(provenance.differences(second | {"processor": "other"}, first)) == 1
     found = provenance.differences(second | {"jax": "9"}, first)
     assert found == [f"jax was {first['jax']!r}, is '9'"]
     (workdir / "provenance.json").write_text("{")

@@ -5,10 +5,8 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
-import os
 import pathlib
 import platform
-import re
 import subprocess
 import sys
 from typing import Any
@@ -16,7 +14,7 @@ from typing import Any
 import jax
 
 import vdm
-from vdm.runtime import devices
+from vdm.runtime import devices, processor
 from vdm.runtime.atomic import atomic_path, write_text
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "ml-collections")
@@ -53,18 +51,8 @@ def of_machine() -> dict[str, Any]:
     """Versions and devices."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     kind = f"{devices.count()} × {jax.devices()[0].device_kind}"
-    found = {"python": platform.python_version(), "platform": sys.platform, **versions, "devices": kind}
-    return found | {"processor": processor()}
-
-
-def processor() -> str:
-    """The name of the processor, and the number of its cores that this process may use."""
-    try:
-        names = re.findall(r"model name\s*: (.+)", pathlib.Path("/proc/cpuinfo").read_text())
-    except OSError:  # not on Linux
-        names = []
-    name = names[0] if names else platform.processor() or platform.machine()
-    return f"{name}, {len(os.sched_getaffinity(0)) if sys.platform == 'linux' else os.cpu_count()} cores"
+    here = {"devices": kind, "processor": processor.name(), "cores": len(processor.cores())}
+    return {"python": platform.python_version(), "platform": sys.platform, **versions, **here}
 
 
 def of_checkout(package: pathlib.Path) -> dict[str, Any]:
@@ -88,6 +76,7 @@ def of_checkout(package: pathlib.Path) -> dict[str, Any]:
 
 def differences(ours: dict[str, Any], others: dict[str, Any]) -> list[str]:
     """The differences between two entries that may change a bit, in words."""
-    names = ("vdm", "commit", "changed", "diff", "python", "platform", *PACKAGES, "devices")
+    names = ("vdm", "commit", "changed", "diff", "python", "platform", *PACKAGES, "devices", "processor")
     of = [(name, others.get(name), ours.get(name)) for name in names]
+    of = [one for one in of if one[0] != "processor" or None not in one]  # older entries lack it
     return [f"{name} was {old!r}, is {new!r}" for name, old, new in of if old != new]

@@ -75,7 +75,7 @@ def test_probabilities_sum_to_one(net, shape):
     assert np.exp(of_all).sum() == pytest.approx(1.0, abs=1e-5)
 
 
-def test_at_its_start_every_image_is_as_likely():
+def test_at_the_start_of_a_transformer_every_image_is_as_likely():
     found, _ = made((2, 2, 1))
     given = batch(every((2, 2, 1)))
     params = jax.jit(found.init)(jax.random.key(0), given)

@@ -47,19 +47,22 @@ def test_the_folder_is_what_hubs_expect(run):
 
 def test_the_card_has_the_command_without_the_paths_of_a_machine(tmp_path):
     assert exporting.started(tmp_path) == ""  # a run without a record
-    flags = [
-        "--config=configs/digits.py",
-        "--workdir=/w",
-        "--config.data.data_dir=/d",
-        "--config.data.name=a b",
-    ]
-    first = {"command": ["/here/vdm/main.py", *flags], "devices": "1 × cpu", "processor": "P, 2 cores"}
-    (tmp_path / "provenance.json").write_text(json.dumps([first, {"command": ["resumed"]}]))
-    command, devices = exporting.started(tmp_path).splitlines()
-    assert command == "| command | `python -m vdm.main --config=configs/digits.py '--config.data.name=a b'` |"
-    assert devices == "| devices | 1 × cpu, P, 2 cores |"
-    (tmp_path / "provenance.json").write_text(json.dumps([first | {"command": ["a_script.py"]}]))
-    assert exporting.started(tmp_path) == f"{devices}\n"
+    paths = ["--workdir", "/w", "--config.data.data_dir=/d", "--config.data.data_dir", "/d", "--cache=/c"]
+    about = {"devices": "1 × cpu", "processor": "P avx2", "cores": 2}
+
+    def rows(*command):
+        entries = [{"command": list(command)} | about, {"command": ["resumed"]}]
+        (tmp_path / "provenance.json").write_text(json.dumps(entries))
+        return exporting.started(tmp_path).splitlines()
+
+    devices = "| devices | 1 × cpu, P avx2, 2 cores |"
+    line = "python -m vdm.main --config=configs/digits.py '--config.data.name=a b'"
+    given = ["--config=configs/digits.py", *paths, "--config.data.name", "a b"]
+    assert rows("/here/vdm/main.py", *given) == [f"| command | `{line}` |", devices]
+    assert (
+        rows("main.py", "--config=/here/mine.py")[0] == "| command | `python -m vdm.main --config=mine.py` |"
+    )
+    assert rows("a_script.py") == [devices]
 
 
 @pytest.mark.slow

@@ -114,8 +114,9 @@ def test_latex_escapes_what_it_reads_otherwise():
 
 def test_differences_are_paired_by_seed_and_image():
     rng = np.random.default_rng(0)
-    images, seeds = rng.normal(size=40), rng.normal(size=3)
-    ours = {seed: images + seeds[seed] + 0.5 for seed in (2, 1)}
+    images, seeds, rest = rng.normal(size=40), rng.normal(size=3), rng.normal(0.5, 0.1, (3, 40))
+    ours = {seed: images + seeds[seed] + rest[seed] for seed in (2, 1)}
     others = {seed: images + seeds[seed] for seed in (0, 1, 2)}
-    assert differences.paired(ours, others) == (pytest.approx(0.5), pytest.approx(0.0, abs=1e-12))
+    want = differences.of_grid(rest[[2, 1]])[:2]
+    assert differences.paired(ours, others) == pytest.approx(want) and 0.0 < want[1] < 0.1
     assert np.isnan(differences.paired(ours, {})).all()

@@ -67,11 +67,12 @@ def check_lower_halves(run):
 
 @pytest.mark.parametrize("name, shape, levels", [("digits", (8, 8, 1), 17), ("cifar10", (32, 32, 3), 256)])
 def test_every_rung_is_a_model(name, shape, levels):
-    built = {}
+    built, configs = {}, {}
     for variant, fields in ladder.grid(make_config({"data.name": name})).items():
         fields = dict(fields)
         raw = config_lib.load(str(ROOT / fields.pop("config")))
         config = commandline.apply(raw, [f"--config.{name}={value}" for name, value in fields.items()])
+        configs[variant] = config
         built[variant] = run_lib.build_model(config, Spec(shape, levels, 10))
     assert len(built) == 11 and len({str(one) for one in built.values()}) == 11
     assert type(built["VDM_encoder_learned"].encoder).__name__ == "Learned"
@@ -79,4 +80,11 @@ def test_every_rung_is_a_model(name, shape, levels):
     assert not built["MHVAE_I+II+III"].learned_prior and built["MHVAE_I+II"].learned_prior
     networks = [type(built[name].net).__name__ for name in ("naive", "autoregressor", "VDM")]
     photographs = ["Pyramid", "PixelCNN", "Pyramid"]
+    of_vectors = [name for name in built if name.startswith("MHVAE") or name in ("VAE", "latent_VDM")]
+    widths = {(configs[name].model.net.width, configs[name].train.batch_size) for name in of_vectors}
+    assert widths == {(512, 64) if levels == 256 else (256, 128)} and len(of_vectors) == 6
     assert networks == (photographs if levels == 256 else ["Transformer", "CausalTransformer", "Transformer"])
+
+
+def test_mnist_has_the_rungs_of_the_digits():
+    assert ladder.grid(make_config({"data.name": "mnist"})) == ladder.grid(make_config())

@@ -54,7 +54,7 @@ class Autoregressor(Model):
         return self.condition == "label"
 
     def init(self, key, batch):
-        """{"net": …}: initial parameters, under which all images are equally likely."""
+        """{"net": …}: initial parameters."""
         levels = jnp.zeros((1, math.prod(self.shape)), jnp.int32)
         condition = self._condition_of({name: value[:1] for name, value in batch.items()})
         return {"net": self.net.init(key, levels, condition)}
@@ -74,7 +74,7 @@ class Autoregressor(Model):
         """Samples, drawn value by value. Each step computes the logits of one value, with what the network
         keeps of earlier steps."""
         condition, keys = self._condition_of(batch), rng.keys(randomness.DECODE)
-        # If unrolled, XLA would copy the cached keys and values of every layer in each step.
+        # If the layers of a transformer are unrolled, XLA copies all cached keys and values in each step.
         net = self.net.clone(unroll=False)
 
         def draw(carry, at):

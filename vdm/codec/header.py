@@ -3,8 +3,6 @@
 import hashlib
 import importlib.metadata
 import json
-import pathlib
-import platform
 from typing import Any
 
 import jax
@@ -14,6 +12,7 @@ import numpy as np
 import vdm
 from vdm.errors import require
 from vdm.run import Run
+from vdm.runtime import processor
 
 # Fields of config.model that do not change the model's distributions.
 OTHER = ("sampler", "sample_steps", "guidance")
@@ -64,7 +63,7 @@ def check(header: Any, lanes: int, run: Run, path: str) -> None:
 def made_by() -> dict[str, str]:
     """The versions and the device, on which the last digits of a network's output may depend."""
     device = jax.devices()[0]
-    kind = _processor() if device.platform == "cpu" else device.device_kind
+    kind = processor.name() if device.platform == "cpu" else device.device_kind
     versions = {name: importlib.metadata.version(name) for name in ("jax", "constriction")}
     return {"vdm": vdm.__version__, **versions, "device": kind}
 
@@ -87,16 +86,3 @@ def fingerprint(config: ConfigDict, run: Run) -> str:
         found.update(f"{jax.tree_util.keystr(path)} {value.dtype} {value.shape}".encode())
         found.update(value.tobytes())
     return found.hexdigest()[:16]
-
-
-def _processor() -> str:
-    """The processor, and the instruction sets that XLA uses."""
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    known = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
-    known = {name.strip(): value.strip() for name, value in known.items()}
-    flags = known.get("flags", known.get("Features", "")).split()
-    used = [flag for flag in ("avx2", "fma", "avx512f", "avx512_bf16", "amx_tile") if flag in flags]
-    return " ".join([known.get("model name", platform.machine()), *used])

@@ -10,7 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 import vdm
-from vdm import provenance, run as run_lib
+from vdm import commandline, provenance, run as run_lib
 from vdm.data import fingerprint
 from vdm.exchange import weights
 from vdm.reporting.metrics import read_metrics
@@ -46,8 +46,6 @@ To evaluate, sample or train on:
 Sampling needs no images. Evaluation and training do: images that are not built in need
 `--config.data.data_dir=PATH` with the first command.
 """
-
-HERE = ("--workdir", "--config.data.data_dir")  # flags whose values exist only on this machine
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, target: str) -> None:
@@ -94,14 +92,20 @@ def card(config: ConfigDict, workdir: pathlib.Path, of: Run, known: Mapping[str,
 
 
 def started(workdir: pathlib.Path) -> str:
-    """The rows with the command that started the run, without paths of this machine, and with its devices."""
+    """The rows with the config of the command that started the run, and with the devices; "" if no record was
+    kept. Other flags and the paths of this machine are left out."""
     entries = provenance.read(workdir)
     if not entries:
         return ""
-    first, program = entries[0], pathlib.Path(str(entries[0]["command"][0])).parts[-2:]
-    flags = [flag for flag in first["command"][1:] if not flag.startswith(HERE)]
-    rows = {"command": f"`python -m vdm.main {shlex.join(flags)}`"} if program == ("vdm", "main.py") else {}
-    rows["devices"] = ", ".join(filter(None, [first.get("devices", "not known"), first.get("processor")]))
+    first, rows = entries[0], {}
+    given = commandline.split(first["command"])
+    if given.file:
+        file = pathlib.Path(given.file)
+        flags = [f"--config={file.name if file.is_absolute() else file}"]
+        flags += [arg for arg in given.args if "data.data_dir" not in commandline.fields_of([arg])]
+        rows["command"] = f"`python -m vdm.main {shlex.join(flags)}`"
+    cores = f"{first['cores']} cores" if first.get("cores") else ""
+    rows["devices"] = ", ".join(filter(None, [first.get("devices"), first.get("processor"), cores]))
     return "".join(f"| {name} | {text} |\n" for name, text in rows.items())
 
 

@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 import warnings
 
 from vdm.errors import UserError, one_line
+from vdm.runtime import processor
 from vdm.runtime.stop import QUEUE_AGAIN
 
 if TYPE_CHECKING:  # a job imports this module, and does not need JAX
@@ -49,7 +50,7 @@ def shares(count: int) -> list[Slot]:
     """Slots for `count` concurrent processes, each with its share of the cores of this machine: two processes
     with one core each are faster than two that compete for both. If there are too few cores, all slots share
     all cores."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    cores = processor.cores()
     share = len(cores) // count
     if count == 1 or not share:
         return [ANYWHERE] * count

@@ -36,10 +36,11 @@ def test_the_digits():
 
 
 @pytest.mark.skipif(not IMAGES.exists(), reason="CIFAR-10 is not prepared here: set VDM_TFDS to its data_dir")
-def test_photographs():
+@pytest.mark.parametrize("name", ["cifar10", "cifar10_hour"])
+def test_photographs(name):
     """On 16 of the images, within the error of such a small sample."""
-    bpd, se, count, _ = card("cifar10")
-    model = vdm.load(ROOT / "weights" / "cifar10", data__data_dir=str(IMAGES))
+    bpd, se, count, _ = card(name)
+    model = vdm.load(ROOT / "weights" / name, data__data_dir=str(IMAGES))
     test = source.load(model.config.data).test
     if test.size != count:
         pytest.skip("the card is for another part of CIFAR-10")

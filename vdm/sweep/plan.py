@@ -70,12 +70,6 @@ def make_trials(
     configs: dict[str, ConfigDict] = {}
     require("seed" not in given, "--config.seed is set, but the study sets the seeds; give --seeds=NUMBER.")
     variants = grid(commandline.apply(load(file), [*usual, *args]))
-    own = {fields.get("config", file) for fields in variants.values()}
-    require(
-        resolved(file) in map(resolved, own),
-        f"--config is {file!r}, but this study uses its own configs: {', '.join(sorted(own))}; leave it "
-        "out, and set fields by --config.FIELD=VALUE.",
-    )
     for seed, (variant, fields) in itertools.product(range(seeds), variants.items()):
         own_file = fields.get("config", file)
         fields = {name: value for name, value in fields.items() if name != "config"}
@@ -103,6 +97,16 @@ def make_trials(
         folder = workdir / f"{variant}-{seed}"
         trials.append(Trial(variant, folder, config, command(own_file, folder, all_args)))
     return trials
+
+
+def check_file(variants: Mapping[str, Mapping[str, Any]], file: str) -> None:
+    """Raises UserError if no variant of a study uses this config file."""
+    own = {str(fields.get("config", file)) for fields in variants.values()}
+    require(
+        resolved(file) in map(resolved, own),
+        f"--config is {file!r}, but this study uses its own configs: {', '.join(sorted(own))}; leave it "
+        "out, and set fields by --config.FIELD=VALUE.",
+    )
 
 
 def often(config: ConfigDict, given: Collection[str]) -> dict[str, int]:

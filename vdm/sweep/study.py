@@ -227,6 +227,7 @@ def study(
     base = commandline.apply(config_lib.load(file), [*usual, *args])
     if saved:
         saved_lib.check_base(workdir, saved, base)
+    plan.check_file(grid(base), file)
     every = list(grid(base))
     for name in FLAGS.only:
         one_of("--only", name, every)

@@ -139,6 +139,13 @@ def test_only_what_is_asked_for_is_timed(tmp_path, asked):
     assert "--config.train.eval_every=7" in out and out.count("eval_every") == 2
 
 
+def test_the_chosen_variants_need_not_use_the_base_config(tmp_path, asked):
+    grid = {"plain": {}, "other": {"config": "configs/vae.py"}}
+    code, out, err = study_here(tmp_path, grid, *DRY, "--only=other")
+    assert code == 0 and asked == ["other"], err
+    assert steps_of(out).keys() == {"other-0", "other-1"}
+
+
 @pytest.mark.parametrize(
     "flags, text",
     [

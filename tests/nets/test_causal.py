@@ -77,6 +77,17 @@ def test_step_after_step_it_is_the_same_network(kind, shape, classes, dtype, err
         np.testing.assert_allclose(logits, want[:, at], atol=error * np.abs(want).max())
 
 
+def test_dropout_of_a_pixelcnn():
+    """Each image has its own, from its key."""
+    net, params = made((2, 3, 2), kind=PixelCNN)
+    levels = np.zeros((2, 12), int)
+    apply = jax.jit(net.apply)
+    one, other = (apply(params, levels, None, jax.random.split(jax.random.key(n), 2)) for n in (0, 1))
+    assert np.abs(one - other).max(axis=(1, 2)).min() > 0.01 and np.abs(one[0] - one[1]).max() > 0.01
+    whole = apply(params, levels)
+    np.testing.assert_array_equal(whole[0], whole[1])
+
+
 def test_unrolled_is_the_same_function():
     """Outputs and gradients are those of a loop over rematerialised blocks."""
     net, params = made((2, 2, 1))

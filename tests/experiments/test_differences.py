@@ -104,7 +104,9 @@ def test_without_images_runs_are_paired_seed_by_seed(tmp_path):
     found = differences.between(runs[1], runs[0])
     assert (found.how, found.freedom) == ("seeds", 2.0)
     np.testing.assert_allclose([found.mean, found.se], [drops.mean(), stats.sem(drops)])
-    assert math.isnan(differences.between(runs[1], []).mean)
+    none = differences.between(runs[1], [])
+    assert math.isnan(none.mean) and none.how == "not evaluated"
+    assert differences.between(runs[1][:2], runs[0][2:]).how == "no common seed"
 
 
 def test_latex_escapes_what_it_reads_otherwise():

@@ -31,6 +31,7 @@ HOW = {
     "seeds": "paired by seed, as a run has no eval_images.csv; the error counts which seeds were drawn",
     "unpaired": "of single runs, of which one has no eval_images.csv; the error counts which images were "
     "drawn as if the two runs had different images, so that the interval is too wide",
+    "not evaluated": "not taken, as no run of one of the two variants has been evaluated yet",
     "no common seed": "not taken, as the two variants have no seed in common",
     "other data": "not taken, as the two variants were evaluated on different images",
 }
@@ -111,8 +112,13 @@ def between(ours: Sequence[Record], others: Sequence[Record]) -> Difference:
     pairs = [(one, by_seed[one.config.seed]) for one in ours if one.config.seed in by_seed]
     if len(ours) == len(others) == 1:
         pairs = [(ours[0], others[0])]
-    if not pairs or not all(same_images(one, other) for one, other in pairs):
-        return Difference(math.nan, math.nan, 0.0, len(pairs), "other data" if pairs else "no common seed")
+    none = Difference(math.nan, math.nan, 0.0, len(pairs), "no common seed")
+    if not ours or not others:
+        return dataclasses.replace(none, how="not evaluated")
+    if not all(same_images(one, other) for one, other in pairs):
+        return dataclasses.replace(none, how="other data")
+    if not pairs:
+        return none
     rows = [_by_image(one, other) for one, other in pairs]
     whole = [row for row in rows if row is not None]
     if len(whole) == len(rows) and len({len(row) for row in whole}) == 1:

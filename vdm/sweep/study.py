@@ -300,14 +300,16 @@ def run_missing(
     missing: Sequence[plan.Trial], done: int, total: int, workdir: pathlib.Path
 ) -> dict[pathlib.Path, str]:
     """Runs the missing trials, here or on a cluster; returns {folder: reason} of those that failed."""
+    names = ", ".join(dict.fromkeys(trial.variant for trial in missing))
+    print(f"{done} of {total} runs have finished; {len(missing)} to run{names and f': {names}'}", flush=True)
+    if not missing:
+        return {}
     start: pool.Start = jobs.start
     slots = [jobs.Slot(gpu) for gpu in FLAGS.gpus] or jobs.shares(FLAGS.jobs)
     if FLAGS.cluster:
         executor = cluster.make_executor(FLAGS.cluster, workdir / "submitit", FLAGS.cluster_options)
         start, slots = lambda trials, _: cluster.submit(executor, trials), [jobs.ANYWHERE] * len(missing)
-    names = ", ".join(dict.fromkeys(trial.variant for trial in missing))
-    print(f"{done} of {total} runs have finished; {len(missing)} to run{names and f': {names}'}", flush=True)
-    return pool.run_all(missing, start, slots) if missing else {}
+    return pool.run_all(missing, start, slots)
 
 
 def dry_run(missing: Sequence[plan.Trial], workdir: pathlib.Path) -> str:

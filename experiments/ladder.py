@@ -91,7 +91,7 @@ def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
         "model.schedule.gamma_min": -5.0,  # chosen among −4, −5 and −9, on held-out training images
     }
     if config.data.name not in DIGITS:
-        # Exact likelihoods need one pass; the second shows that it is exact.
+        # An exact likelihood needs one pass; a second pass shows that it has no noise.
         alike = {
             "config": PHOTOGRAPHS,
             "objective.name": "elbo",

@@ -227,8 +227,9 @@ def study(
     base = commandline.apply(config_lib.load(file), [*usual, *args])
     if saved:
         saved_lib.check_base(workdir, saved, base)
-    plan.check_file(grid(base), file)
-    every = list(grid(base))
+    described = grid(base)
+    plan.check_file(described, file)
+    every = list(described)
     for name in FLAGS.only:
         one_of("--only", name, every)
     baseline = FLAGS.baseline or (saved.baseline if saved else None)

@@ -2,7 +2,7 @@
 # make cifar        train, evaluate and draw a VDM on CIFAR-10, prepared in DATA (docs/guide/data.md)
 # make check        the tests that a change needs most, under 90 seconds
 # make test         the tests, except those of the next two
-# make slow         the tests of more than ten seconds each
+# make slow         the longest tests
 # make soak         whole runs that are stopped, killed, short of room, in many processes, under Slurm
 # make gpu          what the GPU of this machine does, in runs/gpu/report.md, within nine minutes: make gpu DATA=…
 # make lint         ruff (lint and format), mypy, and the order of imports

@@ -83,6 +83,11 @@ def make_config(fields=None, file=None):
     return commandline.apply(raw, [f"--config.{name}={value}" for name, value in (fields or {}).items()])
 
 
+def slow(*values):
+    """A test's parameters with which it is slow."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @contextlib.contextmanager
 def few_devices(count=1):
     """Shows JAX only the first `count` devices: a program for one compiles in a fraction of the time."""

@@ -77,6 +77,7 @@ assert made.model.sample(params, rng, batch).shape == (2, 8, 8, 1)
 """
 
 
+@pytest.mark.slow
 def test_the_core_works_without_any_method(tmp_path):
     """A VDM is built, verified, evaluated and sampled where no method can be imported."""
     names = {f"vdm.methods.{name}" for name in METHODS}

@@ -23,7 +23,13 @@ from vdm.runtime.randomness import Rng
 pytestmark = pytest.mark.usefixtures("single")
 
 FIELDS = {name.removeprefix("config."): value for name, value in TINY.items() if "config." in name}
-FIELDS |= {"train.steps": 4, "train.eval_every": 0, "train.sample_every": 0, "train.checkpoint_every": 2}
+FIELDS |= {
+    "train.steps": 4,
+    "train.eval_every": 0,
+    "train.sample_every": 0,
+    "train.checkpoint_every": 2,
+    "train.log_every": 2,
+}
 FIELDS |= {"model.schedule.name": "cosine", "eval.passes": 4}
 
 
@@ -202,6 +208,7 @@ def test_a_field_of_the_config_is_set_as_it_is_loaded(workdir, model):
         vdm.load(workdir, model__net__width=24)
 
 
+@pytest.mark.slow
 def test_a_model_without_gamma_says_so(digits):
     config = vdm.config_of({}, **{"model.name": "naive"})
     parts = run_lib.build(config)

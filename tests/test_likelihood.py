@@ -76,12 +76,13 @@ def values(report, name):
     return report.row(name).estimate.values["bpd"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "reading, low, high, estimators",
     [
-        pytest.param("x", -1.0, 1.0, "ode", marks=pytest.mark.slow),
+        ("x", -1.0, 1.0, "ode"),
         ("eps", 0.0, 1.0, ""),
-        pytest.param("v", 0.0, 3.0, "", marks=pytest.mark.slow),
+        ("v", 0.0, 3.0, ""),
     ],
 )
 def test_units_and_readings_change_nothing(reading, low, high, estimators):

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, PartitionSpec
 import numpy as np
 import pytest
 
-from conftest import few_devices, make_config
+from conftest import few_devices, make_config, slow
 from experiments.accelerators import programs
 from vdm import (
     objective as objective_lib,
@@ -140,7 +140,7 @@ def test_the_papers_model_lowers_for_accelerators(name, platform, monkeypatch):
     assert images_at_once(text) == {64 if name == "sampler" else 128}
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", [slow(name) if name == "step" else name for name in PROGRAMS])
 def test_on_a_cpu_it_is_the_other_form(name, monkeypatch):
     """Shows that the previous test would detect the form for a CPU."""
     text = lowered(name, "cpu", monkeypatch, paper())
@@ -148,6 +148,7 @@ def test_on_a_cpu_it_is_the_other_form(name, monkeypatch):
     assert OF_KERNEL not in text and images_at_once(text) == {1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_bfloat16_is_that_of_the_products(platform, monkeypatch):
     with programs.with_cudnn():

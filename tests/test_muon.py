@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from conftest import slow
 from optimizer_helpers import flat, model_of, random_like, section
 from vdm import optimizer as optimizer_lib
 from vdm.errors import UserError
@@ -131,7 +132,7 @@ def nearly_orthogonal(matrices):
     return left * s[:, None] @ right
 
 
-@pytest.mark.parametrize("fields", [{}, SMALL_UNET], ids=["transformer", "unet"])
+@pytest.mark.parametrize("fields", [{}, slow(SMALL_UNET)], ids=["transformer", "unet"])
 def test_muon_is_its_formula(fields):
     """Four steps with warm-up and decay, in float64: Nesterov momentum of 0.95, whatever b1 is, with both
     parts bias-corrected as in NAdam (Dozat 2016); Newton–Schulz; 0.2 √(the longer side) (Liu et al. 2025)."""
@@ -195,9 +196,7 @@ def test_muon_moves_what_is_no_matrix_as_nadam():
         np.testing.assert_allclose(flat(update)[path], expected, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize(
-    "fields", [{}, pytest.param(SMALL_UNET, marks=pytest.mark.slow)], ids=["transformer", "unet"]
-)
+@pytest.mark.parametrize("fields", [slow({}), slow(SMALL_UNET)], ids=["transformer", "unet"])
 def test_in_bfloat16_all_products_are_and_the_rest_is_as_before(fields):
     """Momentum, parameters and the updates of other parameters stay float32. A matrix's update has the
     direction and size of the float32 update, whose momentum is bias-corrected."""

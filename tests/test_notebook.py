@@ -5,6 +5,7 @@ import os
 
 import nbclient
 import nbformat
+import pytest
 
 from conftest import ROOT, xla_flags
 
@@ -46,6 +47,7 @@ def run(folder):
     return json.loads(notebook.cells[-1].outputs[0].text)
 
 
+@pytest.mark.slow
 def test_it_runs_and_its_results_are_right(tmp_path):
     found = run(tmp_path)
     assert found["samples"]["digits"][:5] == ["uint8", 8, 8, 8, 1] and found["samples"]["digits"][5] < 17

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from conftest import TINY, make_config, perturbed
+from conftest import TINY, make_config, perturbed, slow
 from vdm import component, objective as objective_lib, run as run_lib, step as step_lib, train
 from vdm.config import flat
 from vdm.contract import Draw
@@ -178,7 +178,7 @@ def one_step(config, parts, params, batch):
     return after, {name: float(value[0, 0]) for name, value in metrics.items()}
 
 
-@pytest.mark.parametrize("name", ["elbo", "weighted", pytest.param("least_variance", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["elbo", slow("weighted"), slow("least_variance")])
 def test_a_step_reports_the_elbo_and_beside_it_what_is_minimised(name):
     schedule = "learned_net" if name == "least_variance" else "cosine"
     config, parts = build(objective__name=name, model__schedule__name=schedule)

@@ -26,6 +26,7 @@ def bits(folder):
     return json.loads((folder / "eval.json").read_text())["bpd"]
 
 
+@pytest.mark.slow
 def test_an_export_is_imported_to_the_same_bits(saved):
     new = saved / "imported"
     assert cli(f"--workdir={new}", "--mode=import", f"--input={saved / 'export'}") == 0

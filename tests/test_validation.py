@@ -27,6 +27,7 @@ def workdir(single, tmp_path_factory):
     4 is the best, which is neither one of the two newest nor the best by the test images."""
     folder = tmp_path_factory.mktemp("run")
     changes = {"data.validation": 0.1, "train.checkpoint_every": 4, "train.sample_every": 0, "train.keep": 2}
+    changes["train.log_every"] = 4  # one length of a call, and so one program
 
     def made(*args):
         validate, below = make_validator(*args), iter((1.0, 0.0, 0.0))

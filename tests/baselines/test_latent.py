@@ -10,7 +10,7 @@ import pytest
 from scipy import special, stats
 
 from baseline_helpers import random_parameters
-from conftest import make_config
+from conftest import make_config, slow
 from vdm import run as run_lib
 from vdm.contract import Ability
 from vdm.data.dataset import Spec
@@ -97,7 +97,7 @@ def integrated(built, params, label):
     return log_q, log_p
 
 
-@pytest.mark.parametrize("condition", ["none", pytest.param("label", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("condition", ["none", slow("label")])
 def test_elbo_and_samples_against_quadrature(condition):
     """The bound has the mean −log p(x) + KL(q(z|x) ‖ p(z|x)) (lecture (9)). With labels, −log p(x, label),
     which is larger, takes the place of −log p(x), and samples follow p(x|label)."""
@@ -221,6 +221,7 @@ def test_guidance_goes_on_from_no_label_beyond_the_label():
     np.testing.assert_allclose(z_0(1.5, label), 2.5 * labelled - 1.5 * unlabelled, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_labels_are_dropped_in_training_alone():
     built, params = made(condition="label", drop_label=0.3)
     some, count = jnp.arange(1000) % CLASSES, 1000

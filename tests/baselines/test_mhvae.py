@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from baseline_helpers import assert_bounds_agree, bounds_of_grid, importance_bounds, random_parameters
-from conftest import make_config
+from conftest import make_config, slow
 from vdm import gaussian, run as run_lib
 from vdm.baselines import vae
 from vdm.data.dataset import Spec
@@ -93,10 +93,10 @@ def integrated(built, params):
 @pytest.mark.parametrize(
     "restrictions, steps",
     [
-        pytest.param("", 3, marks=pytest.mark.slow),
-        ("I", 2),
-        ("III", 2),
-        pytest.param("I,II", 3, marks=pytest.mark.slow),
+        slow("", 3),
+        slow("I", 2),
+        slow("III", 2),
+        slow("I,II", 3),
         ("I,II,III", 2),
     ],
 )
@@ -155,9 +155,7 @@ class Given:
         return getattr(self._rng, name)
 
 
-@pytest.mark.parametrize(
-    "schedule, steps", [pytest.param("learned_net", 5, marks=pytest.mark.slow), ("multivariate", 2)]
-)
+@pytest.mark.parametrize("schedule, steps", [slow("learned_net", 5), slow("multivariate", 2)])
 def test_all_three_restrictions_make_it_a_vdm(schedule, steps):
     """On the same noise, its terms are those of vdm.Diffusion with one step less: reconstruction and prior
     agree, each level is one step of the VDM, and the sum is the VDM's over all steps. Samples agree too."""

@@ -27,13 +27,11 @@ def through(config, run, given):
     return made, codec.decompress(config, run, archive.from_bytes(data, "x"), "x")
 
 
-LONG = ("levels, each value its own γ", "mhvae I, II", "latent, label")
+LONG = ("levels, each value its own γ", "mhvae", "mhvae I, II", "latent, label")
 EACH = [name for name in MODELS if name not in ("label", "latent", "gaussian")]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in EACH]
-)
+@pytest.mark.parametrize("name", [slow(name) if name in LONG else name for name in EACH])
 def test_every_model_gives_back_what_it_got_from_a_file_as_long_as_its_bound(name):
     config, run = make_run(MODELS[name], count=161)  # not a multiple of the lanes
     config.codec.timesteps, config.codec.lanes = 30, 40
@@ -62,6 +60,7 @@ def test_names_and_labels_come_back_too():
     assert back.names == names
 
 
+@pytest.mark.slow
 def test_other_random_bits_are_other_files_of_the_same_images():
     config, run = make_run(MODELS["vae"])
     image, _ = images(5)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from conftest import slow
 from diffusion_helpers import rng, small
 
 
@@ -73,7 +74,7 @@ def test_fixed_end_points_get_no_gradient_from_a_learned_interior():
         np.testing.assert_allclose(leaf, 0.0, atol=1e-4)
 
 
-@pytest.mark.parametrize("parameterisation", ["eps", "x", "v", "categorical"])
+@pytest.mark.parametrize("parameterisation", ["eps", slow("x"), slow("v"), "categorical"])
 def test_every_parameterisation_trains_and_samples(parameterisation):
     made, params, batch = small(**{"model.parameterisation": parameterisation, "model.sample_steps": 5})
     loss = lambda p: sum(t.mean() for t in made.draw(p, rng(), batch, train=True).terms.values())

@@ -5,7 +5,13 @@ from vdm import train
 from vdm.exchange import exporting
 
 FEW = {name.removeprefix("config."): value for name, value in TINY.items() if "config." in name}
-FEW |= {"train.steps": 4, "train.eval_every": 0, "train.sample_every": 0, "train.checkpoint_every": 0}
+FEW |= {
+    "train.steps": 4,
+    "train.eval_every": 0,
+    "train.sample_every": 0,
+    "train.checkpoint_every": 0,
+    "train.log_every": 2,
+}
 
 
 def exported(path, fields):

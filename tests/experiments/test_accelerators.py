@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from conftest import TINY, make_config
+from conftest import TINY, make_config, slow
 from experiments.accelerators import __main__ as tool, hlo, memory, programs, targets
 from vdm.errors import UserError
 from vdm.runtime import devices
@@ -187,7 +187,7 @@ FEW = {name.removeprefix("config."): value for name, value in TINY.items() if "c
 
 
 @pytest.mark.parametrize("name", programs.PROGRAMS)
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [slow(1), 2])
 def test_each_program_is_compiled_and_counted(name, count, monkeypatch):
     config = make_config(
         FEW | {"train.batch_size": 8, "train.substeps": 1, "eval.batch_size": 8, "sample.batch_size": 8},

@@ -54,6 +54,7 @@ def test_products_of_a_gradient(size):
     assert counted == 2 * (size * 16 * 9 * 5 * 7) * (9 + 9 + 8)
 
 
+@pytest.mark.slow
 def test_cost_of_a_step():
     """In a network with wide layers, nearly all operations are the multiply-adds of its matrix products: one
     per weight and image forward, and two backward, except for the first layers' inputs."""

@@ -52,6 +52,7 @@ def test_where_seeds_differ_much_few_of_them_hold_it_less_often(seeds, least):
     assert least < held / 2_000 < 0.95
 
 
+@pytest.mark.slow
 def test_a_difference_as_large_as_could_be_told_is_found_in_four_of_five_studies():
     random, found = np.random.default_rng(0), 0
     exact = differences.Difference(0.0, 0.2 / math.sqrt(6), 5.0, 6, "seeds")

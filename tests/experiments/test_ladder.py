@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from conftest import ROOT, make_config
+from conftest import ROOT, make_config, slow
 from experiments import ladder
 from model_helpers import save_run, tiny_config
 from record_helpers import read_csv
@@ -18,7 +18,7 @@ from vdm.diffusion import process
 pytestmark = pytest.mark.usefixtures("single")
 
 
-@pytest.fixture(scope="module", params=[pytest.param("naive", marks=pytest.mark.slow), "latent"])
+@pytest.fixture(scope="module", params=[slow("naive"), "latent"])
 def workdir(request, tmp_path_factory):
     """A tiny run of a model that has an additional row of samples."""
     fields = {"model.net.depth": 1, "eval.images": 50}

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from conftest import make_config
+from conftest import make_config, slow
 from experiments.speed import benchmark, flops
 from vdm import objective as objective_lib, optimizer as optimizer_lib, run as run_lib, step as step_lib
 from vdm.data.dataset import Spec
@@ -45,7 +45,7 @@ def test_counted_operations_of_a_pyramid_are_those_of_its_trace(fields, monkeypa
     assert counted == flops.pyramid_flops(config.model.net, benchmark.SPEC, 7, net.out_channels)
 
 
-@pytest.mark.parametrize("kind", ["pmap", pytest.param("shard_map", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["pmap", slow("shard_map")])
 def test_a_step_sends_the_gradient_once(kind):
     """In the compiled program of 8 devices, the all-reduces together have the size of the gradient plus four
     scalars of the loss, and there is no other communication."""

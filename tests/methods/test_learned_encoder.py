@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conftest import make_config, perturbed
+from conftest import make_config, perturbed, slow
 from diffusion_helpers import SPEC, brute_force, rng, small
 import exact
 from vdm import run as run_lib
@@ -134,6 +134,7 @@ def test_bound_is_the_integral_and_above_the_entropy_and_tight_where_nothing_mov
         assert bound > entropy + 4.0 * error + 2e-3
 
 
+@pytest.mark.slow
 def test_chain_of_many_steps_is_continuous_time(single):
     model = optimal(Bent())
     for level in range(3):
@@ -199,6 +200,7 @@ def scaled(**fields):
     return dataclasses.replace(optimal(Scaled(), **fields), net=OptimalScaled())
 
 
+@pytest.mark.slow
 def test_flow_of_the_scaled_encoder_has_the_probability_of_each_level(single):
     """With the optimal denoiser and a flow that starts at q(z_0), exp of the log weights has the mean P."""
     batch = {"image": jnp.repeat(jnp.arange(3), 400).reshape(-1, 1, 1, 1)}
@@ -218,7 +220,7 @@ def test_flow_of_the_scaled_encoder_has_the_probability_of_each_level(single):
     assert np.all(np.abs(w.mean(axis=1) - P) < 4.0 * error + 0.004 * P), w.mean(axis=1)
 
 
-@pytest.mark.parametrize("sampler", [Ancestral(), DDIM(), DPM2M()])
+@pytest.mark.parametrize("sampler", [slow(Ancestral()), DDIM(), DPM2M()])
 def test_samples_of_the_scaled_encoder_have_the_frequency_of_each_level(sampler, single):
     frequencies(scaled(sampler=sampler, sample_steps=400))
 

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from conftest import make_config
+from conftest import make_config, slow
 from diffusion_helpers import rng, small
 from vdm import objective, optimizer as optimizer_lib
 from vdm.diffusion.schedule import Piecewise
@@ -38,7 +38,7 @@ def minimised(made, params, rng, batch):
     return chosen(None, chosen.draw(made, params, rng, batch, None))
 
 
-@pytest.mark.parametrize("name", [pytest.param("learned_net", marks=pytest.mark.slow), "piecewise"])
+@pytest.mark.parametrize("name", [slow("learned_net"), "piecewise"])
 def test_gradient_is_that_of_the_variance(name):
     """Against finite differences along a random direction of the interior. The gradient is exactly that of
     the mean square on the same draws. It is that of their variance within the noise of the draws, because

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from conftest import slow
 from vdm.diffusion import process
 from vdm.diffusion.denoiser import X
 from vdm.diffusion.model import Diffusion
@@ -141,9 +142,7 @@ def test_a_context_costs_its_kl():
     assert np.abs(two[0] - two[1]).max() > 0.3
 
 
-@pytest.mark.parametrize(
-    "sampler, made", [pytest.param(Ancestral(), pair, marks=pytest.mark.slow), (DPM2M(), with_context)]
-)
+@pytest.mark.parametrize("sampler, made", [slow(Ancestral(), pair), (DPM2M(), with_context)])
 def test_samples_have_the_enumerated_probabilities(sampler, made):
     model, params, p = made()
     count, steps = (20_000, 200) if made is pair else (4_000, 40)

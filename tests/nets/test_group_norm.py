@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from conftest import slow
 from tests.nets.test_nets import NETS, given, perturbed
 from vdm.nets import group_norm
 from vdm.runtime import devices
@@ -101,9 +102,9 @@ def test_what_is_added_is_the_same_for_each_image():
 @pytest.mark.parametrize(
     "platform, fields",
     [
-        pytest.param("tpu", {"remat": "dots"}, marks=pytest.mark.slow),
-        pytest.param("tpu", {"remat": "block"}, marks=pytest.mark.slow),
-        pytest.param("gpu", {"unroll": True}, marks=pytest.mark.slow),
+        slow("tpu", {"remat": "dots"}),
+        slow("tpu", {"remat": "block"}),
+        slow("gpu", {"unroll": True}),
     ],
 )
 def test_the_unet_is_the_same_function_on_an_accelerator(platform, fields, monkeypatch):

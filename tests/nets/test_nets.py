@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conftest import make_config, perturbed
+from conftest import make_config, perturbed, slow
 from vdm import run as run_lib
 from vdm.data.dataset import Spec
 from vdm.errors import UserError
@@ -34,6 +34,7 @@ NETS = {
         (4, 4, 1), 8, 2, unroll=False, scales=2, depth=1, width=16, patch=1, dropout=0.5
     ),
 }
+EACH = [slow(name) if name == "unet" else name for name in NETS]
 
 
 def given(batch=3):
@@ -64,7 +65,7 @@ def test_cifar10_fourier_frequencies_are_the_papers():
     assert made.net.frequencies == (2.0**7, 2.0**6)
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", EACH)
 def test_starts_at_zero_and_depends_on_all_it_is_given(name):
     net, (z, time, condition) = NETS[name], given()
     apply = jax.jit(net.apply)
@@ -85,7 +86,7 @@ def test_starts_at_zero_and_depends_on_all_it_is_given(name):
     np.testing.assert_allclose(far[1:], 0.0, atol=1e-5, err_msg="examples do not mix")
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", EACH)
 def test_dropout_belongs_to_the_example(name):
     """Half of a batch, with its keys, has the same dropout as in the whole batch."""
     net, (z, time, condition) = NETS[name], given(4)
@@ -140,7 +141,7 @@ def out_and_gradient(name, **changes):
     return out, gradient
 
 
-@pytest.mark.parametrize("name", [pytest.param("unet", marks=pytest.mark.slow), "transformer", "mlp"])
+@pytest.mark.parametrize("name", [slow("unet"), slow("transformer"), "mlp"])
 def test_unrolled_is_the_same_function_and_what_is_kept_changes_no_gradient(name):
     want, want_gradient = out_and_gradient(name)
     for other in (
@@ -154,9 +155,7 @@ def test_unrolled_is_the_same_function_and_what_is_kept_changes_no_gradient(name
         jax.tree.map(close, gradient, want_gradient)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("unet", marks=pytest.mark.slow), "transformer", "mlp", "pyramid"]
-)
+@pytest.mark.parametrize("name", [slow("unet"), "transformer", "mlp", "pyramid"])
 def test_bfloat16_is_the_same_function_to_its_rounding(name):
     """Parameters and outputs stay float32; the values differ by about 2^-8."""
     half = NETS[name].clone(dtype="bfloat16")

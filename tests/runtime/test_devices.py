@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conftest import few_devices, make_config
+from conftest import few_devices, make_config, slow
 from vdm import optimizer, run as run_lib, step
 from vdm.data.dataset import Spec
 from vdm.objective import ELBO
@@ -153,7 +153,7 @@ def test_eight_devices_see_what_one_sees():
     assert_close(many, one)
 
 
-@pytest.mark.parametrize("count", [8, 1])
+@pytest.mark.parametrize("count", [8, slow(1)])
 def test_the_moments_of_all_devices_are_summed(count):
     """Each of three steps counts 16 losses, and remembers those before by 0.995."""
     moments = trained("pmap", count)[0].moments

@@ -1,11 +1,12 @@
 """The bits/dim of lossless image codecs on the same images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import importlib.util
 import io
 import math
 
 from jaxtyping import UInt8
+from matplotlib.axes import Axes
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
@@ -14,11 +15,12 @@ from vdm.data.dataset import Images
 from vdm.estimate import standard_error
 
 Pixels = UInt8[np.ndarray, "height width channels"]
+Rates = Mapping[str, tuple[float, float]]  # bits/dim and their standard error over images, by name
 
 LARGEST = 8192  # pixels of a sheet's side; WebP allows at most 16,383
 
 
-def bits_per_dim(images: Images) -> dict[str, tuple[float, float]]:
+def bits_per_dim(images: Images) -> Rates:
     """{codec: (bits/dim, standard error over images)} for the codecs of `lossless`: with one file per image,
     and with one sheet of all images, or as many as fit, for which the standard error is NaN."""
     found = {}
@@ -31,6 +33,21 @@ def bits_per_dim(images: Images) -> dict[str, tuple[float, float]]:
         if len(on_sheet):
             found[f"{name}, one sheet"] = 8.0 * len(encode(sheet(on_sheet))) / on_sheet.size, math.nan
     return found
+
+
+def draw_lines(axes: Axes, rates: Rates) -> None:
+    """Draws a horizontal line at each rate, behind what is there; rates that are close share a label."""
+    near = 0.035 * (axes.get_ylim()[1] - axes.get_ylim()[0])
+    labels: list[list[str]] = []
+    for name, (rate, _) in sorted(rates.items(), key=lambda item: item[1]):
+        axes.axhline(rate, color="0.6", lw=0.8, zorder=0)
+        if labels and rate - rates[labels[-1][-1]][0] < near:
+            labels[-1].append(name)
+        else:
+            labels.append([name])
+    for names in labels:
+        place = (1.0, rates[names[-1]][0])
+        axes.annotate("; ".join(names), place, xycoords=("axes fraction", "data"), fontsize=6, ha="right")
 
 
 def sheet(images: Images) -> Pixels:

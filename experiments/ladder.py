@@ -7,7 +7,8 @@ one after another with the VAE's networks, and a VDM with as many steps T as the
 ladder.md and ladder.csv (the bits/dim of each system, whether these are exact or a bound, and the cost) and
 ladder.png and ladder.pdf (a row of samples of each system, and the curves). For MNIST, select some rungs; on
 photographs, the VDM is that of configs/cifar10_laptop.py, and the autoregressor is a PixelCNN. They and the
-naive predictor have the same optimiser and batch, and each rung trains for equally many minutes:
+naive predictor have the same optimiser and batch, and each rung trains for equally many minutes. There, the
+table and the figure also have lossless codecs and a Gaussian of the training images:
 
   python -m experiments.ladder --workdir=runs/ladder_mnist --only=naive,VAE,MHVAE,MHVAE_I,latent_VDM \\
       --config.data.name=mnist --config.data.data_dir=$HOME/tensorflow_datasets
@@ -30,6 +31,9 @@ from ml_collections import ConfigDict
 import numpy as np
 from tqdm import tqdm
 
+from experiments import codecs
+from experiments.codecs import Rates
+from experiments.natural_images import references
 from vdm import run as run_lib, sample, workdir as workdir_lib
 from vdm.arrays import Images
 from vdm.diffusion import process
@@ -115,11 +119,13 @@ def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> list[pathlib.
     for variant, (folder, *_) in tqdm(found.items(), "samples", disable=None):
         samples[variant] = draw_samples(folder)
     rows = [row_of(variant, records[variant], samples[variant]) for variant in records]
-    text = table(rows)
+    config = next(iter(records.values()))[0].config
+    rates = {} if config.data.name in DIGITS else references(config)
+    text = table(rows, rates)
     print(text)
     (workdir / "ladder.md").write_text(text)
     write_csv(workdir / "ladder.csv", rows)
-    return [workdir / "ladder.md", workdir / "ladder.csv", *plot_ladder(workdir, records, samples)]
+    return [workdir / "ladder.md", workdir / "ladder.csv", *plot_ladder(workdir, records, samples, rates)]
 
 
 # ---- samples ----------------------------------------------------------------------------
@@ -184,8 +190,8 @@ def row_of(variant: str, records: Sequence[workdirs.Record], samples: Samples) -
     return row | means
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as Markdown, with all terms of a row in one cell."""
+def table(rows: Sequence[Mapping[str, Any]], rates: Rates) -> str:
+    """The rows as Markdown, with all terms of a row in one cell, and the rates below."""
     header = ("model", "bits/dim", "± over seeds", "± of one run", "which is", "parameters", "seeds", "steps",
               "training, s", "a sample, ms", "terms")  # fmt: skip
     cells = []
@@ -201,10 +207,16 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{1e3 * row['seconds_per_sample']:.3g}",
             ", ".join(f"{name} {value:.3f}" for name, value in shown.items()),
         ])  # fmt: skip
+    for name, (rate, error) in rates.items():
+        kind = "density" if name == "Gaussian" else "file"
+        cells.append([name, fixed(rate), "", fixed(error), kind, *[""] * (len(header) - 5)])
     note = f"""Bits/dim of the test split. "± over seeds" is the standard error of the mean over seeds, from
 their spread. {tables.seeds_note(row["seeds"] for row in rows)} "± of one run" counts the test images and the
 noise of evaluation. An ELBO bounds −log p(x) from above. Seconds count from a run's start, and include
 compilation and evaluations; those of a sample are for {TIMED} drawn at once."""
+    if rates:
+        note += """ The Gaussian of the training images gives a density, whose mean over uniform noise in the
+cell of a level bounds −log p(x), too. Codecs write each image to a file, or as many as fit to one sheet."""
     return f"{markdown_table(header, cells)}\n\n{textwrap.fill(note, 110)}\n"
 
 
@@ -212,7 +224,7 @@ compilation and evaluations; those of a sample are for {TIMED} drawn at once."""
 
 
 def plot_ladder(
-    workdir: pathlib.Path, records: Records, samples: Mapping[str, Samples]
+    workdir: pathlib.Path, records: Records, samples: Mapping[str, Samples], rates: Rates
 ) -> list[pathlib.Path]:
     """Writes ladder.png and ladder.pdf: a row of samples of each rung, and the curves over training time."""
     rows = [
@@ -232,12 +244,13 @@ def plot_ladder(
         label_axes.set_axis_off()
         axes.set_axis_off()
     left.suptitle("samples, not selected")
-    plot_progress(right.subplots(), records, workdir)
+    plot_progress(right.subplots(), records, rates, workdir)
     return save_figure(figure, workdir, "ladder")
 
 
-def plot_progress(axes: Any, records: Records, workdir: pathlib.Path) -> None:
-    """Plots the mean bits/dim over seeds against training time: each rung's curve and final estimate."""
+def plot_progress(axes: Any, records: Records, rates: Rates, workdir: pathlib.Path) -> None:
+    """Plots the mean bits/dim over seeds against training time: each rung's curve and final estimate; and the
+    rates as lines."""
     ends = []
     styles = look.styles(list(records), workdir)
     for variant, seeds in records.items():
@@ -253,10 +266,11 @@ def plot_progress(axes: Any, records: Records, workdir: pathlib.Path) -> None:
     axes.plot([], [], color="gray", marker="D", ms=5, ls="none", label="final estimate")
     title = "mean over seeds; diamonds: final estimates;\npoints: fewer passes, the same noise at each"
     axes.set(xscale="log", xlabel="seconds of training", ylabel="bits/dim, test split", title=title)
-    axes.set_ylim(min(ends) - 0.05, min(max(ends), 2.0 * min(ends)) + 0.3)
+    axes.set_ylim(min(ends) - 0.05, max(ends) + 0.3)
+    codecs.draw_lines(axes, rates)
     figures.plain_ticks(axes.xaxis)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def side_by_side(

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from experiments import codecs
+from experiments.codecs import Rates
 from vdm.contract import bits_per_dim
 from vdm.data import source
 from vdm.diffusion import process
@@ -26,8 +27,6 @@ from vdm.estimate import standard_error
 from vdm.methods import wiener
 from vdm.reporting.text import fixed, markdown_table
 from vdm.sweep import budget, curves, density, look, study, tables, workdirs
-
-Rates = Mapping[str, tuple[float, float]]  # bits/dim and their standard error over images, by name
 
 # The fields of each variant. `paper` is the paper's config, with a smaller network and batch.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -120,9 +119,7 @@ def plot(
             for axes, x in ((minutes, spent), (operations, step * costs[name].operations)):
                 axes.plot(x, values.mean(axis=0), marker=".", label=name, **style)
         for axes, label in ((minutes, "minutes of training"), (operations, "floating-point operations")):
-            for name, (rate, _) in rates.items():
-                axes.axhline(rate, color="0.6", lw=0.8, zorder=0)
-                axes.annotate(name, (1.0, rate), xycoords=("axes fraction", "data"), fontsize=6, ha="right")
+            codecs.draw_lines(axes, rates)
             axes.set(xlabel=label, ylabel="bits/dim")
         operations.set_xscale("log")
         gamma.set(xlabel="γ = −log SNR", ylabel="bits/dim per unit of γ")

@@ -14,6 +14,7 @@ from vdm import commandline, config as config_lib, run as run_lib, workdir as wo
 from vdm.contract import Ability
 from vdm.data.dataset import Spec
 from vdm.diffusion import process
+from vdm.sweep import workdirs
 
 pytestmark = pytest.mark.usefixtures("single")
 
@@ -40,6 +41,15 @@ def test_a_row_of_the_ladder(workdir, tmp_path, monkeypatch):
     assert row["is"] == ("exact" if Ability.EXACT in run.model.abilities else "ELBO")
     assert float(row["seconds_per_sample"]) > 0 and (tmp_path / "ladder.png").stat().st_size > 10_000
     assert f"| the model | {found['bpd']:>8.4f} |" in (tmp_path / "ladder.md").read_text()
+
+    text = ladder.table([ladder.row_of("m", [workdirs.read(workdir)], samples)], {"PNG": (5.87, 0.02)})
+    assert [cell.strip() for cell in text.splitlines()[3].split("|")[1:6]] == [
+        "PNG",
+        "5.8700",
+        "",
+        "0.0200",
+        "file",
+    ]
 
     more = {"naive": "given the upper half", "latent": "guided, w = 2"}[config.model.name]
     assert list(samples.rows) == ["", more]

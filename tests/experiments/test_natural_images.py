@@ -3,6 +3,7 @@
 import io
 import json
 
+from matplotlib.figure import Figure
 import numpy as np
 from PIL import Image
 import pytest
@@ -68,6 +69,14 @@ def test_a_sheet_is_counted_by_its_images(shape, monkeypatch):
         size = len(codecs.lossless()["PNG"](sheet))
         rate, error = codecs.bits_per_dim(images)["PNG, one sheet"]
         assert rate == pytest.approx(8 * size / images[:count].size) and np.isnan(error)
+
+
+def test_each_rate_has_a_line_and_close_ones_share_a_label():
+    axes = Figure().subplots()
+    axes.set_ylim(3.0, 8.0)
+    codecs.draw_lines(axes, {"PNG": (5.9, 0.1), "WebP": (4.71, 0.1), "Gaussian": (4.70, 0.1)})
+    assert sorted(line.get_ydata()[0] for line in axes.lines) == [4.70, 4.71, 5.9]
+    assert [(text.get_text(), text.xy[1]) for text in axes.texts] == [("Gaussian; WebP", 4.71), ("PNG", 5.9)]
 
 
 # ---- the study -------------------------------------------------------------------------

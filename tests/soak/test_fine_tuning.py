@@ -122,5 +122,5 @@ def test_a_run_of_another_shape_is_refused(base, tmp_path, capfd):
     capfd.readouterr()
     taken = ("--mode=import", f"--input={base}", f"--workdir={tmp_path / 'W'}", "--config.model.net.width=24")
     assert cli("--cache=", *taken) == 2
-    assert "is of another model than the config's" in capfd.readouterr().err
+    assert "is of another model than the config: net" in capfd.readouterr().err
     assert not (tmp_path / "W" / "config.json").exists()

@@ -6,16 +6,17 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from vdm import config as config_lib, parameters, run as run_lib, workdir as workdir_lib
+from vdm.contract import Params
 from vdm.data import dataset, fingerprint, source
 from vdm.data.dataset import Data
 from vdm.errors import UserError, one_line, require
 from vdm.exchange import official, weights
 from vdm.runtime import devices, lock
 from vdm.runtime.atomic import write_text
+from vdm.step import State, first_state
 
 SAYS = """
 From {path}, step {step}: the averaged parameters, from which a run here starts, without the optimiser's
@@ -58,9 +59,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, path: str) -> None:
     else:
         params = weights.read(folder, parts.like.params)
         step = json.loads((folder / "config.json").read_text()).get("step")
-    first = jax.device_get(parts.init(fit=bool(parts.like.params.keys() - params.keys())))
-    params = {**first.params, **jax.tree.map(jnp.asarray, params)}
-    state = first._replace(params=params, ema=jax.tree.map(jnp.copy, params))
+    state = state_of(parts, params)
     from vdm.runtime import checkpoint  # imported late, as importing Orbax is slow
 
     with lock.hold(workdir):
@@ -70,11 +69,22 @@ def run(config: ConfigDict, workdir: pathlib.Path, path: str) -> None:
         fingerprint.write(workdir / "data.json", known)
         write_text(workdir / "imported.json", json.dumps({"file": path, "step": step}) + "\n")
         workdir_lib.write_config(workdir, config)
-    count = sum(value.size for value in jax.tree.leaves(params))
+    count = sum(value.size for value in jax.tree.leaves(state.params))
     print(
         f"imported {count:,} parameters into {workdir}; "
         f"next: python -m vdm.main --workdir={workdir} --mode=sample"
     )
+
+
+def state_of(parts: run_lib.Parts, params: Params) -> State:
+    """The State before the first step with these parameters of the model; parts of the model that they lack
+    have their initial parameters."""
+    lacks = parts.like.params.keys() - params.keys()
+    own = None
+    if lacks or parts.like.objective is not None:  # compiling the initialisation takes seconds
+        first = jax.device_get(parts.init(fit=bool(lacks)))
+        params, own = {**first.params, **params}, first.objective
+    return jax.jit(lambda *given: first_state(parts.model, parts.optimizer, *given))(params, own)
 
 
 def data_of(config: ConfigDict, folder: pathlib.Path) -> tuple[Data, dict[str, Any]]:

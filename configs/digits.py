@@ -1,4 +1,4 @@
-"""scikit-learn's 8 × 8 digits: trains, evaluates and samples in two to five minutes on 2 CPU cores.
+"""scikit-learn's 8 × 8 digits: trains, evaluates and samples in one to five minutes on 2 CPU cores.
 
   python -m vdm.main --config=configs/digits.py --workdir=/tmp/digits
 

@@ -46,8 +46,9 @@ def draw_lines(axes: Axes, rates: Rates) -> None:
         else:
             labels.append([name])
     for names in labels:
-        place = (1.0, rates[names[-1]][0])
-        axes.annotate("; ".join(names), place, xycoords=("axes fraction", "data"), fontsize=6, ha="right")
+        place = {"xy": (1.0, rates[names[-1]][0]), "xycoords": ("axes fraction", "data")}
+        above = {"xytext": (-2, 1), "textcoords": "offset points", "ha": "right"}
+        axes.annotate("; ".join(names), **place, **above, fontsize=6)
 
 
 def sheet(images: Images) -> Pixels:

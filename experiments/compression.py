@@ -103,7 +103,7 @@ def files_of(folder: pathlib.Path) -> dict[str, list[Row]]:
     return {"rows": rows}
 
 
-def table(rows: Sequence[Row], others: Mapping[str, tuple[float, float]]) -> str:
+def table(rows: Sequence[Row], others: codecs.Rates) -> str:
     """The results as Markdown."""
     header = (
         "codec", "T", "file", "images", "initial bits", "header", "ELBO or exact", "above", "± s.e.", "%",
@@ -122,12 +122,10 @@ def table(rows: Sequence[Row], others: Mapping[str, tuple[float, float]]) -> str
     return f"{markdown_table(header, cells)}\n\n{textwrap.fill(note, 110)}\n"
 
 
-def plot(
-    workdir: pathlib.Path, rows: Sequence[Row], others: Mapping[str, tuple[float, float]]
-) -> list[pathlib.Path]:
+def plot(workdir: pathlib.Path, rows: Sequence[Row], others: codecs.Rates) -> list[pathlib.Path]:
     """Writes compression.png and .pdf: the rate of the images in each file, and the ELBO, against T, with
     other codecs as horizontal lines. Returns their paths."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
     systems = list(dict.fromkeys(row["system"] for row in rows))
     for place, system in enumerate(systems):
@@ -135,7 +133,7 @@ def plot(
         steps = [row["T"] or math.nan for row in of_it]
         style = look.style_of(place)
         if all(math.isnan(step) for step in steps):
-            axes.axhline(of_it[0]["images"], **style, lw=1.0, label=f"{system}: file".replace("_", " "))
+            axes.axhline(of_it[0]["images"], **style, lw=1.0, label=f"{system}: images".replace("_", " "))
             continue
         name = system.replace("_", " ")
         axes.plot(steps, [row["bound"] for row in of_it], **style, lw=1.0, label=f"{name}: ELBO")
@@ -146,17 +144,14 @@ def plot(
             color=style["color"],
             marker="o",
             ls="none",
-            label=f"{name}: file",
+            label=f"{name}: images",
         )
     highest = max(max(row["images"], row["bound"]) for row in rows)
-    for name, (rate, _) in others.items():
-        if rate > 1.5 * highest:  # it would flatten all other curves; the table lists it
-            continue
-        axes.axhline(rate, color="0.6", lw=0.8, ls=":", zorder=0)
-        axes.annotate(name, (1.0, rate), xycoords=("axes fraction", "data"), fontsize=7, ha="right")
+    # A higher one would flatten all other curves; the table lists it.
+    codecs.draw_lines(axes, {name: rate for name, rate in others.items() if rate[0] <= 1.5 * highest})
     axes.set(xlabel="T", ylabel="bits/dim without initial bits and header", xscale="log")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return save_figure(figure, workdir, "compression")
 
 

@@ -29,10 +29,10 @@ def test_table_is_numpys(tmp_path):
     ]
     one = write_workdir(tmp_path / "b-0", [line(100, 3.0, 0.2, terms=("rate", "prior"))])
     more = {"FID": {"a": (12.5, 0.25)}}
-    text = tables.write_table({"a": three, "b": [one], "c": []}, tmp_path / "out", "t", more)
-    assert (tmp_path / "out" / "t.md").read_text() == text
+    text = tables.write_table({"a": three, "b": [one], "c": []}, tmp_path / "out", more)
+    assert (tmp_path / "out" / "table.md").read_text() == text
 
-    a, b = read_csv(tmp_path / "out" / "t.csv")
+    a, b = read_csv(tmp_path / "out" / "table.csv")
     se = np.std(values, ddof=1) / math.sqrt(3)
     want = {
         "bpd": np.mean(values), "bpd_se_seeds": se, "bpd_se_run": np.mean(errors), "FID": 12.5,
@@ -45,7 +45,7 @@ def test_table_is_numpys(tmp_path):
     assert (b["step"], b["bpd_se_seeds"], b["FID"], b["diffusion"]) == ("100 of 300", "", "", "")
     assert float(b["rate"]) == pytest.approx(2.7)
 
-    runs = read_csv(tmp_path / "out" / "t_runs.csv")
+    runs = read_csv(tmp_path / "out" / "table_runs.csv")
     assert [(row["variant"], row["seed"]) for row in runs] == [*(("a", s) for s in "012"), ("b", "0")]
     assert [float(row["bpd"]) for row in runs] == [*values, 3.0]
     assert [float(row["bpd_se_noise"]) for row in runs] == [e / 2 for e in (*errors, 0.2)]

@@ -24,12 +24,11 @@ start, and include compilation and evaluations."""
 def write_table(
     variants: Variants,
     out: pathlib.Path | str,
-    name: str = "table",
     more: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
     caption: str = "",
 ) -> str:
-    """Writes NAME.md, NAME.csv (a row for each variant) and NAME_runs.csv (a row for each run); returns the
-    Markdown.
+    """Writes table.md, table.csv (a row for each variant) and table_runs.csv (a row for each run); returns
+    the Markdown.
 
     Args:
       more: further columns, {column: {variant: (mean, standard error)}}; the error may be NaN.
@@ -56,9 +55,9 @@ def write_table(
     other = images_note(record for records in found.values() for record in records)
     note = textwrap.fill(f"{CAPTION.format(seeds_note(row['seeds'] for row in rows))} {other}".strip(), 110)
     text += f"\n\n{note}\n" + (f"{caption}\n" if caption else "")
-    (out / f"{name}.md").write_text(text)
-    write_csv(out / f"{name}.csv", rows)
-    write_csv(out / f"{name}_runs.csv", runs)
+    (out / "table.md").write_text(text)
+    write_csv(out / "table.csv", rows)
+    write_csv(out / "table_runs.csv", runs)
     return text
 
 

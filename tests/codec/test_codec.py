@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from codec_helpers import MODELS, images, make_run
+from conftest import slow
 import exact
 from vdm.codec import archive, codec
 from vdm.codec.image_io import ImageSet

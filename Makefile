@@ -20,7 +20,8 @@ PY := .venv/bin/python
 CHECK := $(addprefix tests/,data diffusion/test_model_bound.py diffusion/test_process.py diffusion/test_schedule.py \
 	test_component.py test_config.py test_commandline.py test_documents.py test_workdir.py test_main.py)
 SOAK := tests/soak
-PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+# Python compiles what is imported when it is imported; compiling all that is installed takes longer than that.
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
 
 GPU :=  # flags of experiments.on_gpu
 

@@ -10,7 +10,7 @@ import pytest
 from scipy import special, stats
 
 from baseline_helpers import random_parameters
-from conftest import make_config, slow
+from conftest import make_config
 from vdm import run as run_lib
 from vdm.contract import Ability
 from vdm.data.dataset import Spec
@@ -97,7 +97,8 @@ def integrated(built, params, label):
     return log_q, log_p
 
 
-@pytest.mark.parametrize("condition", ["none", slow("label")])
+@pytest.mark.slow
+@pytest.mark.parametrize("condition", ["none", "label"])
 def test_elbo_and_samples_against_quadrature(condition):
     """The bound has the mean −log p(x) + KL(q(z|x) ‖ p(z|x)) (lecture (9)). With labels, −log p(x, label),
     which is larger, takes the place of −log p(x), and samples follow p(x|label)."""

@@ -132,6 +132,7 @@ def test_descent_brings_the_bound_to_the_entropy_of_the_data():
     assert math.log(3) < values[-50:].mean() < math.log(3) + 0.3 < values[:5].mean(), values[::50]
 
 
+@pytest.mark.slow
 def test_the_table_of_estimators():
     """The ELBO and the importance-weighted bounds, under names that mention no chain or depth."""
     built, params = made()

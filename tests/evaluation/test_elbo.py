@@ -107,6 +107,7 @@ class Cubic(Schedule):
         return self.gamma_min + (self.gamma_max - self.gamma_min) * (0.2 * t + 0.8 * t**3)
 
 
+@pytest.mark.slow
 def test_no_schedule_between_the_same_ends_changes_the_elbo(digits_like):
     """VDM sec. 5.1: in continuous time the diffusion term depends only on the end points, for any denoiser of
     z and γ. The denoiser here is wrong for these images but optimal for another distribution, whose reverse

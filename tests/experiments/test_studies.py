@@ -86,6 +86,7 @@ def test_variance_of_a_draw(workdir, variances):
     assert json.loads((workdir / "schedule.json").read_text()) == found
 
 
+@pytest.mark.slow
 def test_variance_of_a_batch_of_independent_times(workdir, variances):
     """For n images it is the mean of their variances, divided by n."""
     variance, se = time_samplers.batch_variance(workdir)

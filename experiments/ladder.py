@@ -208,15 +208,15 @@ def table(rows: Sequence[Mapping[str, Any]], rates: Rates) -> str:
             ", ".join(f"{name} {value:.3f}" for name, value in shown.items()),
         ])  # fmt: skip
     for name, (rate, error) in rates.items():
-        kind = "density" if name == "Gaussian" else "file"
+        kind = "bound" if name == "Gaussian" else "file"
         cells.append([name, fixed(rate), "", fixed(error), kind, *[""] * (len(header) - 5)])
     note = f"""Bits/dim of the test split. "± over seeds" is the standard error of the mean over seeds, from
 their spread. {tables.seeds_note(row["seeds"] for row in rows)} "± of one run" counts the test images and the
 noise of evaluation. An ELBO bounds −log p(x) from above. Seconds count from a run's start, and include
 compilation and evaluations; those of a sample are for {TIMED} drawn at once."""
     if rates:
-        note += """ The Gaussian of the training images gives a density, whose mean over uniform noise in the
-cell of a level bounds −log p(x), too. Codecs write each image to a file, or as many as fit to one sheet."""
+        note += """ The Gaussian is fitted to the training images, and evaluated on test images with uniform
+noise, which bounds −log p(x), too. Codecs write each image to a file, or as many as fit to one sheet."""
     return f"{markdown_table(header, cells)}\n\n{textwrap.fill(note, 110)}\n"
 
 

@@ -43,13 +43,8 @@ def test_a_row_of_the_ladder(workdir, tmp_path, monkeypatch):
     assert f"| the model | {found['bpd']:>8.4f} |" in (tmp_path / "ladder.md").read_text()
 
     text = ladder.table([ladder.row_of("m", [workdirs.read(workdir)], samples)], {"PNG": (5.87, 0.02)})
-    assert [cell.strip() for cell in text.splitlines()[3].split("|")[1:6]] == [
-        "PNG",
-        "5.8700",
-        "",
-        "0.0200",
-        "file",
-    ]
+    cells = [cell.strip() for cell in text.splitlines()[3].split("|")[1:6]]
+    assert cells == ["PNG", "5.8700", "", "0.0200", "file"]
 
     more = {"naive": "given the upper half", "latent": "guided, w = 2"}[config.model.name]
     assert list(samples.rows) == ["", more]

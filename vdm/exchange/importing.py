@@ -81,7 +81,8 @@ def state_of(parts: run_lib.Parts, params: Params) -> State:
     have their initial parameters."""
     lacks = parts.like.params.keys() - params.keys()
     own = None
-    if lacks or parts.like.objective is not None:  # compiling the initialisation takes seconds
+    # Only if something is missing, as compiling the initialisation takes seconds.
+    if lacks or parts.like.objective is not None:
         first = jax.device_get(parts.init(fit=bool(lacks)))
         params, own = {**first.params, **params}, first.objective
     return jax.jit(lambda *given: first_state(parts.model, parts.optimizer, *given))(params, own)

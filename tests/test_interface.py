@@ -122,6 +122,21 @@ def test_bits_per_dim_of_images_given(model, digits):
     assert alone.images == 1 and "nan" not in str(alone)
 
 
+def test_a_second_call_compiles_nothing(workdir, digits, monkeypatch):
+    model, traced = vdm.load(workdir), []
+    for name in ("draw", "sample"):
+        whole = getattr(type(model.model), name)
+        counted = lambda *args, name=name, whole=whole, **rest: traced.append(name) or whole(*args, **rest)
+        monkeypatch.setattr(type(model.model), name, counted)
+    images = lambda seed: digits[0][seed : seed + 6]
+    call = lambda seed: (model.sample(4, seed=seed), model.bits_per_dim(images(seed), seed=seed))
+    first, count = call(0), len(traced)
+    second = call(1)
+    assert {"draw", "sample"} == set(traced) and len(traced) == count
+    assert not np.array_equal(first[0], second[0]) and first[1].mean != second[1].mean
+    assert np.array_equal(first[0], call(0)[0])
+
+
 def test_gamma_is_the_schedule(model):
     """α = cos(π s/2), with s linear in t, from γ(0) = −9 to γ(1) = 5."""
     t = np.linspace(0.0, 1.0, 7)

@@ -10,7 +10,7 @@
 docs/guide/first_run.md has an example, and docs/reference.md lists all functions.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
 import operator
@@ -32,12 +32,14 @@ from vdm.data import dataset, fingerprint
 from vdm.data.dataset import Data, Labels, Spec
 from vdm.errors import Stopped, require
 from vdm.estimate import Estimate
-from vdm.evaluation.elbo import make_elbo
+from vdm.evaluation.elbo import make_elbo, one_draw
 from vdm.evaluation.profile import Profile, gamma_at_edges
 from vdm.exchange import weights
 from vdm.reporting import text
 from vdm.runtime import devices, stop
 from vdm.sample import make_sampler
+
+_Function = Callable[..., Any]
 
 
 class BitsPerDim(Estimate):
@@ -79,6 +81,7 @@ class Trained:
     params: Params
     model: Model
     step: int
+    _made: dict[tuple[str, int | None], _Function] = dataclasses.field(default_factory=dict, init=False)
 
     def __repr__(self) -> str:
         count = sum(value.size for value in jax.tree.leaves(self.params))
@@ -94,7 +97,8 @@ class Trained:
         """
         config = self._config(seed)
         config.sample.num = _whole("count", count)
-        return make_sampler(self.model, config, self._data())(self.params, progress=True)
+        sample = self._once(("sample", count), lambda: make_sampler(self.model, config, self._data()))
+        return sample(self.params, progress=True, seed=config.seed)
 
     def bits_per_dim(
         self, images: Images, labels: Labels | None = None, passes: int = 20, seed: int = 0
@@ -149,6 +153,12 @@ class Trained:
         require(right, f"t is {t!r}; accepted: numbers from 0 to 1.")
         return np.asarray(self.model.gamma(self.params, jnp.asarray(times, jnp.float32)))
 
+    def _once(self, key: tuple[str, int | None], make: Callable[[], _Function]) -> _Function:
+        """The function that `make` returns, made once: what is compiled for it serves every later call."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
     def _config(self, seed: int) -> ConfigDict:
         config = self.config.copy_and_resolve_references()
         config.seed = _whole("seed", seed, 0)
@@ -163,7 +173,8 @@ class Trained:
         config = self._config(seed)
         config.eval.images = 0
         split = self._split(images, labels)
-        evaluate = make_elbo(model, config, Data(split, split, self.spec))
+        draw = self._once(("draw", model.depth), lambda: one_draw(model))
+        evaluate = make_elbo(model, config, Data(split, split, self.spec), draw)
         return evaluate(self.params, _whole("passes", passes), progress=True)
 
     def _split(self, images: Images, labels: Labels | None) -> dataset.Split:

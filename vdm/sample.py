@@ -46,7 +46,7 @@ def of_device(model: Model, config: ConfigDict, spec: Spec) -> Callable[..., tup
 
 
 def make_sampler(model: Model, config: ConfigDict, data: Data) -> Callable[..., Samples]:
-    """Returns sample(params, progress=False) → config.sample.num samples.
+    """Returns sample(params, progress=False, seed=config.seed) → config.sample.num samples.
 
     `params` are replicated; every host calls the function and gets all samples. Labels, if the model is
     conditioned on them, are 0, 1, … in turn. A sample depends only on the seed and its index, and not on the
@@ -66,10 +66,10 @@ def make_sampler(model: Model, config: ConfigDict, data: Data) -> Callable[..., 
     # If there are few samples, the batch has their number, rounded up to a multiple of the devices.
     batch_size = min(batch_size, -(-num // devices.count()) * devices.count())
     mapped = devices.over_devices(of_device(model, config, data.spec), config.parallel, *SPLIT)
-    share, root = batch_size // jax.process_count(), randomness.root(config.seed)
+    share = batch_size // jax.process_count()
 
-    def sample(params, progress=False):
-        parts = []
+    def sample(params, progress=False, seed=config.seed):
+        parts, root = [], randomness.root(seed)
         firsts = range(0, num, batch_size)
         for first in tqdm(firsts, "sample", disable=not progress or len(firsts) == 1 or None):
             index = first + jax.process_index() * share + np.arange(share, dtype=np.int32)

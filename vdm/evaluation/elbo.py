@@ -89,7 +89,9 @@ def one_draw(model: Model) -> PerExample:
     return draw_terms
 
 
-def make_elbo(model: Model, config: ConfigDict, data: Data) -> Callable[..., tuple[Estimate, Profile | None]]:
+def make_elbo(
+    model: Model, config: ConfigDict, data: Data, draw: PerExample | None = None
+) -> Callable[..., tuple[Estimate, Profile | None]]:
     """Returns evaluate(params, passes, progress=False, target_se=0.0, title="ELBO") → (Estimate, Profile).
 
     Passes are taken in at least two independent sets, so that the Monte-Carlo error is measured, not assumed.
@@ -98,6 +100,9 @@ def make_elbo(model: Model, config: ConfigDict, data: Data) -> Callable[..., tup
 
     With `target_se`, sets of SET passes continue until the Monte-Carlo error of the bits/dim is at most
     `target_se`, or config.eval.max_passes are taken.
+
+    Args:
+      draw: one_draw(model), for a caller that keeps what is compiled for it.
 
     Raises:
       UserError: a number of config.eval is not accepted. `evaluate` also raises it if the compiler computes
@@ -109,7 +114,7 @@ def make_elbo(model: Model, config: ConfigDict, data: Data) -> Callable[..., tup
     target = config.eval.target_se
     require(target >= 0, f"config.eval.target_se is {target}; accepted: 0 (none) or more.")
     draws_time = Ability.TIME in model.abilities
-    one_pass = over_split(one_draw(model), config, data)
+    one_pass = over_split(draw or one_draw(model), config, data)
 
     @functools.cache
     def data_of(images):

@@ -76,7 +76,7 @@ def over_split(function: PerExample, config: ConfigDict, data: Data) -> Callable
         f"config.eval.images is {config.eval.images}; accepted: 0 (all) to {data.test.size}.",
     )
 
-    mapped = devices.over_devices(of_device(function), config.parallel, *SPLIT)
+    mapped = _mapped(function, config.parallel)
     root = randomness.root(config.seed)
     whole = functools.cache(lambda: in_memory_if_it_fits(data.test, config.data))
     test = (lambda: data.test) if config.eval.images else whole  # for a subset, only its images are read
@@ -105,6 +105,12 @@ def over_split(function: PerExample, config: ConfigDict, data: Data) -> Callable
         return jax.tree.map(lambda *v: np.concatenate(v).astype(np.float64), *parts)
 
     return one_pass
+
+
+@functools.lru_cache(4)
+def _mapped(function: PerExample, kind: str) -> Callable[..., tuple[dict[str, Array]]]:
+    """`of_device(function)` over all devices: compiled once for all calls of `over_split` with it."""
+    return devices.over_devices(of_device(function), kind, *SPLIT)
 
 
 def progress_bar(images: int, config: ConfigDict, passes: int, title: str, shown: bool = True) -> tqdm:

@@ -95,6 +95,18 @@ def restore(config: ConfigDict, workdir: pathlib.Path, images: bool = True) -> R
     """The Run of a workdir at its newest or best checkpoint (config.eval.checkpoint).
 
     Args:
+      images: as for `of_workdir`.
+
+    Raises:
+      UserError: the workdir has no checkpoint, or was started with another config.
+    """
+    return at_checkpoint(of_workdir(config, workdir, images), config, workdir)
+
+
+def of_workdir(config: ConfigDict, workdir: pathlib.Path, images: bool = True) -> Parts:
+    """The Parts of a run that has a checkpoint.
+
+    Args:
       images: whether to load the images. If False, they need not exist: data.json has the facts that the
         model needs.
 
@@ -106,11 +118,15 @@ def restore(config: ConfigDict, workdir: pathlib.Path, images: bool = True) -> R
     workdir_lib.check_config(workdir, config)
     known = workdir / "data.json"
     spec = None if images else fingerprint.spec_of(fingerprint.read(known), known)
-    if spec is None:
-        parts = build(config)
-        fingerprint.check(known, parts.data, keep=False)
-    else:
-        parts = build(config, dataset.without_images(spec, "the images of this run were not loaded."))
+    if spec is not None:
+        return build(config, dataset.without_images(spec, "the images of this run were not loaded."))
+    parts = build(config)
+    fingerprint.check(known, parts.data, keep=False)
+    return parts
+
+
+def at_checkpoint(parts: Parts, config: ConfigDict, workdir: pathlib.Path) -> Run:
+    """The Run of a workdir whose Parts are known, at the checkpoint that config.eval.checkpoint selects."""
     state = _state(config, workdir, parts.like)
     parts.model.verify(state.ema)
     return Run(parts.data, parts.model, state)

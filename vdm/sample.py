@@ -4,7 +4,7 @@ from collections.abc import Callable
 import pathlib
 
 import jax
-from jaxtyping import Array, UInt8
+from jaxtyping import Array, PyTree, UInt8
 from ml_collections import ConfigDict
 import numpy as np
 from tqdm import tqdm
@@ -45,12 +45,17 @@ def of_device(model: Model, config: ConfigDict, spec: Spec) -> Callable[..., tup
     return on_device
 
 
-def make_sampler(model: Model, config: ConfigDict, data: Data) -> Callable[..., Samples]:
+def make_sampler(
+    model: Model, config: ConfigDict, data: Data, like: PyTree | None = None
+) -> Callable[..., Samples]:
     """Returns sample(params, progress=False, seed=config.seed) → config.sample.num samples.
 
     `params` are replicated; every host calls the function and gets all samples. Labels, if the model is
     conditioned on them, are 0, 1, … in turn. A sample depends only on the seed and its index, and not on the
     batch size.
+
+    Args:
+      like: the shapes and devices of `params`, to compile in another thread until the first call.
 
     Raises:
       UserError: the batch size is not divisible by the number of devices, or config.sample.num is less than
@@ -68,12 +73,20 @@ def make_sampler(model: Model, config: ConfigDict, data: Data) -> Callable[..., 
     mapped = devices.over_devices(of_device(model, config, data.spec), config.parallel, *SPLIT)
     share = batch_size // jax.process_count()
 
+    def batch_from(first):
+        own = first + jax.process_index() * share + np.arange(share, dtype=np.int32)
+        return devices.per_device(own)
+
+    wait = lambda: None
+    if like is not None:
+        wait = devices.compile_ahead(mapped, like, randomness.root(config.seed), batch_from(0))
+
     def sample(params, progress=False, seed=config.seed):
         parts, root = [], randomness.root(seed)
+        wait()
         firsts = range(0, num, batch_size)
         for first in tqdm(firsts, "sample", disable=not progress or len(firsts) == 1 or None):
-            index = first + jax.process_index() * share + np.arange(share, dtype=np.int32)
-            (part,) = mapped(params, root, devices.per_device(index))
+            (part,) = mapped(params, root, batch_from(first))
             parts.append(devices.gather(devices.local(part)))
         return np.concatenate(parts)[:num]
 
@@ -83,10 +96,12 @@ def make_sampler(model: Model, config: ConfigDict, data: Data) -> Callable[..., 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Draws config.sample.num samples into samples.png and samples.npz of the workdir, or of its folder
     step-STEP while the run is training."""
-    run = run_lib.restore(config, workdir, images=False)
+    parts = run_lib.of_workdir(config, workdir, images=False)
+    sampler = make_sampler(parts.model, config, parts.data, parts.like.ema)
+    run = run_lib.at_checkpoint(parts, config, workdir)
     if jax.process_index() == 0:
         print(f"drawing {config.sample.num} samples", flush=True)
-    samples = make_sampler(run.model, config, run.data)(run.state.ema, progress=True)
+    samples = sampler(run.state.ema, progress=True)
     if jax.process_index() == 0:
         with lock.place_for_results(workdir, int(run.state.step)) as place:
             sample_sheet.write_samples(place, samples, run.data.spec.vocab_size)

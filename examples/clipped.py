@@ -1,6 +1,4 @@
-"""A custom model, derived from the VDM: the values of x̂ are clipped to the range of the data, as in the
-sampler of DDPM (Ho et al. 2020). Here the denoiser itself is clipped, so the ELBO is that of the clipped
-model.
+"""A custom model: a VDM whose denoiser clips x̂ to the range of the data, as DDPM's sampler does.
 
 python -m vdm.main --config=configs/digits.py --config.model.name=examples.clipped:Clipped \\
     --config.model.parameterisation=v --config.model.limit=0.95 --workdir=/tmp/clipped

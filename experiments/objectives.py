@@ -10,6 +10,7 @@ meant to improve samples.
 import pathlib
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from experiments.sampling import Distance, energy_distance, flat, images_of
@@ -53,7 +54,8 @@ def distance(folder: pathlib.Path) -> float:
 def draw_and_compare(folder: pathlib.Path) -> Distance:
     """The energy distance of a run's samples from the test images."""
     config = workdir_lib.read_config(folder)
-    config.sample.num, config.sample.batch_size = SAMPLES, SAMPLES // 2
+    config.sample.num = SAMPLES
+    config.sample.batch_size = -(-SAMPLES // 2 // jax.device_count()) * jax.device_count()
     config.model.sampler.name, config.model.sample_steps = "dpm2m", EVALUATIONS
     run = run_lib.restore(workdir_lib.read_config(folder), folder)
     model = run_lib.build_model(config, run.data.spec)

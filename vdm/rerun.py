@@ -18,7 +18,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, first: pathlib.Path) -> None:
     """Trains the config of the run `first` in `workdir`, and compares every line of metrics.jsonl.
 
     Raises:
-      UserError: train.run raises it, or the first run has no measurements.
+      UserError: train.run raises it; or the first run has no measurements, or was imported.
       Failed: a number differs.
     """
     rows = read_metrics(first / "metrics.jsonl")
@@ -26,6 +26,11 @@ def run(config: ConfigDict, workdir: pathlib.Path, first: pathlib.Path) -> None:
     require(
         first.resolve() != workdir.resolve(),
         f"--rerun and --workdir are both {str(first)!r}; give another --workdir.",
+    )
+    require(
+        not (first / "imported.json").exists(),
+        f"{str(first)!r} started from imported parameters, which a rerun would lack; repeat its import and "
+        "its training.",
     )
     train.run(config, workdir)
     then, now = provenance.read(first), provenance.read(workdir)

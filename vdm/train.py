@@ -129,13 +129,13 @@ def _train(config: ConfigDict, workdir: pathlib.Path, newest: int | None) -> Non
 
     checkpoints = checkpoint.Checkpoints(workdir, train.keep)
     state, rest = (parts.init(), {}) if newest is None else checkpoints.restore(parts.like, first)
+    parts.model.verify(state.ema)
     if lead:
         workdir_lib.write_config(workdir, config)
         provenance.write(workdir, first, sys.argv)
     log = (Log if lead else NoLog)(config, workdir, first, rest.get("seconds", 0.0), parts.data.spec)
     running = Running(rest.get("running"))
     data = step_data(config, parts)
-    parts.model.verify(state.ema)
     wait()
     log.say(f"{'starting' if newest is None else 'resuming'} at step {first} of {train.steps}")
     stop, stopping = Stop(), False

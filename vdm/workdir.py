@@ -59,6 +59,7 @@ FILES = {
 HARMLESS = (
     "train.steps",
     "train.accumulate",
+    "train.substeps",
     "train.keep",
     "train.log_every",
     "train.eval_every",
@@ -72,6 +73,8 @@ HARMLESS = (
     "model.guidance",
     "model.net.dtype",
     "model.net.remat",
+    "model.encoder.net.dtype",
+    "model.encoder.net.remat",
     "data.data_dir",
     "data.on_device_gib",
     "parallel",
@@ -254,9 +257,10 @@ def keep_modules(workdir: pathlib.Path, config: ConfigDict) -> None:
     PACKAGE.MODULE.py, so that the run can be restored from its workdir alone.
 
     Raises:
-      UserError: another version of a module is kept there.
+      UserError: another version of a module is kept there, with a checkpoint of it.
     """
-    _check_modules(workdir, config)
+    if newest(workdir) is not None:
+        _check_modules(workdir, config)
     for kept, source in _own_modules(workdir, config):
         kept.parent.mkdir(exist_ok=True)
         with atomic_path(kept) as part:

@@ -50,7 +50,7 @@ if kind == "slow" and starts == 1:
     time.sleep(0.5)  # for a second signal, if there is one
     print("stopped, saved")
     sys.exit(130)
-(folder / "metrics.jsonl").write_text(json.dumps({"step": 3, "seconds": 7.0}))
+(folder / "metrics.jsonl").write_text(json.dumps({"step": 3, "split": "final", "seconds": 7.0}))
 (folder / "eval.json").write_text(json.dumps({"step": 3, "bpd": 1.5, "bpd_se": 0.25}))
 (folder / "checkpoints" / "3").mkdir(parents=True, exist_ok=True)
 """

@@ -1,10 +1,14 @@
 """The cost of a step, counted and timed, and the number of steps that fit into --minutes."""
 
+import os
 import re
+import subprocess
+import sys
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
@@ -15,7 +19,7 @@ from sweep_helpers import study_here
 from vdm import run as run_lib, train
 from vdm.data.dataset import Spec
 from vdm.nets import conv
-from vdm.sweep import budget, cost
+from vdm.sweep import budget, cost, jobs, plan
 from vdm.sweep.budget import Cost
 
 pytestmark = pytest.mark.usefixtures("single")
@@ -98,7 +102,7 @@ def asked(monkeypatch):
     """The variants whose cost was measured, by a stand-in."""
     found = []
 
-    def measure(trial):
+    def measure(trial, slot):
         found.append(trial.variant)
         return COSTS.get(trial.variant, COSTS["narrow"])
 
@@ -132,6 +136,25 @@ def test_every_variant_gets_the_same_minutes(tmp_path, asked):
     assert len(asked) == 3, "a cost is measured once"
     study_here(tmp_path, GRID, *DRY, "--config.model.net.dtype=bfloat16")
     assert len(asked) == 6, "but again for another config"
+
+
+WHERE = """
+import json, os
+cores, gpu = len(os.sched_getaffinity(0)), os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+print(json.dumps({"start": 1.0, "step": cores, "operations": 1.0, "device": gpu}))
+"""
+
+
+def test_a_step_is_timed_where_the_runs_will_be(tmp_path, monkeypatch):
+    """On the GPU of a slot, or on its share of the cores, by a stand-in for cost.py."""
+    run = subprocess.run
+    monkeypatch.setattr(
+        budget.subprocess, "run", lambda line, **how: run([sys.executable, "-S", "-c", WHERE], **how)
+    )
+    trial = plan.Trial("one", tmp_path / "one-0", ConfigDict(), [sys.executable, "-m", "vdm.main"])
+    assert budget.measure(trial, jobs.Slot(gpu="3")).device == "3"
+    half = jobs.shares(2)[0]
+    assert budget.measure(trial, half).step == len(half.cpus or os.sched_getaffinity(0))
 
 
 def test_only_what_is_asked_for_is_timed(tmp_path, asked):

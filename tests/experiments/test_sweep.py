@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from sweep_helpers import study_here, trial_of
-from vdm.sweep import plan
+from vdm.sweep import cluster, plan
 
 
 def test_finished_is_the_last_step_evaluated_and_saved(tmp_path):
@@ -67,8 +67,19 @@ BAD = {
     "option": (["--cluster=local", "--cluster_options=x"], "'x'", "NAME=VALUE"),
     "name of option": (["--cluster=local", "--cluster_options=slurm_x=1"], "slurm_x"),
     "options alone": (["--cluster_options=x=1"], "'x=1'", "--cluster=slurm"),
+    "best": (["--config.eval.checkpoint=best"], "'best'", "'newest'"),
     "no Slurm": (["--cluster=slurm"], "srun"),
 }
+
+
+def test_options_of_a_cluster():
+    """A comma also separates the parts of a value. Values are those of Python, or text."""
+    options = "slurm_partition=gpu,slurm_exclude=n1,n2,mem_gb=7.5,slurm_use_srun=False".split(",")
+    assert cluster.joined(options) == [*options[:1], "slurm_exclude=n1,n2", *options[3:]]
+    values = {"7.5": 7.5, "False": False, "['module load cuda']": ["module load cuda"], "600": 600}
+    values |= dict.fromkeys(["gpu", "n1,n2", "1,2", "24:00:00", "0700"])
+    for text, value in values.items():
+        assert cluster.value_of(text) == (text if value is None else value)
 
 
 @pytest.mark.parametrize("case", BAD)

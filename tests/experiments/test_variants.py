@@ -94,6 +94,10 @@ def test_a_study_by_flags_is_kept_and_grows(tmp_path):
     code, out, err = study_here(tmp_path, {"plain": {}}, "--config.train.steps=300", "--dry_run")
     assert code == 0 and all("--config.train.steps=300" in row for row in out.splitlines()), err
 
+    # So does the command that names the config again.
+    code, out, err = study_here(tmp_path, {"plain": {}}, "--config=configs/digits.py", "--dry_run")
+    assert code == 0 and all(GOOD in row for row in out.splitlines()), err
+
     fast = "--variant=fast: optimizer.learning_rate=1e-2"
     code, out, err = study_here(tmp_path, {"plain": {}}, fast, "--baseline=cosine", "--dry_run")
     assert code == 0 and out.count("\n") == 6 and all(GOOD in row for row in out.splitlines()), err

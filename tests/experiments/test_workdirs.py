@@ -28,6 +28,16 @@ def test_final_number_of_runs_at_every_stage(tmp_path):
     assert fresh.final == {} and fresh.newest == {"step": 0} and not fresh.has_own_final
 
 
+def test_the_estimate_at_the_end_stands_whatever_was_evaluated_since(tmp_path):
+    lines = [line(100, 2.9), line(200, 2.5), line(200, 2.4, split="final", passes=20)]
+    best = write_workdir(
+        tmp_path / "best", lines, steps=200, final=line(100, 2.1) | {"estimator": "exact"}, images=[2.1] * 4
+    )
+    record = workdirs.read(best)
+    assert (record.final["bpd"], record.final["step"], record.final["estimator"]) == (2.4, 200, "exact")
+    assert record.final["seconds"] == 20 and workdirs.image_values(record) is None
+
+
 def test_the_curve_has_what_compares(tmp_path):
     """A run's "final" line is not on its curve, nor is the last "test" line of an older version, which has
     more passes than those before it."""
@@ -96,6 +106,12 @@ def test_sweeps_are_taken_apart(tmp_path):
         "digits-7": ["digits-7"],
     }
     assert list(workdirs.find([tmp_path / "sweep"])) == ["lr-1e-3", "wide"]
+
+
+def test_names_that_end_with_a_number_need_not_be_seeds(tmp_path):
+    for number in (2, 4):
+        write_workdir(tmp_path / "sweep" / f"patch-{number}", [], seed=0, optimizer={"warmup": number})
+    assert list(workdirs.find([tmp_path / "sweep"])) == ["patch-2", "patch-4"]
 
 
 def test_folders_that_are_no_runs_are_refused(tmp_path):

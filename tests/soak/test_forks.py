@@ -166,6 +166,7 @@ def own_file(tmp_path, monkeypatch):
     workdir = tmp_path / "W"
     workdir.mkdir()
     workdir_lib.write_config(workdir, config)
+    (workdir / "checkpoints" / "2").mkdir(parents=True)
     yield file, workdir, config
     unload("my_schedule")
 

@@ -199,5 +199,5 @@ def test_stopped_it_cancels_what_is_queued(slurm, tmp_path):
     assert process.stdout.readline() == "good-0: submitted as job 7_0\n"
     process.send_signal(signal.SIGTERM)
     code, out, err = ended(process)
-    assert code == 130 and "the same command resumes" in out, out + err
+    assert code == 75 and "the same command resumes" in out, out + err
     assert (tmp_path / "cancelled").read_text().split() == ["7_0", "7_1"]

@@ -177,4 +177,4 @@ def check_result(name: str, result: Any, taken: Sequence[str] = ()) -> None:
 
 
 def _named(config: ConfigDict) -> list[str]:
-    return [name for name in config.eval.estimators.split(",") if name]
+    return [name for part in config.eval.estimators.split(",") if (name := part.strip())]

@@ -108,8 +108,9 @@ def data_of(config: ConfigDict, folder: pathlib.Path) -> tuple[Data, dict[str, A
         ):
             raise
         print(
-            "Sampling, compression and export will work. To evaluate or train, repeat the import with the "
-            f"images of {config.data.name!r}: {one_line(error)}"
+            "Sampling, compression and export will work. To evaluate or train, add "
+            f"--config.data.data_dir=PATH, the folder of {config.data.name!r}, to that command: "
+            f"{one_line(error)}"
         )
         return dataset.without_images(spec, str(error)), there
     here = fingerprint.about(data)

@@ -1,6 +1,7 @@
 """The same training time for every variant of a study: the cost of a step, and how many steps fit."""
 
 from collections.abc import Sequence
+import functools
 import hashlib
 import json
 import math
@@ -8,6 +9,7 @@ import pathlib
 import subprocess
 import sys
 from typing import NamedTuple
+import warnings
 
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -16,6 +18,7 @@ from vdm import commandline
 from vdm.config import flat
 from vdm.errors import UserError, one_of, require
 from vdm.sweep import plan
+from vdm.sweep.jobs import ANYWHERE, Slot, before_exec
 from vdm.sweep.output import make_folder, write_json
 from vdm.sweep.plan import Grid, Trial
 
@@ -53,12 +56,16 @@ def fit(
     only: Sequence[str] = (),
     measure_here: bool = True,
     usual: Sequence[str] = (),
+    slot: Slot = ANYWHERE,
 ) -> Grid:
     """The grid of the variants whose cost is known, each with as many steps as the minutes allow. A variant
     that sets its number of steps keeps it.
 
     First measures the cost of each variant in `only` (by default all) that the study's budget.json does not
     have yet, so that all runs of a variant have the same number of steps.
+
+    Args:
+      slot: the part of this machine on which each run will be.
 
     Raises:
       UserError: make_trials raises it; or a variant cannot be trained, or not a single step fits; or a cost
@@ -82,7 +89,7 @@ def fit(
         "and --figures, and, on a machine of the cluster, with --dry_run in place of --cluster.",
     )
     for name in tqdm(missing, "timing a few steps of each", disable=None):
-        costs[name] = measure(trials[name])
+        costs[name] = measure(trials[name], slot)
         kept[name] = costs[name], digest(trials[name])
         lines = {name: [*cost, of] for name, (cost, of) in kept.items()}
         write_json(make_folder(workdir) / "budget.json", lines)
@@ -104,15 +111,26 @@ def fit(
     return with_steps
 
 
-def measure(trial: Trial) -> Cost:
+def measure(trial: Trial, slot: Slot = ANYWHERE) -> Cost:
     """The Cost of a trial, measured in a separate process, so that no accelerator stays occupied.
+
+    Args:
+      slot: the part of this machine on which the process runs.
 
     Raises:
       UserError: the trial cannot be trained.
     """
     given = [arg for arg in trial.command[3:] if not arg.startswith("--workdir=")]
     command = [sys.executable, "-m", "vdm.sweep.cost", *given]
-    done = subprocess.run(command, capture_output=True, text=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of JAX, as in jobs.Process
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            env=slot.environment,
+            preexec_fn=functools.partial(before_exec, slot.cpus),
+        )
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit {done.returncode}"]
         why = next((line for line in lines if line.startswith("error: ")), lines[-1])

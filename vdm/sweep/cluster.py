@@ -1,20 +1,20 @@
 """Runs as cluster jobs, which submitit submits once, and which are found again by the job id."""
 
+import ast
 from collections.abc import Sequence
 import json
 import os
 import pathlib
+import re
 import shlex
 import subprocess
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vdm.errors import UserError, one_line, require
 from vdm.runtime.atomic import write_text
 from vdm.sweep.jobs import Process
-
-if TYPE_CHECKING:
-    from vdm.sweep.plan import Trial
+from vdm.sweep.plan import Trial, resolved
 
 LOOK = 5.0  # seconds between queries of Slurm's queue
 LATE = 15.0  # seconds for a result to appear on a shared file system after its job has left the queue
@@ -104,10 +104,10 @@ def make_executor(cluster: str, folder: pathlib.Path, options: Sequence[str]) ->
     if cluster == "slurm":  # requeued if its node fails, and at every time limit instead of only three times
         parameters["slurm_additional_parameters"] = {"requeue": True}
         often["slurm_max_num_timeout"] = 10_000
-    for option in options:
+    for option in joined(options):
         name, equals, value = option.partition("=")
         require(equals, f"--cluster_options has {option!r}; accepted: NAME=VALUE, joined by commas.")
-        parameters[name] = int(value) if value.isdigit() else value
+        parameters[name] = value_of(value)
     try:
         executor = submitit.AutoExecutor(folder, cluster=cluster, **often)
         executor.update_parameters(**parameters)
@@ -116,7 +116,27 @@ def make_executor(cluster: str, folder: pathlib.Path, options: Sequence[str]) ->
     return executor
 
 
-def submit(executor: Any, trials: "Sequence[Trial]") -> list[Job]:
+def joined(options: Sequence[str]) -> list[str]:
+    """The options NAME=VALUE of a list that was split at its commas, also at those within a value."""
+    found: list[str] = []
+    for part in options:
+        if found and not re.match(r"\w+=", part):
+            found[-1] += f",{part}"
+        else:
+            found.append(part)
+    return found
+
+
+def value_of(text: str) -> Any:
+    """A number, a truth value or a list, as Python writes them; otherwise the text."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return value if isinstance(value, bool | int | float | list) else text
+
+
+def submit(executor: Any, trials: Sequence[Trial]) -> list[Job]:
     """Submits trials as one array, except those whose earlier job is still in Slurm's queue.
 
     Raises:
@@ -129,7 +149,7 @@ def submit(executor: Any, trials: "Sequence[Trial]") -> list[Job]:
         job_id, line = _remembered(trial.folder)
         if queue and job_id and queue.has(job_id):
             require(
-                line == _own(trial),
+                _resolved(line) == _resolved(_own(trial)),
                 f"job {job_id} is still in the queue for {str(trial.folder)!r}, with other arguments: "
                 f"{shlex.join(line)}; use these, or cancel the job by scancel {job_id}.",
             )
@@ -153,9 +173,15 @@ def submit(executor: Any, trials: "Sequence[Trial]") -> list[Job]:
     return [jobs[trial.folder] for trial in trials]
 
 
-def _own(trial: "Trial") -> list[str]:
+def _own(trial: Trial) -> list[str]:
     """A trial's command without the paths of Python and of the workdir, whose spelling may differ."""
     return [arg for arg in trial.command[1:] if not arg.startswith("--workdir=")]
+
+
+def _resolved(line: Sequence[str]) -> list[str]:
+    """The arguments with the absolute path of the config file, as the study's folder states it."""
+    start = "--config="
+    return [f"{start}{resolved(arg[len(start) :])}" if arg.startswith(start) else arg for arg in line]
 
 
 def _remembered(folder: pathlib.Path) -> tuple[str | None, list[str]]:

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from absl import flags, logging
 
-from vdm.errors import UserError, did_you_mean, flag_refused, one_line
+from vdm.errors import Failed, Stopped, UserError, did_you_mean, flag_refused, one_line
 from vdm.reporting.text import print_to_pipe
 from vdm.runtime import stop
 
@@ -19,7 +19,7 @@ def main(
     args: Sequence[str] | None = None,
 ) -> NoReturn:
     """Parses `args`, and calls run(arguments that are not flags); exits with the code that `run` returns, or
-    with BAD_INPUT or CTRL_C.
+    with that of its exception (stop.EXIT_CODES).
 
     Args:
       doc: the study's docstring, for --help.
@@ -36,6 +36,11 @@ def main(
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(stop.BAD_INPUT)
+    except Failed as failed:
+        print(f"error: {one_line(failed)}", file=sys.stderr)
+        sys.exit(stop.FAILED)
+    except Stopped as stopped:
+        sys.exit(stopped.code)
     except KeyboardInterrupt:
         sys.exit(stop.CTRL_C)
 

@@ -28,9 +28,10 @@ HOW = {
     "counts both which seeds and which images were drawn",
     "images": "paired by image, on the same images; the error counts which images were drawn, and not what "
     "another seed would change",
-    "seeds": "paired by seed, as a run has no eval_images.csv; the error counts which seeds were drawn",
-    "unpaired": "of single runs, of which one has no eval_images.csv; the error counts which images were "
-    "drawn as if the two runs had different images, so that the interval is too wide",
+    "seeds": "paired by seed, as a run has no eval_images.csv of its final estimate; the error counts which "
+    "seeds were drawn",
+    "unpaired": "of single runs, of which one has no eval_images.csv of its final estimate; the error counts "
+    "which images were drawn as if the two runs had different images, so that the interval is too wide",
     "not evaluated": "not taken, as no run of one of the two variants has been evaluated yet",
     "no common seed": "not taken, as the two variants have no seed in common",
     "other data": "not taken, as the two variants were evaluated on different images",
@@ -159,12 +160,17 @@ def table(variants: Mapping[str, Sequence[Record]], baseline: str) -> list[dict[
 
 def write(variants: Variants, out: pathlib.Path, baseline: str) -> list[pathlib.Path]:
     """Prints the table of differences, and writes it as differences.md, .csv and .tex; returns their paths.
-    Returns [] for a study of one variant.
+    Returns [] for a study of one variant, or if no run of the baseline has finished, as it then says.
 
     Raises:
       UserError: `read_variants` raises it.
     """
     found = read_variants(variants)
+    paths = [make_folder(out) / f"differences{suffix}" for suffix in (".md", ".csv", ".tex")]
+    if baseline not in found:
+        print(f"no differences: no run of the baseline {baseline!r} has finished yet")
+        for path in paths:
+            path.unlink(missing_ok=True)  # from another baseline
     if len(found) < 2 or baseline not in found:
         return []
     rows = table(found, baseline)
@@ -176,7 +182,6 @@ def write(variants: Variants, out: pathlib.Path, baseline: str) -> list[pathlib.
     caption = CAPTION.format(baseline=baseline, how=how, level=LEVEL, power=POWER)
     text = f"{markdown_table(names, shown)}\n\n{textwrap.fill(caption, 110)}\n"
     print(text)
-    paths = [make_folder(out) / f"differences{suffix}" for suffix in (".md", ".csv", ".tex")]
     write_text(paths[0], text)
     write_csv(paths[1], rows)
     write_text(paths[2], latex_table(*_for_paper(baseline, rows)) + "\n")

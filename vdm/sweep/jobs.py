@@ -37,6 +37,11 @@ class Slot(NamedTuple):
     gpu: str = ""
     cpus: tuple[int, ...] = ()
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of a process there."""
+        return os.environ | ({"CUDA_VISIBLE_DEVICES": self.gpu} if self.gpu else {})
+
     def __str__(self) -> str:
         if self.gpu:
             return f" on GPU {self.gpu}"
@@ -78,10 +83,9 @@ class Process:
                 warnings.simplefilter("ignore", RuntimeWarning)
                 lock(log)
                 self._log_start = log.tell()
-                own = {"CUDA_VISIBLE_DEVICES": self._slot.gpu} if self._slot.gpu else {}
                 self._process = subprocess.Popen(
                     self._command,
-                    env=os.environ | own,
+                    env=self._slot.environment,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,

@@ -6,6 +6,8 @@ import pathlib
 import signal
 import time
 
+from vdm.errors import Stopped
+from vdm.runtime.stop import QUEUE_AGAIN, SIGNALS
 from vdm.sweep import cluster, jobs
 from vdm.sweep.plan import Trial, finished
 from vdm.sweep.progress import Progress
@@ -22,7 +24,8 @@ def run_all(trials: Sequence[Trial], start: Start, slots: Sequence[jobs.Slot]) -
       slots: one slot for each concurrent trial.
 
     Raises:
-      KeyboardInterrupt: Ctrl-C, SIGTERM or the end of the terminal has stopped all trials.
+      KeyboardInterrupt: Ctrl-C or the end of the terminal has stopped all trials.
+      Stopped: SIGTERM or SIGUSR1 has.
     """
     waiting, answered = list(trials), 0
     running: list[tuple[Trial, Started]] = []
@@ -59,7 +62,7 @@ def run_all(trials: Sequence[Trial], start: Start, slots: Sequence[jobs.Slot]) -
             progress.update([trial for trial, _ in running])
             time.sleep(jobs.POLL)
     if asked:
-        raise KeyboardInterrupt
+        raise Stopped(QUEUE_AGAIN) if asked[0] in (signal.SIGTERM, signal.SIGUSR1) else KeyboardInterrupt
     return failed
 
 
@@ -67,7 +70,7 @@ def run_all(trials: Sequence[Trial], start: Start, slots: Sequence[jobs.Slot]) -
 def stop_signals() -> Iterator[list[int]]:
     """Yields a list that collects stop signals; a signal that is ignored, as by nohup, stays ignored."""
     asked: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGHUP)}
     before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
     for number in before:
         signal.signal(number, lambda number, _: asked.append(number))

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from absl import flags
 
 from vdm import commandline, config as config_lib
-from vdm.errors import one_of, require
+from vdm.errors import Stopped, one_of, require
 from vdm.reporting.text import print_to_pipe
 from vdm.runtime import stop
 from vdm.sweep import (
@@ -118,8 +118,9 @@ flags.DEFINE_list(
 flags.DEFINE_float(
     "minutes",
     None,
-    "Training time of each run, in place of config.train.steps. First times a few steps of each variant, "
-    "also with --dry_run: nothing else should run meanwhile.",
+    "Training time of each run, in place of config.train.steps. First times a few steps of each variant, on "
+    "the GPU or the share of the cores that a run gets, also with --dry_run: nothing else should run "
+    "meanwhile.",
     flag_values=FLAGS,
 )
 flags.DEFINE_bool(
@@ -166,7 +167,8 @@ def main(
         workdir = pathlib.Path(FLAGS.workdir).expanduser()
         saved = saved_lib.read(workdir)
         file = given.file or (saved.file if saved else config)
-        args = given.args if given.file or not saved else [*saved.args, *given.args]
+        same = saved and plan.resolved(file) == saved.file
+        args = [*saved.args, *given.args] if saved and same else given.args
         args = list({name: arg for arg in args for name in commandline.fields_of([arg])}.values())
         for name in ("seeds", "minutes"):
             if saved and not FLAGS[name].present:
@@ -180,7 +182,7 @@ def main(
         usual = [f"--config.{name}={value}" for name, value in (fields or {}).items() if name not in left_out]
         try:
             return study(grid, results, file, args, usual, workdir, saved)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Stopped):
             print("stopped; the same command resumes the study")
             raise
 
@@ -239,8 +241,15 @@ def study(
     look_lib.of(kept_look).check()
     if FLAGS.minutes is not None:
         here = not (FLAGS.cluster or FLAGS.status or FLAGS.figures)
-        grid = budget.fit(grid, file, args, workdir, FLAGS.minutes, FLAGS.only, here, usual)
+        grid = budget.fit(grid, file, args, workdir, FLAGS.minutes, FLAGS.only, here, usual, slots()[0])
     trials = plan.make_trials(grid, file, args, workdir, FLAGS.seeds, usual)
+    for trial in trials:
+        checkpoint = trial.config.eval.checkpoint
+        require(
+            checkpoint == "newest",
+            f"config.eval.checkpoint is {checkpoint!r}; accepted by a study: 'newest', as each run is "
+            "evaluated after its last step.",
+        )
     found: dict[str, list[pathlib.Path]] = {trial.variant: [] for trial in trials}
     saved_lib.require_different({trial.variant: trial.config for trial in trials[: len(found)]}, by_flags)
     done = [trial for trial in trials if plan.finished(trial)]
@@ -270,7 +279,8 @@ def study(
     found = {name: found[name] for name in names if found.get(name)}
     try:
         if found:
-            files = [*results(workdir, found), *differences.write(found, workdir, baseline or names[0])]
+            compared = differences.write(found, workdir, baseline or names[0])
+            files = [*results(workdir, found), *compared]
             print(f"{workdir}:", ", ".join(pathlib.Path(path).name for path in files))
         else:
             print("no run has finished yet")
@@ -306,11 +316,16 @@ def run_missing(
     if not missing:
         return {}
     start: pool.Start = jobs.start
-    slots = [jobs.Slot(gpu) for gpu in FLAGS.gpus] or jobs.shares(FLAGS.jobs)
+    places = slots()
     if FLAGS.cluster:
         executor = cluster.make_executor(FLAGS.cluster, workdir / "submitit", FLAGS.cluster_options)
-        start, slots = lambda trials, _: cluster.submit(executor, trials), [jobs.ANYWHERE] * len(missing)
-    return pool.run_all(missing, start, slots)
+        start, places = lambda trials, _: cluster.submit(executor, trials), [jobs.ANYWHERE] * len(missing)
+    return pool.run_all(missing, start, places)
+
+
+def slots() -> list[jobs.Slot]:
+    """The parts of this machine on which runs take place at the same time."""
+    return [jobs.Slot(gpu) for gpu in FLAGS.gpus] or jobs.shares(FLAGS.jobs)
 
 
 def dry_run(missing: Sequence[plan.Trial], workdir: pathlib.Path) -> str:

@@ -37,7 +37,8 @@ class Record:
       train: the lines of metrics.jsonl on training.
       test: the lines on the test split that form one curve, with the same number of passes.
       newest: the newest line; a line of step 0 if there is no line.
-      final: eval.json, or else the newest evaluation; {} if nothing was evaluated yet. "seconds" is from the
+      final: the estimate at the end of training, whatever --mode=eval has measured since; or eval.json of an
+        older version; or else the newest evaluation; {} if nothing was evaluated yet. "seconds" is from the
         line of its step.
     """
 
@@ -75,6 +76,9 @@ def read(folder: pathlib.Path | str) -> Record:
     going = newest["step"] < config.train.steps or lacks_final(folder, newest["step"])
     if evaluations and (not final or going and final["step"] < evaluations[-1]["step"]):
         final = evaluations[-1]
+    ends = [row for row in evaluations if row["split"] == "final"]
+    if ends and ends[-1]["step"] >= final["step"]:
+        final = {**final, **ends[-1]}  # eval.json names the estimator, too
     if final:
         before = [row["seconds"] for row in rows if row["step"] <= final["step"]]
         final = {"seconds": before[-1] if before else None, **final}
@@ -105,6 +109,7 @@ def find(folders: Iterable[pathlib.Path | str]) -> dict[str, list[pathlib.Path]]
     """{label: [workdirs]} of workdirs, and of each variant in sweeps.
 
     A label is the path of the workdir, or SWEEP/VARIANT, relative to the folder that contains all of them.
+    Folders NAME-NUMBER whose configs differ in more than the seed are not taken for one variant.
 
     Raises:
       UserError: one of the folders contains no run.
@@ -118,7 +123,18 @@ def find(folders: Iterable[pathlib.Path | str]) -> dict[str, list[pathlib.Path]]
             name = re.sub(r"-\d+$", "", path.name) if sweep else path.name
             found.setdefault(path.with_name(name), []).append(run)
     above = os.path.commonpath([path.parent for path in found])
-    return {str(path.relative_to(above)): runs for path, runs in found.items()}
+    labels: dict[str, list[pathlib.Path]] = {}
+    for path, runs in found.items():
+        alike = _differ_in_seed_alone(runs)
+        for run in runs:
+            own = path if alike else path.with_name(run.name)
+            labels.setdefault(str(own.relative_to(above)), []).append(run)
+    return labels
+
+
+def _differ_in_seed_alone(runs):
+    first, *rest = (workdir_lib.read_config(run) for run in runs)
+    return all({name for name, *_ in workdir_lib.differences(first, other)} <= {"seed"} for other in rest)
 
 
 def read_variants(variants: Variants) -> dict[str, list[Record]]:

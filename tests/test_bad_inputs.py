@@ -80,6 +80,7 @@ CONFIGS = {
     "a class of another kind": ("--config.model.net.name=examples.power:Power", "defines no"),
     "a word for a number": ("--config.train.steps=many", "steps"),
     "a fraction for an integer": ("--config.train.steps=1.5", "steps"),
+    "a negative seed": ("--config.seed=-1", "config.seed is -1|0 or more"),
     "no steps": ("--config.train.steps=0", "config.train.steps is 0|1 or more"),
     "a negative number": ("--config.train.log_every=-1", "config.train.log_every is -1"),
     "a batch that cannot be split": ("--config.train.batch_size=12", "batch_size is 12|multiple of 8"),

@@ -94,6 +94,17 @@ def test_samples_are_those_of_the_mode(workdir, model):
     assert not np.array_equal(other, model.sample(3))
 
 
+def test_a_sampler_that_fails_is_named(workdir, tmp_path, monkeypatch, capfd):
+    """Although it is compiled before the model is verified."""
+    text = "from vdm.diffusion import sampler\nclass Bad(sampler.Ancestral):\n"
+    text += "    def sample(self, predict_x, gammas, z_1, keys):\n        return z_1 + 'x'\n"
+    (tmp_path / "failing.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    bad = "--config.model.sampler=failing:Bad"
+    assert cli("--cache=", f"--workdir={workdir}", "--mode=sample", bad) == 2
+    assert "error: sampler Bad fails with TypeError" in capfd.readouterr().err
+
+
 def test_bits_per_dim_of_the_test_images_are_those_of_the_mode(workdir, model, digits):
     found = model.bits_per_dim(digits[0], passes=4)
     written = json.loads((workdir / "eval.json").read_text())

@@ -28,6 +28,11 @@ def gamma(t):
     return -9.0 + 17.0 * t
 
 
+def test_batches_suit_any_number_of_devices(monkeypatch):
+    monkeypatch.setattr(likelihood.devices, "count", lambda: 7)
+    assert likelihood._config("elbo", 50).eval.batch_size == 126
+
+
 class Host:
     """The optimal denoiser of IMAGES for data in [low, high], in float64 NumPy: x̂ is the mean of the levels
     under p(v) N(z; α x_v, σ²), and dx̂/dz is α/σ² times their variance."""

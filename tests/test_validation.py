@@ -54,7 +54,9 @@ def test_a_run_with_validation_images_keeps_its_best_by_them(workdir):
     checkpoints = Checkpoints(workdir, 2, read_only=True)
     tested = {row["step"]: row["bpd"] for row in metrics(workdir) if row["split"] == "test"}
     assert list(tested) == [4, 8, 12] and tested[4] > tested[8] > tested[12]
-    assert checkpoints.best() == min(found, key=lambda step: found[step]["bpd"]) == 4
+    assert checkpoints.best([4, 8, 12]) == min(found, key=lambda step: found[step]["bpd"]) == 4
+    assert checkpoints.best([8, 12]) == min([8, 12], key=lambda step: found[step]["bpd"])
+    assert checkpoints.best([]) is None
     checkpoints.close()
     assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"4", "8", "12"}
 

@@ -31,6 +31,7 @@ from vdm.evaluation.table import Row, tables
 from vdm.methods.external_denoiser import Curve, Denoiser, External, Scaling, on_host
 from vdm.reporting.text import estimate_table
 from vdm.run import Run
+from vdm.runtime import devices
 
 __all__ = ["Report", "Table", "cascade", "judge", "on_host", "table_of_alphas", "table_of_betas"]
 
@@ -292,7 +293,8 @@ def cascade(stages: Mapping[str, Report]) -> Report:
 def _config(chosen: str, images: int, **fields: Any) -> Any:
     """The config that the estimators read."""
     config = config_lib.complete({})
-    few = {"batch_size": min(120, images), "estimators": chosen, "ode__images": min(48, images)}
+    whole = -(-120 // devices.count()) * devices.count()  # fewer if there are fewer images
+    few = {"batch_size": whole, "estimators": chosen, "ode__images": min(48, images)}
     given = {name.replace("__", "."): value for name, value in (few | fields).items()}
     flat = config_lib.flat(config.eval)
     for name, value in given.items():

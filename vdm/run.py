@@ -141,7 +141,7 @@ def _state(config: ConfigDict, workdir: pathlib.Path, like: step_lib.State) -> s
         require(steps, _none_there(workdir))
         try:
             checkpoints = checkpoint.Checkpoints(workdir, config.train.keep, read_only=True)
-            step = steps[-1] if config.eval.checkpoint == "newest" else checkpoints.best()
+            step = steps[-1] if config.eval.checkpoint == "newest" else checkpoints.best(steps)
             # Each host reads the folder for itself, and training may have added a checkpoint in between.
             state, _ = checkpoints.restore(like, devices.of_first_host(step))
         except Exception:

@@ -97,7 +97,11 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Draws config.sample.num samples into samples.png and samples.npz of the workdir, or of its folder
     step-STEP while the run is training."""
     parts = run_lib.of_workdir(config, workdir, images=False)
-    sampler = make_sampler(parts.model, config, parts.data, parts.like.ema)
+    try:
+        sampler = make_sampler(parts.model, config, parts.data, parts.like.ema)
+    except (TypeError, ValueError, IndexError):
+        run_lib.at_checkpoint(parts, config, workdir)  # names the faulty component, if there is one
+        raise
     run = run_lib.at_checkpoint(parts, config, workdir)
     if jax.process_index() == 0:
         print(f"drawing {config.sample.num} samples", flush=True)

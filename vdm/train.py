@@ -31,6 +31,7 @@ def check(config: ConfigDict) -> None:
     estimator.check(config)
     loggers.build(config.loggers)
     train = config.train
+    require(config.seed >= 0, f"config.seed is {config.seed}; accepted: 0 or more.")
     for name in ("steps", "batch_size", "accumulate", "substeps", "keep"):
         require(train[name] >= 1, f"config.train.{name} is {train[name]}; accepted: 1 or more.")
     for name in ("log_every", "eval_every", "checkpoint_every", "sample_every"):

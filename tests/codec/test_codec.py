@@ -11,6 +11,7 @@ from conftest import slow
 import exact
 from vdm.codec import archive, codec
 from vdm.codec.image_io import ImageSet
+from vdm.codec.stack import Stack
 from vdm.errors import UserError
 from vdm.estimate import standard_error
 from vdm.evaluation import codec as codec_estimator, elbo
@@ -172,6 +173,14 @@ def test_a_model_that_needs_labels_asks_for_them():
     config, run = make_run(MODELS["label"])
     with pytest.raises(UserError, match="0 to 9, and --input has none or others"):
         codec.compress(config, run, ImageSet(images(2)[0]))
+
+
+def test_a_label_of_a_single_class_takes_no_bits():
+    model, spec = types.SimpleNamespace(takes_label=True), types.SimpleNamespace(classes=1)
+    run, stacks = types.SimpleNamespace(model=model, data=types.SimpleNamespace(spec=spec)), [Stack(0, 0)]
+    before = stacks[0].bits
+    codec._push_labels(run, stacks, np.zeros(1, np.int32))
+    assert stacks[0].bits == before and codec._pop_labels(run, stacks).tolist() == [0]
 
 
 def test_a_model_that_diverged_is_refused():

@@ -18,9 +18,9 @@ def load(name, root):
     return source.load(section(name, data_dir=str(root)))
 
 
-def prepare(root, file_format="array_record", damaged=()):
+def prepare(root, file_format="array_record", damaged=(), side="28"):
     """Writes a "mnist" of 12 training and 5 test images, random, in the files of the official builder; images
-    whose number is in `damaged` are truncated."""
+    whose number is in `damaged` are truncated. `side` is that of images in the features; -1: not stated."""
     from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.proto import tf_example_pb2
 
@@ -51,7 +51,7 @@ def prepare(root, file_format="array_record", damaged=()):
     info = {"fileFormat": file_format, "name": "mnist", "version": "3.0.1", "splits": splits}
     (folder / "dataset_info.json").write_text(json.dumps(info))
     module = "tensorflow_datasets.core.features."
-    shape = {"dtype": "uint8", "shape": {"dimensions": ["28", "28", "1"]}}
+    shape = {"dtype": "uint8", "shape": {"dimensions": [side, side, "1"]}}
     features = {
         "image": {"image": shape, "pythonClassName": module + "image_feature.Image"},
         "label": {
@@ -65,6 +65,14 @@ def prepare(root, file_format="array_record", damaged=()):
     }
     (folder / "features.json").write_text(json.dumps(text))
     return images
+
+
+def test_a_shape_that_the_features_do_not_state_is_that_of_the_first_whole_image(tmp_path):
+    prepare(tmp_path, side="-1", damaged=(0,))
+    data = source.load(section("mnist", data_dir=str(tmp_path), skip_damaged=True))
+    assert data.spec.shape == (28, 28, 1)
+    # What decides whether the images fit into memory.
+    assert (data.train.nbytes, data.test.nbytes) == (11 * 28 * 28, 4 * 28 * 28)
 
 
 def test_reads_prepared_files_without_tensorflow(tmp_path):

@@ -1,11 +1,14 @@
 """Every schedule keeps its end points, increases, and has the slope that `with_slope` gives."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from vdm import component
+from vdm.component import Refused
 from vdm.diffusion.schedule import LearnedLinear, with_slope
 
 LOW, HIGH = -13.3, 5.0
@@ -100,6 +103,15 @@ def test_published_schedules_are_what_their_papers_say(name):
     for t in (0.1, 0.5, 0.9):
         expected = gamma(first + (last - first) * t)
         assert float(module.apply(params, jnp.float32(t))) == pytest.approx(expected, abs=1e-3)
+
+
+RATES = [("linear_beta", "fast", 0.1), ("linear_beta", "slow", -1.0), ("sigmoid", "steep", 0.0)]
+
+
+@pytest.mark.parametrize(("name", "field", "value"), RATES)
+def test_rates_that_do_not_rise_are_refused(name, field, value):
+    with pytest.raises(Refused, match=f"{field}.*more"):
+        dataclasses.replace(made(name, False)[0], **{field: value}).check()
 
 
 def test_a_learned_line_rises_whatever_the_sign_of_its_width():

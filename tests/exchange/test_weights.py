@@ -79,6 +79,21 @@ def test_imported_it_evaluates_to_the_same_bits(run, tmp_path):
             assert found[name] == found[name.replace("ema", "params")] == value, name
 
 
+def test_the_card_of_one_image_has_no_error():
+    found = {"bpd": 2.0, "bpd_se": None, "estimator": "ELBO", "images": 1, "passes": 3}
+    assert "**2.0000 ± not known bits/dim**" in exporting._likelihood(found)
+
+
+def test_parts_that_a_folder_lacks_are_left_out(run):
+    """As a learned encoder, which keeps its initial parameters."""
+    config, _, folder = run
+    like = run_lib.build(config).like.params
+    more = like | {"encoder": {"kernel": np.zeros(3, np.float32)}}
+    assert weights.read(folder, more, partly=True).keys() == like.keys()
+    with pytest.raises(UserError, match="encoder.kernel is absent there and float32"):
+        weights.read(folder, more)
+
+
 def test_what_cannot_be_imported_or_exported_is_one_line(run, tmp_path, capfd):
     config, workdir, folder = run
 

@@ -5,8 +5,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from diffusion_helpers import rng, small
+from vdm.component import Refused
 from vdm.methods.mirrored import Mirrored
 
 
@@ -25,6 +27,11 @@ def test_an_image_is_treated_as_its_mirror_image(single):
     of = lambda model, z: model.eps_hat(params, z, gamma, None)
     np.testing.assert_allclose(of(mirrored, turn(z)), turn(of(mirrored, z)), rtol=1e-4, atol=1e-5)
     assert np.abs(of(plain, turn(z)) - turn(of(plain, z))).max() > 0.01
+
+
+def test_the_network_must_not_be_told_which_is_the_mirror_image():
+    with pytest.raises(Refused, match="'none' or 'label'"):
+        dataclasses.replace(both()[1], condition="augmented").check()
 
 
 def test_training_is_that_of_the_plain_model(single):

@@ -120,6 +120,20 @@ def with_context():
     return model, params, p
 
 
+def test_an_image_without_its_label_keeps_its_context(monkeypatch):
+    """So that training and guidance evaluate the network under the same condition."""
+    model, params, _ = with_context()
+    model, seen = dataclasses.replace(model, classes=2, condition="label", drop_label=0.5), []
+    monkeypatch.setattr(
+        Diffusion, "eps_hat", lambda self, params, z, gamma, condition, keys: seen.append(condition) or z
+    )
+    batch = {"image": jnp.zeros((64, *SHAPE), jnp.int32), "label": jnp.ones(64, jnp.int32)}
+    model.draw(params, Rng(jax.random.key(0), jnp.arange(64), 64), batch, train=True)
+    label, context = np.split(np.asarray(seen[0]), [2], axis=1)
+    assert {tuple(row) for row in label} == {(0.0, 0.0), (0.0, 1.0)}
+    assert np.all(np.abs(context) > 0.0)
+
+
 def test_a_context_costs_its_kl():
     """The denoiser is optimal for each c, so the bound is looser by exactly KL(q(c|x) ‖ p(c))."""
     model, params, p = with_context()

@@ -193,15 +193,15 @@ def _labels(run: Run, given: ImageSet) -> Any:
 
 
 def _push_labels(run: Run, stacks: Sequence[Stack], labels: Any) -> None:
-    """Pushes the labels with uniform probabilities, if the model takes labels."""
-    if run.model.takes_label:
+    """Pushes the labels with uniform probabilities, if the model takes labels of more than one class."""
+    if run.model.takes_label and run.data.spec.classes > 1:
         for stack, label in zip(stacks, labels):
             stack.push_levels(label[None], np.ones((1, run.data.spec.classes)))
 
 
 def _pop_labels(run: Run, stacks: Sequence[Stack]) -> Any:
-    """The inverse of `_push_labels`; zeros if the model takes no labels."""
-    if not run.model.takes_label:
+    """The inverse of `_push_labels`; zeros if it pushed nothing."""
+    if not run.model.takes_label or run.data.spec.classes == 1:
         return np.zeros(len(stacks), np.int32)
     likely = np.ones((1, run.data.spec.classes))
     return np.concatenate([stack.pop_levels(likely) for stack in stacks]).astype(np.int32)

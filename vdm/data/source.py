@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from vdm.component import REGISTRIES, Component, accept, blamed, build
-from vdm.data import augment
+from vdm.data import augment, image_files
 from vdm.data.damaged import without_damaged
 from vdm.data.dataset import Data, Examples, Spec, Split, held_out
 from vdm.errors import UserError, did_you_mean, require
@@ -185,6 +185,7 @@ def _cached(split: Split, part: str, source: Source) -> Split:
     if not split.files:
         return split
     code = [inspect.getfile(cls) for cls in type(source).__mro__ if issubclass(cls, Source)]
+    code.append(image_files.__file__)
     own = sorted(source.config_fields().keys() - Source.config_fields().keys())
     name = repr((part, source.name, [(field, getattr(source, field)) for field in own]))
     return dataclasses.replace(split, files=(*split.files, *code), cache_name=name)

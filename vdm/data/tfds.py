@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vdm.data.damaged import decoding
+from vdm.data.damaged import Damaged, decoding
 from vdm.data.dataset import Data, Spec, Split
 from vdm.data.source import Source, UnknownName
 from vdm.errors import UserError
@@ -42,7 +42,7 @@ class TFDS(Source):
                 "'validation', and with 'image'."
             )
         label = info.features["label"] if "label" in info.features else None
-        shape = tuple(info.features["image"].shape)
+        shape: Any = tuple(info.features["image"].shape)
 
         def split(key: str) -> Split:
             with decoding(f"the TFDS data set {self.name!r} in {root!r} cannot be read"):
@@ -56,13 +56,12 @@ class TFDS(Source):
                     "label": np.array(labels, np.int32),
                 }
 
-            nbytes = len(source) * int(np.prod([side or 1 for side in shape]))
+            nbytes = len(source) * int(np.prod([side or 1 for side in shape]))  # of bytes, when decoded
             return Split(len(source), read, nbytes, tuple(map(str, info.splits[key].filepaths)))
 
-        train = split("train")
-        if None in shape:  # the features do not state it: the first image determines it
-            shape = train.read(np.zeros(1, int))["image"].shape[1:]
-        return Data(train, split(test), Spec(shape, 256, label.num_classes if label else 0))
+        if None in shape:  # the features do not state it: the first image that is whole determines it
+            shape = _shape_of_first(split("train"))
+        return Data(split("train"), split(test), Spec(shape, 256, label.num_classes if label else 0))
 
     def _builder(self, root: str) -> Any:
         import tensorflow_datasets as tfds  # imported late, as the import is slow
@@ -83,6 +82,16 @@ class TFDS(Source):
         if file_format != tfds.core.FileFormat.ARRAY_RECORD:
             raise _unprepared(self.name, root, f"is prepared as {file_format.value}, not as array_record,")
         return builder
+
+
+def _shape_of_first(split: Split) -> tuple[int, ...]:
+    for index in range(split.size):
+        try:
+            return split.read(np.array([index]))["image"].shape[1:]
+        except Damaged:
+            if index == split.size - 1:
+                raise
+    raise AssertionError("TFDS prepares no empty split")
 
 
 def _records(source: Any, split: Any, indices: np.ndarray) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from vdm.component import accept, choose
 from vdm.contract import Batch
@@ -20,13 +20,9 @@ def check(condition: str, classes: int) -> None:
     )
 
 
-def withhold(
-    condition: Float[Array, "batch size"] | None, keys: Key[Array, "batch"], share: float
-) -> Float[Array, "batch size"] | None:
-    """The condition, replaced by zeros for a random share of the images (Ho & Salimans 2022)."""
-    if condition is None:
-        return None
-    return condition * jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - share, (1,)))(keys)
+def keeps_label(keys: Key[Array, "batch"], share: float) -> Bool[Array, "batch 1"]:
+    """False for a random share of the images, whose label is withheld (Ho & Salimans 2022)."""
+    return jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - share, (1,)))(keys)
 
 
 def join(*parts: Float[Array, "batch _"] | None) -> Float[Array, "batch size"] | None:

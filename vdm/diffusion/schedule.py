@@ -120,6 +120,11 @@ class LinearBeta(Schedule):
     slow: float = 0.1  # b
     fast: float = 20.0  # B
 
+    def check(self) -> None:
+        super().check()
+        accept("slow", self.slow >= 0, "0 or more")
+        accept("fast", self.fast > self.slow, f"more than slow, which is {self.slow}")
+
     def __call__(self, t: Float[Array, "*times"]) -> Float[Array, "*times"]:
         rise = self.fast - self.slow
 
@@ -141,6 +146,10 @@ class Sigmoid(Schedule):
     """
 
     steep: float = 3.0
+
+    def check(self) -> None:
+        super().check()
+        accept("steep", self.steep > 0, "more than 0")
 
     def __call__(self, t: Float[Array, "*times"]) -> Float[Array, "*times"]:
         a = self.steep

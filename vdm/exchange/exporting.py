@@ -122,9 +122,10 @@ def _likelihood(found: dict[str, Any]) -> str:
     if not found:
         return "Its likelihood was not evaluated."
     se, noise = found["bpd_se"], found.get("bpd_se_noise")
+    error = "not known" if se is None else f"{se:.4f}"  # from a single image
     of_noise = f", {noise:.4f} of it Monte-Carlo noise" if noise else ""
     images = fingerprint.named(found.get("data", "not taken"))
     return (
-        f"**{found['bpd']:.4f} ± {se:.4f} bits/dim** ({found['estimator']}; standard error{of_noise}) on "
+        f"**{found['bpd']:.4f} ± {error} bits/dim** ({found['estimator']}; standard error{of_noise}) on "
         f"{found['images']} test images, fingerprint {images}, each evaluated {found['passes']} times."
     )

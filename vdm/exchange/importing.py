@@ -54,10 +54,9 @@ def run(config: ConfigDict, workdir: pathlib.Path, path: str) -> None:
         old.eval.checkpoint = config.eval.checkpoint
         given = run_lib.restore(old, folder, images=False)
         params, step = jax.device_get(given.state.ema), int(given.state.step)
-        # Parts that only this model has, such as a learned encoder, keep their initial parameters.
         check_shapes(params, {name: parts.like.params.get(name) for name in params}, path)
     else:
-        params = weights.read(folder, parts.like.params)
+        params = weights.read(folder, parts.like.params, partly=True)
         step = json.loads((folder / "config.json").read_text()).get("step")
     state = state_of(parts, params)
     from vdm.runtime import checkpoint  # imported late, as importing Orbax is slow

@@ -52,8 +52,12 @@ def known_data(folder: pathlib.Path) -> dict[str, Any]:
     return known
 
 
-def read(folder: pathlib.Path, like: Any) -> Any:
+def read(folder: pathlib.Path, like: Any, partly: bool = False) -> Any:
     """The parameters in a folder that `write` wrote, as a tree like `like`.
+
+    Args:
+      partly: whether `like` may have parts that the folder lacks, such as a learned encoder, and that the
+        result then lacks, too.
 
     Raises:
       UserError: the parameters are missing, damaged, or those of another model.
@@ -71,6 +75,9 @@ def read(folder: pathlib.Path, like: Any) -> Any:
         isinstance(said, dict) and said.get("sha256") == _sha(path),
         f"{str(path)!r} is damaged, or does not belong to its {FILES[1]}: its sha256 differs; copy it again.",
     )
+    if partly:
+        parts = {name.partition(".")[0] for name in found}
+        like = {name: part for name, part in like.items() if name in parts}
     wanted = parameters.named(like, ".")
     for name in sorted({*found, *wanted}):
         there, here = (

@@ -9,12 +9,21 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from vdm.component import accept
 from vdm.diffusion.model import Diffusion
 
 
 @dataclasses.dataclass(frozen=True)
 class Mirrored(Diffusion):
     """A VDM whose ε̂ is the mean of the predictions for an image and its mirror image (columns reversed)."""
+
+    def check(self):
+        super().check()
+        accept(
+            "condition",
+            self.condition != "augmented",
+            "'none' or 'label', as the network must not be told which of the two images is the mirror image",
+        )
 
     def draw(self, params, rng, batch, train=False, times=None):
         if not train:

@@ -6,6 +6,7 @@ interrupted does not count.
 """
 
 import asyncio
+from collections.abc import Sequence
 import contextlib
 import pathlib
 import sys
@@ -111,9 +112,12 @@ class Checkpoints:
         """All steps that are kept, in order."""
         return sorted(self._manager.all_steps())
 
-    def best(self) -> int | None:
-        """The step with the lowest `bpd`, or None if no checkpoint was evaluated."""
-        return self._manager.best_step()
+    def best(self, among: Sequence[int]) -> int | None:
+        """The step with the lowest `bpd` of the intact steps `among`, or None if none of them was
+        evaluated."""
+        metrics = {step: self._manager.metrics(step) for step in among}
+        found = {step: of["bpd"] for step, of in metrics.items() if of}
+        return min(found, key=lambda step: (found[step], -step)) if found else None
 
     def restore(self, like: State, step: int | None) -> tuple[State, dict[str, Any]]:
         """The State and the `rest` of the checkpoint of a step.

@@ -3,16 +3,16 @@
 # make check        the tests that a change needs most, under 90 seconds
 # make test         the tests, except those of the next two
 # make slow         the longest tests
-# make soak         whole runs that are stopped, killed, short of room, in many processes, under Slurm
+# make soak         whole runs that are stopped, killed, out of disk space, in many processes, under Slurm
 # make gpu          what the GPU of this machine does, in runs/gpu/report.md, within nine minutes: make gpu DATA=…
 # make lint         ruff (lint and format), mypy, and the order of imports
 # make reference    docs/reference.md, from the code
 # make site         the documents as a site that needs no network, in site/: open site/index.html
-# make constraints  a new .venv with the newest versions; where all tests pass, constraints.txt gets them
+# make constraints  a new .venv with the newest versions; if all tests pass, writes them to constraints.txt
 # make clean        remove the environments (and nothing that a run wrote)
 #
-# Each makes its own virtual environment in .venv, with PYTHON (3.11 to 3.13) and the versions of
-# constraints.txt, which are those that the tests passed with.
+# All but `site` and `gpu` share one virtual environment, .venv, which the first of them makes with PYTHON (3.11 to
+# 3.13) and the versions of constraints.txt, those that the tests passed with.
 
 PYTHON ?= python3
 DATA ?= $(HOME)/tensorflow_datasets

@@ -19,6 +19,7 @@ Writes report.md, with numbers and logs in the same folder. On a machine without
 
 from collections.abc import Mapping, Sequence
 import contextlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -315,6 +316,8 @@ def tests_part(folder: pathlib.Path, end: float) -> list[str]:
     """Runs tests on this device, in full precision and with all optimisations."""
     if not FLAGS.tests:
         return ["No tests were selected."]
+    if importlib.util.find_spec("pytest") is None:
+        return ["No tests were run: pytest is missing; install it by pip install -e '.[dev]'."]
     env = {
         "VDM_TESTS_ON": os.environ.get("JAX_PLATFORMS", ""),
         "JAX_DEFAULT_MATMUL_PRECISION": "highest",

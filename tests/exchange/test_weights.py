@@ -57,11 +57,11 @@ def test_the_card_has_the_command_without_the_paths_of_a_machine(tmp_path):
 
     devices = "| devices | 1 × cpu, P avx2, 2 cores |"
     line = "python -m vdm.main --config=configs/digits.py '--config.data.name=a b'"
+    line += " --config.data.data_dir=PATH --workdir=W"
     given = ["--config=configs/digits.py", *paths, "--config.data.name", "a b"]
     assert rows("/here/vdm/main.py", *given) == [f"| command | `{line}` |", devices]
-    assert (
-        rows("main.py", "--config=/here/mine.py")[0] == "| command | `python -m vdm.main --config=mine.py` |"
-    )
+    own = "| command | `python -m vdm.main --config=mine.py --workdir=W` |"
+    assert rows("main.py", "--config=/here/mine.py")[0] == own
     assert rows("a_script.py") == [devices]
 
 

@@ -93,7 +93,7 @@ def card(config: ConfigDict, workdir: pathlib.Path, of: Run, known: Mapping[str,
 
 def started(workdir: pathlib.Path) -> str:
     """The rows with the config of the command that started the run, and with the devices; "" if no record was
-    kept. Other flags and the paths of this machine are left out."""
+    kept. Other flags are left out, and paths of this machine replaced."""
     entries = provenance.read(workdir)
     if not entries:
         return ""
@@ -102,7 +102,9 @@ def started(workdir: pathlib.Path) -> str:
     if given.file:
         file = pathlib.Path(given.file)
         flags = [f"--config={file.name if file.is_absolute() else file}"]
-        flags += [arg for arg in given.args if "data.data_dir" not in commandline.fields_of([arg])]
+        of_paths = [arg for arg in given.args if "data.data_dir" in commandline.fields_of([arg])]
+        flags += [arg for arg in given.args if arg not in of_paths]
+        flags += [*["--config.data.data_dir=PATH"][: len(of_paths)], "--workdir=W"]
         rows["command"] = f"`python -m vdm.main {shlex.join(flags)}`"
     cores = f"{first['cores']} cores" if first.get("cores") else ""
     rows["devices"] = ", ".join(filter(None, [first.get("devices"), first.get("processor"), cores]))

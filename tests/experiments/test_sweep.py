@@ -42,6 +42,8 @@ def test_dry_run_prints_what_a_shell_reads_as_the_arguments_run(tmp_path):
     python.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/args$(ls {tmp_path} | grep -c args)\n')
     python.chmod(0o755)
     subprocess.run(["sh", "-c", out], env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}, check=True)
+    _, cached, _ = study_here(tmp_path, {"plain": {}}, "--cache=/scratch", "--seeds=1", "--dry_run")
+    assert cached.strip().endswith(" --cache=/scratch")
     start = ["-m", "vdm.main", "--config=configs/digits.py"]
     by_user = [*data, "--config.train.keep=5"]
     every = {"eval_every": 200, "checkpoint_every": 400}

@@ -90,7 +90,7 @@ def test_no_room_at_all_is_one_line(tmp_path):
     done = limited(workdir, 2_048)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     error = done.stderr.splitlines()[-1]
-    assert error.startswith("error: File too large") and "the same command resumes" in error
+    assert error.startswith("error: File too large") and "training resumes from the newest intact" in error
     assert not list(workdir.rglob("*.part*")), "nothing half-written is left"
     for name in ("samples.png", "elbo.png", "eval.json"):
         assert not (workdir / name).exists() or (workdir / name).stat().st_size < 2_048

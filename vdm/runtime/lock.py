@@ -18,8 +18,9 @@ WAIT = 5.0  # seconds: an evaluation holds the lock only while it writes its res
 
 
 @contextlib.contextmanager
-def hold(workdir: pathlib.Path) -> Iterator[None]:
-    """Holds the lock of the workdir within the context, so that no other process writes the run meanwhile.
+def hold(workdir: pathlib.Path, seconds: float = WAIT) -> Iterator[None]:
+    """Holds the lock of the workdir within the context, so that no other process writes the run meanwhile;
+    first waits for it up to `seconds`.
 
     The lock is an flock on the file "lock". The kernel releases it when the process ends, so that it is never
     stale. It works between hosts if the file system supports that: NFS 4, Lustre with -o flock, GPFS, CephFS.
@@ -29,7 +30,7 @@ def hold(workdir: pathlib.Path) -> Iterator[None]:
       UserError: another process holds the lock.
     """
     lock = filelock.FileLock(workdir / "lock")
-    if not _acquire(lock, WAIT):
+    if not _acquire(lock, seconds):
         raise UserError(
             f"{str(workdir)!r} is being written by {holder(workdir)}; wait for it, end it, or give another "
             "--workdir."
@@ -45,13 +46,14 @@ def hold(workdir: pathlib.Path) -> Iterator[None]:
 @contextlib.contextmanager
 def place_for_results(workdir: pathlib.Path, step: int) -> Iterator[pathlib.Path]:
     """The folder for the results of evaluation or sampling at a step: the workdir itself, which is then
-    locked; or, while another process trains there, its folder step-STEP."""
+    locked; or, while another process trains there, its folder step-STEP, which is locked instead."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(hold(workdir))
         except UserError:
             workdir = workdir / f"step-{step}"
             workdir.mkdir(exist_ok=True)
+            stack.enter_context(hold(workdir, 12 * WAIT))  # while another evaluation writes its results
         yield workdir
 
 

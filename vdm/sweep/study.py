@@ -11,6 +11,7 @@ failure, the same command completes the study.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 import pathlib
 import shlex
 import sys
@@ -21,7 +22,7 @@ from absl import flags
 from vdm import commandline, config as config_lib
 from vdm.errors import Stopped, one_of, require
 from vdm.reporting.text import print_to_pipe
-from vdm.runtime import stop
+from vdm.runtime import cache, stop
 from vdm.sweep import (
     budget,
     cluster,
@@ -121,6 +122,13 @@ flags.DEFINE_float(
     "Training time of each run, in place of config.train.steps. First times a few steps of each variant, on "
     "the GPU or the share of the cores that a run gets, also with --dry_run: nothing else should run "
     "meanwhile.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "cache",
+    None,
+    "Folder for compiled programs and decoded images, if not that of vdm.main; '' disables the cache. A "
+    "repeated command must give it again.",
     flag_values=FLAGS,
 )
 flags.DEFINE_bool(
@@ -243,6 +251,9 @@ def study(
         here = not (FLAGS.cluster or FLAGS.status or FLAGS.figures)
         grid = budget.fit(grid, file, args, workdir, FLAGS.minutes, FLAGS.only, here, usual, slots()[0])
     trials = plan.make_trials(grid, file, args, workdir, FLAGS.seeds, usual)
+    if FLAGS.cache is not None:
+        own = [f"--cache={FLAGS.cache}"]
+        trials = [dataclasses.replace(trial, command=[*trial.command, *own]) for trial in trials]
     for trial in trials:
         checkpoint = trial.config.eval.checkpoint
         require(
@@ -279,6 +290,7 @@ def study(
     found = {name: found[name] for name in names if found.get(name)}
     try:
         if found:
+            cache.enable(cache.FOLDER if FLAGS.cache is None else FLAGS.cache)  # for what results compile
             compared = differences.write(found, workdir, baseline or names[0])
             files = [*results(workdir, found), *compared]
             print(f"{workdir}:", ", ".join(pathlib.Path(path).name for path in files))

@@ -10,11 +10,11 @@ meant to improve samples.
 import pathlib
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from experiments.sampling import Distance, energy_distance, flat, images_of
 from vdm import run as run_lib, sample, workdir as workdir_lib
+from vdm.runtime import devices
 from vdm.sweep import study, tables, workdirs
 
 SAMPLES, EVALUATIONS = 1_000, 50  # number of samples for each distance, and of steps of dpm2m
@@ -55,7 +55,7 @@ def draw_and_compare(folder: pathlib.Path) -> Distance:
     """The energy distance of a run's samples from the test images."""
     config = workdir_lib.read_config(folder)
     config.sample.num = SAMPLES
-    config.sample.batch_size = -(-SAMPLES // 2 // jax.device_count()) * jax.device_count()
+    config.sample.batch_size = devices.multiple(SAMPLES // 2)
     config.model.sampler.name, config.model.sample_steps = "dpm2m", EVALUATIONS
     run = run_lib.restore(workdir_lib.read_config(folder), folder)
     model = run_lib.build_model(config, run.data.spec)

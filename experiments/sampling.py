@@ -14,7 +14,6 @@ import pathlib
 from typing import NamedTuple
 
 from absl import flags
-import jax
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 import numpy as np
@@ -28,7 +27,7 @@ from vdm.diffusion import process
 from vdm.errors import require
 from vdm.reporting import figures
 from vdm.reporting.text import markdown_table
-from vdm.runtime import cache
+from vdm.runtime import cache, devices
 from vdm.sweep import command
 
 FLAGS = flags.FlagValues()
@@ -137,7 +136,7 @@ def compare(workdir: pathlib.Path, num: int, evaluations: Sequence[int]) -> Comp
     )
     config = workdir_lib.read_config(workdir)
     config.sample.num = num
-    config.sample.batch_size = -(-min(num, 500) // jax.device_count()) * jax.device_count()
+    config.sample.batch_size = devices.multiple(min(num, 500))
     run = run_lib.restore(config, workdir)
     require(
         Ability.DENOISER in run.model.abilities,

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import pickle
 import shutil
 import signal
 import subprocess
@@ -94,15 +95,16 @@ def test_samples_are_those_of_the_mode(workdir, model):
     assert not np.array_equal(other, model.sample(3))
 
 
-def test_a_sampler_that_fails_is_named(workdir, tmp_path, monkeypatch, capfd):
+@pytest.mark.parametrize(("wrong", "error"), [("z_1 + 'x'", "TypeError"), ("z_1.shap", "AttributeError")])
+def test_a_sampler_that_fails_is_named(wrong, error, workdir, tmp_path, monkeypatch, capfd):
     """Although it is compiled before the model is verified."""
     text = "from vdm.diffusion import sampler\nclass Bad(sampler.Ancestral):\n"
-    text += "    def sample(self, predict_x, gammas, z_1, keys):\n        return z_1 + 'x'\n"
-    (tmp_path / "failing.py").write_text(text)
+    text += f"    def sample(self, predict_x, gammas, z_1, keys):\n        return {wrong}\n"
+    (tmp_path / f"fails_with_{error}.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    bad = "--config.model.sampler=failing:Bad"
+    bad = f"--config.model.sampler=fails_with_{error}:Bad"
     assert cli("--cache=", f"--workdir={workdir}", "--mode=sample", bad) == 2
-    assert "error: sampler Bad fails with TypeError" in capfd.readouterr().err
+    assert f"error: sampler Bad fails with {error}" in capfd.readouterr().err
 
 
 def test_bits_per_dim_of_the_test_images_are_those_of_the_mode(workdir, model, digits):
@@ -146,6 +148,7 @@ def test_a_second_call_compiles_nothing(workdir, digits, monkeypatch):
     assert {"draw", "sample"} == set(traced) and len(traced) == count
     assert not np.array_equal(first[0], second[0]) and first[1].mean != second[1].mean
     assert np.array_equal(first[0], call(0)[0])
+    assert len(pickle.dumps(model)) > 0
 
 
 def test_gamma_is_the_schedule(model):

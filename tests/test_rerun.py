@@ -46,6 +46,14 @@ def test_a_run_and_its_rerun_have_the_same_numbers(tmp_path, capsys):
         rerun.run(config, tmp_path / "first", tmp_path / "first")
 
 
+def test_a_run_from_imported_parameters_is_refused(tmp_path):
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "metrics.jsonl").write_text(json.dumps(row(1, 2.0)) + "\n")
+    (tmp_path / "first" / "imported.json").write_text("{}")
+    with pytest.raises(UserError, match="started from imported parameters"):
+        rerun.run(make_config(file="configs/digits.py"), tmp_path / "W", tmp_path / "first")
+
+
 def test_the_clock_is_no_difference_and_one_bit_is():
     ours = [row(1, 2.0), row(2, 1.5), row(3, 1.25)]
     others = [one | {"seconds": 99.0} for one in ours]

@@ -83,6 +83,9 @@ class Trained:
     step: int
     _made: dict[tuple[str, int | None], _Function] = dataclasses.field(default_factory=dict, init=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_made": {}}  # compiled functions cannot be pickled
+
     def __repr__(self) -> str:
         count = sum(value.size for value in jax.tree.leaves(self.params))
         images = f"{self.config.data.name!r}, uint8 {list(self.spec.shape)}, {self.spec.vocab_size} levels"

@@ -293,8 +293,7 @@ def cascade(stages: Mapping[str, Report]) -> Report:
 def _config(chosen: str, images: int, **fields: Any) -> Any:
     """The config that the estimators read."""
     config = config_lib.complete({})
-    whole = -(-120 // devices.count()) * devices.count()  # fewer if there are fewer images
-    few = {"batch_size": whole, "estimators": chosen, "ode__images": min(48, images)}
+    few = {"batch_size": devices.multiple(120), "estimators": chosen, "ode__images": min(48, images)}
     given = {name.replace("__", "."): value for name, value in (few | fields).items()}
     flat = config_lib.flat(config.eval)
     for name, value in given.items():

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from vdm import run as run_lib
 from vdm.contract import Model
 from vdm.data.dataset import Data, Spec
-from vdm.errors import require
+from vdm.errors import UserError, require
 from vdm.reporting import sample_sheet
 from vdm.runtime import devices, lock, randomness
 from vdm.runtime.randomness import Rng
@@ -69,7 +69,7 @@ def make_sampler(
     )
 
     # If there are few samples, the batch has their number, rounded up to a multiple of the devices.
-    batch_size = min(batch_size, -(-num // devices.count()) * devices.count())
+    batch_size = min(batch_size, devices.multiple(num))
     mapped = devices.over_devices(of_device(model, config, data.spec), config.parallel, *SPLIT)
     share = batch_size // jax.process_count()
 
@@ -99,7 +99,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     parts = run_lib.of_workdir(config, workdir, images=False)
     try:
         sampler = make_sampler(parts.model, config, parts.data, parts.like.ema)
-    except (TypeError, ValueError, IndexError):
+    except UserError:
+        raise
+    except Exception:
         run_lib.at_checkpoint(parts, config, workdir)  # names the faulty component, if there is one
         raise
     run = run_lib.at_checkpoint(parts, config, workdir)

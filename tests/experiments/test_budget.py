@@ -97,6 +97,9 @@ def test_seconds_of_a_step(monkeypatch):
 COSTS = {"narrow": Cost(4.0, 1.0, 1e9, "a CPU"), "wide": Cost(4.0, 2.0, 1e9, "a CPU")}
 
 
+places = []  # where they were measured
+
+
 @pytest.fixture
 def asked(monkeypatch):
     """The variants whose cost was measured, by a stand-in."""
@@ -104,6 +107,7 @@ def asked(monkeypatch):
 
     def measure(trial, slot):
         found.append(trial.variant)
+        places.append(slot)
         return COSTS.get(trial.variant, COSTS["narrow"])
 
     monkeypatch.setattr(budget, "measure", measure)
@@ -155,6 +159,15 @@ def test_a_step_is_timed_where_the_runs_will_be(tmp_path, monkeypatch):
     assert budget.measure(trial, jobs.Slot(gpu="3")).device == "3"
     half = jobs.shares(2)[0]
     assert budget.measure(trial, half).step == len(half.cpus or os.sched_getaffinity(0))
+
+
+def test_steps_that_were_timed_on_different_parts_do_not_mix(tmp_path, asked, monkeypatch):
+    study_here(tmp_path, GRID, *DRY, "--gpus=3,4", "--only=narrow")
+    assert places[-1] == jobs.Slot(gpu="3")
+    one = COSTS["narrow"]._replace(device="1 × GPU, 2 cores")
+    monkeypatch.setitem(COSTS, "wide", one)
+    code, _, err = study_here(tmp_path, GRID, *DRY, "--gpus=3,4")
+    assert code == 2 and "were timed on different parts" in err and "wide on 1 × GPU, 2 cores" in err
 
 
 def test_only_what_is_asked_for_is_timed(tmp_path, asked):

@@ -123,3 +123,11 @@ def test_differences_are_paired_by_seed_and_image():
     want = differences.of_grid(rest[[2, 1]])[:2]
     assert differences.paired(ours, others) == pytest.approx(want) and 0.0 < want[1] < 0.1
     assert np.isnan(differences.paired(ours, {})).all()
+
+
+def test_without_a_run_of_the_baseline_there_are_none(tmp_path, capsys):
+    """Nor do those from an earlier baseline stay."""
+    (tmp_path / "differences.tex").write_text("old")
+    found = {name: [write_workdir(tmp_path / name, [], final=line(300, 2.0))] for name in "ab"}
+    assert differences.write(found, tmp_path, "c") == [] and not (tmp_path / "differences.tex").exists()
+    assert "no differences: no run of the baseline 'c' has finished yet" in capsys.readouterr().out

@@ -1,12 +1,15 @@
 """Sweeps: what they would run, what counts as finished, and bad input."""
 
 import os
+import signal
 import subprocess
 
+from absl.flags import FlagValues
 import pytest
 
 from sweep_helpers import study_here, trial_of
-from vdm.sweep import cluster, plan
+from vdm.errors import Failed, UserError
+from vdm.sweep import cluster, command, plan
 
 
 def test_finished_is_the_last_step_evaluated_and_saved(tmp_path):
@@ -94,6 +97,31 @@ def test_bad_input_is_one_line_and_starts_nothing(case, tmp_path, monkeypatch):
     for text in texts:
         assert text in err
     assert not list(tmp_path.glob("W/*/log.txt"))
+
+
+@pytest.mark.parametrize(
+    ("raised", "exit_code"),
+    [
+        (Failed("no room"), 1),
+        (UserError("no"), 2),
+        (signal.SIGUSR1, 75),
+        (signal.SIGTERM, 75),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_exit_codes(raised, exit_code):
+    """Also of a signal while a study times steps or computes its results."""
+
+    def run(others):
+        with command.stoppable():
+            if isinstance(raised, signal.Signals):
+                signal.raise_signal(raised)
+            raise raised
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        command.main("", FlagValues(), run, [])
+    assert ended.value.code == exit_code and signal.getsignal(signal.SIGTERM) == before
 
 
 def test_help(tmp_path):

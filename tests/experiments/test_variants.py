@@ -1,5 +1,6 @@
 """Variants by flags, what a study keeps of them, and the status of its runs."""
 
+import dataclasses
 import os
 import pathlib
 import time
@@ -97,6 +98,13 @@ def test_a_study_by_flags_is_kept_and_grows(tmp_path):
     # So does the command that names the config again.
     code, out, err = study_here(tmp_path, {"plain": {}}, "--config=configs/digits.py", "--dry_run")
     assert code == 0 and all(GOOD in row for row in out.splitlines()), err
+
+    # The cache is kept, too; and the path in study.json may be relative, as in older versions.
+    study_here(tmp_path, {"plain": {}}, "--cache=", "--figures")
+    relative = dataclasses.replace(saved.read(tmp_path / "W"), file="configs/digits.py")
+    saved.write(tmp_path / "W", relative)
+    code, out, err = study_here(tmp_path, {"plain": {}}, "--dry_run")
+    assert code == 0 and all(GOOD in row and "--cache=" in row for row in out.splitlines()), err
 
     fast = "--variant=fast: optimizer.learning_rate=1e-2"
     code, out, err = study_here(tmp_path, {"plain": {}}, fast, "--baseline=cosine", "--dry_run")

@@ -36,6 +36,11 @@ def test_the_estimate_at_the_end_stands_whatever_was_evaluated_since(tmp_path):
     record = workdirs.read(best)
     assert (record.final["bpd"], record.final["step"], record.final["estimator"]) == (2.4, 200, "exact")
     assert record.final["seconds"] == 20 and workdirs.image_values(record) is None
+    more = write_workdir(
+        tmp_path / "more", lines, steps=200, final=line(200, 2.3, passes=100), images=[2.3] * 4
+    )
+    record = workdirs.read(more)
+    assert record.final["bpd"] == 2.3 and workdirs.image_values(record) is not None, "more passes replace it"
 
 
 def test_the_curve_has_what_compares(tmp_path):
@@ -95,7 +100,7 @@ def test_sweeps_are_taken_apart(tmp_path):
     """Folders VARIANT-SEED become variants, a workdir given by itself keeps its name, and others are
     ignored."""
     for name in ("lr-1e-3-0", "lr-1e-3-1", "wide-0"):
-        write_workdir(tmp_path / "sweep" / name, [])
+        write_workdir(tmp_path / "sweep" / name, [], seed=int(name[-1]))
     write_workdir(tmp_path / "digits-7", [])
     (tmp_path / "sweep" / "curves").mkdir()
     found = workdirs.find([tmp_path / "sweep", tmp_path / "digits-7"])
@@ -110,8 +115,9 @@ def test_sweeps_are_taken_apart(tmp_path):
 
 def test_names_that_end_with_a_number_need_not_be_seeds(tmp_path):
     for number in (2, 4):
-        write_workdir(tmp_path / "sweep" / f"patch-{number}", [], seed=0, optimizer={"warmup": number})
-    assert list(workdirs.find([tmp_path / "sweep"])) == ["patch-2", "patch-4"]
+        write_workdir(tmp_path / "sweep" / f"patch-{number}", [], seed=number, optimizer={"warmup": number})
+        write_workdir(tmp_path / "sweep" / f"steps-{number}", [], steps=number)
+    assert list(workdirs.find([tmp_path / "sweep"])) == ["patch-2", "patch-4", "steps-2", "steps-4"]
 
 
 def test_folders_that_are_no_runs_are_refused(tmp_path):

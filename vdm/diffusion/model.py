@@ -124,8 +124,9 @@ class Diffusion(Model):
         condition = self.condition_of(batch)
         if train and self.drop_label:
             keep = condition_lib.keeps_label(rng.keys(randomness.LABEL), self.drop_label)
-            of_each = lambda given, without: jnp.where(keep, given, without)
-            condition = jax.tree.map(of_each, condition, self.unconditional(condition))
+            without = self.unconditional(condition)
+            assert condition is not None and without is not None  # there is a label (`check`)
+            condition = jnp.where(keep, condition, without)
         # The draws: noise from N(0, I), with separate keys for each use, and a time t from the density q. The
         # time determines γ_t (and γ_s in a chain) and the weight w. γ_0 and γ_1 do not depend on the
         # condition.

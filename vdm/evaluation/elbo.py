@@ -122,8 +122,8 @@ def make_elbo(
 
     def evaluate(params, passes, progress=False, target_se=0.0, title="ELBO"):
         images = config.eval.images or data.test.size
-        here = min(config.eval.batch_size, images) // devices.count()
-        self_check.require_right_sums(max(here, 1), data.spec.shape, data.spec.vocab_size)
+        here = min(config.eval.batch_size, devices.multiple(images)) // devices.count()
+        self_check.require_right_sums(here, data.spec.shape, data.spec.vocab_size)
         profile = Profile(images) if draws_time else None
         sets = []
         bar = progress_bar(images, config, SET if target_se else passes, title, progress)

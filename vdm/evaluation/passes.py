@@ -85,7 +85,7 @@ def over_split(function: PerExample, config: ConfigDict, data: Data) -> Callable
         parts: list[PerImage] = []
         which = root, np.array([*which, images], np.int32)
         # If there are few images, the batch has their number, rounded up to a multiple of the devices.
-        size = min(batch_size, -(-images // devices.count()) * jax.device_count())
+        size = min(batch_size, devices.multiple(images))
 
         def fetch(values, real):
             values = devices.gather(devices.local(values) | {"real": real})

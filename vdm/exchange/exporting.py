@@ -104,7 +104,7 @@ def started(workdir: pathlib.Path) -> str:
         flags = [f"--config={file.name if file.is_absolute() else file}"]
         of_paths = [arg for arg in given.args if "data.data_dir" in commandline.fields_of([arg])]
         flags += [arg for arg in given.args if arg not in of_paths]
-        flags += [*["--config.data.data_dir=PATH"][: len(of_paths)], "--workdir=W"]
+        flags += ["--config.data.data_dir=PATH", "--workdir=W"] if of_paths else ["--workdir=W"]
         rows["command"] = f"`python -m vdm.main {shlex.join(flags)}`"
     cores = f"{first['cores']} cores" if first.get("cores") else ""
     rows["devices"] = ", ".join(filter(None, [first.get("devices"), first.get("processor"), cores]))

@@ -53,6 +53,11 @@ def count() -> int:
     return len(every())
 
 
+def multiple(size: int) -> int:
+    """`size`, rounded up to a multiple of the number of devices."""
+    return -(-size // count()) * count()
+
+
 def platform() -> str:
     """The platform of these devices: "cpu", "gpu" or "tpu"."""
     kind = every()[0].platform

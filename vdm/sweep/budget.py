@@ -30,7 +30,7 @@ class Cost(NamedTuple):
       start: seconds until the first step is done: reading, fitting and compiling.
       step: median seconds of each further step.
       operations: floating-point operations of a step (cost.products).
-      device: the device on which the cost was measured.
+      device: the devices on which the cost was measured, and the number of cores.
     """
 
     start: float
@@ -93,6 +93,13 @@ def fit(
         kept[name] = costs[name], digest(trials[name])
         lines = {name: [*cost, of] for name, (cost, of) in kept.items()}
         write_json(make_folder(workdir) / "budget.json", lines)
+    places = {costs[name].device: name for name in only or trials}
+    require(
+        len(places) <= 1,
+        "the steps of the variants were timed on different parts of a machine: "
+        + "; ".join(f"{name} on {place}" for place, name in places.items())
+        + ". Give --jobs or --gpus as before, or another --workdir.",
+    )
     steps = {name: cost.steps(60.0 * minutes) for name, cost in costs.items()}
     for name, number in steps.items():
         require(

@@ -133,7 +133,7 @@ def value_of(text: str) -> Any:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
-    return value if isinstance(value, bool | int | float | list) else text
+    return value if isinstance(value, int | float | list) else text
 
 
 def submit(executor: Any, trials: Sequence[Trial]) -> list[Job]:
@@ -149,7 +149,7 @@ def submit(executor: Any, trials: Sequence[Trial]) -> list[Job]:
         job_id, line = _remembered(trial.folder)
         if queue and job_id and queue.has(job_id):
             require(
-                _resolved(line) == _resolved(_own(trial)),
+                line == _own(trial),
                 f"job {job_id} is still in the queue for {str(trial.folder)!r}, with other arguments: "
                 f"{shlex.join(line)}; use these, or cancel the job by scancel {job_id}.",
             )
@@ -174,14 +174,11 @@ def submit(executor: Any, trials: Sequence[Trial]) -> list[Job]:
 
 
 def _own(trial: Trial) -> list[str]:
-    """A trial's command without the paths of Python and of the workdir, whose spelling may differ."""
-    return [arg for arg in trial.command[1:] if not arg.startswith("--workdir=")]
-
-
-def _resolved(line: Sequence[str]) -> list[str]:
-    """The arguments with the absolute path of the config file, as the study's folder states it."""
+    """A trial's command without the paths of Python and of the workdir, whose spelling may differ, and with
+    the absolute path of the config file."""
     start = "--config="
-    return [f"{start}{resolved(arg[len(start) :])}" if arg.startswith(start) else arg for arg in line]
+    kept = [arg for arg in trial.command[1:] if not arg.startswith("--workdir=")]
+    return [f"{start}{resolved(arg[len(start) :])}" if arg.startswith(start) else arg for arg in kept]
 
 
 def _remembered(folder: pathlib.Path) -> tuple[str | None, list[str]]:

@@ -1,7 +1,9 @@
 """The command line of a study: its flags, and bad input as one line."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
 import re
+import signal
 import sys
 from typing import NoReturn
 
@@ -43,6 +45,24 @@ def main(
         sys.exit(stopped.code)
     except KeyboardInterrupt:
         sys.exit(stop.CTRL_C)
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Within the context, SIGTERM and SIGUSR1 raise Stopped, unless they are ignored."""
+
+    def stopped(number, frame):
+        raise Stopped(stop.QUEUE_AGAIN)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+    try:
+        for number in before:
+            signal.signal(number, stopped)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def parse(values: flags.FlagValues, args: Sequence[str]) -> list[str]:

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from vdm import commandline, config as config_lib, run as run_lib, train
 from vdm.errors import require
+from vdm.runtime import processor
 from vdm.sweep import command
 from vdm.sweep.budget import Cost
 
@@ -52,7 +53,8 @@ def measure(config: ConfigDict) -> Cost:
     of_step = statistics.median(seconds[1:])
     first = time.perf_counter() - start - sum(seconds[1:]) * count - of_step * (count - 1)
     counted = products(jax.make_jaxpr(step)(state, data, batch).jaxpr) / count * jax.device_count()
-    return Cost(first, of_step, counted, f"{jax.device_count()} × {jax.devices()[0].device_kind}")
+    where = f"{jax.device_count()} × {jax.devices()[0].device_kind}, {len(processor.cores())} cores"
+    return Cost(first, of_step, counted, where)
 
 
 def products(jaxpr: Any) -> int:

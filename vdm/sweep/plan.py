@@ -19,7 +19,8 @@ Grid = Callable[[ConfigDict], Mapping[str, Mapping[str, Any]]]
 
 # Fields that change the results of a finished run, and that a resumed run may change.
 DONE_WITH = (
-    "train.steps", "eval.passes", "eval.images", "eval.target_se", "eval.depths", "eval.estimators", "codec",
+    "train.steps", "eval.passes", "eval.images", "eval.depths", "codec.timesteps", "codec.fineness",
+    "codec.lanes", "codec.seed", "codec.images",
 )  # fmt: skip
 
 
@@ -157,8 +158,7 @@ def check_configs(done: Sequence[Trial]) -> None:
             continue
         workdir_lib.check_config(trial.folder, trial.config)
         was, asked = flat(workdir_lib.read_config(trial.folder)), flat(trial.config)
-        fields = [name for name in was if f"{name}.".startswith(tuple(f"{field}." for field in DONE_WITH))]
-        other = [name for name in fields if was[name] != asked[name]]
+        other = [name for name in DONE_WITH if was[name] != asked[name]]
         require(
             not other,
             f"{str(trial.folder)!r} was done with another {' and '.join(other)}; set "

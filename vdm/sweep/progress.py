@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 import contextlib
-import json
 import pathlib
 import sys
 import time
@@ -14,7 +13,7 @@ from vdm.reporting.log import duration
 from vdm.reporting.metrics import read_metrics
 from vdm.reporting.text import fixed
 from vdm.sweep.plan import Trial
-from vdm.sweep.workdirs import number
+from vdm.sweep.workdirs import final, number
 
 LOOK = 2.0  # seconds between looks at the metrics
 LINES = 60.0  # seconds between lines on each active run, if there is no terminal
@@ -137,8 +136,8 @@ def going(trial: Trial) -> str:
 
 def score(trial: Trial) -> str:
     """Bits/dim of a finished run, and the seconds that it took."""
-    found = json.loads((trial.folder / "eval.json").read_text())
     rows = read_metrics(trial.folder / "metrics.jsonl")
+    found = final(trial.folder, rows)
     bpd, se = (fixed(number(found, name)) for name in ("bpd", "bpd_se"))
     seconds = f", {rows[-1]['seconds']:.0f} s" if rows else ""
     return f"{bpd} ± {se} bits/dim{seconds}"

@@ -46,6 +46,7 @@ class Saved:
       seeds: number of seeds.
       minutes: training time of each run; None if config.train.steps determines it.
       look: look of the figures (look.Look).
+      cache: folder of the cache; None for that of vdm.main.
     """
 
     file: str
@@ -57,6 +58,7 @@ class Saved:
     seeds: int
     minutes: float | None
     look: dict[str, Any]
+    cache: str | None = None
 
 
 def read(workdir: pathlib.Path) -> Saved | None:

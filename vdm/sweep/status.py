@@ -1,14 +1,14 @@
 """The state of each run of a study, from its files alone, so that any terminal or host can print it."""
 
 from collections.abc import Sequence
-import json
 import pathlib
 import time
 
 from vdm.reporting.log import duration
+from vdm.reporting.metrics import read_metrics
 from vdm.reporting.text import fixed, markdown_table
 from vdm.sweep import plan, progress
-from vdm.sweep.workdirs import number
+from vdm.sweep.workdirs import final, number
 
 STALE = 600.0  # seconds without output after which a run does not count as running
 
@@ -34,7 +34,7 @@ def failure(log: pathlib.Path) -> str:
 
 def _row(trial, ended):
     if ended:
-        bpd = number(json.loads((trial.folder / "eval.json").read_text()), "bpd")
+        bpd = number(final(trial.folder, read_metrics(trial.folder / "metrics.jsonl")), "bpd")
         return [trial.folder.name, "finished", str(trial.steps), str(trial.steps), fixed(bpd), "", ""]
     log = trial.folder / "log.txt"
     why = failure(log)

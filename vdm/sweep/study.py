@@ -127,8 +127,7 @@ flags.DEFINE_float(
 flags.DEFINE_string(
     "cache",
     None,
-    "Folder for compiled programs and decoded images, if not that of vdm.main; '' disables the cache. A "
-    "repeated command must give it again.",
+    "Folder for compiled programs and decoded images, if not that of vdm.main; '' disables the cache.",
     flag_values=FLAGS,
 )
 flags.DEFINE_bool(
@@ -175,10 +174,11 @@ def main(
         workdir = pathlib.Path(FLAGS.workdir).expanduser()
         saved = saved_lib.read(workdir)
         file = given.file or (saved.file if saved else config)
-        same = saved and plan.resolved(file) == saved.file
-        args = [*saved.args, *given.args] if saved and same else given.args
+        args = given.args
+        if saved and plan.resolved(file) == plan.resolved(saved.file):
+            args = [*saved.args, *args]
         args = list({name: arg for arg in args for name in commandline.fields_of([arg])}.values())
-        for name in ("seeds", "minutes"):
+        for name in ("seeds", "minutes", "cache"):
             if saved and not FLAGS[name].present:
                 FLAGS[name].value = getattr(saved, name)
         require(
@@ -189,7 +189,8 @@ def main(
         left_out = {*commandline.fields_of(args), *(SHORT if FLAGS.minutes is not None else ())}
         usual = [f"--config.{name}={value}" for name, value in (fields or {}).items() if name not in left_out]
         try:
-            return study(grid, results, file, args, usual, workdir, saved)
+            with command.stoppable():
+                return study(grid, results, file, args, usual, workdir, saved)
         except (KeyboardInterrupt, Stopped):
             print("stopped; the same command resumes the study")
             raise
@@ -279,7 +280,7 @@ def study(
     names = saved_lib.in_order(every, saved.names if saved else [])
     kept = saved_lib.Saved(
         plan.resolved(file), list(args), saved_lib.base_of(base), by_flags, names, baseline, FLAGS.seeds,
-        FLAGS.minutes, kept_look,
+        FLAGS.minutes, kept_look, FLAGS.cache,
     )  # fmt: skip
     saved_lib.write(workdir, kept)
     failed: dict[pathlib.Path, str] = {}

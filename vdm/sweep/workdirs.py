@@ -37,9 +37,8 @@ class Record:
       train: the lines of metrics.jsonl on training.
       test: the lines on the test split that form one curve, with the same number of passes.
       newest: the newest line; a line of step 0 if there is no line.
-      final: the estimate at the end of training, whatever --mode=eval has measured since; or eval.json of an
-        older version; or else the newest evaluation; {} if nothing was evaluated yet. "seconds" is from the
-        line of its step.
+      final: the final estimate (`final`), or else the newest evaluation; {} if nothing was evaluated yet.
+        "seconds" is from the line of its step.
     """
 
     folder: pathlib.Path
@@ -71,20 +70,34 @@ def read(folder: pathlib.Path | str) -> Record:
     rows = read_metrics(folder / "metrics.jsonl")
     evaluations = [row for row in rows if row["split"] in ("test", "final")]
     newest = rows[-1] if rows else {"step": 0}
-    final = _read_json(folder / "eval.json")
+    own = final(folder, rows)
     # A run that was resumed to train for longer has the eval.json of its first end until its second.
     going = newest["step"] < config.train.steps or lacks_final(folder, newest["step"])
-    if evaluations and (not final or going and final["step"] < evaluations[-1]["step"]):
-        final = evaluations[-1]
-    ends = [row for row in evaluations if row["split"] == "final"]
-    if ends and ends[-1]["step"] >= final["step"]:
-        final = {**final, **ends[-1]}  # eval.json names the estimator, too
-    if final:
-        before = [row["seconds"] for row in rows if row["step"] <= final["step"]]
-        final = {"seconds": before[-1] if before else None, **final}
+    if evaluations and (not own or going and own["step"] < evaluations[-1]["step"]):
+        own = evaluations[-1]
+    if own:
+        before = [row["seconds"] for row in rows if row["step"] <= own["step"]]
+        own = {"seconds": before[-1] if before else None, **own}
     train = [row for row in rows if row["split"] == "train"]
     test = comparable([row for row in evaluations if row["split"] == "test"])
-    return Record(folder, config, train, test, newest, final)
+    return Record(folder, config, train, test, newest, own)
+
+
+def final(folder: pathlib.Path, rows: Sequence[Row]) -> Row:
+    """The final estimate of a run: eval.json, if it is of the same step and images as the line "final" of
+    metrics.jsonl, from as many passes or more; otherwise this line, as --mode=eval has evaluated something
+    else since. {} before the end of training.
+
+    Args:
+      rows: the lines of metrics.jsonl.
+    """
+    found, ends = _read_json(folder / "eval.json"), [row for row in rows if row["split"] == "final"]
+    if not ends:
+        return found
+    same = all(found.get(name) == ends[-1].get(name) for name in ("step", "images"))
+    if same and found.get("passes", 0) >= ends[-1].get("passes", 0):
+        return found
+    return {**found, **ends[-1]}  # eval.json states the kind of estimate, too
 
 
 def comparable(test: Sequence[Row]) -> list[Row]:
@@ -109,7 +122,7 @@ def find(folders: Iterable[pathlib.Path | str]) -> dict[str, list[pathlib.Path]]
     """{label: [workdirs]} of workdirs, and of each variant in sweeps.
 
     A label is the path of the workdir, or SWEEP/VARIANT, relative to the folder that contains all of them.
-    Folders NAME-NUMBER whose configs differ in more than the seed are not taken for one variant.
+    Folders NAME-NUMBER are one variant if their seeds differ, and nothing else on which training depends.
 
     Raises:
       UserError: one of the folders contains no run.
@@ -133,8 +146,9 @@ def find(folders: Iterable[pathlib.Path | str]) -> dict[str, list[pathlib.Path]]
 
 
 def _differ_in_seed_alone(runs):
-    first, *rest = (workdir_lib.read_config(run) for run in runs)
-    return all({name for name, *_ in workdir_lib.differences(first, other)} <= {"seed"} for other in rest)
+    configs = [workdir_lib.read_config(run) for run in runs]
+    differs = {name for other in configs[1:] for name, *_ in workdir_lib.differences(configs[0], other)}
+    return differs <= {"seed"} and len({config.seed for config in configs}) == len(configs)
 
 
 def read_variants(variants: Variants) -> dict[str, list[Record]]:

@@ -18,12 +18,19 @@ import numpy as np
 from vdm import run as run_lib, workdir as workdir_lib
 from vdm.estimate import standard_error
 from vdm.evaluation.elbo import make_elbo
+from vdm.reporting import figures
 from vdm.reporting.text import fixed, markdown_table
-from vdm.sweep import differences, study, tables, workdirs
+from vdm.sweep import differences, look, study, tables, workdirs
 from vdm.sweep.curves import plot_curves
 from vdm.sweep.output import write_csv
 
 TRAINED, EVALUATED = (10, 100, 1_000, 0), (10, 30, 100, 300, 1_000, 0)
+
+
+COSTS_CAPTION = """Colours: T in training. Left: what a chain of T steps costs in evaluation, as the
+difference of the same runs from their evaluation with T = ∞. Right: what a finite T costs in training, as the
+difference from the model that was trained with T = ∞, both evaluated with the same T. Paired by seed and
+image; bars: standard error, over seeds and images."""
 
 
 class Estimate(NamedTuple):
@@ -64,7 +71,8 @@ def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> list[pathlib.
     ]
     write_csv(workdir / "depth.csv", rows)
     tables.write_table(found, workdir)
-    return [workdir / "depth.md", workdir / "depth.csv", workdir / "table.md", *plot_curves(found, workdir)]
+    files = [workdir / name for name in ("depth.md", "depth.csv", "table.md")]
+    return [*files, *plot_costs(numbers, workdir), *plot_curves(found, workdir)]
 
 
 def table(numbers: Mapping[str, Mapping[int, Estimates]]) -> str:
@@ -82,31 +90,75 @@ are the same for all, and the noise of evaluation."""
     return f"{markdown_table(header, cells)}\n\n{textwrap.fill(note, 110)}\n"
 
 
+Cost = tuple[float, float]  # a difference in bits/dim, and its standard error
+
+
+def cost_of_evaluation(numbers: Mapping[str, Mapping[int, Estimates]]) -> dict[str, dict[int, Cost]]:
+    """{variant: {T: bits/dim as a chain of T steps less those for T → ∞}}, paired by seed and image."""
+    return {
+        variant: {t: differences.paired(_bits(seeds, t), _bits(seeds, 0)) for t in EVALUATED if t}
+        for variant, seeds in numbers.items()
+    }
+
+
+def cost_of_training(numbers: Mapping[str, Mapping[int, Estimates]]) -> dict[str, dict[int, Cost]]:
+    """{variant: {T: bits/dim as a chain of T steps less those of the model trained with T → ∞}}, paired by
+    seed and image; {} if no run of this model has finished."""
+    continuous = numbers.get(name_of(0))
+    return {
+        variant: {t: differences.paired(_bits(seeds, t), _bits(continuous, t)) for t in EVALUATED}
+        for variant, seeds in numbers.items()
+        if continuous and variant != name_of(0)
+    }
+
+
+def _bits(seeds, t):
+    return {seed: of[t].bpd for seed, of in seeds.items()}
+
+
 def costs(numbers: Mapping[str, Mapping[int, Estimates]]) -> str:
-    """Markdown: what a finite T costs in evaluation, and in training, paired by seed and image."""
+    """Markdown: what a finite T costs in evaluation, and in training."""
 
-    def bits(seeds, t):
-        return {seed: of[t].bpd for seed, of in seeds.items()}
-
-    def difference(ours, others):
-        mean, error = differences.paired(ours, others)
+    def cell(cost):
+        mean, error = cost
         return f"{mean:+.4f} ± {fixed(error)}" if np.isfinite(mean) else "–"
 
-    infinite = name_of(0)
-    baseline = bits(numbers.get(infinite, {}), 0)
-    cells = []
-    for variant, seeds in numbers.items():
-        own = bits(seeds, 0)
-        of_depths = [difference(bits(seeds, t), own) for t in EVALUATED if t]
-        cells.append([variant, *of_depths, "–" if variant == infinite else difference(own, baseline)])
-    header = [
-        "trained with",
-        *(f"evaluated with {name_of(t)}" for t in EVALUATED if t),
-        f"evaluated with {infinite}: minus the model trained with {infinite}",
-    ]
-    note = f"""Differences in bits/dim, paired by seed and image; ± counts which seeds and which images were
-drawn. "Evaluated with T" is the difference of the same runs from their evaluation with {infinite}."""
-    return f"{markdown_table(header, cells)}\n\n{textwrap.fill(note, 110)}\n"
+    def text(of, kind):
+        header = [kind, *(f"evaluated with {name_of(t)}" for t in next(iter(of.values())))]
+        return markdown_table(header, [[name, *map(cell, each.values())] for name, each in of.items()])
+
+    in_evaluation, in_training = cost_of_evaluation(numbers), cost_of_training(numbers)
+    notes = ["""Differences in bits/dim of the same runs from their evaluation with T=inf, paired by seed and
+image; ± counts which seeds and which images were drawn.""", """Differences from the model trained with T=inf,
+both evaluated with the same T, paired in the same way."""]  # fmt: skip
+    parts = [(text(in_evaluation, "trained with"), notes[0])]
+    if in_training:
+        parts.append((text(in_training, "trained with"), notes[1]))
+    return "\n".join(f"{table}\n\n{textwrap.fill(note, 110)}\n" for table, note in parts)
+
+
+def plot_costs(numbers: Mapping[str, Mapping[int, Estimates]], workdir: pathlib.Path) -> list[pathlib.Path]:
+    """Plots what a finite T costs in evaluation, and in training; returns the paths."""
+    styles, of_study = look.styles(list(numbers), workdir), look.of_study(workdir)
+    places = {t: t or 10 * max(EVALUATED) for t in EVALUATED}  # on a logarithmic axis, ∞ is at the right
+    with of_study.drawing():
+        figure, panels = of_study.figure(("evaluation", "training"), height=0.75)
+        for axes, of in zip(panels.values(), (cost_of_evaluation(numbers), cost_of_training(numbers))):
+            axes.set(xscale="log", xlabel="T in evaluation")
+            axes.minorticks_off()
+            for variant, each in of.items():
+                means, errors = np.array(list(each.values())).T
+                x = [places[t] for t in each]
+                axes.errorbar(x, means, yerr=errors, marker="o", capsize=2, label=variant, **styles[variant])
+                axes.set_xticks(x, [str(t or "∞") for t in each])
+            axes.grid(alpha=0.3, lw=0.4)
+        left, right = panels["evaluation"], panels["training"]
+        left.set(yscale="log", ylabel="bits/dim above T = ∞")
+        figures.plain_ticks(left.yaxis)
+        right.set(ylabel="… above training at T = ∞")
+        right.axhline(0.0, color="0.6", lw=0.6)
+        look.legend_above(figure, left.get_legend_handles_labels()[0], of_study.width)
+        return look.save(figure, workdir, "depth", COSTS_CAPTION)
 
 
 def by_depth(folder: pathlib.Path) -> Estimates:

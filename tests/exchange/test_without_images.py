@@ -50,8 +50,8 @@ def imported(run, tmp_path_factory):
 
 def test_it_says_in_a_line_that_they_are_not_here(imported):
     workdir, said = imported
-    (line,) = (text for text in said if "repeat the import" in text)
-    assert "with the images of 'cifar10': " in line
+    (line,) = (text for text in said if "To evaluate or train, add --config.data.data_dir=PATH" in text)
+    assert "the folder of 'cifar10', to that command: " in line
     assert "tfds build cifar10 --data_dir=/nowhere" in line and "\n" not in line
 
 

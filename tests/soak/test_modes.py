@@ -37,7 +37,7 @@ def test_there_and_back_in_two_processes(workdir, tmp_path):
         ({"mode": "compress", "input": "test"}, ["--output is missing"]),
         ({"mode": "eval", "input": "test"}, ["--input is 'test', which --mode=eval does not take"]),
         ({"mode": "compress", "input": "test", "output": "/none/x"}, ["the folder '/none' does not exist"]),
-        ({"mode": "compress", "input": "test", "output": "/"}, ["--output is '/', a folder"]),
+        ({"mode": "compress", "input": "test", "output": "/"}, ["--output is '/', which is a folder"]),
         ({"mode": "decompress", "input": "/none", "output": "x"}, ["'/none', which cannot be read"]),
         ({"mode": "decompres", "input": "x", "output": "y"}, ["Did you mean 'decompress'"]),
     ],

@@ -23,6 +23,8 @@ SOAK := tests/soak
 # Python compiles what is imported when it is imported; compiling all that is installed takes longer than that.
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
 
+unexport PYTHONDONTWRITEBYTECODE  # otherwise each process compiles all that it imports, for seconds
+
 GPU :=  # flags of experiments.on_gpu
 
 .PHONY: digits cifar check test slow soak gpu lint reference site constraints clean

@@ -87,7 +87,7 @@ def test_the_card_of_one_image_has_no_error():
 def test_parts_that_a_folder_lacks_are_left_out(run):
     """As a learned encoder, which keeps its initial parameters."""
     config, _, folder = run
-    like = run_lib.build(config).like.params
+    like = run_lib.build(config).like.params | {"empty": {}}  # as a schedule without parameters, not lacking
     more = like | {"encoder": {"kernel": np.zeros(3, np.float32)}}
     assert weights.read(folder, more, partly=True).keys() == like.keys()
     with pytest.raises(UserError, match="encoder.kernel is absent there and float32"):

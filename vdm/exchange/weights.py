@@ -77,7 +77,8 @@ def read(folder: pathlib.Path, like: Any, partly: bool = False) -> Any:
     )
     if partly:
         parts = {name.partition(".")[0] for name in found}
-        like = {name: part for name, part in like.items() if name in parts}
+        lacks = lambda name, part: name not in parts and jax.tree.leaves(part)
+        like = {name: part for name, part in like.items() if not lacks(name, part)}
     wanted = parameters.named(like, ".")
     for name in sorted({*found, *wanted}):
         there, here = (

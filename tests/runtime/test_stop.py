@@ -13,6 +13,7 @@ from conftest import ROOT
 BUSY = """
 import ctypes, signal, threading
 from vdm.runtime import stop
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored, as under nohup … &
 stop.watch()
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 threading.Timer(0.3, print, ["ready"], {"flush": True}).start()  # when it is within the call

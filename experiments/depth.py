@@ -25,8 +25,6 @@ from vdm.sweep.curves import plot_curves
 from vdm.sweep.output import write_csv
 
 TRAINED, EVALUATED = (10, 100, 1_000, 0), (10, 30, 100, 300, 1_000, 0)
-
-
 COSTS_CAPTION = """Colours: T in training. Left: what a chain of T steps costs in evaluation, as the
 difference of the same runs from their evaluation with T = ∞. Right: what a finite T costs in training, as the
 difference from the model that was trained with T = ∞, both evaluated with the same T. Paired by seed and
@@ -123,18 +121,16 @@ def costs(numbers: Mapping[str, Mapping[int, Estimates]]) -> str:
         mean, error = cost
         return f"{mean:+.4f} ± {fixed(error)}" if np.isfinite(mean) else "–"
 
-    def text(of, kind):
-        header = [kind, *(f"evaluated with {name_of(t)}" for t in next(iter(of.values())))]
+    def text(of):
+        header = ["trained with", *(f"evaluated with {name_of(t)}" for t in next(iter(of.values())))]
         return markdown_table(header, [[name, *map(cell, each.values())] for name, each in of.items()])
 
-    in_evaluation, in_training = cost_of_evaluation(numbers), cost_of_training(numbers)
-    notes = ["""Differences in bits/dim of the same runs from their evaluation with T=inf, paired by seed and
-image; ± counts which seeds and which images were drawn.""", """Differences from the model trained with T=inf,
-both evaluated with the same T, paired in the same way."""]  # fmt: skip
-    parts = [(text(in_evaluation, "trained with"), notes[0])]
-    if in_training:
-        parts.append((text(in_training, "trained with"), notes[1]))
-    return "\n".join(f"{table}\n\n{textwrap.fill(note, 110)}\n" for table, note in parts)
+    in_evaluation = """Differences in bits/dim of the same runs from their evaluation with T=inf, paired by
+seed and image; ± counts which seeds and which images were drawn."""
+    in_training = """Differences in bits/dim from the model trained with T=inf, both evaluated with the same
+T, paired in the same way."""
+    parts = ((cost_of_evaluation(numbers), in_evaluation), (cost_of_training(numbers), in_training))
+    return "\n".join(f"{text(of)}\n\n{textwrap.fill(note, 110)}\n" for of, note in parts if of)
 
 
 def plot_costs(numbers: Mapping[str, Mapping[int, Estimates]], workdir: pathlib.Path) -> list[pathlib.Path]:

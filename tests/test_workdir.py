@@ -47,7 +47,7 @@ def test_no_config_or_a_damaged_one_is_refused(text, message, tmp_path):
 
 HARMLESS = {
     "train.steps": 7, "train.keep": 5, "train.log_every": 3, "train.eval_every": 3,
-    "train.substeps": 5, "train.checkpoint_every": 3, "train.sample_every": 3, "eval.passes": 3,
+    "train.checkpoint_every": 3, "train.sample_every": 3, "eval.passes": 3,
     "eval.ode.nodes": 8, "sample.num": 8, "model.sampler.name": "ddim", "model.sample_steps": 9,
     "model.net.dtype": "bfloat16", "model.net.remat": "block", "data.on_device_gib": 0.0,
     "parallel": "shard_map",
@@ -77,6 +77,7 @@ def test_what_changes_no_number_of_the_training_may_differ(tmp_path):
             {"model.schedule.name": "piecewise", "objective.name": "least_variance"},
             "model.schedule.parts was not there, is 20; objective.name was 'elbo', is 'least_variance'",
         ),
+        ({"train.substeps": 5}, "train.substeps was 20, is 5"),
     ],
 )
 def test_what_changes_the_run_is_refused(changes, text, tmp_path):

@@ -59,7 +59,6 @@ FILES = {
 HARMLESS = (
     "train.steps",
     "train.accumulate",
-    "train.substeps",
     "train.keep",
     "train.log_every",
     "train.eval_every",

@@ -1,5 +1,7 @@
 """Handles Ctrl-C, SIGTERM and SIGUSR1, which ask a process to end; and its exit codes."""
 
+from collections.abc import Callable, Iterator
+import contextlib
 import math
 import os
 import signal
@@ -32,6 +34,20 @@ NOT_ASKED = 0  # in place of a signal
 GRACE = 1.0  # seconds for Python to end by itself after Ctrl-C
 
 _saves = False  # whether there is a Stop, which saves before the end
+
+
+@contextlib.contextmanager
+def handling(handler: Callable[[int, Any], None], *numbers: int) -> Iterator[None]:
+    """Within the context, `handler` handles these signals; one that is ignored, as by nohup, stays so."""
+    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: old for number, old in before.items() if old != signal.SIG_IGN}
+    try:
+        for number in before:
+            signal.signal(number, handler)
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def watch() -> None:

@@ -1,6 +1,6 @@
 """The command line of a study: its flags, and bad input as one line."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 import contextlib
 import re
 import signal
@@ -47,22 +47,13 @@ def main(
         sys.exit(stop.CTRL_C)
 
 
-@contextlib.contextmanager
-def stoppable() -> Iterator[None]:
+def stoppable() -> contextlib.AbstractContextManager[None]:
     """Within the context, SIGTERM and SIGUSR1 raise Stopped, unless they are ignored."""
 
     def stopped(number, frame):
         raise Stopped(stop.QUEUE_AGAIN)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
-    try:
-        for number in before:
-            signal.signal(number, stopped)
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return stop.handling(stopped, signal.SIGTERM, signal.SIGUSR1)
 
 
 def parse(values: flags.FlagValues, args: Sequence[str]) -> list[str]:

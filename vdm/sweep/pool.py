@@ -1,13 +1,13 @@
 """Runs the trials of a study, several at a time, until all have ended or the study is stopped."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 import contextlib
 import pathlib
 import signal
 import time
 
 from vdm.errors import Stopped
-from vdm.runtime.stop import QUEUE_AGAIN, SIGNALS
+from vdm.runtime.stop import QUEUE_AGAIN, SIGNALS, handling
 from vdm.sweep import cluster, jobs
 from vdm.sweep.plan import Trial, finished
 from vdm.sweep.progress import Progress
@@ -31,7 +31,9 @@ def run_all(trials: Sequence[Trial], start: Start, slots: Sequence[jobs.Slot]) -
     running: list[tuple[Trial, Started]] = []
     free, slot_of = list(slots), dict[pathlib.Path, jobs.Slot]()
     failed: dict[pathlib.Path, str] = {}
-    with stop_signals() as asked, contextlib.closing(Progress(trials)) as progress:
+    asked: list[int] = []  # the stop signals so far
+    note = handling(lambda number, _: asked.append(number), *SIGNALS, signal.SIGHUP)
+    with note, contextlib.closing(Progress(trials)) as progress:
         while running or waiting and not asked:
             if waiting and not asked and free:
                 new = waiting[: len(free)]
@@ -64,18 +66,3 @@ def run_all(trials: Sequence[Trial], start: Start, slots: Sequence[jobs.Slot]) -
     if asked:
         raise Stopped(QUEUE_AGAIN) if asked[0] in (signal.SIGTERM, signal.SIGUSR1) else KeyboardInterrupt
     return failed
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Yields a list that collects stop signals; a signal that is ignored, as by nohup, stays ignored."""
-    asked: list[int] = []
-    before = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGHUP)}
-    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
-    for number in before:
-        signal.signal(number, lambda number, _: asked.append(number))
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -22,7 +22,7 @@ from vdm.diffusion import condition as condition_lib, process
 from vdm.diffusion.model import Diffusion
 from vdm.diffusion.schedule import Schedule
 from vdm.gaussian import Gaussian
-from vdm.parameters import Role, alike
+from vdm.parameters import Role, by_path
 from vdm.runtime import randomness
 
 
@@ -172,7 +172,10 @@ class MuLAN(Diffusion):
         return super().init(key, {**batch, "context": context}) | {"context": own}
 
     def roles(self, params):
-        return super().roles(params) | {"context": alike(params["context"], Role())}
+        # The first kernel sums over all values of an image: thousands on a photograph, where AdamW's steps of
+        # one learning rate for each value would add up.
+        role = lambda names, value: Role(matrix=((0,), (1,)) if value.ndim == 2 else None)
+        return super().roles(params) | {"context": by_path(params["context"], role)}
 
     @property
     def abilities(self):

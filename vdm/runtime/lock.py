@@ -18,9 +18,9 @@ WAIT = 5.0  # seconds: an evaluation holds the lock only while it writes its res
 
 
 @contextlib.contextmanager
-def hold(workdir: pathlib.Path, seconds: float = WAIT) -> Iterator[None]:
+def hold(workdir: pathlib.Path, waits: int = 1) -> Iterator[None]:
     """Holds the lock of the workdir within the context, so that no other process writes the run meanwhile;
-    first waits for it up to `seconds`.
+    first waits for it up to `waits` times WAIT seconds.
 
     The lock is an flock on the file "lock". The kernel releases it when the process ends, so that it is never
     stale. It works between hosts if the file system supports that: NFS 4, Lustre with -o flock, GPFS, CephFS.
@@ -30,7 +30,7 @@ def hold(workdir: pathlib.Path, seconds: float = WAIT) -> Iterator[None]:
       UserError: another process holds the lock.
     """
     lock = filelock.FileLock(workdir / "lock")
-    if not _acquire(lock, seconds):
+    if not _acquire(lock, waits * WAIT):
         raise UserError(
             f"{str(workdir)!r} is being written by {holder(workdir)}; wait for it, end it, or give another "
             "--workdir."
@@ -53,7 +53,7 @@ def place_for_results(workdir: pathlib.Path, step: int) -> Iterator[pathlib.Path
         except UserError:
             workdir = workdir / f"step-{step}"
             workdir.mkdir(exist_ok=True)
-            stack.enter_context(hold(workdir, 12 * WAIT))  # while another evaluation writes its results
+            stack.enter_context(hold(workdir, waits=12))  # while another evaluation writes its results
         yield workdir
 
 

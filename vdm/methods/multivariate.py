@@ -22,7 +22,7 @@ from vdm.diffusion import condition as condition_lib, process
 from vdm.diffusion.model import Diffusion
 from vdm.diffusion.schedule import Schedule
 from vdm.gaussian import Gaussian
-from vdm.parameters import Role, by_path
+from vdm.parameters import Role, alike
 from vdm.runtime import randomness
 
 
@@ -74,7 +74,11 @@ class Posterior(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Gaussian:
-        h = nn.gelu(nn.Dense(self.hidden)(x.reshape(x.shape[0], -1)))
+        x = x.reshape(x.shape[0], -1)
+        # Adam's steps of the weights of all values of an image add up. The division makes one learning rate
+        # suit images of all sizes; without it, photographs diverge.
+        x /= math.sqrt(x.shape[1])
+        h = nn.gelu(nn.Dense(self.hidden, kernel_init=nn.initializers.normal(1.0), name="pixels")(x))
         return Gaussian(*jnp.split(nn.Dense(2 * self.size)(h), 2, axis=-1))
 
 
@@ -172,10 +176,7 @@ class MuLAN(Diffusion):
         return super().init(key, {**batch, "context": context}) | {"context": own}
 
     def roles(self, params):
-        # The first kernel sums over all values of an image: thousands on a photograph, where AdamW's steps of
-        # one learning rate for each value would add up.
-        role = lambda names, value: Role(matrix=((0,), (1,)) if value.ndim == 2 else None)
-        return super().roles(params) | {"context": by_path(params["context"], role)}
+        return super().roles(params) | {"context": alike(params["context"], Role())}
 
     @property
     def abilities(self):

@@ -13,7 +13,7 @@ from vdm.contract import Batch, Model, Params, check_draw
 from vdm.data import augment
 from vdm.errors import require
 from vdm.objective import Objective
-from vdm.runtime import randomness
+from vdm.runtime import devices, randomness
 from vdm.runtime.devices import AXIS
 
 # Metrics that are not terms.
@@ -162,7 +162,7 @@ def make_step(
         key = jax.random.fold_in(jax.random.fold_in(root, 1), state.step)
         found = (gradient if parts == 1 else gradient_in_parts)(state, key, index, size, batch)
         if jax.lax.axis_size(AXIS) > 1:  # with one device, XLA would copy the gradient needlessly
-            found = jax.lax.pmean(found, AXIS)
+            found = devices.mean(found)
         grads, terms, more, square, new = found
         # The moments are counts and sums over draws, so they are summed over devices and parts, not averaged.
         new = jax.tree.map(lambda v: v * (parts * jax.lax.axis_size(AXIS)), new)

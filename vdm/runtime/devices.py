@@ -14,6 +14,7 @@ import math
 from typing import Any
 
 import jax
+from jax import flatten_util
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
@@ -163,6 +164,18 @@ def _partitioned(function, split_in, split_out, donate, batch_axis):
         )
 
     return jax.jit(on_all, donate_argnums=donate)
+
+
+def mean(tree: PyTree) -> PyTree[Array]:
+    """The mean over the axis "batch", inside a function of `over_devices`.
+
+    On CPUs all arrays are sent as one: between processes, each transfer takes milliseconds. The compilers for
+    TPUs and GPUs combine transfers by themselves.
+    """
+    if platform() != "cpu":
+        return jax.lax.pmean(tree, AXIS)
+    values, tree_of = flatten_util.ravel_pytree(tree)
+    return tree_of(jax.lax.pmean(values, AXIS))
 
 
 def by_batch(h: Array) -> Array:

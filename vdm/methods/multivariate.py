@@ -75,8 +75,8 @@ class Posterior(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Gaussian:
         x = x.reshape(x.shape[0], -1)
-        # Adam's steps of the weights of all values of an image add up. The division makes one learning rate
-        # suit images of all sizes; without it, photographs diverge.
+        # A step of Adam changes each weight by about the learning rate, and these changes add up over all
+        # values of an image. Without the division, training on photographs diverges.
         x /= math.sqrt(x.shape[1])
         h = nn.gelu(nn.Dense(self.hidden, kernel_init=nn.initializers.normal(1.0), name="pixels")(x))
         return Gaussian(*jnp.split(nn.Dense(2 * self.size)(h), 2, axis=-1))

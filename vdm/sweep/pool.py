@@ -32,8 +32,8 @@ def run_all(trials: Sequence[Trial], start: Start, slots: Sequence[jobs.Slot]) -
     free, slot_of = list(slots), dict[pathlib.Path, jobs.Slot]()
     failed: dict[pathlib.Path, str] = {}
     asked: list[int] = []  # the stop signals so far
-    note = handling(lambda number, _: asked.append(number), *SIGNALS, signal.SIGHUP)
-    with note, contextlib.closing(Progress(trials)) as progress:
+    collect = handling(lambda number, _: asked.append(number), *SIGNALS, signal.SIGHUP)
+    with collect, contextlib.closing(Progress(trials)) as progress:
         while running or waiting and not asked:
             if waiting and not asked and free:
                 new = waiting[: len(free)]

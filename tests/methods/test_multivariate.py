@@ -15,7 +15,7 @@ from vdm.diffusion import process
 from vdm.diffusion.denoiser import X
 from vdm.diffusion.model import Diffusion
 from vdm.diffusion.sampler import DPM2M, Ancestral
-from vdm.methods.multivariate import MuLAN, Multivariate
+from vdm.methods.multivariate import MuLAN, Multivariate, Posterior
 from vdm.runtime.randomness import Rng
 from weight_helpers import assert_weights_of_samples
 
@@ -151,6 +151,19 @@ def test_a_step_moves_the_context_little(name):
     _, state = model.posterior.apply(update["context"], ones, capture_intermediates=True)
     moved = jnp.abs(state["intermediates"]["pixels"]["__call__"][0])
     assert ones.size == 64 and 0.1 < moved.min() and moved.max() < 20.0
+
+
+def test_the_context_of_a_rare_image_is_not_far_from_all_others():
+    """Neither its mean nor its variance; a context of 5 standard deviations made a run on photographs
+    diverge."""
+    posterior = Posterior(4)
+    images = jax.random.normal(jax.random.key(0), (200, 8, 8, 1))
+    params = posterior.init(jax.random.key(1), images)
+    params = jax.tree.map(lambda leaf: 3.0 * leaf, params)
+    usual, rare = posterior.apply(params, images), posterior.apply(params, 100.0 * images)
+    assert jnp.abs(rare.mean).max() < 3.0 * jnp.abs(usual.mean).max()
+    assert rare.log_variance.max() <= 0.0 and usual.log_variance.max() <= 0.0
+    assert usual.log_variance.min() < -5.0 and usual.log_variance.max() > -0.1
 
 
 def test_a_context_costs_its_kl():

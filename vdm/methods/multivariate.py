@@ -67,7 +67,10 @@ _SLOW = 0.1  # Adam's steps have one size, but a single value's gradient is most
 
 
 class Posterior(nn.Module):
-    """q(c|x): maps x [batch, height, width, channels] to a Gaussian of shape [batch, size]."""
+    """q(c|x): maps x [batch, height, width, channels] to a Gaussian of shape [batch, size].
+
+    Its variance is at most the prior's.
+    """
 
     size: int
     hidden: int = 128
@@ -78,8 +81,11 @@ class Posterior(nn.Module):
         # A step of Adam changes each weight by about the learning rate, and these changes add up over all
         # values of an image. Without the division, training on photographs diverges.
         x /= math.sqrt(x.shape[1])
-        h = nn.gelu(nn.Dense(self.hidden, kernel_init=nn.initializers.normal(1.0), name="pixels")(x))
-        return Gaussian(*jnp.split(nn.Dense(2 * self.size)(h), 2, axis=-1))
+        # tanh and softplus bound both outputs: from the context of a rare image, far from all others, the
+        # scales of many layers would multiply to values beyond float32.
+        h = nn.tanh(nn.Dense(self.hidden, kernel_init=nn.initializers.normal(1.0), name="pixels")(x))
+        mean, narrower = jnp.split(nn.Dense(2 * self.size, name="context")(h), 2, axis=-1)
+        return Gaussian(mean, -nn.softplus(narrower))
 
 
 @dataclasses.dataclass(frozen=True)

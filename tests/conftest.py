@@ -47,28 +47,28 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 # A run of a second or two: the digits, a tiny network, and frequent logs, evaluations and checkpoints.
-TINY = {
-    "config": "configs/digits.py",
-    "config.model.net.name": "mlp",
-    "config.model.net.depth": 1,
-    "config.model.net.width": 16,
-    "config.model.sample_steps": 3,
-    "config.optimizer.name": "adamw",
-    "config.optimizer.learning_rate": 1e-3,
-    "config.optimizer.decay": "constant",
-    "config.train.steps": 12,
-    "config.train.batch_size": 16,
-    "config.train.substeps": 2,
-    "config.train.log_every": 3,
-    "config.train.eval_every": 4,
-    "config.train.checkpoint_every": 2,
-    "config.train.sample_every": 6,
-    "config.eval.passes": 2,
-    "config.eval.passes_in_training": 1,
-    "config.codec.timesteps": 3,
-    "config.sample.num": 4,
-    "config.sample.batch_size": 4,
+TINY_FIELDS = {
+    "model.net.name": "mlp",
+    "model.net.depth": 1,
+    "model.net.width": 16,
+    "model.sample_steps": 3,
+    "optimizer.name": "adamw",
+    "optimizer.learning_rate": 1e-3,
+    "optimizer.decay": "constant",
+    "train.steps": 12,
+    "train.batch_size": 16,
+    "train.substeps": 2,
+    "train.log_every": 3,
+    "train.eval_every": 4,
+    "train.checkpoint_every": 2,
+    "train.sample_every": 6,
+    "eval.passes": 2,
+    "eval.passes_in_training": 1,
+    "codec.timesteps": 3,
+    "sample.num": 4,
+    "sample.batch_size": 4,
 }
+TINY = {"config": "configs/digits.py"} | {f"config.{name}": value for name, value in TINY_FIELDS.items()}
 
 # Fields of a line of metrics.jsonl that depend on the clock.
 TIMING = ("seconds", "steps_per_second")

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conftest import ROOT, TINY, cli, make_config, state
+from conftest import ROOT, TINY_FIELDS, cli, make_config, state
 import vdm
 from vdm import interface, likelihood, run as run_lib, train as train_lib
 from vdm.data import source
@@ -23,8 +23,7 @@ from vdm.runtime.randomness import Rng
 
 pytestmark = pytest.mark.usefixtures("single")
 
-FIELDS = {name.removeprefix("config."): value for name, value in TINY.items() if "config." in name}
-FIELDS |= {
+FIELDS = TINY_FIELDS | {
     "train.steps": 4,
     "train.eval_every": 0,
     "train.sample_every": 0,

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from conftest import TINY, make_config, perturbed, slow
+from conftest import TINY_FIELDS, make_config, perturbed, slow
 from vdm import component, objective as objective_lib, run as run_lib, step as step_lib, train
 from vdm.config import flat
 from vdm.contract import Draw
@@ -124,9 +124,8 @@ def test_only_the_diffusion_term_is_weighted(objective, weights):
 
 def fields(**changes):
     """The fields of a tiny run without dropout, on a schedule with fixed end points."""
-    tiny = {name.removeprefix("config."): value for name, value in TINY.items() if "config." in name}
     fixed = {"model.schedule.name": "cosine", "model.net.dropout": 0.0, "model.parameterisation": "eps"}
-    return tiny | fixed | {name.replace("__", "."): value for name, value in changes.items()}
+    return TINY_FIELDS | fixed | {name.replace("__", "."): value for name, value in changes.items()}
 
 
 def build(**changes):

@@ -5,12 +5,11 @@ import subprocess
 
 import pytest
 
-from conftest import TINY, make_config
+from conftest import TINY_FIELDS, make_config
 from vdm import provenance, rerun, train
 from vdm.errors import Failed, UserError
 
-FIELDS = {name.removeprefix("config."): value for name, value in TINY.items() if "config." in name}
-FIELDS |= {
+FIELDS = TINY_FIELDS | {
     "train.steps": 3,
     "sample.num": 8,
     "sample.batch_size": 8,

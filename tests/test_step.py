@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conftest import TINY, make_config
+from conftest import TINY_FIELDS, make_config
 from vdm import run as run_lib, sample, step as step_lib
 from vdm.runtime import randomness
 from vdm.runtime.devices import AXIS
@@ -16,7 +16,6 @@ DATA = {"root": randomness.root(0)}
 
 def made(seed=0):
     """The config and the Parts of a tiny run, and the jitted training step."""
-    tiny = {name.removeprefix("config."): value for name, value in TINY.items() if "config." in name}
     # Not "categorical", whose large logits round differently when XLA fuses other operations.
     changes = {
         "optimizer.warmup": 0,
@@ -24,7 +23,7 @@ def made(seed=0):
         "model.parameterisation.name": "eps",
         "seed": seed,
     }
-    config = make_config(tiny | changes, "configs/digits.py")
+    config = make_config(TINY_FIELDS | changes, "configs/digits.py")
     parts = run_lib.build(config)
     step = step_lib.make_step(parts.model, parts.objective, parts.optimizer, config, parts.data.spec.shape)
     mapped = jax.vmap(step, in_axes=(None, None, 0), axis_name=AXIS)

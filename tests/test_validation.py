@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pytest
 
-from conftest import TINY, make_config, metrics, undescribed
+from conftest import TINY_FIELDS, make_config, metrics, undescribed
 from vdm import run as run_lib, train, workdir as workdir_lib
 from vdm.data import fingerprint, source
 from vdm.estimate import Estimate
@@ -17,8 +17,6 @@ from vdm.reporting.log import NoLog
 from vdm.runtime.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("single")
-
-FEW = {name.removeprefix("config."): value for name, value in TINY.items() if "config." in name}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +40,7 @@ def workdir(single, tmp_path_factory):
     make_validator = train.make_validator
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "make_validator", made)
-        train.run(make_config(FEW | changes, "configs/digits.py"), folder)
+        train.run(make_config(TINY_FIELDS | changes, "configs/digits.py"), folder)
     return folder
 
 
@@ -69,7 +67,7 @@ def test_a_run_that_was_killed_before_its_final_estimate_only_makes_this(workdir
     (folder / "metrics.jsonl").write_text("".join(lines[:-1]))
     for name in ("eval.json", "eval_images.csv", "samples.png"):
         (folder / name).unlink()
-    config = make_config(FEW | changes, "configs/digits.py")
+    config = make_config(TINY_FIELDS | changes, "configs/digits.py")
     train.run(config, folder)
     assert "resuming at step 12 of 12" in capsys.readouterr().out
     assert metrics(folder) == metrics(workdir)
@@ -84,7 +82,7 @@ def test_what_chooses_is_the_validation_images_where_there_are_any(validated):
     def estimate(value):
         return lambda *args, **named: (Estimate({"bpd": np.array([value, value])}, {"bpd": 0.0}, 2), None)
 
-    config = make_config(FEW, "configs/digits.py")
+    config = make_config(TINY_FIELDS, "configs/digits.py")
     log = NoLog(config, None, 0, 0.0, None)
     running = types.SimpleNamespace(means=lambda: {"loss": 1.0})
     validate = estimate(1.5) if validated else None
@@ -94,7 +92,9 @@ def test_what_chooses_is_the_validation_images_where_there_are_any(validated):
 
 @pytest.mark.slow
 def test_the_heading_says_by_what_the_best_was_chosen(workdir, capsys):
-    config = make_config(FEW | {"data.validation": 0.1, "eval.checkpoint": "best"}, "configs/digits.py")
+    config = make_config(
+        TINY_FIELDS | {"data.validation": 0.1, "eval.checkpoint": "best"}, "configs/digits.py"
+    )
     evaluate.run(config, workdir)
     assert ", the best checkpoint by 144 validation images" in capsys.readouterr().out
     written = json.loads((workdir / "eval.json").read_text())

@@ -1,11 +1,10 @@
 """An exported run of a second or two, for tests."""
 
-from conftest import TINY, make_config
+from conftest import TINY_FIELDS, make_config
 from vdm import train
 from vdm.exchange import exporting
 
-FEW = {name.removeprefix("config."): value for name, value in TINY.items() if "config." in name}
-FEW |= {
+FEW = TINY_FIELDS | {
     "train.steps": 4,
     "train.eval_every": 0,
     "train.sample_every": 0,

@@ -4,7 +4,7 @@ import json
 
 import jax.numpy as jnp
 
-from conftest import TINY, make_config, perturbed
+from conftest import TINY_FIELDS, make_config, perturbed
 from record_helpers import line
 from vdm import run as run_lib, workdir as workdir_lib
 from vdm.estimate import write_json
@@ -14,8 +14,8 @@ from vdm.runtime.checkpoint import Checkpoints
 
 
 def tiny_config(name, **fields):
-    """The config of a model with TINY's changes, except the name of the network and the sampling steps."""
-    tiny = {key.removeprefix("config."): value for key, value in TINY.items() if key.startswith("config.")}
+    """The config of a model with TINY_FIELDS, except the name of the network and the sampling steps."""
+    tiny = dict(TINY_FIELDS)
     del tiny["model.net.name"], tiny["model.sample_steps"]
     return make_config(tiny | fields, f"configs/{name}.py")
 

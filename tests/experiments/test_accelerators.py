@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from conftest import TINY, make_config, slow
+from conftest import TINY_FIELDS, make_config, slow
 from experiments.accelerators import __main__ as tool, hlo, memory, programs, targets
 from vdm.errors import UserError
 from vdm.runtime import devices
@@ -183,14 +183,12 @@ class OfCPU(targets.Target):
         return jax.devices()[: self.count]
 
 
-FEW = {name.removeprefix("config."): value for name, value in TINY.items() if "config." in name}
-
-
 @pytest.mark.parametrize("name", programs.PROGRAMS)
 @pytest.mark.parametrize("count", [slow(1), 2])
 def test_each_program_is_compiled_and_counted(name, count, monkeypatch):
     config = make_config(
-        FEW | {"train.batch_size": 8, "train.substeps": 1, "eval.batch_size": 8, "sample.batch_size": 8},
+        TINY_FIELDS
+        | {"train.batch_size": 8, "train.substeps": 1, "eval.batch_size": 8, "sample.batch_size": 8},
         "configs/digits.py",
     )
     target = OfCPU(f"v5e:1x{count}", "v5e", (1, count))
@@ -211,7 +209,7 @@ def test_a_known_data_set_need_not_be_there():
 
 
 def test_a_batch_that_is_no_multiple_of_the_devices_is_refused():
-    config = make_config(FEW | {"train.batch_size": 12}, "configs/digits.py")
+    config = make_config(TINY_FIELDS | {"train.batch_size": 12}, "configs/digits.py")
     with pytest.raises(
         UserError, match="config.train.batch_size is 12; accepted for v5e:2x4: a multiple of 8, such as 16"
     ):

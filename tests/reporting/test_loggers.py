@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from conftest import TINY, make_config
+from conftest import TINY_FIELDS, make_config
 from vdm import train, workdir as workdir_lib
 from vdm.config import flat
 from vdm.errors import UserError
@@ -48,8 +48,7 @@ def own(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_run_gives_its_numbers_and_images_and_goes_on_where_it_was(tmp_path, own):
-    fields = {name.removeprefix("config."): value for name, value in TINY.items() if "config." in name}
-    fields |= {"loggers": own, "train.substeps": 1, "sample.num": 8, "sample.batch_size": 8}
+    fields = TINY_FIELDS | {"loggers": own, "train.substeps": 1, "sample.num": 8, "sample.batch_size": 8}
     workdir = tmp_path / "W"
     workdir.mkdir()
     train.run(make_config(fields | {"train.steps": 6}, "configs/digits.py"), workdir)

@@ -6,11 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
-from conftest import TINY, cli, metrics, state
+from conftest import TINY_FIELDS, cli, metrics, state
 
 pytestmark = pytest.mark.usefixtures("single")
 
-BASE = {name.removeprefix("config."): value for name, value in TINY.items() if "config." in name} | {
+BASE = TINY_FIELDS | {
     "train.steps": 4, "train.eval_every": 0, "train.sample_every": 0, "train.checkpoint_every": 0,
     "model.schedule.name": "fixed_linear", "model.parameterisation": "v",
     "eval.ode.nodes": 4, "eval.ode.tolerance": 0.01, "eval.ode.images": 2, "eval.ode.samples": 1,

@@ -13,7 +13,7 @@ import sys
 
 import pytest
 
-from conftest import ROOT, TINY, cli, make_config, metrics, state
+from conftest import ROOT, TINY_FIELDS, cli, make_config, metrics, state
 from vdm import commandline, config as config_lib, train, workdir as workdir_lib
 from vdm.errors import UserError, one_line
 from vdm.reporting import log
@@ -44,9 +44,8 @@ def own_fields(*forks):
 
 def fields(*forks):
     """The fields of a tiny run with these examples, which is saved halfway through its 12 steps."""
-    tiny = {name.removeprefix("config."): value for name, value in TINY.items() if "config." in name}
     times = {"train.checkpoint_every": 6, "train.eval_every": 0, "train.sample_every": 0}
-    return tiny | times | {"train.substeps": 1} | own_fields(*forks)
+    return TINY_FIELDS | times | {"train.substeps": 1} | own_fields(*forks)
 
 
 def unload(*modules):

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from conftest import TINY, make_config, metrics, state, undescribed
+from conftest import TINY_FIELDS, make_config, metrics, state, undescribed
 from vdm import run as run_lib, sample, train, workdir as workdir_lib
 from vdm.data.batches import resident_arrays, resident_shapes
 from vdm.evaluation import evaluate
@@ -17,8 +17,8 @@ MODELS = ("naive", "autoregressor", "vae", "mhvae", "latent")
 
 
 def tiny(name):
-    """The config of a model, with TINY's values of the fields that it has, and its own kind of network."""
-    fields = {k.removeprefix("config."): v for k, v in TINY.items() if k.startswith("config.")}
+    """The config of a model, with TINY_FIELDS as far as it has these fields, and its own kind of network."""
+    fields = dict(TINY_FIELDS)
     del fields["model.net.name"]
     if name not in ("digits", "latent"):
         del fields["model.sample_steps"]

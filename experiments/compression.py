@@ -25,6 +25,7 @@ import numpy as np
 
 from experiments import codecs, ladder
 from vdm import run as run_lib, workdir as workdir_lib
+from vdm.codec.codec import stacks_of
 from vdm.data import source
 from vdm.evaluation import codec
 from vdm.evaluation.depth import depths
@@ -96,7 +97,7 @@ def files_of(folder: pathlib.Path) -> dict[str, list[Row]]:
                 "bytes": file.size,
                 "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.state.ema)),
                 "count": config.eval.images,
-                "lanes": codec.stacks_of(config, config.eval.images),
+                "lanes": stacks_of(config, config.eval.images),
             }
         )
         print(f"{folder.name}, T = {timesteps or '–'}: {rows[-1]['file']:.4f} bits/dim", flush=True)

@@ -112,6 +112,10 @@ REFUSED = {
         ["--config.model.schedule.name=fixed_linear", f"--{FIELD}=true"],
         "learn_ends is set, but 'fixed_linear' has no such field; accepted: name, gamma_max, gamma_min.",
     ),
+    "a component twice": (
+        ["--config.model.schedule=cosine", "--config.model.schedule.name=sigmoid"],
+        "--config.model.schedule and --config.model.schedule.name are both given; leave one of them out.",
+    ),
     "misplaced": (
         ["--config.batch_size=3"],
         "config.batch_size is set",

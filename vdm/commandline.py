@@ -54,16 +54,27 @@ def fields_of(args: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def component_field(field: str) -> str:
+    """The field without the ending ".name": model.net.name and model.net select the same component."""
+    return field.removesuffix(".name")
+
+
 def apply(raw: Mapping[str, Any], args: Sequence[str], drop_unread: bool = False) -> ConfigDict:
     """The complete, locked config from the fields of a config file and the arguments --config.FIELD=VALUE.
 
     Raises:
       UserError: config.complete refuses the config, or an argument sets an unknown field or has a value of
-        another type.
+        another type, or a component is named by two arguments.
     """
     from vdm import config as config_lib  # imported late, as it imports JAX: bad flags are refused at once
 
     set_fields = fields_of(args)
+    for field in set_fields:
+        section_of = component_field(field)
+        if section_of != field and section_of in set_fields:
+            raise UserError(
+                f"--config.{section_of} and --config.{field} are both given; leave one of them out."
+            )
     config = config_lib.complete(raw, set_fields, drop_unread)
     for field in set_fields:
         section: Any = config

@@ -1,7 +1,11 @@
 """The study of compression: its grid, table and figure."""
 
+import pytest
+
 from conftest import make_config
 from experiments import compression, ladder
+from model_helpers import save_run, tiny_config
+from record_helpers import read_csv
 
 ROW = {
     "system": "VDM", "T": 10, "file": 3.9, "images": 3.8, "initial": 0.06, "header": 0.04, "bound": 3.79,
@@ -18,6 +22,19 @@ def test_the_grid_is_the_ladder_or_the_config_alone():
     assert rungs == {name: fields for name, fields in every.items() if name in rungs}
     assert every.keys() - rungs == {"VDM_encoder_learned"}  # no codec
     assert compression.grid(make_config({"data.name": "swirl"}, "configs/swirl.py")) == {"VDM": {}}
+
+
+@pytest.mark.slow
+def test_a_run_is_compressed_and_compared_with_its_bound(tmp_path):
+    fields = {"codec.images": 6, "codec.lanes": 2, "model.latent": 2}
+    folder = save_run(tmp_path / "VAE-0", tiny_config("vae", **fields))
+    paths = compression.results_of(tmp_path, {"VAE": [folder]})
+    assert all(path.stat().st_size > 100 for path in paths)
+    (row,) = read_csv(tmp_path / "compression.csv")
+    number = {name: float(value or "nan") for name, value in row.items() if name != "system"}
+    assert row["system"] == "VAE" and number["count"] == 6 and number["lanes"] == 2
+    assert number["file"] == pytest.approx(number["images"] + number["initial"] + number["header"])
+    assert abs(number["above"]) < 4 * number["above_se"] + 0.05
 
 
 def test_the_table_says_what_a_file_has_and_how_it_compares():

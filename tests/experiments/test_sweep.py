@@ -144,6 +144,14 @@ def test_a_field_of_the_grid_that_is_none(fields, texts, tmp_path):
     assert all(text in err for text in texts), err
 
 
+@pytest.mark.parametrize("ends", [("", ".name"), (".name", "")])
+def test_a_component_of_a_variant_is_not_set_for_all(ends, tmp_path):
+    """Neither by its section nor by the field name of the section; otherwise one would be ignored."""
+    of_grid, given = (f"model.schedule{end}" for end in ends)
+    code, _, err = study_here(tmp_path, {"good": {of_grid: "cosine"}}, f"--config.{given}=sigmoid")
+    assert code == 2 and f"--config.{given} cannot be set: the study sets the field in 'good'" in err
+
+
 def test_a_variant_of_another_config(tmp_path):
     """The user's fields apply to it too, but the user cannot set fields that the study sets."""
     grid = {"good": {"config": "configs/vae.py", "model.latent": 3, "train.ema": 0.5}}

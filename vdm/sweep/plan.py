@@ -77,14 +77,16 @@ def make_trials(
         own_file = fields.get("config", file)
         fields = {name: value for name, value in fields.items() if name != "config"}
         require("seed" not in fields, f"variant {variant!r} sets the seed; give --seeds=NUMBER instead.")
-        twice = sorted(set(given) & set(fields))
+        own = {commandline.component_field(name) for name in fields}
+        twice = sorted(name for name in given if commandline.component_field(name) in own)
         require(
             not twice,
             f"--config.{' and --config.'.join(twice)} cannot be set: the study sets the field in "
             f"{variant!r}.",
         )
         # The config is built from the same arguments that the run's process gets.
-        before = [arg for arg in usual if not {*commandline.fields_of([arg])} & {*given, *fields}]
+        set_already = {*own, *map(field_of, args)}
+        before = [arg for arg in usual if field_of(arg) not in set_already]
         all_args = [*before, *args, *(f"--config.{name}={value}" for name, value in fields.items())]
         if variant not in configs:
             try:
@@ -100,6 +102,12 @@ def make_trials(
         folder = workdir / f"{variant}-{seed}"
         trials.append(Trial(variant, folder, config, command(own_file, folder, all_args)))
     return trials
+
+
+def field_of(arg: str) -> str:
+    """The field of --config.FIELD=VALUE, as commandline.component_field."""
+    (field,) = commandline.fields_of([arg])
+    return commandline.component_field(field)
 
 
 def check_file(variants: Mapping[str, Mapping[str, Any]], file: str) -> None:

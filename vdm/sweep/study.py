@@ -177,7 +177,7 @@ def main(
         args = given.args
         if saved and plan.resolved(file) == plan.resolved(saved.file):
             args = [*saved.args, *args]
-        args = list({name: arg for arg in args for name in commandline.fields_of([arg])}.values())
+        args = list({plan.field_of(arg): arg for arg in args}.values())
         for name in ("seeds", "minutes", "cache"):
             if saved and not FLAGS[name].present:
                 FLAGS[name].value = getattr(saved, name)
@@ -186,8 +186,9 @@ def main(
             f"--config is missing, and {str(workdir)!r} is not the folder of a study; give a file, such as "
             "configs/digits.py.",
         )
-        left_out = {*commandline.fields_of(args), *(SHORT if FLAGS.minutes is not None else ())}
-        usual = [f"--config.{name}={value}" for name, value in (fields or {}).items() if name not in left_out]
+        left_out = {*map(plan.field_of, args), *(SHORT if FLAGS.minutes is not None else ())}
+        usual = [f"--config.{name}={value}" for name, value in (fields or {}).items()]
+        usual = [arg for arg in usual if plan.field_of(arg) not in left_out]
         try:
             with command.stoppable():
                 return study(grid, results, file, args, usual, workdir, saved)

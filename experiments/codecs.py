@@ -46,9 +46,15 @@ def draw_lines(axes: Axes, rates: Rates) -> None:
         else:
             labels.append([name])
     for names in labels:
-        place = {"xy": (1.0, rates[names[-1]][0]), "xycoords": ("axes fraction", "data")}
-        above = {"xytext": (-2, 1), "textcoords": "offset points", "ha": "right"}
-        axes.annotate("; ".join(names), **place, **above, fontsize=6)
+        axes.annotate(
+            "; ".join(names),
+            xy=(1.0, rates[names[-1]][0]),
+            xycoords=("axes fraction", "data"),
+            xytext=(-2, 1),
+            textcoords="offset points",
+            ha="right",
+            fontsize=6,
+        )
 
 
 def sheet(images: Images) -> Pixels:
@@ -62,10 +68,10 @@ def sheet(images: Images) -> Pixels:
     return cells.reshape(rows * height, columns * width, channels)
 
 
-def lossless() -> dict[str, Callable[[Pixels], bytes]]:
+def lossless() -> dict[str, Callable[[Pixels], bytes | bytearray]]:
     """{codec: image → the bytes of its file}: PNG optimised, WebP of method 6, and, if imagecodecs is
     installed, JPEG XL of effort 9."""
-    found: dict[str, Callable[[Pixels], bytes]] = {
+    found: dict[str, Callable[[Pixels], bytes | bytearray]] = {
         "PNG": lambda image: _by_pillow(image, "PNG", optimize=True),
         "WebP": lambda image: _by_pillow(image, "WEBP", lossless=True, quality=100, method=6),
     }

@@ -70,7 +70,7 @@ def test_images(config: ConfigDict) -> Any:
     return test.read(np.arange(min(config.codec.images or test.size, test.size)))["image"]
 
 
-def files_of(folder: pathlib.Path) -> dict[str, list[Row]]:
+def files_of(folder: pathlib.Path) -> dict[str, Any]:
     """{"rows": one row per file of a run}."""
     config = workdir_lib.read_config(folder)
     run = run_lib.restore(config, folder)

@@ -1,5 +1,5 @@
 """Trains finished runs further, and measures the change in the likelihood of the probability-flow ODE: with
-the same objective, with the second-order one, and with variational dequantisation of the frozen model.
+the ELBO, with the second-order objective, and with variational dequantisation of the frozen model.
 
   python -m experiments.encoders --workdir=runs/E --only=plain
   python -m experiments.fine_tuning --workdir=runs/F --base=runs/E/plain-0,runs/E/plain-1,runs/E/plain-2
@@ -9,22 +9,24 @@ command resumes after an interruption. Writes fine_tuning.md and fine_tuning.csv
 """
 
 from collections.abc import Mapping, Sequence
+import json
 import pathlib
-import subprocess
+import shutil
 import sys
 import textwrap
+import time
 from typing import Any
 
 from absl import flags
 import numpy as np
 
-from vdm import run as run_lib, workdir as workdir_lib
+from vdm import commandline, run as run_lib, workdir as workdir_lib
 from vdm.errors import Failed, require
 from vdm.estimate import standard_error
 from vdm.evaluation import ode
 from vdm.reporting.text import fixed, markdown_table
 from vdm.runtime import cache
-from vdm.sweep import command, tables, workdirs
+from vdm.sweep import command, jobs, plan, pool, tables, workdirs
 from vdm.sweep.output import make_folder, write_csv
 
 FLAGS = flags.FlagValues()
@@ -33,6 +35,7 @@ flags.DEFINE_list("base", [], "Workdirs of finished runs that differ in their se
 flags.DEFINE_integer("steps", 200, "Number of further training steps.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_float("learning_rate", 1e-3, "Learning rate, except for q(u|x).", flag_values=FLAGS)
 flags.DEFINE_integer("images", 120, "Number of test images for the ODE.", lower_bound=2, flag_values=FLAGS)
+flags.DEFINE_integer("jobs", 1, "Number of concurrent runs.", lower_bound=1, flag_values=FLAGS)
 
 # Times by importance sampling, as in i-DODE.
 ON = {"model.times": "importance", "objective.name": "elbo"}
@@ -51,30 +54,73 @@ ODE = {"eval.ode.nodes": 64, "eval.ode.tolerance": 1e-4}
 Values = dict[str, list[float]]  # kind of dequantisation to the bits/dim of each image
 
 
-def train_on(base: pathlib.Path, folder: pathlib.Path, fields: Mapping[str, Any]) -> None:
-    """Imports a run into `folder`, unless this is done, and trains it to its end.
+def check_bases(bases: Sequence[pathlib.Path]) -> None:
+    """Raises UserError if there is no run to start from, or one is not finished, or two have the same
+    seed."""
+    require(bases, "--base is missing; give the workdirs of finished runs, separated by commas.")
+    seeds: dict[int, pathlib.Path] = {}
+    for base in bases:
+        record, newest = workdirs.read(base), workdir_lib.newest(base)
+        require(
+            newest and record.final.get("step") == newest,
+            f"--base has {str(base)!r}, which has no final estimate of its newest checkpoint; finish it: "
+            f"python -m vdm.main --workdir={base}",
+        )
+        other = seeds.setdefault(record.config.seed, base)
+        require(
+            other is base,
+            f"--base has {str(other)!r} and {str(base)!r}, which have the same seed; give runs that "
+            "differ in their seed.",
+        )
+
+
+def trial_from(base: pathlib.Path, variant: str, workdir: pathlib.Path) -> plan.Trial:
+    """The run of a variant that starts from `base`."""
+    fields = {
+        "train.steps": FLAGS.steps, "train.eval_every": 0, "train.sample_every": 0, "optimizer.warmup": 20,
+        "optimizer.learning_rate": FLAGS.learning_rate, **VARIANTS[variant],
+    }  # fmt: skip
+    args = [f"--config.{name}={value}" for name, value in fields.items()]
+    config = commandline.apply(workdir_lib.read_raw(base), args, drop_unread=True)
+    folder = workdir / f"{variant}-{config.seed}"
+    line = [sys.executable, "-m", "vdm.main", f"--workdir={folder}", *args]
+    return plan.Trial(variant, folder, config, line)
+
+
+def import_base(base: pathlib.Path, trial: plan.Trial) -> None:
+    """Imports a run into the folder of a trial, unless this is done.
 
     Raises:
-      Failed: the import or the training fails.
+      UserError: the folder has a run from another base, with another config, or of more steps.
+      Failed: the import fails.
     """
-    whole = [sys.executable, "-m", "vdm.main", f"--workdir={folder}"]
-    given = [f"--config.{name}={value}" for name, value in fields.items()]
-    if not (folder / "config.json").exists():
-        _run([*whole, "--mode=import", f"--input={base}", *given], folder)
-    _run([*whole, *given], folder)
+    folder = trial.folder
+    if (folder / "config.json").exists():
+        source = json.loads((folder / "imported.json").read_text())["file"]
+        require(
+            pathlib.Path(source).resolve() == base.resolve(),
+            f"{str(folder)!r} was trained further from {source!r}, not from {str(base)!r}; give another "
+            "--workdir.",
+        )
+        workdir_lib.check_config(folder, trial.config)
+        newest = workdir_lib.newest(folder) or 0
+        require(
+            newest <= trial.steps,
+            f"{str(folder)!r} was trained for {newest} steps, and --steps is {trial.steps}; set "
+            f"--steps={newest}, or give another --workdir.",
+        )
+        return
+    shutil.rmtree(folder, ignore_errors=True)  # an import that was interrupted
+    process = jobs.Process([*trial.command, "--mode=import", f"--input={base}"], folder).start()
+    while (why := process.poll()) is None:
+        time.sleep(jobs.POLL)
+    if why:
+        raise Failed(f"the import of {str(base)!r} failed: {why} (see {folder / 'log.txt'})")
 
 
 def kept_ode(folder: pathlib.Path) -> dict[str, Any]:
     """`measure`, cached for this number of images."""
     return workdirs.kept(folder, f"ode_{FLAGS.images}", measure)
-
-
-def _run(line: Sequence[str], folder: pathlib.Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "log.txt").open("ab") as log:
-        code = subprocess.run(line, stdout=log, stderr=log).returncode
-    if code:
-        raise Failed(f"exit code {code}: see {folder / 'log.txt'}")
 
 
 def measure(folder: pathlib.Path) -> dict[str, Any]:
@@ -131,30 +177,25 @@ def run(others: Sequence[str]) -> None:
     """Trains and measures the runs that are missing, and prints and writes the table."""
     command.refuse_others(others)
     require(FLAGS.workdir, "--workdir is missing; give a folder for the study.")
-    require(FLAGS.base, "--base is missing; give the workdirs of finished runs, separated by commas.")
     bases = [pathlib.Path(name).expanduser() for name in FLAGS.base]
-    for base in bases:
-        require(workdir_lib.newest(base) is not None, f"--base has {str(base)!r}, which has no checkpoint.")
+    check_bases(bases)
     workdir = make_folder(FLAGS.workdir)
     cache.enable(cache.FOLDER)
-    folders: dict[str, list[pathlib.Path]] = {name: [] for name in VARIANTS}
-    common = {
-        "train.steps": FLAGS.steps,
-        "train.eval_every": 0,
-        "train.sample_every": 0,
-        "optimizer.warmup": 20,
-    }
-    for base in bases:
-        seed = workdir_lib.read_config(base).seed
-        for name, fields in VARIANTS.items():
-            folder = workdir / f"{name}-{seed}"
-            print(f"{folder.name}: trained further from {base}", flush=True)
-            train_on(base, folder, common | {"optimizer.learning_rate": FLAGS.learning_rate} | fields)
-            folders[name].append(folder)
+    trials = {(base, name): trial_from(base, name, workdir) for name in VARIANTS for base in bases}
+    for (base, _), trial in trials.items():
+        import_base(base, trial)
+    missing = [trial for trial in trials.values() if not plan.finished(trial)]
+    failed = pool.run_all(missing, jobs.start, jobs.shares(FLAGS.jobs))
+    if failed:
+        folder, why = next(iter(failed.items()))
+        raise Failed(
+            f"{len(failed)} of {len(missing)} runs failed, and the same command tries again; the first, "
+            f"{folder.name}: {why} (see {folder / 'log.txt'})"
+        )
     before = [kept_ode(base) for base in bases]
     rows = row_of("(before)", bases, before)
-    for name, some in folders.items():
-        rows += row_of(name, some, before)
+    for name in VARIANTS:
+        rows += row_of(name, [trials[base, name].folder for base in bases], before)
     text = table(rows, FLAGS.steps, FLAGS.images)
     print(text)
     (workdir / "fine_tuning.md").write_text(text)

@@ -105,6 +105,7 @@ def measure(folder: pathlib.Path) -> Measured:
     """Both sides of the identity at each checkpoint of a run."""
     config = workdir_lib.read_config(folder)
     parts = run_lib.build(config)
+    model: Any = parts.model
     checkpoints = checkpoint.Checkpoints(folder, config.train.keep, read_only=True)
     evaluate = make_elbo(parts.model, config, parts.data)
     images = parts.data.test.read(np.arange(config.eval.images or parts.data.test.size))["image"]
@@ -112,7 +113,7 @@ def measure(folder: pathlib.Path) -> Measured:
     for step in tqdm(checkpoints.steps(), folder.name, disable=None):
         state, _ = checkpoints.restore(parts.like, step)
         estimate, _ = evaluate(state.ema, PASSES)
-        sums = integrate(parts.model, state.ema, images)
+        sums = integrate(model, state.ema, images)
         log_p, kl = (bits_per_dim(nats, images.shape[1:]) for nats in (sums.log_p, sums.kl))
         bound = -estimate.values["bpd"]
         apart = log_p - bound - kl
@@ -144,7 +145,7 @@ def integrate(model: VAE, params: Params, images: Images) -> Sums:
     for start in range(0, len(padded), at_once):
         log_p_x[:, start : start + at_once] = log_likelihood(padded[start : start + at_once]).T
 
-    q = jax.tree.map(lambda v: np.asarray(v, np.float64), model.encode(params, images))
+    q = jax.tree.map(lambda v: np.asarray(v, np.float64), model.encode(params, jnp.asarray(images)))
     log_prior = _log_normal(z, np.zeros(size), np.zeros(size))
     log_p, kl, mass = np.zeros((3, len(images)))
     shown = []

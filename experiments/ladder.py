@@ -40,6 +40,7 @@ from vdm.diffusion import process
 from vdm.estimate import standard_error
 from vdm.reporting import figures
 from vdm.reporting.text import fixed, markdown_table
+from vdm.runtime import devices
 from vdm.sweep import curves, look, study, tables, workdirs
 from vdm.sweep.output import save_figure, write_csv
 
@@ -134,7 +135,8 @@ def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> list[pathlib.
 def draw_samples(folder: pathlib.Path) -> Samples:
     """The Samples of a run."""
     config = workdir_lib.read_config(folder)
-    config.sample.num = config.sample.batch_size = TIMED
+    config.sample.num = TIMED
+    config.sample.batch_size = devices.multiple(TIMED)
     run = run_lib.restore(config, folder)
     sampler = sample.make_sampler(run.model, config, run.data)
     sampler(run.state.ema)  # compiles the sampler
@@ -155,7 +157,8 @@ def predict_lower_halves(run: run_lib.Run) -> Images:
     """The first test images, with the naive model's prediction of the lower half from the upper half."""
     count = min(SHOWN, run.data.test.size)
     batch = run.data.test.read(np.arange(count)) | {"augmented": np.zeros(count, np.float32)}
-    model, params = run.model, run.state.ema
+    model: Any = run.model
+    params = run.state.ema
     upper = model.is_upper()
 
     @jax.jit
@@ -233,7 +236,8 @@ def plot_ladder(
         for name, images in samples[variant].rows.items()
     ]
     figure = Figure(figsize=(15, 0.62 * len(rows) + 0.6), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(9, 6))
+    halves: Any = figure.subfigures(1, 2, width_ratios=(9, 6))
+    left, right = halves
     panels = left.subplots(len(rows), 2, squeeze=False, width_ratios=(1, 6))
     for (label_axes, axes), (variant, name, images, vocab_size) in zip(panels, rows):
         row = side_by_side(images / (vocab_size - 1))

@@ -15,6 +15,7 @@ import pathlib
 import textwrap
 from typing import Any
 
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
@@ -91,7 +92,7 @@ def references(config: ConfigDict) -> Rates:
     data = source.load(config.data)
     images = data.test.read(np.arange(config.eval.images or data.test.size))["image"]
     gaussian = wiener.fit(data.train, data.spec.shape, data.spec.vocab_size)
-    x = np.asarray(process.scale(images, data.spec.vocab_size), np.float64)
+    x = np.asarray(process.scale(jnp.asarray(images), data.spec.vocab_size), np.float64)
     bits = bits_per_dim(wiener.dequantised_nats(gaussian, x, data.spec.vocab_size), data.spec.shape)
     return {"Gaussian": (float(bits.mean()), standard_error(bits)), **codecs.bits_per_dim(images)}
 

@@ -32,7 +32,7 @@ from vdm.diffusion.times import IID
 from vdm.estimate import standard_error
 from vdm.evaluation.elbo import make_elbo
 from vdm.evaluation.passes import run_passes
-from vdm.evaluation.profile import EDGES
+from vdm.evaluation.profile import EDGES, in_continuous_time
 from vdm.reporting import figures
 from vdm.sweep import differences, look, saved, study, tables, workdirs
 from vdm.sweep.curves import plot_curves, plot_variance as plot_variance_in_training
@@ -104,7 +104,7 @@ def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> list[pathlib.
     return [workdir / "table.md", workdir / "table.csv", workdir / "table_runs.csv", *files]
 
 
-def measure(folder: pathlib.Path) -> Measured:
+def measure(folder: pathlib.Path) -> dict[str, Any]:
     """Measures the schedule of a run, with the EMA of its newest checkpoint.
 
     Returns:
@@ -126,7 +126,8 @@ def measure(folder: pathlib.Path) -> Measured:
 
     passes = max(2, -(-DRAWS // run.data.test.size))
     nats = run_passes(one_draw, config, run, passes, folder.name)["nats"]
-    _, profile = make_elbo(run.model, config, run.data)(run.state.ema, passes)
+    _, profile = make_elbo(in_continuous_time(model), config, run.data)(run.state.ema, passes)
+    assert profile is not None  # as the model draws a time
     columns = profile.summary(after.mean(axis=1), 0.0, shape, run.data.spec.vocab_size)
     found = {"before": before, "after": after, "per_t": columns["per_t"], "per_t_se": columns["per_t_se"]}
     found["variance"] = bits_per_dim(nats, shape).var(axis=0, ddof=1)

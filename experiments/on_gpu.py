@@ -58,7 +58,11 @@ flags.DEFINE_list(
 )  # fmt: skip
 flags.DEFINE_bool("timing", False, "Run only the part 'steps', in this process.", flag_values=FLAGS)
 
-SIZES = {"laptop": ("pyramid", 2), "small": ("unet", 4, 64), "paper": ("unet", 32, 128)}
+SIZES: dict[str, tuple[Any, ...]] = {
+    "laptop": ("pyramid", 2),
+    "small": ("unet", 4, 64),
+    "paper": ("unet", 32, 128),
+}
 DTYPES = ("float32", "bfloat16")
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ASIDE = 60.0  # seconds that a part reserves for the later parts
@@ -81,7 +85,8 @@ def run(others: Sequence[str]) -> int:
     for name in FLAGS.sizes:
         one_of("--sizes", name, SIZES)
     for name in ("minutes", "batch_size", "width", "steps", "train_seconds", "images"):
-        require(FLAGS[name].value > 0, f"--{name} is {FLAGS[name].value}; accepted: a number above 0.")
+        value: Any = FLAGS[name].value
+        require(value > 0, f"--{name} is {value}; accepted: a number above 0.")
     wrong = [path for path in FLAGS.tests if not (ROOT / "tests" / path).exists()]
     require(not wrong, f"--tests has {wrong}; accepted: files and folders in tests/, such as nets.")
     folder = make_folder(FLAGS.out).resolve()
@@ -190,13 +195,14 @@ def time_steps(folder: pathlib.Path) -> None:
     chip = next((chip for name, chip in targets.GPUS.items() if name in device.lower()), None)
     found: dict[str, Any] = {"device": f"{jax.device_count()} × {device}, JAX {jax.__version__}", "cases": []}
     for size in FLAGS.sizes:
-        net, depth, *width = SIZES[size]
+        net, depth, *own = SIZES[size]
+        width = own[0] if own else FLAGS.width
         for dtype in DTYPES:
             remat = "dots" if net == "unet" else None
-            case = Case(net, depth, *(width or [FLAGS.width]), FLAGS.batch_size, dtype, remat)
+            case = Case(net, depth, width, FLAGS.batch_size, dtype, remat)
             print(case, flush=True)
             began = time.perf_counter()
-            seconds = []
+            seconds: list[float] = []
 
             def compiled(mapped, args, began=began, seconds=seconds):
                 program = mapped.lower(*args).compile()

@@ -14,6 +14,7 @@ import pathlib
 from typing import NamedTuple
 
 from absl import flags
+import jax.numpy as jnp
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 import numpy as np
@@ -168,7 +169,7 @@ def compare(workdir: pathlib.Path, num: int, evaluations: Sequence[int]) -> Comp
 
 def flat(images: UInt8[np.ndarray, "n *shape"], vocab_size: int) -> Float[np.ndarray, "n d"]:
     """Images as vectors of values in [−1, 1]."""
-    return np.asarray(process.scale(np.asarray(images), vocab_size), np.float64).reshape(len(images), -1)
+    return np.asarray(process.scale(jnp.asarray(images), vocab_size), np.float64).reshape(len(images), -1)
 
 
 def longest_chain(cases: Iterable[Case]) -> Case:

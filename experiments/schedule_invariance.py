@@ -58,6 +58,7 @@ class Instead(Schedule):
         return True
 
     def __call__(self, t: Float[Array, "*times"]) -> Float[Array, "*times"]:
+        assert self.other is not None  # a default value, as the fields before it have some
         return self.other(t)
 
 
@@ -82,7 +83,8 @@ def schedules(model: Any, params: Params) -> dict[str, tuple[Schedule, Any]]:
 
 def under(run: run_lib.Run, schedule: Schedule, params: Params) -> run_lib.Run:
     """The run with another schedule and its parameters."""
-    model = dataclasses.replace(run.model, schedule=schedule)
+    model: Any = run.model
+    model = dataclasses.replace(model, schedule=schedule)
     return run._replace(model=model, state=run.state._replace(ema=run.state.ema | {"schedule": params}))
 
 

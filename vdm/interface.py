@@ -33,7 +33,7 @@ from vdm.data.dataset import Data, Labels, Spec
 from vdm.errors import Stopped, require
 from vdm.estimate import Estimate
 from vdm.evaluation.elbo import make_elbo, one_draw
-from vdm.evaluation.profile import Profile, gamma_at_edges
+from vdm.evaluation.profile import Profile, gamma_at_edges, in_continuous_time
 from vdm.exchange import weights
 from vdm.reporting import text
 from vdm.runtime import devices, stop
@@ -136,7 +136,7 @@ class Trained:
           UserError: an argument is not accepted, or the model draws no diffusion time.
         """
         self._require_time()
-        model = self.model.at_depth(0) if self.model.depth else self.model
+        model = in_continuous_time(self.model)
         _, profile = self._evaluate(model, images, labels, passes, seed)
         assert profile is not None  # as the model draws a time
         edges = gamma_at_edges(model, self.params)

@@ -105,8 +105,12 @@ def count(text: str) -> Counts:
     """The Counts of a program."""
     computations, entry = parse(text)
     byname = {name: {one.name: one for one in lines} for name, lines in computations.items()}
-    kernels, collectives, sizes = Counter(), Counter(), Counter()
-    operations, products, copies = Counter(), Counter(), Counter()
+    kernels: Counter[str] = Counter()
+    collectives: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    operations: Counter[str] = Counter()
+    products: Counter[str] = Counter()
+    copies: Counter[str] = Counter()
     host = unknown = 0
     moved = 0.0
     for name, times, known in walk(computations, entry):
@@ -117,7 +121,7 @@ def count(text: str) -> Counts:
                 continue
             if kind in COLLECTIVES:
                 collectives[kind] += times
-                sizes[kind] += times * one.bytes
+                sizes[kind] += times * math.ceil(one.bytes)
                 continue
             if kind in ("infeed", "outfeed") or "is_host_transfer=true" in one.rest or _calls_host(one):
                 host += times
@@ -140,16 +144,15 @@ def walk(computations: dict[str, list[Instruction]], entry: str) -> Iterator[tup
         yield name, times, known
         for one in computations[name]:
             if one.kind == "while":
-                body = re.search(r"body=%?([\w.\-]+)", one.rest)
                 trips = trip_count(one, computations)
-                waiting.append((body[1], times * (trips or 1), trips is not None))
+                for body in re.findall(r"body=%?([\w.\-]+)", one.rest)[:1]:
+                    waiting.append((body, times * (trips or 1), trips is not None))
             elif one.kind == "conditional":
-                branch = re.search(r"(?:branch_computations=\{|true_computation=)%?([\w.\-]+)", one.rest)
-                waiting.append((branch[1], times, True))
+                branches = re.findall(r"(?:branch_computations=\{|true_computation=)%?([\w.\-]+)", one.rest)
+                waiting += [(branch, times, True) for branch in branches[:1]]
             elif one.kind in ("call", "async-start"):
-                called = re.search(r"(?:to_apply|calls|called_computation)=%?([\w.\-]+)", one.rest)
-                if called:
-                    waiting.append((called[1], times, True))
+                called = re.findall(r"(?:to_apply|calls|called_computation)=%?([\w.\-]+)", one.rest)
+                waiting += [(name, times, True) for name in called[:1]]
 
 
 def trip_count(loop: Instruction, computations: dict[str, list[Instruction]]) -> int | None:

@@ -80,8 +80,8 @@ def largest_array(text: str) -> tuple[str, int]:
     """The largest array in a StableHLO program, such as 64x32x32x128xbf16, and its bytes; ("", 0) without
     arrays."""
     found = {"": 0}
-    for sizes, dtype in set(re.findall(r"tensor<((?:\d+x)+)([a-z]+\d+)\w*>", text)):
-        bits = int(re.search(r"\d+", dtype)[0])
-        found[sizes + dtype] = math.prod(map(int, sizes.rstrip("x").split("x"))) * max(1, bits // 8)
+    for sizes, kind, bits in set(re.findall(r"tensor<((?:\d+x)+)([a-z]+)(\d+)\w*>", text)):
+        size = math.prod(map(int, sizes.rstrip("x").split("x")))
+        found[sizes + kind + bits] = size * max(1, int(bits) // 8)
     name = max(found, key=found.__getitem__)
     return name, found[name]

@@ -164,6 +164,7 @@ def _program(
         "label": np.zeros(1, np.int32),
         "augmented": np.zeros(1, np.float32),
     }
+    function: Any
     params, own = jax.eval_shape(
         lambda: step_lib.init_params(model, objective, jax.random.key(config.seed), example)
     )

@@ -80,8 +80,9 @@ def compile_times(mapped: Any, args: tuple[Any, ...]) -> tuple[float, float, flo
         program = lowered.compile()
         return traced - start, time.perf_counter() - traced, program
 
-    folder_before = jax.config.jax_compilation_cache_dir
-    seconds_before = jax.config.jax_persistent_cache_min_compile_time_secs
+    settings: Any = jax.config
+    folder_before = settings.jax_compilation_cache_dir
+    seconds_before = settings.jax_persistent_cache_min_compile_time_secs
     with tempfile.TemporaryDirectory() as folder:
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -120,7 +121,7 @@ def timed(case: Case, steps: int, compiled: Callable[[Any, tuple[Any, ...]], Any
       compiled: compiles the mapped function for its arguments; by default without timing.
     """
     config = configure(case)
-    model = run_lib.build_model(config, SPEC)
+    model: Any = run_lib.build_model(config, SPEC)
     random = np.random.default_rng(0)
     split = in_memory(random.integers(0, 256, (4 * case.batch, *SPEC.shape)).astype(np.uint8))
     mapped, args = training_step(config, model, split, random)
@@ -221,7 +222,7 @@ def input_rate(config: ConfigDict, split: Split, seconds: float = 2.0) -> float:
     config = config.copy_and_resolve_references()
     config.data.on_device_gib = 0.0
     config.train.steps = 10**9
-    batches = train_batches(split, config, ((step, 1) for step in range(10**9)))
+    batches: Any = train_batches(split, config, ((step, 1) for step in range(10**9)))
     next(batches)
     count, start = 0, time.perf_counter()
     while (passed := time.perf_counter() - start) < seconds:

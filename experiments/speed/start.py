@@ -44,6 +44,7 @@ def seconds_until(command: Sequence[str], awaited: str) -> float:
     # JAX's own variable would take precedence over --cache.
     env = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
     try:
         for line in process.stdout:
             if line.startswith(awaited):

@@ -11,7 +11,9 @@ import pytest
 from experiments import codecs, natural_images
 from model_helpers import save_run, tiny_config
 from record_helpers import read_csv
+from vdm import workdir as workdir_lib
 from vdm.sweep import plan
+from vdm.sweep.density import density
 
 pytestmark = pytest.mark.usefixtures("single")
 
@@ -103,6 +105,17 @@ def test_the_study_writes_its_table_and_figure(tmp_path, monkeypatch):
     kept = json.loads((folder / "density.json").read_text())
     own = json.loads((folder / "eval.json").read_text())
     assert np.sum(kept["per_gamma"] * np.diff(kept["gamma"])) == pytest.approx(own["diffusion"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_the_density_of_a_chain_is_that_of_continuous_time(tmp_path):
+    """A chain of two steps would have two jumps of γ."""
+    folder = save_run(tmp_path / "config-0", tiny_config("digits", **{"model.net.name": "mlp"}))
+    continuous = density(folder)
+    config = workdir_lib.read_config(folder)
+    config.model.timesteps = 2
+    workdir_lib.write_config(folder, config)
+    assert density(folder) == continuous
 
 
 def test_its_grid_sets_fields_that_there_are(tmp_path):

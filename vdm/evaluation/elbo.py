@@ -19,7 +19,7 @@ from vdm.estimate import Estimate, combine, require_possible
 from vdm.evaluation import self_check
 from vdm.evaluation.estimator import Estimator, Result, print_row
 from vdm.evaluation.passes import Pass, PerExample, over_split, progress_bar
-from vdm.evaluation.profile import UNIFORM, Profile, of_time
+from vdm.evaluation.profile import UNIFORM, Profile, in_continuous_time, of_time
 from vdm.evaluation.table import Row
 from vdm.reporting.text import estimate_table
 from vdm.run import Run
@@ -64,8 +64,7 @@ class ELBO(Estimator):
             print(estimate_table(row.estimate), flush=True)
         if not run.model.depth:
             return Result([row], profile=profile)
-        # The profile must be that of continuous time.
-        continuous, profile = elbo_row(config, run, run.model.at_depth(0))
+        continuous, profile = elbo_row(config, run, in_continuous_time(run.model))
         return Result([row, print_row(continuous)], profile=profile)
 
 
@@ -94,7 +93,8 @@ def make_elbo(
 ) -> Callable[..., tuple[Estimate, Profile | None]]:
     """Returns evaluate(params, passes, progress=False, target_se=0.0, title="ELBO") → (Estimate, Profile).
 
-    Passes are taken in at least two independent sets, so that the Monte-Carlo error is measured, not assumed.
+    Two passes or more are taken in at least two independent sets, so that the Monte-Carlo error is measured,
+    not assumed; that of a single pass is NaN.
     If the model draws a time, the earlier sets determine the distribution of times in each set (Profile.cdf),
     which does not change the mean. The Profile of any other model is None.
 

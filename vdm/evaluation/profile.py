@@ -24,6 +24,12 @@ def of_time(denoising: Denoising) -> dict[str, Float[Array, "batch"]]:
     return {"t": d.t, "time_weight": d.time_weight, "error": total(error)}
 
 
+def in_continuous_time(model: Model) -> Model:
+    """The model for T → ∞. Only there is a Profile a density over γ: a chain evaluates at the ends of its
+    steps, wherever t lies in them."""
+    return model.at_depth(0) if model.depth else model
+
+
 def gamma_at_edges(model: Model, params: Params) -> Float[np.ndarray, "bins_and_one"]:
     """γ at EDGES, for a model with Ability.TIME. If γ differs between values, this is their mean for a
     context of 0. Every host must call it."""

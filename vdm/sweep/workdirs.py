@@ -211,8 +211,16 @@ def kept(
     folder: pathlib.Path, name: str, measure: Callable[[pathlib.Path], dict[str, Any]]
 ) -> dict[str, Any]:
     """measure(folder), a JSON dictionary, cached in NAME.json of the workdir for the step of its last
-    evaluation."""
-    path, step = folder / f"{name}.json", read(folder).final["step"]
+    evaluation.
+
+    Raises:
+      UserError: the run was not evaluated.
+    """
+    path, step = folder / f"{name}.json", read(folder).final.get("step")
+    require(
+        step is not None,
+        f"{str(folder)!r} was not evaluated yet; finish it: python -m vdm.main --workdir={folder}",
+    )
     if path.exists() and (found := _read_json(path)).get("step") == step:
         return found
     found = measure(folder) | {"step": step}

@@ -51,8 +51,8 @@ which seeds and which images were drawn."""
 SCHEDULES_CAPTION = """Left: γ(t) after training; thin: before, if it has moved; bands: from the lowest to the
 highest of an image's values. Right: density of the diffusion term over t. For the first seed of each
 variant."""
-VARIANCE_CAPTION = """Left: the square of the standard deviation of the losses in a training batch, over
-images, times and noise; mean over batches and seeds. Right: variance of one draw of a test image's bits/dim
+VARIANCE_CAPTION = """Left: the square of the mean standard deviation of the losses in a training batch, over
+images, times and noise; mean over seeds. Right: variance of one draw of a test image's bits/dim
 after training, over times and noise; mean over seeds and images, ± its standard error over images."""
 DRAWS = 10_000  # of the ELBO, over all test images, for the variance of a draw; and as many for the density
 

@@ -80,11 +80,10 @@ KINDS: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
     "encoder": (
-        "vdm.methods.learned_encoder:MeanTransform",
+        "vdm.methods.learned_encoder:Encoder",
         {
             "learned": "vdm.methods.learned_encoder:Learned",
             "scaled": "vdm.methods.learned_encoder:Scaled",
-            "identity": "vdm.methods.learned_encoder:Identity",
         },
     ),
     "objective": (

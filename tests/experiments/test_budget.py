@@ -1,5 +1,6 @@
 """The cost of a step, counted and timed, and the number of steps that fit into --minutes."""
 
+import json
 import os
 import re
 import subprocess
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from conftest import TINY, make_config
+from conftest import ROOT, TINY, make_config, xla_flags
 from experiments.speed import flops
 from model_helpers import tiny_config
 from sweep_helpers import study_here
@@ -69,6 +70,25 @@ def test_cost_of_a_step():
     products = 2 * 64 * 3 * sum(value.size for value in params if value.ndim > 1)
     assert 0.9 * products < found.operations < 1.05 * products
     assert 0 < 3 * found.step < found.start and "cpu" in found.device
+
+
+@pytest.mark.slow
+def test_operations_are_those_of_all_devices():
+    """Whether the traced function is that of one device (pmap) or of all (fsdp)."""
+    line = [sys.executable, "-m", "vdm.sweep.cost", "--config=configs/digits.py", *SMALL]
+    line.append("--config.optimizer.name=adamw")  # with pmap, each device computes the products of Muon
+    operations = []
+    for kind in ("pmap", "fsdp"):
+        done = subprocess.run(
+            [*line, f"--config.parallel={kind}"],
+            env={**os.environ, "XLA_FLAGS": xla_flags(2)},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        operations.append(Cost(*json.loads(done.stdout).values()).operations)
+    assert operations[0] == pytest.approx(operations[1], rel=1e-3)
 
 
 def test_seconds_of_a_step(monkeypatch):

@@ -19,7 +19,7 @@ from vdm.diffusion.sampler import DDIM, DPM2M, Ancestral
 from vdm.errors import UserError
 from vdm.evaluation import ode_solver
 from vdm.methods import learned_encoder
-from vdm.methods.learned_encoder import DiffEnc, Identity, Learned, MeanTransform, Scaled
+from vdm.methods.learned_encoder import DiffEnc, Encoder, Learned, Scaled
 from vdm.nets import conv
 from vdm.runtime.randomness import Rng
 from weight_helpers import assert_weights_of_samples
@@ -35,7 +35,7 @@ LEARNED = {"model.name": "diffenc", "model.parameterisation": "v"} | {
 
 
 @dataclasses.dataclass(frozen=True)
-class Bent(MeanTransform):
+class Bent(Encoder):
     """A different x_t for each level, nonlinear in γ; `size` scales its distance from x."""
 
     size: float = 1.0
@@ -174,10 +174,10 @@ def test_weight_of_a_path_has_the_mean_of_the_enumerated_likelihood(made, single
 
 
 @dataclasses.dataclass(frozen=True)
-class Moved(MeanTransform):
+class Moved(Encoder):
     """The x_t of another encoder, under a denoiser that predicts the noise of y directly."""
 
-    other: MeanTransform = Bent()
+    other: Encoder = Bent()
 
     def x_t(self, params, x, gamma, gamma_0):
         return self.other.x_t(params, x, gamma, gamma_0)
@@ -244,9 +244,8 @@ def test_where_x_does_not_move_it_is_a_vdm_bit_for_bit(timesteps, single):
     fields = {"model.parameterisation": "v", "model.timesteps": timesteps, "model.sample_steps": 2}
     plain, plain_params, batch = small(**fields)
     learned, params, _ = small(**(fields | LEARNED))
-    fixed, _, _ = small(**(fields | {"model.name": "diffenc", "model.encoder.name": "identity"}))
     assert type(plain) is Diffusion
-    assert isinstance(fixed.encoder, Identity) and isinstance(learned.encoder, Learned)
+    assert isinstance(learned.encoder, Learned)
     params |= {"net": perturbed(plain_params["net"]), "schedule": plain_params["schedule"]}
     plain_params = {name: params[name] for name in plain_params}
 
@@ -259,7 +258,7 @@ def test_where_x_does_not_move_it_is_a_vdm_bit_for_bit(timesteps, single):
 
     moved = params | {"x_t": perturbed(params["x_t"])}
     with jax.disable_jit():
-        both = [numbers(*one) for one in ((plain, plain_params), (fixed, plain_params), (learned, params))]
+        both = [numbers(*one) for one in ((plain, plain_params), (learned, params))]
         third = numbers(learned, moved)
     for one, *others in zip(*map(jax.tree.leaves, both)):
         for other in others:
@@ -305,7 +304,7 @@ def test_convolutions_have_a_slope_too():
             "parameterisation.name is 'categorical'; accepted: 'eps', 'x', 'v'",
         ),
         ({"model.sampler": "dpm2m"}, "sampler.name is 'dpm2m'; accepted: 'ancestral'"),
-        ({"model.schedule.name": "multivariate"}, "a separate γ, which needs config.model.encoder.name"),
+        ({"model.schedule.name": "multivariate"}, "a separate γ, which needs config.model.name"),
         ({"model.encoder.net.width": 7}, "config.model.encoder.net.width is 7"),
         ({"model.encoder.name": "learnt", "model.encoder.net.name": None}, "Did you mean 'learned'"),
     ],

@@ -10,6 +10,7 @@ import pytest
 from diffusion_helpers import rng, small
 from vdm.component import Refused
 from vdm.methods.mirrored import Mirrored
+from vdm.methods.multivariate import Multivariate
 
 
 def both():
@@ -32,6 +33,14 @@ def test_an_image_is_treated_as_its_mirror_image(single):
 def test_the_network_must_not_be_told_which_is_the_mirror_image():
     with pytest.raises(Refused, match="'none' or 'label'"):
         dataclasses.replace(both()[1], condition="augmented").check()
+
+
+def test_an_image_and_its_mirror_image_have_the_same_noise():
+    """Not so with a γ for each value."""
+    _, mirrored, _, _ = both()
+    schedule = Multivariate(shape=mirrored.shape)
+    with pytest.raises(Refused, match="one γ for all values"):
+        dataclasses.replace(mirrored, schedule=schedule).check()
 
 
 def test_training_is_that_of_the_plain_model(single):

@@ -18,10 +18,13 @@ KINDS = ("uniform", "normal")
 
 def start(kind: str, gamma_0: Float[Array, ""], vocab_size: int) -> Float[Array, ""]:
     """The γ of the z that a kind of dequantisation draws. The flow starts at this γ; a different start would
-    be a different model. For "normal" it is γ_0. For "uniform", whose noise fills the whole cell, it is the γ
-    at which σ² is the variance of uniform noise, or γ_0 if that is larger."""
+    be a different model. For "normal", and for the latents of a VAE ("latent"), it is γ_0. For "uniform" and
+    "variational", whose noise fills the whole cell, it is the γ at which σ² is the variance of uniform noise,
+    or γ_0 if that is larger."""
     if kind in ("normal", "latent"):
         return gamma_0
+    if kind not in ("uniform", "variational"):
+        raise ValueError(f"kind is {kind!r}; accepted: 'normal', 'latent', 'uniform', 'variational'")
     return jnp.maximum(gamma_0, -2.0 * math.log(vocab_size * math.sqrt(3.0)))
 
 

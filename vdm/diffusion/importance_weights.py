@@ -105,7 +105,7 @@ def of_sample(
         i, (z_t, predicted, e) = at
         gamma_s, gamma_t = gammas[i], gammas[i + 1]
         x_t, _ = target(x, z_t, gamma_t, gamma_s)
-        eps = (z_t - process.alpha(gamma_t) * x_t) / process.sigma(gamma_t)
+        eps = denoiser.eps_from_x(x_t, z_t, gamma_t)
         _, wanted = target(x, eps, gamma_t, gamma_s)
         d = jnp.sqrt(jnp.expm1(gamma_t - gamma_s)) * (predicted - wanted)
         return log_w + total(0.5 * jnp.square(d) - e * d), eps

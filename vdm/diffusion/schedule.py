@@ -126,15 +126,16 @@ class LinearBeta(Schedule):
         accept("fast", self.fast > self.slow, f"more than slow, which is {self.slow}")
 
     def __call__(self, t: Float[Array, "*times"]) -> Float[Array, "*times"]:
-        rise = self.fast - self.slow
-
-        def time_of(gamma):
-            added = math.log1p(math.exp(gamma))
-            return (math.sqrt(self.slow**2 + 2.0 * rise * added) - self.slow) / rise
-
-        low, high = time_of(self.gamma_min), time_of(self.gamma_max)
+        ends = self.gamma_min, self.gamma_max
+        low, high = (time_of(math.log1p(math.exp(gamma)), self.slow, self.fast) for gamma in ends)
         s = low + (high - low) * t
-        return jnp.log(jnp.expm1(self.slow * s + 0.5 * rise * s * s))
+        return jnp.log(jnp.expm1(self.slow * s + 0.5 * (self.fast - self.slow) * s * s))
+
+
+def time_of(added: Any, slow: float, fast: float) -> Any:
+    """The s at which −log(1 − σ²) is `added`, the integral of DDPM's rate of noise from 0 to s: the root of
+    b s + (B − b) s²/2, with b = `slow` and B = `fast`. Takes numbers and arrays."""
+    return 2.0 * added / ((slow**2 + 2.0 * (fast - slow) * added) ** 0.5 + slow)
 
 
 class Sigmoid(Schedule):

@@ -140,7 +140,7 @@ def _declared(name: str, schedule: Schedule, params: PyTree, whole: float) -> No
 
 
 def times(times: Times) -> None:
-    """Checks that times lie in [0, 1), and that their weights are 1/q for their density q: in each eighth of
+    """Checks that times lie in [0, 1], and that their weights are 1/q for their density q: in each eighth of
     [0, 1] the weights must sum to an eighth of the number of draws.
 
     Raises:

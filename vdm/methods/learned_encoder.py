@@ -38,7 +38,7 @@ from vdm.parameters import Role
 
 # Networks embed their time by sines of up to 1,000 radians between 0 and 1: too steep for x_t, whose slope in
 # γ enters the ELBO.
-SLOW = 0.01
+TIME_SCALE = 0.01
 
 Gamma = Float[Array, "batch"]
 
@@ -47,11 +47,11 @@ NEEDS_X = frozenset({Ability.DENOISER, Ability.CODE, Ability.PREDICTS_NOISE})  #
 
 
 @dataclasses.dataclass(frozen=True)
-class MeanTransform(Component):
+class Encoder(Component):
     """x_t, a function of x and γ. A subclass defines `x_t`, which must be x at γ_0.
 
     Attributes:
-      lacks: abilities that a Diffusion with this encoder lacks; empty only if x_t is x.
+      lacks: abilities that a Diffusion with this encoder lacks.
     """
 
     lacks: ClassVar[frozenset[Ability]] = frozenset({*NEEDS_X, Ability.FLOW})
@@ -100,29 +100,13 @@ class MeanTransform(Component):
         raise NotImplementedError
 
     @classmethod
-    def build(cls, section: Any, spec: Spec, schedule: Schedule) -> "MeanTransform":
+    def build(cls, section: Any, spec: Spec, schedule: Schedule) -> "Encoder":
         """The encoder that config.model.encoder describes."""
         return component.build("encoder", section, "config.model.encoder")
 
 
 @dataclasses.dataclass(frozen=True)
-class Identity(MeanTransform):
-    """x_t = x: a VDM."""
-
-    lacks: ClassVar[frozenset[Ability]] = frozenset()
-
-    def x_t(self, params, x, gamma, gamma_0):
-        return x
-
-    def target(self, params, x, eps, gamma, gamma_s, gamma_0):
-        return x, eps
-
-    def of_flow(self, eps_hat, z_t, gamma):
-        return eps_hat
-
-
-@dataclasses.dataclass(frozen=True)
-class Scaled(MeanTransform):
+class Scaled(Encoder):
     """x_t = α_t²/α_0² x: x fades with the noise, without parameters (DiffEnc's encoder that is not trained).
 
     dx_t/dγ = −σ² x_t, so that y = (1 + σ²) x_t, and one prediction gives both.
@@ -144,7 +128,7 @@ class Scaled(MeanTransform):
 
 
 @dataclasses.dataclass(frozen=True)
-class Learned(MeanTransform):
+class Learned(Encoder):
     """x_t = x + (1 − α_t²/α_0²) r(x, γ) with a network r that is initialised to zero, so that training starts
     from a VDM.
 
@@ -153,7 +137,7 @@ class Learned(MeanTransform):
 
     Attributes:
       net: the network r.
-      ends: the initial γ_0 and γ_1, for which the time in the input of r is 0 and SLOW.
+      ends: the initial γ_0 and γ_1, for which the time in the input of r is 0 and TIME_SCALE.
     """
 
     net: Network
@@ -169,7 +153,7 @@ class Learned(MeanTransform):
 
     def x_t(self, params, x, gamma, gamma_0):
         low, high = self.ends
-        moved = self.net.predict(params, x, SLOW * (gamma - low) / (high - low))
+        moved = self.net.predict(params, x, TIME_SCALE * (gamma - low) / (high - low))
         return x - process.over_pixels(jnp.expm1(_log_faded(gamma, gamma_0))) * moved
 
     @classmethod
@@ -182,7 +166,7 @@ class Learned(MeanTransform):
 class DiffEnc(Diffusion):
     """A VDM with the x_t of `encoder` (DiffEnc: Nielsen et al. 2024)."""
 
-    encoder: MeanTransform = Identity()
+    encoder: Encoder = Scaled()
 
     sections = Diffusion.sections | {"encoder": "encoder"}
 
@@ -201,9 +185,8 @@ class DiffEnc(Diffusion):
 
     @property
     def flow_kinds(self):
-        """The kinds of dequantisation. If x_t is not x, uniform noise would not start on the path of
-        q(z_t|x)."""
-        return ("normal",) if self.encoder.lacks else super().flow_kinds
+        """Only "normal", as uniform noise would not start on the path of q(z_t|x)."""
+        return ("normal",)
 
     def init(self, key, batch):
         """The parameters of a VDM, and "x_t" if the encoder has parameters."""
@@ -220,9 +203,7 @@ class DiffEnc(Diffusion):
 
     def check(self) -> None:
         super().check()
-        if not self.encoder.lacks:
-            return
-        field = "config.model.encoder.name = 'identity'"
+        field = "config.model.name = 'diffusion'"
         accept(
             "parameterisation.name",
             not self.parameterisation.of_levels,

@@ -24,6 +24,11 @@ class Mirrored(Diffusion):
             self.condition != "augmented",
             "'none' or 'label', as the network must not be told which of the two images is the mirror image",
         )
+        accept(
+            "schedule.name",
+            not self.schedule.per_value,
+            "a schedule with one γ for all values, as an image and its mirror image have the same noise",
+        )
 
     def draw(self, params, rng, batch, train=False, times=None):
         if not train:
@@ -32,9 +37,8 @@ class Mirrored(Diffusion):
         return Diffusion(**fields).draw(params, rng, batch, train, times)
 
     def eps_hat(self, params, z_t, gamma, condition, dropout_keys=None):
-        gamma_of_mirror = _mirror(gamma) if gamma.ndim > 1 else gamma
         own = super().eps_hat(params, z_t, gamma, condition, dropout_keys)
-        mirror = super().eps_hat(params, _mirror(z_t), gamma_of_mirror, condition, dropout_keys)
+        mirror = super().eps_hat(params, _mirror(z_t), gamma, condition, dropout_keys)
         return 0.5 * (own + _mirror(mirror))
 
 

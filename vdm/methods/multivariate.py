@@ -52,7 +52,7 @@ class Multivariate(Schedule):
             times = context.shape[:-1]
             shift = jnp.moveaxis(shift(context).reshape(*times, 3, *self.shape), len(times), 0)
             bends = [bend + more for bend, more in zip(bends, shift)]
-        a, b, d = (start[k] + _SLOW * bend for k, bend in enumerate(bends))
+        a, b, d = (start[k] + _BEND_SCALE * bend for k, bend in enumerate(bends))
         t = t.reshape(*t.shape, *(1,) * len(self.shape))
 
         def f(t):
@@ -63,7 +63,9 @@ class Multivariate(Schedule):
 
 
 _FLOOR = 1e-3  # δ: γ_i increases even where the square is zero
-_SLOW = 0.1  # Adam's steps have one size, but a single value's gradient is mostly noise: γ_i would drift
+_BEND_SCALE = (
+    0.1  # Adam's steps have one size, but a single value's gradient is mostly noise: γ_i would drift
+)
 
 
 class Posterior(nn.Module):

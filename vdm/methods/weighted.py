@@ -10,9 +10,10 @@ from jaxtyping import Array, Float
 
 from vdm.component import accept, choose
 from vdm.contract import Ability
+from vdm.diffusion.schedule import LinearBeta, time_of
 from vdm.objective import Objective
 
-WEIGHTINGS = ("sigmoid", "edm_monotone", "edm", "flow_matching", "soft_truncation")
+WEIGHTINGS = ("sigmoid", "edm_monotone", "flow_matching", "soft_truncation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +37,13 @@ class OfNoise(Objective):
 class Weighted(OfNoise):
     """The diffusion term times w(λ), where λ = −γ is the log SNR; the other terms are unchanged.
 
-    If w does not decrease in t (all but edm), the loss is, up to a constant, the mean of the ELBOs of noisy
-    images over a distribution of noise levels (Kingma & Gao 2023, sec. 3). The constant is the prior term,
-    whose weight would be w(γ_1). The images themselves must therefore be diffused, with fixed end points.
+    As w does not decrease in t, the loss is, up to a constant, the mean of the ELBOs of noisy images over a
+    distribution of noise levels (Kingma & Gao 2023, sec. 3). The constant is the prior term, whose weight
+    would be w(γ_1). The images themselves must therefore be diffused, with fixed end points.
 
       sigmoid        w = sigmoid(shift − λ)
-      edm            w ∝ N(λ; 2.4, 2.4²) (e^−λ + 0.5²), at most 1 (Karras et al. 2022)
-      edm_monotone   as edm, but 1 for all λ below the maximum
+      edm_monotone   w ∝ N(λ; 2.4, 2.4²) (e^−λ + 0.5²), at most 1 (Karras et al. 2022), and 1 for all λ below
+                     the maximum
       flow_matching  w = e^{−λ/2}
       soft_truncation  w = P(τ ≤ time of σ²), where the density of τ is proportional to 1/τ between 1e-5 and
                      1: the mean over τ of the ELBO from time τ on (Soft Truncation: Kim et al. 2022, theorem
@@ -50,7 +51,7 @@ class Weighted(OfNoise):
                      −log(1 − σ²) = 0.1 τ + ½ (20 − 0.1) τ²
 
     Attributes:
-      weighting: the name of w: sigmoid, edm_monotone, edm, flow_matching or soft_truncation.
+      weighting: the name of w: sigmoid, edm_monotone, flow_matching or soft_truncation.
       shift: the shift of the weighting sigmoid.
     """
 
@@ -68,15 +69,12 @@ class Weighted(OfNoise):
         if self.weighting == "flow_matching":
             return jnp.exp(0.5 * gamma)
         if self.weighting == "soft_truncation":
-            added = jax.nn.softplus(gamma)  # −log(1 − σ²)
-            time = 2.0 * added / (jnp.sqrt(_SLOW**2 + 2.0 * (_FAST - _SLOW) * added) + _SLOW)
+            time = time_of(jax.nn.softplus(gamma), LinearBeta.slow, LinearBeta.fast)
             return jnp.clip(1.0 - jnp.log(time) / math.log(_SMALLEST), 0.0, 1.0)
-        if self.weighting == "edm_monotone":
-            gamma = jnp.minimum(gamma, -_edm_peak())
-        return _edm(-gamma) / _edm(_edm_peak())
+        return _edm(-jnp.minimum(gamma, -_edm_peak())) / _edm(_edm_peak())
 
 
-_SMALLEST, _SLOW, _FAST = 1e-5, 0.1, 20.0
+_SMALLEST = 1e-5
 _EDM_MEAN, _EDM_SD, _EDM_DATA = 2.4, 2.4, 0.5
 
 

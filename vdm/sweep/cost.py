@@ -44,15 +44,17 @@ def measure(config: ConfigDict) -> Cost:
     state = parts.init()
     data = train.step_data(config, parts)
     wait()
-    seconds = []
-    for _, (_, count, batch) in zip(range(CALLS + 1), batches):
-        begin = time.perf_counter()
+    seconds, ended = [], time.perf_counter()
+    for _, (_, count, batch) in zip(range(CALLS + 1), batches):  # a step includes the wait for its batch
         state, _ = step(state, data, batch)
         jax.block_until_ready(state)
-        seconds.append((time.perf_counter() - begin) / count)
+        seconds.append((time.perf_counter() - ended) / count)
+        ended = time.perf_counter()
     of_step = statistics.median(seconds[1:])
     first = time.perf_counter() - start - sum(seconds[1:]) * count - of_step * (count - 1)
-    counted = products(jax.make_jaxpr(step)(state, data, batch).jaxpr) / count * jax.device_count()
+    # With "fsdp" the traced function is that of all devices; otherwise it is that of one device.
+    traced = 1 if config.parallel == "fsdp" else jax.device_count()
+    counted = products(jax.make_jaxpr(step)(state, data, batch).jaxpr) / count * traced
     where = f"{jax.device_count()} × {jax.devices()[0].device_kind}, {len(processor.cores())} cores"
     return Cost(first, of_step, counted, where)
 

@@ -38,7 +38,7 @@ NOTES = {
     "faint": "Faint lines: training loss after the last evaluation, one draw.",
     "seconds": "Seconds count from a run's start, and include evaluations and compilation, which is shorter "
     "for programs that an earlier run has compiled.",
-    "variance": "Variance: the square of the standard deviation of the losses in a training batch, over "
+    "variance": "Variance: the square of the mean standard deviation of the losses in a training batch, over "
     "images, times and noise.",
     "widths": "Later variants have thinner lines, so that equal curves do not hide each other.",
 }

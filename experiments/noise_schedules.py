@@ -28,10 +28,8 @@ from experiments import schedule_invariance
 from vdm import component, run as run_lib, workdir as workdir_lib
 from vdm.contract import bits_per_dim
 from vdm.diffusion.schedule import FixedLinear
-from vdm.diffusion.times import IID
 from vdm.estimate import standard_error
 from vdm.evaluation.elbo import make_elbo
-from vdm.evaluation.passes import run_passes
 from vdm.evaluation.profile import EDGES, in_continuous_time
 from vdm.reporting import figures
 from vdm.sweep import differences, look, saved, study, tables, workdirs
@@ -115,17 +113,15 @@ def measure(folder: pathlib.Path) -> dict[str, Any]:
     config = workdir_lib.read_config(folder)
     fresh = run_lib.build(config).init().params
     run = run_lib.restore(config, folder)
-    model, shape, iid = run.model, run.data.spec.shape, lambda rng: IID().draw(rng, None)
+    model, shape = run.model, run.data.spec.shape
     before, after = (
         np.asarray(model.gamma(params, jnp.asarray(EDGES, jnp.float32)), np.float64).reshape(len(EDGES), -1)
         for params in (fresh, run.state.ema)
     )
 
-    def one_draw(params, rng, batch, _):
-        return {"nats": sum(model.draw(params, rng.alone(), batch, times=iid).terms.values())}
-
     passes = max(2, -(-DRAWS // run.data.test.size))
-    nats = run_passes(one_draw, config, run, passes, folder.name)["nats"]
+    terms = schedule_invariance.independent_draws(config, run, passes, folder.name)
+    nats = np.sum(list(terms.values()), axis=0)
     _, profile = make_elbo(in_continuous_time(model), config, run.data)(run.state.ema, passes)
     assert profile is not None  # as the model draws a time
     columns = profile.summary(after.mean(axis=1), 0.0, shape, run.data.spec.vocab_size)

@@ -17,6 +17,7 @@ from absl import flags
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
+import numpy as np
 
 from vdm import run as run_lib, workdir as workdir_lib
 from vdm.contract import Ability, Model, Params
@@ -88,14 +89,21 @@ def under(run: run_lib.Run, schedule: Schedule, params: Params) -> run_lib.Run:
     return run._replace(model=model, state=run.state._replace(ema=run.state.ema | {"schedule": params}))
 
 
-def independent_estimate(config: ConfigDict, run: run_lib.Run, passes: int) -> Estimate:
-    """The Estimate from i.i.d. times and noise, one set for each pass."""
+def independent_draws(
+    config: ConfigDict, run: run_lib.Run, passes: int, title: str
+) -> dict[str, Float[np.ndarray, "passes images"]]:
+    """The terms of each test image's ELBO, nats, by i.i.d. times and noise."""
     iid = lambda rng: IID().draw(rng, None)
 
     def one_draw(params, rng, batch, _):
         return run.model.draw(params, rng.alone(), batch, times=iid).terms
 
-    terms = run_passes(one_draw, config, run, passes, "independent draws")
+    return run_passes(one_draw, config, run, passes, title)
+
+
+def independent_estimate(config: ConfigDict, run: run_lib.Run, passes: int) -> Estimate:
+    """The Estimate from i.i.d. times and noise, one set for each pass."""
+    terms = independent_draws(config, run, passes, "independent draws")
     sets = [(1, {name: nats[k] for name, nats in terms.items()}) for k in range(passes)]
     return combine(sets, run.data.spec.shape)
 

@@ -7,7 +7,7 @@ phase at each level, and so locates z between two levels. A wave of another freq
 but does not determine its distance from the next level.
 
 A network with the field `fourier` predicts ε. For a network without it, the features are appended to the
-input: with the parameterisation ε and, if the config has it, with leave_one_out.
+input: with the parameterisation ε, also at other frequencies, and, if the config has it, with leave_one_out.
 """
 
 from collections.abc import Callable
@@ -25,14 +25,22 @@ from vdm.nets.layers import fourier_features
 from vdm.sweep import study
 
 COUNT = 2  # number of frequencies, as in the paper: V/2 and V/4
+OFF = 0.84  # of the lattice's frequency: another one, of about the same resolution
 
 
 @dataclasses.dataclass(frozen=True)
 class EpsOfWaves(Eps):
-    """ε̂ from a network whose input includes Fourier features of z_t."""
+    """ε̂ from a network whose input includes Fourier features of z_t.
+
+    Attributes:
+      highest: the highest frequency, relative to that of the lattice, V/2.
+    """
+
+    highest: float = 1.0
 
     def eps_hat(self, net, z_t, gamma, params, vocab_size):
-        return super().eps_hat(with_waves(net, z_t, vocab_size), z_t, gamma, params, vocab_size)
+        waves = with_waves(net, z_t, self.highest * vocab_size)
+        return super().eps_hat(waves, z_t, gamma, params, vocab_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,19 +51,24 @@ class LeaveOneOutOfWaves(LeaveOneOut):
         return super().eps_hat(with_waves(net, z_t, vocab_size), z_t, gamma, params, vocab_size)
 
 
-def with_waves(net: Callable[[Image], Image], z_t: Image, vocab_size: int) -> Callable[[Image], Image]:
-    """`net`, with the Fourier features of z_t appended to its input."""
-    waves = fourier_features(z_t, [vocab_size / 2.0 / 2.0**n for n in range(COUNT)])[..., z_t.shape[-1] :]
+def with_waves(net: Callable[[Image], Image], z_t: Image, levels: float) -> Callable[[Image], Image]:
+    """`net`, with the Fourier features of z_t for a lattice of so many levels appended to its input."""
+    waves = fourier_features(z_t, [levels / 2.0 / 2.0**n for n in range(COUNT)])[..., z_t.shape[-1] :]
     return lambda given: net(jnp.concatenate([given, waves], axis=-1))
 
 
 def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
     """The fields of each variant."""
     if "fourier" not in config.model.net:
-        given = {"none_eps": "eps", "lattice_eps": f"{__spec__.name}:EpsOfWaves"}
+        of_waves = f"{__spec__.name}:EpsOfWaves"
+        given = {"none_eps": "eps", "lattice_eps": of_waves, "off_the_lattice_eps": of_waves}
         if config.model.parameterisation.name == "leave_one_out":
             given |= {"none": "leave_one_out", "lattice": f"{__spec__.name}:LeaveOneOutOfWaves"}
-        return {name: {"model.parameterisation": of} for name, of in given.items()}
+        found: dict[str, dict[str, Any]] = {
+            name: {"model.parameterisation": of} for name, of in given.items()
+        }
+        found["off_the_lattice_eps"]["model.parameterisation.highest"] = OFF
+        return found
     off = {"model.parameterisation": "eps", "model.net.fourier": 0}
     on = off | {"model.net.fourier": COUNT}
     lattice = source.load(config.data).spec.vocab_size / 2.0
@@ -63,7 +76,7 @@ def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
         "none": off,
         "lattice": on,
         "lattice_of_4": on | {"model.net.fourier": 4},
-        "off_the_lattice": on | {"model.net.highest": 0.84 * lattice},
+        "off_the_lattice": on | {"model.net.highest": OFF * lattice},
         "above_the_lattice": on | {"model.net.highest": 2.68 * lattice},
     }
 

@@ -78,7 +78,7 @@ def test_each_model_has_one_number_in_a_figure(tmp_path, panels):
     assert (".", [[100, 3.0], [300, 1.9]]) in points and ("D", [[300, 2.2]]) in points
     assert not any(2.0 in np.ravel(values) for _, values in points)
     caption = (tmp_path / "out" / "curves.txt").read_text().replace("\n", " ")
-    assert "They have 2 passes; the tables' estimates have more" in caption and "Diamonds" in caption
+    assert "The number of passes is 2; the tables' estimates have more" in caption and "Diamonds" in caption
 
 
 def test_panels_that_say_nothing_are_left_out(tmp_path, panels):

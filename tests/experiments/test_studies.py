@@ -168,6 +168,8 @@ def test_waves_change_what_the_network_is_given_and_nothing_else():
     found = fourier_features.EpsOfWaves().eps_hat(net, z, gamma[:, None, None, None], {}, 16)
     waves = [wave(2.0 * np.pi * f * z) for wave in (np.sin, np.cos) for f in (8.0, 4.0)]
     np.testing.assert_allclose(seen[0], np.concatenate([z, *waves], axis=-1), atol=2e-5)
+    fourier_features.EpsOfWaves(highest=0.3).eps_hat(net, z, gamma[:, None, None, None], {}, 16)
+    np.testing.assert_allclose(seen.pop()[..., 2], np.sin(2.0 * np.pi * 0.3 * 4.0 * z[..., 0]), atol=2e-5)
     of_eps = Eps().eps_hat(lambda given: given + waves[-1], z, gamma[:, None, None, None], {}, 16)
     np.testing.assert_allclose(found, of_eps, atol=2e-5)
 

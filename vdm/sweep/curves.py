@@ -29,7 +29,8 @@ OTHER = {
 }
 NOTES = {
     "points": "Points: bits/dim of the test split, with the same noise at each point.",
-    "fewer": "They have {} passes; the tables' estimates have more, and differ by the noise of evaluation.",
+    "fewer": "The number of passes is {}; the tables' estimates have more, and differ by the noise of "
+    "evaluation.",
     "band": "Bands: mean ± its standard error over seeds.",
     "pair": "Bands: the range of two seeds.",
     "bar": "Bar: ± the standard error of the last evaluation of a single run, over images and noise.",

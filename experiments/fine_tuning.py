@@ -110,7 +110,8 @@ def import_base(base: pathlib.Path, trial: plan.Trial) -> None:
             f"--steps={newest}, or give another --workdir.",
         )
         return
-    shutil.rmtree(folder, ignore_errors=True)  # an import that was interrupted
+    if workdir_lib.newest(folder) == 0:  # an import was interrupted before it wrote config.json
+        shutil.rmtree(folder / "checkpoints")
     process = jobs.Process([*trial.command, "--mode=import", f"--input={base}"], folder).start()
     while (why := process.poll()) is None:
         time.sleep(jobs.POLL)

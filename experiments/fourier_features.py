@@ -25,7 +25,7 @@ from vdm.nets.layers import fourier_features
 from vdm.sweep import study
 
 COUNT = 2  # number of frequencies, as in the paper: V/2 and V/4
-OFF = 0.84  # of the lattice's frequency: another one, of about the same resolution
+OFF_LATTICE = 0.84  # of the lattice's frequency: another one, of about the same resolution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {
             name: {"model.parameterisation": of} for name, of in given.items()
         }
-        found["off_the_lattice_eps"]["model.parameterisation.highest"] = OFF
+        found["off_the_lattice_eps"]["model.parameterisation.highest"] = OFF_LATTICE
         return found
     off = {"model.parameterisation": "eps", "model.net.fourier": 0}
     on = off | {"model.net.fourier": COUNT}
@@ -76,7 +76,7 @@ def grid(config: ConfigDict) -> dict[str, dict[str, Any]]:
         "none": off,
         "lattice": on,
         "lattice_of_4": on | {"model.net.fourier": 4},
-        "off_the_lattice": on | {"model.net.highest": OFF * lattice},
+        "off_the_lattice": on | {"model.net.highest": OFF_LATTICE * lattice},
         "above_the_lattice": on | {"model.net.highest": 2.68 * lattice},
     }
 

@@ -145,7 +145,7 @@ def integrate(model: VAE, params: Params, images: Images) -> Sums:
     for start in range(0, len(padded), at_once):
         log_p_x[:, start : start + at_once] = log_likelihood(padded[start : start + at_once]).T
 
-    given: Any = images
+    given: Any = images  # encode takes NumPy arrays, too
     q = jax.tree.map(lambda v: np.asarray(v, np.float64), model.encode(params, given))
     log_prior = _log_normal(z, np.zeros(size), np.zeros(size))
     log_p, kl, mass = np.zeros((3, len(images)))

@@ -144,15 +144,18 @@ def walk(computations: dict[str, list[Instruction]], entry: str) -> Iterator[tup
         yield name, times, known
         for one in computations[name]:
             if one.kind == "while":
+                body = re.search(r"body=%?([\w.\-]+)", one.rest)
                 trips = trip_count(one, computations)
-                for body in re.findall(r"body=%?([\w.\-]+)", one.rest)[:1]:
-                    waiting.append((body, times * (trips or 1), trips is not None))
+                assert body is not None, one
+                waiting.append((body[1], times * (trips or 1), trips is not None))
             elif one.kind == "conditional":
-                branches = re.findall(r"(?:branch_computations=\{|true_computation=)%?([\w.\-]+)", one.rest)
-                waiting += [(branch, times, True) for branch in branches[:1]]
+                branch = re.search(r"(?:branch_computations=\{|true_computation=)%?([\w.\-]+)", one.rest)
+                assert branch is not None, one
+                waiting.append((branch[1], times, True))
             elif one.kind in ("call", "async-start"):
-                called = re.findall(r"(?:to_apply|calls|called_computation)=%?([\w.\-]+)", one.rest)
-                waiting += [(name, times, True) for name in called[:1]]
+                called = re.search(r"(?:to_apply|calls|called_computation)=%?([\w.\-]+)", one.rest)
+                if called:
+                    waiting.append((called[1], times, True))
 
 
 def trip_count(loop: Instruction, computations: dict[str, list[Instruction]]) -> int | None:

@@ -66,7 +66,7 @@ def test_runs_are_trained_further_and_compared(base, run, tmp_path, monkeypatch)
     monkeypatch.setattr(fine_tuning, "VARIANTS", {"elbo": fine_tuning.VARIANTS["elbo"]})
     study = (f"--workdir={tmp_path / 'F'}", "--images=3")
     folder = tmp_path / "F" / "elbo-0"
-    (folder / "checkpoints").mkdir(parents=True)  # of an import that was interrupted
+    shutil.copytree(base / "checkpoints" / "4", folder / "checkpoints" / "0")  # an interrupted import's
     run(*study, f"--base={base}", "--steps=2")
     before, _, after, _ = rows = read_csv(tmp_path / "F" / "fine_tuning.csv")
     assert [(row["variant"], row["start"]) for row in rows] == [

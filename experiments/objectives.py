@@ -3,23 +3,25 @@
   python -m experiments.objectives --workdir=runs/objectives --config=configs/digits.py
 
 All use a linear γ(t), except `least_variance`, which learns its shape. The table lists the ELBO for every
-objective, and the energy distance between samples and test images (experiments.sampling), since weights are
-meant to improve samples.
+objective, and the energy distance (experiments.sampling) between the samples that each run draws at its end
+and the test images, since weights are meant to improve samples.
 """
 
 import pathlib
 from typing import Any
 
 from ml_collections import ConfigDict
+import numpy as np
 
 from experiments.sampling import Distance, energy_distance, flat, images_of
-from vdm import run as run_lib, sample, workdir as workdir_lib
-from vdm.runtime import devices
+from vdm import workdir as workdir_lib
+from vdm.data import source
+from vdm.errors import require
 from vdm.sweep import study, tables, workdirs
 
-SAMPLES, EVALUATIONS = 1_000, 50  # number of samples for each distance, and of steps of dpm2m
-CAPTION = f""""energy distance" is between {SAMPLES:,} samples by dpm2m in {EVALUATIONS} evaluations and the
-test images, less is better; ± is over seeds."""
+SAMPLES = {"sample.num": 1_000, "model.sampler": "dpm2m", "model.sample_steps": 50}
+CAPTION = """"energy distance" is between the samples of each run (config.sample.num of them) and the test
+images, less is better; ± is over seeds."""
 
 WEIGHTINGS = ("sigmoid", "edm_monotone", "flow_matching", "soft_truncation")
 
@@ -46,23 +48,25 @@ def results_of(workdir: pathlib.Path, found: workdirs.Variants) -> list[pathlib.
 
 def distance(folder: pathlib.Path) -> float:
     """The energy distance of a run's samples from the test images, cached."""
-    return workdirs.kept(folder, "distance", lambda folder: {"distance": draw_and_compare(folder).value})[
-        "distance"
-    ]
+    return workdirs.kept(folder, "distance", lambda folder: {"distance": measure(folder).value})["distance"]
 
 
-def draw_and_compare(folder: pathlib.Path) -> Distance:
-    """The energy distance of a run's samples from the test images."""
-    config = workdir_lib.read_config(folder)
-    config.sample.num = SAMPLES
-    config.sample.batch_size = devices.multiple(SAMPLES // 2)
-    config.model.sampler.name, config.model.sample_steps = "dpm2m", EVALUATIONS
-    run = run_lib.restore(workdir_lib.read_config(folder), folder)
-    model = run_lib.build_model(config, run.data.spec)
-    samples = sample.make_sampler(model, config, run.data)(run.state.ema)
-    x, y = (flat(images, run.data.spec.vocab_size) for images in (samples, images_of(run.data.test)))
+def measure(folder: pathlib.Path) -> Distance:
+    """The energy distance of a run's samples from the test images.
+
+    Raises:
+      UserError: there is one sample, or the folder has no samples.
+    """
+    path = folder / "samples.npz"
+    again = f"draw more: python -m vdm.main --mode=sample --workdir={folder} --config.sample.num=1000"
+    require(path.exists(), f"{str(path)!r} does not exist; {again}")
+    with np.load(path) as file:
+        samples = file["image"]
+    require(len(samples) > 1, f"{str(path)!r} has one sample; {again}")
+    data = source.load(workdir_lib.read_config(folder).data)
+    x, y = (flat(images, data.spec.vocab_size) for images in (samples, images_of(data.test)))
     return energy_distance(x, y)
 
 
 if __name__ == "__main__":
-    study.main(__doc__, grid, results_of, config="configs/digits.py", seeds=3, fields=study.SHORT)
+    study.main(__doc__, grid, results_of, config="configs/digits.py", seeds=3, fields=study.SHORT | SAMPLES)

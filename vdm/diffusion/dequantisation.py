@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Shaped
 
 from vdm.diffusion import process
-from vdm.diffusion.importance_weights import log_normal
+from vdm.gaussian import STANDARD, log_prob, total
 
 KINDS = ("uniform", "normal")
 
@@ -59,7 +59,7 @@ def dequantise(
         )
         inside = jnp.log(jax.scipy.special.erf(border / math.sqrt(2.0)))
         nats = jnp.broadcast_to(jnp.log(process.sigma(gamma_0)) + inside, x.shape)
-        nats = jnp.sum(nats, axis=tuple(range(1, x.ndim))) - log_normal(eps)
+        nats = total(nats) - log_prob(STANDARD, eps)
         return process.diffuse(x, gamma_0, eps), gamma_0, nats
     raise ValueError(f"kind is {kind!r}; accepted: 'uniform', 'normal'")
 

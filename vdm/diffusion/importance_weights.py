@@ -6,7 +6,6 @@ mean of log w is at least log p(x) (Grosse et al. 2015). Pure functions of array
 """
 
 from collections.abc import Callable
-import math
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from vdm.diffusion import denoiser, process
-from vdm.gaussian import total
+from vdm.gaussian import STANDARD, log_prob, total
 
 # (z [batch, …], γ [batch] or of each value) → ε̂ [batch, …].
 EpsHat = Callable[[Array, Array], Array]
@@ -65,7 +64,7 @@ def log_weight(
     eps = noise(steps)
     z_1 = process.diffuse(target(x, eps, gammas[-1], gammas[-2])[0], gammas[-1], eps)
     log_sigma = jnp.broadcast_to(jnp.log(process.sigma(gammas[-1])), z_1.shape)
-    log_w = log_normal(z_1) - log_normal(eps) + total(log_sigma)
+    log_w = log_prob(STANDARD, z_1) - log_prob(STANDARD, eps) + total(log_sigma)
     (eps, log_w), _ = jax.lax.scan(step, (eps, log_w), jnp.arange(steps), reverse=True)
     z_0 = process.diffuse(x, gammas[0], eps)
     return log_w + log_likelihood(z_0)
@@ -112,15 +111,11 @@ def of_sample(
 
     log_w, eps = jax.lax.scan(add, log_likelihood, (jnp.arange(steps), path))
     log_sigma = jnp.broadcast_to(jnp.log(process.sigma(gammas[-1])), z_1.shape)
-    return drawn, log_w + log_normal(z_1) - log_normal(eps[-1]) + total(log_sigma)
+    log_w += log_prob(STANDARD, z_1) - log_prob(STANDARD, eps[-1]) + total(log_sigma)
+    return drawn, log_w
 
 
 def of_each(gamma: Float[Array, "*any"], z: Float[Array, "batch *shape"]) -> Float[Array, "batch *any"]:
     """γ for each example of z: a single γ becomes one per example, and a γ for each value becomes one for
     each value of each example."""
     return jnp.broadcast_to(gamma, z.shape if gamma.ndim else z.shape[:1])
-
-
-def log_normal(z: Float[Array, "batch *shape"]) -> Float[Array, "batch"]:
-    """log N(z; 0, I), nats."""
-    return -0.5 * total(jnp.square(z) + math.log(2.0 * math.pi))

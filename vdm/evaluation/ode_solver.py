@@ -13,9 +13,9 @@ from jaxtyping import Array, Float, Int, Key
 import numpy as np
 
 from vdm.diffusion import process
-from vdm.diffusion.importance_weights import log_normal, of_each
+from vdm.diffusion.importance_weights import of_each
 from vdm.diffusion.schedule import with_slope
-from vdm.gaussian import total
+from vdm.gaussian import STANDARD, log_prob, total
 
 # (z [batch, …], γ [batch] or of each value, condition) → ε̂ [batch, …].
 EpsHat = Callable[[Array, Array, Any], Array]
@@ -97,7 +97,7 @@ def flow_log_density(
     half = jnp.asarray(clenshaw_curtis(nodes // 2)[1], jnp.float32)
     coarse = (high - low) * jnp.tensordot(half, divergences[::2], 1)
     return {
-        "log_density": log_normal(path[-1]) + fine,
+        "log_density": log_prob(STANDARD, path[-1]) + fine,
         "steps": steps,
         "quadrature": jnp.abs(coarse - fine),
     }

@@ -11,10 +11,9 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from vdm.errors import require
-from vdm.reporting import figures
 from vdm.runtime.atomic import write_text
 from vdm.sweep import saved
-from vdm.sweep.output import make_folder
+from vdm.sweep.output import make_folder, save_figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe & Ito
 DASHES = ("-", "--", ":", "-.")  # the next style is used after all colours
@@ -93,11 +92,9 @@ def legend_above(figure: Figure, handles: Sequence[Any], width: float) -> None:
 
 def save(figure: Figure, out: pathlib.Path | str, name: str, caption: str) -> list[pathlib.Path]:
     """Writes NAME.png, NAME.pdf and the caption as NAME.txt; returns their paths."""
-    files = [make_folder(out) / f"{name}{suffix}" for suffix in (".png", ".pdf", ".txt")]
-    for file in files[:2]:
-        figures.save(figure, file, DPI)
-    write_text(files[2], textwrap.fill(caption, 100) + "\n")
-    return files
+    text = make_folder(out) / f"{name}.txt"
+    write_text(text, textwrap.fill(caption, 100) + "\n")
+    return [*save_figure(figure, out, name, DPI), text]
 
 
 def of(settings: Mapping[str, Any]) -> Look:

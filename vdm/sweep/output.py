@@ -41,9 +41,9 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def save_figure(figure: Figure, out: pathlib.Path | str, name: str) -> list[pathlib.Path]:
+def save_figure(figure: Figure, out: pathlib.Path | str, name: str, dpi: int = 110) -> list[pathlib.Path]:
     """Writes NAME.png and NAME.pdf; returns both paths."""
     files = [make_folder(out) / f"{name}{suffix}" for suffix in (".png", ".pdf")]
     for file in files:
-        figures.save(figure, file)
+        figures.save(figure, file, dpi)
     return files

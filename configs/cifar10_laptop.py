@@ -33,19 +33,19 @@ def get_config():
     c.data.augment = "flip"
 
     c.optimizer.name = "muon"
-    c.optimizer.learning_rate = 5e-3
+    c.optimizer.learning_rate = 3.5e-3
     c.optimizer.warmup = 100
     c.optimizer.decay = "cosine"
     c.optimizer.clip = 1.0
 
-    c.train.steps = 3_600
+    c.train.steps = 3_400
     c.train.batch_size = 16
     c.train.accumulate = 4  # so that activations stay in a CPU's cache
     c.train.substeps = 1
     c.train.log_every = 100
     c.train.ema = 0.995
-    c.train.eval_every = 1_200
-    c.train.checkpoint_every = 1_200
+    c.train.eval_every = 850
+    c.train.checkpoint_every = 850
     c.train.sample_every = 0
 
     c.eval.batch_size = 64

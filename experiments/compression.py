@@ -2,9 +2,10 @@
 
   python -m experiments.compression --workdir=runs/compression
 
-A model of variable depth is a separate codec at each T of config.eval.depths. Writes compression.md and .csv
-(the bits/dim of each file, of its images alone, and of the ELBO at the same T) and compression.png and .pdf
-(the rate against T). For CIFAR-10, use the config of natural images:
+The codecs are those of each variant's first seed. A model of variable depth is a separate codec at each T of
+config.eval.depths. Writes compression.md and .csv (the bits/dim of each file, of its images alone, and of the
+ELBO at the same T) and compression.png and .pdf (the rate against T). For CIFAR-10, use the config of natural
+images:
 
   python -m experiments.compression --workdir=runs/compression_cifar --config=configs/cifar10_laptop.py \\
       --config.data.data_dir=$HOME/tensorflow_datasets --config.eval.depths=10,30,100

@@ -52,7 +52,7 @@ class Denoising(NamedTuple):
       weight: w(t), of the shape of γ: γ'(t) in continuous time, T (e^{γ_t − γ_s} − 1) in a chain of T steps.
       x: the data in [−1, 1], or the latent that is diffused in their place.
       eps: the noise ε in z_t.
-      z_t: α x + σ ε.
+      z_t: α x + σ ε, or α x_t + σ ε if an encoder maps x to x_t.
       target: the noise that ε̂ is to predict: ε, unless the encoder is learned.
       eps_hat: ε̂(z_t).
       denoiser: ε̂ as a function of z, with the γ, condition and dropout of this draw.
@@ -303,7 +303,7 @@ class Model(Component):
         raise NotImplementedError
 
     def gamma(self, params: Params, t: Float[Array, "*times"], condition: Array | None = None) -> Array:
-        """DENOISER: γ at times t, of the shape of t, or with the axes of an image after them."""
+        """DENOISER, TIME or FLOW: γ at times t: of the shape of t, or with the axes of an image after it."""
         raise NotImplementedError
 
     def eps_hat(

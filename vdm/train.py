@@ -161,6 +161,8 @@ def _train(config: ConfigDict, workdir: pathlib.Path, newest: int | None) -> Non
                 break
         if not stopping:
             checkpoints.settle()  # nothing is lost if the process is killed from here on
+            stopping = stop.saved()
+        if not stopping:
             finish(config, state.ema, evaluate, sample, log)
     except Exception:
         if jax.process_count() == 1:  # other processes may have died

@@ -69,6 +69,12 @@ class Twice(Mine):
 
 
 @dataclasses.dataclass(frozen=True)
+class Beside(Mine):
+    def measure(self, config, run, done):
+        return Result([done[0], *super().measure(config, run, done).rows])
+
+
+@dataclasses.dataclass(frozen=True)
 class Number(Mine):
     def measure(self, config, run, done):
         return Result([Row("mine", "x", 3.0, 1, 0.0)])
@@ -106,6 +112,8 @@ def test_its_row_stands_beside_the_elbo_and_its_field_is_of_the_config():
     rows = measured("Mine", bits=3.0)
     assert [row.name for row in rows] == ["ELBO, T → ∞", "mine"]
     assert rows[1].estimate.mean["bpd"] == pytest.approx(3.0)
+    beside = [row.name for row in measured("Beside")]
+    assert beside == ["ELBO, T → ∞", "mine"], "an earlier row is not repeated"
 
 
 @pytest.mark.parametrize(

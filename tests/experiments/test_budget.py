@@ -190,6 +190,26 @@ def test_steps_that_were_timed_on_different_parts_do_not_mix(tmp_path, asked, mo
     assert code == 2 and "were timed on different parts" in err and "wide on 1 × GPU, 2 cores" in err
 
 
+def test_steps_that_were_timed_on_other_cores_are_said_to_be(tmp_path, asked, monkeypatch):
+    count = len(jobs.shares(1)[0].cpus or os.sched_getaffinity(0))
+    monkeypatch.setitem(COSTS, "narrow", COSTS["narrow"]._replace(device=f"1 × cpu, {count} cores"))
+    line = [*DRY, "--only=narrow"]
+    assert "were timed on" not in study_here(tmp_path, GRID, *line)[2]
+    monkeypatch.setattr(budget.processor, "cores", lambda: [*range(count + 10)])
+    note = f"note: the steps were timed on 1 × cpu, {count} cores; here, a run has {count + 10} cores."
+    assert note in study_here(tmp_path, GRID, *line)[2]
+
+
+def test_what_was_timed_can_be_looked_at(tmp_path, asked):
+    """--status needs no variant that was left out, nor the config fields of the version that timed them."""
+    study_here(tmp_path, GRID, *DRY, "--only=narrow")
+    kept = json.loads((tmp_path / "W" / "budget.json").read_text())
+    kept["narrow"][-1] = "of an earlier version"
+    (tmp_path / "W" / "budget.json").write_text(json.dumps(kept))
+    code, out, err = study_here(tmp_path, GRID, *SMALL, "--minutes=0.1", "--seeds=2", "--status")
+    assert code == 0 and "narrow" in out and "wide" not in out and asked == ["narrow"], err
+
+
 def test_only_what_is_asked_for_is_timed(tmp_path, asked):
     _, out, _ = study_here(tmp_path, GRID, *DRY, "--only=wide", "--config.train.eval_every=7")
     assert asked == ["wide"] and steps_of(out).keys() == {"wide-0", "wide-1"}

@@ -83,6 +83,21 @@ def test_stopped_by_ctrl_c_saves_and_goes_on(tmp_path, whole):
     assert_same(workdir, whole)
 
 
+def test_stopped_during_the_final_evaluation_ends_at_once(tmp_path, whole):
+    workdir = tmp_path / "evaluating"
+    line, env = command(workdir, **{"config.eval.passes": 100_000})
+    process = subprocess.Popen(
+        line, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert any(text == "evaluating\n" for text in process.stdout)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+    done = run(workdir)
+    assert done.returncode == 0, done.stderr
+    assert_same(workdir, whole)
+
+
 def test_finished_run_says_so(whole):
     before = metrics(whole)
     done = run(whole)

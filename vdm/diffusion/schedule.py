@@ -318,8 +318,8 @@ class MovingNet(Schedule):
     @nn.compact
     def __call__(self, t: Float[Array, "*times"]) -> Float[Array, "*times"]:
         small, zeros = nn.initializers.normal(), nn.initializers.zeros
-        start = self.param("start", lambda key: jnp.asarray(self.gamma_min, jnp.float32))
-        width = self.param("width", lambda key: jnp.asarray(self.gamma_max - self.gamma_min, jnp.float32))
+        start = self.param("start", _constant(self.gamma_min))
+        width = self.param("width", _constant(self.gamma_max - self.gamma_min))
         steep, height = (self.param(name, small, (self.hidden,)) for name in ("steep", "height"))
         bias = self.param("bias", zeros, (self.hidden,))
         t = jnp.asarray(t)

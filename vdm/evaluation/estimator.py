@@ -134,7 +134,7 @@ def measure(config: ConfigDict, run: Run, chosen: Sequence[str]) -> Measured:
         with component.blamed(every[name], f"estimator {name}"):
             result = every[name].measure(config, run, done)
         if OWN.fullmatch(name):
-            check_result(name, result, [row.name for row in done])
+            check_result(name, result, done)
         found.rows.extend([row for row in result.rows if not any(row is other for other in found.rows)])
         if result.series:
             found.series[name] = list(result.series)
@@ -143,9 +143,8 @@ def measure(config: ConfigDict, run: Run, chosen: Sequence[str]) -> Measured:
     return found
 
 
-def check_result(name: str, result: Any, taken: Sequence[str] = ()) -> None:
-    """Raises UserError if a custom estimator returns no Result, or an invalid row; `taken` are the names of
-    the earlier rows."""
+def check_result(name: str, result: Any, done: Sequence[Row] = ()) -> None:
+    """Raises UserError if a custom estimator returns no Result, or an invalid row besides those `done`."""
     require(
         isinstance(result, Result)
         and isinstance(result.rows, Sequence)
@@ -155,8 +154,9 @@ def check_result(name: str, result: Any, taken: Sequence[str] = ()) -> None:
         "whose rows are a list of Row.",
     )
     require(result.rows or result.series or result.checks, f"estimator {name} gives no rows and no checks.")
-    names = [*taken, *(row.name for row in result.rows)]
-    for row in result.rows:
+    own = [row for row in result.rows if not any(row is earlier for earlier in done)]
+    names = [row.name for row in (*done, *own)]
+    for row in own:
         what = f"the row {row.name!r} of estimator {name}"
         require(
             names.count(row.name) == 1, f"{what} has the name of another row; accepted: a different name."

@@ -136,7 +136,7 @@ class Learned(Encoder):
     Only E[y|z_t] is known, and not E[x_t|z_t], so there is no probability-flow ODE.
 
     Attributes:
-      net: the network r.
+      net: the network r, without dropout: its field `dropout` is not used.
       ends: the initial γ_0 and γ_1, for which the time in the input of r is 0 and TIME_SCALE.
     """
 

@@ -96,7 +96,8 @@ class Dequantised(Model):
     """A fixed VDM and a trained flow q(u|x), which draws a point in the cell of an image's levels (Ho et al.
     2019).
 
-    Its config fields are those of Diffusion, and `layers`, `bins` and `width`.
+    Its config fields are those of Diffusion, which describe the fixed VDM, and `layers`, `bins` and `width`.
+    Times are stratified, and there is no dropout, whatever the fields of the VDM say.
 
     Attributes:
       vdm: the fixed model.

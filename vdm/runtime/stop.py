@@ -33,7 +33,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 NOT_ASKED = 0  # in place of a signal
 GRACE = 1.0  # seconds for Python to end by itself after Ctrl-C
 
-_saves = False  # whether there is a Stop, which saves before the end
+_saves = False  # whether there is a Stop with something to save before the end
 
 
 @contextlib.contextmanager
@@ -51,8 +51,8 @@ def handling(handler: Callable[[int, Any], None], *numbers: int) -> Iterator[Non
 
 
 def watch() -> None:
-    """Until there is a Stop, ends the process soon after a stop signal, even during a compilation or another
-    call that Python cannot interrupt."""
+    """Unless there is a Stop with something to save, ends the process soon after a stop signal, even during a
+    compilation or another call that Python cannot interrupt."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -60,7 +60,7 @@ def watch() -> None:
         signal.signal(number, lambda *_: None)  # only the wakeup, which a compilation does not delay
 
     def wait() -> None:
-        first = True  # the first Ctrl-C is for Stop, if there is one
+        first = True  # the first Ctrl-C is for Stop, if it has something to save
         while True:
             number = os.read(reader, 1)[0]
             if number == signal.SIGINT:
@@ -76,7 +76,7 @@ def watch() -> None:
 
 class Stop:
     """Ends the run on Ctrl-C, SIGTERM or SIGUSR1 after the present chunk, with a checkpoint; on a second
-    Ctrl-C immediately.
+    Ctrl-C, or once all is `saved`, immediately.
 
     Several processes must stop after the same chunk, whichever of them gets the signal. (JAX's service for
     this purpose is not used: it counts single steps, and Orbax queries it in between.)
@@ -138,6 +138,18 @@ class Stop:
             self._count += 1
             return self._count >= self._last
 
+    def saved(self) -> bool:
+        """To be called when nothing is left to save: from here on, a signal ends the process immediately.
+        Returns whether a signal came before, so that the run is to end now."""
+        global _saves
+        _saves = False
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, _end)
+        if self._asked and self._many:
+            leave(self.reason().code, with_others=False)  # the others, if not asked, end because this one has
+        return bool(self._asked)
+
     def close(self) -> None:
         """Ends the thread that waits for the others: Python aborts at its end if a thread waits in XLA."""
         if self._many:
@@ -147,6 +159,10 @@ class Stop:
     def reason(self) -> Stopped:
         """The exception to raise after the state is saved."""
         return Stopped(CTRL_C if self._asked == signal.SIGINT else QUEUE_AGAIN)
+
+
+def _end(number: int, frame: Any) -> None:
+    raise Stopped(QUEUE_AGAIN)
 
 
 def _store():

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from vdm import commandline
 from vdm.config import flat
 from vdm.errors import UserError, one_of, require
+from vdm.runtime import processor
 from vdm.sweep import plan
 from vdm.sweep.jobs import ANYWHERE, Slot, before_exec
 from vdm.sweep.output import make_folder, write_json
@@ -57,6 +58,7 @@ def fit(
     measure_here: bool = True,
     usual: Sequence[str] = (),
     slot: Slot = ANYWHERE,
+    read_only: bool = False,
 ) -> Grid:
     """The grid of the variants whose cost is known, each with as many steps as the minutes allow. A variant
     that sets its number of steps keeps it.
@@ -66,6 +68,8 @@ def fit(
 
     Args:
       slot: the part of this machine on which each run will be.
+      read_only: whether to measure nothing, and to take the costs as they were measured, perhaps by another
+        version.
 
     Raises:
       UserError: make_trials raises it; or a variant cannot be trained, or not a single step fits; or a cost
@@ -81,10 +85,13 @@ def fit(
     for name in only:
         one_of("--only", name, trials)
     kept = read(workdir)
-    costs = {name: kept[name][0] for name in trials if name in kept and kept[name][1] == digest(trials[name])}
+    same = lambda name: read_only or kept[name][1] == digest(trials[name])
+    costs = {name: kept[name][0] for name in trials if name in kept and same(name)}
     missing = [name for name in only or trials if name not in costs]
+    if read_only and costs:
+        missing = []
     require(
-        measure_here or not missing,
+        not missing or (measure_here and not read_only),
         f"--minutes has to time {', '.join(missing)} on this machine first; run the command without --status "
         "and --figures, and, on a machine of the cluster, with --dry_run in place of --cluster.",
     )
@@ -93,13 +100,16 @@ def fit(
         kept[name] = costs[name], digest(trials[name])
         lines = {name: [*cost, of] for name, (cost, of) in kept.items()}
         write_json(make_folder(workdir) / "budget.json", lines)
-    places = {costs[name].device: name for name in only or trials}
+    places = {costs[name].device: name for name in only or trials if name in costs}
     require(
         len(places) <= 1,
         "the steps of the variants were timed on different parts of a machine: "
         + "; ".join(f"{name} on {place}" for place, name in places.items())
         + ". Give --jobs or --gpus as before, or another --workdir.",
     )
+    where, here = next(iter(places), ""), f" {len(slot.cpus or processor.cores())} cores"
+    if measure_here and not read_only and where.endswith(" cores") and not where.endswith(here):
+        print(f"note: the steps were timed on {where}; here, a run has{here}.", file=sys.stderr)
     steps = {name: cost.steps(60.0 * minutes) for name, cost in costs.items()}
     for name, number in steps.items():
         require(

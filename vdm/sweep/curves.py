@@ -84,7 +84,7 @@ def plot_curves(
             elif panel == "variance":
                 notes |= plot_variance(axes, found, styles)
             else:
-                notes |= _panel(axes, panel, terms, found, styles, spent, look)
+                notes |= _panel(axes, panel, found, styles, spent, look)
             axes.grid(alpha=0.3, lw=0.4)
         lines = []
         for variant, records in found.items():
@@ -102,7 +102,7 @@ def check_panels(
     Args:
       done: the workdirs of the finished runs.
     """
-    own = figures.term_names([workdirs.read(folder).final for folder in done[:1]]) if panels else []
+    own = figures.term_names([workdirs.read(folder).final for folder in done]) if panels else []
     known = [*AGAINST, *(name for name in figures.TERMS if name != "bpd"), *own, *OTHER]
     for panel in panels:
         one_of("--panels", panel, dict.fromkeys(known))
@@ -143,7 +143,7 @@ def operations(out: pathlib.Path, found: Mapping[str, Any]) -> dict[str, float]:
     return {name: costs[name][0].operations for name in found} if all(name in costs for name in found) else {}
 
 
-def _panel(axes, panel, terms, found, styles, spent, look):
+def _panel(axes, panel, found, styles, spent, look):
     """Draws a panel of bits/dim, or of a term against steps; returns the keys of NOTES that it needs."""
     shown: list[Any] = []
     notes: set[str] = set()

@@ -20,7 +20,8 @@ Grid = Callable[[ConfigDict], Mapping[str, Mapping[str, Any]]]
 # Fields that change the results of a finished run, and that a resumed run may change.
 DONE_WITH = (
     "train.steps", "eval.passes", "eval.images", "eval.depths", "codec.timesteps", "codec.fineness",
-    "codec.lanes", "codec.seed", "codec.images",
+    "codec.lanes", "codec.seed", "codec.images", "sample.num", "model.sampler.name", "model.sample_steps",
+    "model.guidance",
 )  # fmt: skip
 
 
@@ -166,10 +167,10 @@ def check_configs(done: Sequence[Trial]) -> None:
             continue
         workdir_lib.check_config(trial.folder, trial.config)
         was, asked = flat(workdir_lib.read_config(trial.folder)), flat(trial.config)
-        other = [name for name in DONE_WITH if was[name] != asked[name]]
+        other = [name for name in DONE_WITH if was.get(name) != asked.get(name)]
         require(
             not other,
             f"{str(trial.folder)!r} was done with another {' and '.join(other)}; set "
-            + ", ".join(f"--config.{name}={was[name]}" for name in other)
+            + ", ".join(f"--config.{name}={was.get(name)}" for name in other)
             + ", or give another --workdir.",
         )

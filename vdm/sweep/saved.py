@@ -11,8 +11,7 @@ from ml_collections import ConfigDict
 from vdm import workdir as workdir_lib
 from vdm.config import flat
 from vdm.errors import UserError, require
-from vdm.runtime.atomic import write_text
-from vdm.sweep.output import make_folder
+from vdm.sweep.output import make_folder, write_json
 from vdm.sweep.variants import Fields
 
 # The files of a study's folder and their contents, in the form of workdir.FILES.
@@ -80,7 +79,7 @@ def read(workdir: pathlib.Path) -> Saved | None:
 
 def write(workdir: pathlib.Path, saved: Saved) -> None:
     """Writes study.json atomically."""
-    write_text(make_folder(workdir) / "study.json", json.dumps(dataclasses.asdict(saved), indent=2) + "\n")
+    write_json(make_folder(workdir) / "study.json", dataclasses.asdict(saved))
 
 
 def check_base(workdir: pathlib.Path, saved: Saved, base: ConfigDict) -> None:

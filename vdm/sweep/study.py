@@ -250,8 +250,8 @@ def study(
     kept_look |= {name: FLAGS[name].value for name in LOOK if not saved or FLAGS[name].present}
     look_lib.of(kept_look).check()
     if FLAGS.minutes is not None:
-        here = not (FLAGS.cluster or FLAGS.status or FLAGS.figures)
-        grid = budget.fit(grid, file, args, workdir, FLAGS.minutes, FLAGS.only, here, usual, slots()[0])
+        here, look = not FLAGS.cluster, FLAGS.status or FLAGS.figures
+        grid = budget.fit(grid, file, args, workdir, FLAGS.minutes, FLAGS.only, here, usual, slots()[0], look)
     trials = plan.make_trials(grid, file, args, workdir, FLAGS.seeds, usual)
     if FLAGS.cache is not None:
         own = [f"--cache={FLAGS.cache}"]

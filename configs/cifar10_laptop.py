@@ -4,8 +4,8 @@
       --config.data.data_dir=$HOME/tensorflow_datasets
 
 The data are those of configs/cifar10.py, or a subset. Trained on 4,068 images with
---config.model.name=mirrored, the averaged weights reach 3.417 ± 0.022 bits/dim: the ELBO of 1,017 test
-images, 10 passes, one seed (docs/results/natural_images.md). The 3,600 steps take 10 to 17 minutes on 2 CPU
+--config.model.name=mirrored, the averaged weights reach 3.421 ± 0.022 bits/dim: the ELBO of 1,017 test
+images, 10 passes, one seed (docs/results/natural_images.md). The 3,400 steps take 10 to 20 minutes on 2 CPU
 cores. On a GPU or TPU, set --config.train.accumulate=1 and a larger batch; for bfloat16,
 --config.model.net.dtype=bfloat16 --config.optimizer.dtype=bfloat16.
 """

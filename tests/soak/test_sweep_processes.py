@@ -99,5 +99,5 @@ def test_a_study_of_real_runs(tmp_path):
     assert code == 2 and "model.net.fourier was 1, is 2" in err
     code, out, err = study_here(tmp_path, grid, *tiny, "--config.eval.passes=3")
     assert code == 2 and "was done with another eval.passes; set --config.eval.passes=2" in err
-    code, out, err = study_here(tmp_path, grid, *tiny, "--config.model.sample_steps=3")
+    code, out, err = study_here(tmp_path, grid, *tiny, "--config.model.sample_steps=7")
     assert code == 2 and "was done with another model.sample_steps; set --config.model.sample_steps=" in err

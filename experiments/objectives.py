@@ -58,7 +58,8 @@ def measure(folder: pathlib.Path) -> Distance:
       UserError: there is one sample, or the folder has no samples.
     """
     path = folder / "samples.npz"
-    again = f"draw more: python -m vdm.main --mode=sample --workdir={folder} --config.sample.num=1000"
+    more = f"--workdir={folder} --config.sample.num={SAMPLES['sample.num']}"
+    again = f"draw more: python -m vdm.main --mode=sample {more}"
     require(path.exists(), f"{str(path)!r} does not exist; {again}")
     with np.load(path) as file:
         samples = file["image"]

@@ -5,16 +5,16 @@ import importlib.util
 import io
 import math
 
-from jaxtyping import UInt8
 from matplotlib.axes import Axes
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
+from vdm.codec import plain
+from vdm.codec.plain import Pixels
+from vdm.data import image_files
 from vdm.data.dataset import Images
 from vdm.estimate import standard_error
 
-Pixels = UInt8[np.ndarray, "height width channels"]
 Rates = Mapping[str, tuple[float, float]]  # bits/dim and their standard error over images, by name
 
 LARGEST = 8192  # pixels of a sheet's side; WebP allows at most 16,383
@@ -72,8 +72,8 @@ def lossless() -> dict[str, Callable[[Pixels], bytes | bytearray]]:
     """{codec: image → the bytes of its file}: PNG optimised, WebP of method 6, and, if imagecodecs is
     installed, JPEG XL of effort 9."""
     found: dict[str, Callable[[Pixels], bytes | bytearray]] = {
-        "PNG": lambda image: _by_pillow(image, "PNG", optimize=True),
-        "WebP": lambda image: _by_pillow(image, "WEBP", lossless=True, quality=100, method=6),
+        "PNG": png,
+        "WebP": plain.webp,
     }
     if importlib.util.find_spec("imagecodecs"):
         import imagecodecs  # an optional extra
@@ -82,7 +82,8 @@ def lossless() -> dict[str, Callable[[Pixels], bytes | bytearray]]:
     return found
 
 
-def _by_pillow(image, kind, **options):
+def png(image: Pixels) -> bytes:
+    """The bytes of an optimised PNG file."""
     file = io.BytesIO()
-    Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(file, kind, **options)
+    image_files.of_pixels(image).save(file, "PNG", optimize=True)
     return file.getvalue()

@@ -72,7 +72,7 @@ def default() -> ConfigDict:
 
     c.codec = ConfigDict()  # for --mode=compress and decompress, and for the estimator codec
     c.codec.timesteps = 200  # T, for a diffusion model; other models have chains of fixed length
-    c.codec.lanes = 0  # number of parallel stacks, each with its own initial bits; 0: one per 256 images
+    c.codec.lanes = 0  # number of parallel stacks, each with its own initial bits; 0: one per 512 images
     c.codec.fineness = 16.0  # number of parts into which a latent's smallest standard deviation is divided
     c.codec.anywhere = False  # whether to attempt to decode a file from another machine or version
     c.codec.seed = 0  # seed of the initial bits

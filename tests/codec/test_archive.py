@@ -42,8 +42,8 @@ def test_every_cut_is_told_of_and_so_is_what_comes_after_the_end():
     [
         (b"", "'x' is empty; accepted: a file which --mode=compress writes"),
         (b"PK\3\4 an archive", "'x' is no compressed file"),
-        (b"vdm\1" + bytes(20), "version 1 of the format, or damaged; this code reads version 2"),
-        (b"vdm\2" + bytes(20), "its header is not what was written"),
+        (b"vdm\1" + bytes(20), "version 1 of the format, or damaged; this code reads version 3"),
+        (b"vdm\3" + bytes(20), "its header is not what was written"),
     ],
 )
 def test_what_is_no_such_file(data, match):

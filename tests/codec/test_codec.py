@@ -56,7 +56,8 @@ def test_names_and_labels_come_back_too():
     image, label = images(9)
     image[3] = 7  # a single colour
     names = [f"a/ä\udce9{i}.png" for i in range(9)]  # as on a file system that is not UTF-8
-    _, back = through(config, run, ImageSet(image, label, names))
+    made, back = through(config, run, ImageSet(image, label, names))
+    assert made.archive.header["plain"]  # some of the images, with their labels, are stored without the model
     np.testing.assert_array_equal(back.image, image)
     np.testing.assert_array_equal(back.label, label)
     assert back.names == names
@@ -107,10 +108,11 @@ def test_any_number_of_images_on_any_number_of_lanes(lanes, count):
 
 
 @pytest.mark.parametrize(
-    "lanes, count, stacks", [(0, 1, 1), (0, 511, 1), (0, 1_017, 3), (0, 50_000, 64), (8, 1_017, 8), (8, 3, 3)]
+    "lanes, count, stacks",
+    [(0, 1, 1), (0, 1_023, 1), (0, 1_024, 2), (0, 50_000, 64), (8, 1_017, 8), (8, 3, 3)],
 )
 def test_how_many_stacks(lanes, count, stacks):
-    """By default one stack for every 256 images, from 1 to 64; never more stacks than images."""
+    """By default one stack for every 512 images, from 1 to 64; never more stacks than images."""
     config, _ = make_run(MODELS["diffusion"])
     config.codec.lanes = lanes
     assert codec.stacks_of(config, count) == stacks
@@ -123,6 +125,11 @@ def test_no_bits_but_those_of_images_initial_words_and_header():
     words = 32 * sum(map(len, made.archive.stacks))
     # A stack is a whole number of words.
     assert 0 <= words - made.bits.sum() - made.initial < 2 * 32
+    size, plain = 10_000, len(made.archive.header["plain"])
+    parts = codec.parts(made, size)
+    assert plain and sum(parts.values()) == pytest.approx(8 * size)
+    assert parts["images"] == pytest.approx(made.bits.mean() * 40)
+    assert len(made.bits) == 40 - plain
 
 
 def test_what_no_model_can_have_made_is_refused():
@@ -144,7 +151,10 @@ def test_what_no_model_can_have_made_is_refused():
     others = {"shape": [4, 4, 2], "images": 4, "timesteps": 0, "fineness": 0, "initial": [1.5] * 5}
     for name, value in {**others, "names": [1] * 5}.items():
         refuses(f"whose {name} this model", header | {name: value})
+    for plain in ([5, 3], [-1, 3], [0, 0], [0], 3, ["0", 3]):
+        refuses("whose plain this model", header | {"images": 6, "plain": [plain]})
     refuses("not those that were compressed", header | {"seed": 1})
+    refuses("not those that were compressed", header | {"images": 6, "plain": [[0, 3]]})
     refuses("not those that were compressed", stacks=[stack ^ np.uint32(64) for stack in stacks])
     config.codec.anywhere = True
     elsewhere = header | {"made": header["made"] | {"device": "other"}}

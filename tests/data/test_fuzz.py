@@ -140,6 +140,7 @@ def test_a_field_of_config_json(data, value, folder):
 HEADER = {
     "model": "0123456789abcdef", "images": 3, "shape": [2, 2, 1], "sha": "0", "timesteps": 20,
     "fineness": 16.0, "seed": 0, "made": {"vdm": "0.1.0", "jax": "0.10.2"}, "initial": [5, 7],
+    "plain": [[0, 4]],
     "names": ["a.png", "b.png", "c.png"],
 }  # fmt: skip
 WORDS = [np.array([1, 2**32 - 1, 7], np.uint32), np.array([5], np.uint32)]
@@ -164,7 +165,8 @@ def test_a_field_of_the_header_of_a_compressed_file(field, value):
         header.check(given.header, len(given.stacks), run, "x")
         header.differences(given.header["made"])
         for number, words in enumerate(given.stacks):
-            Stack(given.header["seed"], number, words).is_bottom(given.header["initial"][number])
+            with contextlib.suppress(Damaged):
+                Stack(given.header["seed"], number, words).spared(given.header["initial"][number])
 
     ends_well(use)
 

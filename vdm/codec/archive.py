@@ -25,7 +25,7 @@ import numpy as np
 from vdm.errors import UserError, require
 from vdm.runtime import atomic
 
-NAME, VERSION = b"vdm", 2
+NAME, VERSION = b"vdm", 3
 START = struct.Struct("<3sBII")
 LONGEST = 1 << 28  # bytes of a header, at most
 
@@ -34,7 +34,7 @@ USUAL = (
     b'.png","label":,"device":"NVIDIA H100 Intel(R) Xeon(R) CPU @ GHz AMD EPYC avx2 fma avx512f avx512_bf16'
     b' amx_tile"names":["0.png","1.png","{"model":"","images":1000,"shape":[32,32,3],"sha":"","timesteps":20'
     b'0,"fineness":16.0,"seed":0,"made":{"vdm":"0.1.0","jax":"0.10.2","constriction":"0.5.0","device":"AMD E'
-    b'PYC avx2 fma avx512f"},"initial":[,"words":[,"crc":'
+    b'PYC avx2 fma avx512f"},"initial":[,"plain":[[0,],[0,]],"words":[,"crc":'
 )
 
 Words = UInt32[np.ndarray, "words"]

@@ -1,6 +1,7 @@
 """Compresses images to an Archive, and back, bit for bit."""
 
 from collections.abc import Sequence
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -10,8 +11,8 @@ from ml_collections import ConfigDict
 import numpy as np
 from tqdm import tqdm
 
-from vdm.codec import coder as coder_lib, header as header_lib
-from vdm.codec.archive import Archive
+from vdm.codec import coder as coder_lib, header as header_lib, plain as plain_lib
+from vdm.codec.archive import Archive, Words
 from vdm.codec.coder import Coder
 from vdm.codec.image_io import ImageSet
 from vdm.codec.stack import START_BITS, Damaged, Stack
@@ -20,7 +21,8 @@ from vdm.data import fingerprint
 from vdm.errors import UserError, require
 from vdm.run import Run
 
-PER_STACK, MOST_STACKS = 256, 64  # images per stack, as its initial bits cost about 14 bits/dim of one image
+# Images per stack, as each stack starts with a few images that are stored without the model; most stacks.
+PER_STACK, MOST_STACKS = 512, 64
 
 
 class Compressed(NamedTuple):
@@ -28,19 +30,27 @@ class Compressed(NamedTuple):
 
     Attributes:
       bits: number of bits that each image added to its stack, without those of the label if the likelihood
-        is that of an image given its label.
-      initial: number of bits with which the stacks started, and of random bits at their bottoms.
+        is that of an image given its label. The images that are stored without the model, the last ones,
+        are not among them.
+      initial: number of bits with which the stacks started: their first words, images that are stored
+        without the model, and random bits.
     """
 
     archive: Archive
-    bits: Float[np.ndarray, "images"]
+    bits: Float[np.ndarray, "coded"]
     initial: int
 
 
 def parts(made: Compressed, size: int) -> dict[str, float]:
-    """The bits of a file of `size` bytes, divided into images, initial bits, and header with rounding."""
-    images = float(made.bits.sum())
-    return {"images": images, "initial": made.initial, "header": 8 * size - images - made.initial}
+    """The bits of a file of `size` bytes, divided into images, initial bits, and header with rounding.
+
+    An image that is stored without the model counts as an image with the mean of the others; its bits beyond
+    that mean count as initial bits.
+    """
+    coded, plain = float(made.bits.sum()), len(made.archive.header["plain"])
+    images = coded * (1.0 + plain / len(made.bits))
+    header = 8 * size - coded - made.initial
+    return {"images": images, "initial": made.initial + coded - images, "header": header}
 
 
 def compress(config: ConfigDict, run: Run, given: ImageSet) -> Compressed:
@@ -54,18 +64,33 @@ def compress(config: ConfigDict, run: Run, given: ImageSet) -> Compressed:
     lanes = stacks_of(config, size)
     labels = _labels(run, given)
     coder = _coder(run, codec.timesteps, codec.fineness)
-    stacks = [Stack(codec.seed, number) for number in range(lanes)]
     bits = np.zeros(size)
+    done = 0  # number of images that are on a stack, or on their way to one
+    plain: list[tuple[int, int]] = []  # (stack, number of words) of the last image, of the last but one, …
+
+    def spare(lane: int) -> Words | None:
+        """The last image that is left, in place of random bits."""
+        left = size - 1 - len(plain)
+        if left < done:
+            return None
+        words = _to_words(run, given.image[left], labels[left])
+        plain.append((lane, len(words)))
+        return words
+
+    stacks = [Stack(codec.seed, lane, spare=functools.partial(spare, lane)) for lane in range(lanes)]
     with tqdm(total=size, desc="compress", unit="image", disable=None) as bar:
-        for first, count in _rounds(size, lanes):
-            now, part = stacks[:count], slice(first, first + count)
+        while done + len(plain) < size:
+            part = slice(done, min(done + lanes, size - len(plain)))
+            done = part.stop
+            now = stacks[: done - part.start]
             before = [stack.bits for stack in now]
             batch = _batch(labels[part], lanes) | {"image": _padded(given.image[part], lanes)}
             coder.push(now, batch)
             _push_labels(run, now, batch["label"])
             bits[part] = np.subtract([stack.bits for stack in now], before)
-            bar.set_postfix_str(f"{bits[: first + count].mean() / given.image[0].size:.3f} bits/dim")
-            bar.update(count)
+            bar.set_postfix_str(f"{bits[:done].mean() / given.image[0].size:.3f} bits/dim")
+            bar.update(done + len(plain) - bar.n)
+    bits = bits[:done]
     if run.model.given_label:
         bits -= math.log2(run.data.spec.classes)
     words, initial = zip(*(stack.words() for stack in stacks))
@@ -79,10 +104,12 @@ def compress(config: ConfigDict, run: Run, given: ImageSet) -> Compressed:
         "seed": codec.seed,
         "made": header_lib.made_by(),
         "initial": list(initial),
+        "plain": plain,
     }
     if given.names is not None:
         header["names"] = given.names
-    return Compressed(Archive(header, list(words)), bits, sum(START_BITS + 32 * count for count in initial))
+    other = 32 * (sum(initial) + sum(count for _, count in plain)) + START_BITS * lanes
+    return Compressed(Archive(header, list(words)), bits, other)
 
 
 def decompress(config: ConfigDict, run: Run, given: Archive, path: str) -> ImageSet:
@@ -116,20 +143,21 @@ def decompress(config: ConfigDict, run: Run, given: Archive, path: str) -> Image
     try:
         stacks = [Stack(header["seed"], number, words) for number, words in enumerate(given.stacks)]
         with tqdm(total=header["images"], desc="decompress", unit="image", disable=None) as bar:
-            for _, count in reversed(_rounds(header["images"], lanes)):
+            for count in reversed(_rounds(header["images"] - len(header["plain"]), lanes)):
                 now = stacks[:count]
                 batch = _batch(_pop_labels(run, now), lanes)
                 images.append(coder.pop(now, batch)[:count])
                 labels.append(batch["label"][:count])
                 bar.update(count)
+            spared = [stack.spared(initial) for stack, initial in zip(stacks, header["initial"])]
+            plain = [_from_words(run, words) for words in _split(spared, header["plain"])]
+            bar.update(len(plain))
     except Damaged as error:
         raise UserError(wrong) from error
-    image = np.concatenate(images[::-1])
-    empty = all(stack.is_bottom(initial) for stack, initial in zip(stacks, header["initial"]))
-    sha = fingerprint.of_images(image, run.data.spec.vocab_size)
-    require(empty and sha == header["sha"], wrong)
-    label = np.concatenate(labels[::-1]) if run.model.takes_label else None
-    return ImageSet(image, label, header.get("names"))
+    image = np.concatenate([*images[::-1], *(image for image, _ in plain[::-1])])
+    require(fingerprint.of_images(image, run.data.spec.vocab_size) == header["sha"], wrong)
+    label = np.concatenate([*labels[::-1], *(label for _, label in plain[::-1])])
+    return ImageSet(image, label if run.model.takes_label else None, header.get("names"))
 
 
 def check(config: ConfigDict, run: Run) -> None:
@@ -162,9 +190,9 @@ def _coder(run: Run, timesteps: int, fineness: float) -> Coder:
     return coder_lib.make(run.model, params, run.data.spec.shape, timesteps, fineness)
 
 
-def _rounds(size: int, lanes: int) -> list[tuple[int, int]]:
-    """(first image, number of images) of each round, in which every stack gets one image."""
-    return [(first, min(lanes, size - first)) for first in range(0, size, lanes)]
+def _rounds(size: int, lanes: int) -> list[int]:
+    """The number of images of each round, in which every stack gets one image."""
+    return [min(lanes, size - first) for first in range(0, size, lanes)]
 
 
 def _batch(labels: Any, lanes: int) -> dict[str, Any]:
@@ -190,6 +218,39 @@ def _labels(run: Run, given: ImageSet) -> Any:
         ".npz file with 'label', or 'test'.",
     )
     return np.asarray(labels, np.int32)
+
+
+def _to_words(run: Run, image: Any, label: Any) -> Words:
+    """An image that is stored without the model: its label, if the model takes labels, and the image."""
+    words = plain_lib.to_words(image)
+    return np.append(np.uint32(label), words) if run.model.takes_label else words
+
+
+def _from_words(run: Run, words: Words) -> tuple[Any, Any]:
+    """The inverse of `_to_words`: one image and its label."""
+    label = words[:1].astype(np.int32) if run.model.takes_label else np.zeros(1, np.int32)
+    return plain_lib.from_words(words[run.model.takes_label :], run.data.spec.shape)[None], label
+
+
+def _split(spared: Sequence[Words], counts: Sequence[tuple[int, int]]) -> list[Words]:
+    """The words of each image that is stored without the model.
+
+    Args:
+      spared: the spare words of each stack, the last at the bottom.
+      counts: (stack, number of words) of each image.
+
+    Raises:
+      Damaged: these are not the counts of these words.
+    """
+    rest, found = list(spared), []
+    for lane, count in counts:
+        if count > len(rest[lane]):
+            raise Damaged
+        rest[lane], words = np.split(rest[lane], [len(rest[lane]) - count])
+        found.append(words)
+    if any(len(words) for words in rest):
+        raise Damaged
+    return found
 
 
 def _push_labels(run: Run, stacks: Sequence[Stack], labels: Any) -> None:

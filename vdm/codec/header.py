@@ -28,6 +28,7 @@ KINDS = {
     "seed": int,
     "made": dict,
     "initial": list,
+    "plain": list,
 }
 
 
@@ -46,11 +47,12 @@ def check(header: Any, lanes: int, run: Run, path: str) -> None:
         initial, images = header["initial"], header["images"]
         holds = {
             "shape": header["shape"] == list(run.data.spec.shape),
-            "images": lanes <= images,
+            "images": lanes <= images - len(header["plain"]),
             "names": not names or len(names) == images,
             "timesteps": header["timesteps"] >= 1,
             "fineness": 1 <= header["fineness"] <= FINEST,
             "initial": len(initial) == lanes and all(type(count) is int and count >= 0 for count in initial),
+            "plain": all(_is_plain(each, lanes) for each in header["plain"]),
         }
         wrong = [name for name, right in holds.items() if not right]
     require(
@@ -58,6 +60,13 @@ def check(header: Any, lanes: int, run: Run, path: str) -> None:
         f"{path!r} has a header whose {', '.join(wrong)} this model cannot have; give a file that "
         "--mode=compress wrote, and the --workdir of the model.",
     )
+
+
+def _is_plain(each: Any, lanes: int) -> bool:
+    """Whether this can be the (stack, number of words) of an image that is stored without the model."""
+    if not (isinstance(each, list | tuple) and len(each) == 2 and all(type(part) is int for part in each)):
+        return False
+    return 0 <= each[0] < lanes and each[1] > 1
 
 
 def made_by() -> dict[str, str]:

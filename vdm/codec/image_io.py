@@ -85,7 +85,7 @@ def write(target: pathlib.Path, found: ImageSet) -> None:
     with archive.atomic_output(target) as part:
         for image, name in zip(found.image, _names(found), strict=True):
             (part / name).parent.mkdir(parents=True, exist_ok=True)
-            _to_image(image).save(part / name)
+            image_files.of_pixels(image).save(part / name)
 
 
 def _names(given: ImageSet) -> list[str]:
@@ -147,9 +147,3 @@ def _read_npz(path: pathlib.Path) -> ImageSet:
         )
     image = image[..., None] if image.ndim == 3 else image
     return ImageSet(image, label, None if names is None else names.tolist())
-
-
-def _to_image(image: Any) -> Any:
-    from PIL import Image
-
-    return Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 import contextlib
+import io
 import pathlib
 from typing import Any
 import warnings
 
+from jaxtyping import UInt8
 import numpy as np
 
 from vdm.data.damaged import Damaged, decoding
@@ -17,16 +19,20 @@ warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # such
 
 
 @contextlib.contextmanager
-def opened(path: pathlib.Path) -> Iterator[Any]:
+def opened(path: pathlib.Path | io.BytesIO) -> Iterator[Any]:
     """The PIL image of a file, decoded on the first access to its pixels; of an animation, the first frame.
     Only calls of Pillow belong within the context.
+
+    Args:
+      path: the file, or its bytes.
 
     Raises:
       Damaged: the file cannot be read or is too large, or a call within the context fails.
     """
     from PIL import Image
 
-    what = f"{str(path)!r} cannot be read as an image"
+    name = repr(str(path)) if isinstance(path, pathlib.Path) else "data"
+    what = f"{name} cannot be read as an image"
     with decoding(what):
         try:
             file = Image.open(path, formats=FORMATS)
@@ -39,6 +45,13 @@ def opened(path: pathlib.Path) -> Iterator[Any]:
             if not 0 < width * height <= LARGEST:
                 raise Damaged(f"{what}: it is {width} × {height}; accepted: 1 to {LARGEST:,} pixels.")
             yield file
+
+
+def of_pixels(image: UInt8[np.ndarray, "height width channels"]) -> Any:
+    """The PIL image of pixels; an image of one channel is gray."""
+    from PIL import Image
+
+    return Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
 
 
 def of_eight_bits(image: Any) -> Any:

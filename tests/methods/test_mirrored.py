@@ -21,13 +21,32 @@ def both():
     return plain, Mirrored(**fields), params, batch
 
 
-def test_an_image_is_treated_as_its_mirror_image(single):
+@pytest.mark.parametrize("axes, upside_down", [(2, False), (2, True), (1, True)])
+def test_an_image_is_treated_as_its_mirror_image(single, axes, upside_down):
+    """So is an image upside down, if the mean includes it."""
     plain, mirrored, params, _ = both()
     z, gamma = jax.random.normal(jax.random.key(0), (3, 4, 4, 1)), jnp.array([-5.0, 0.0, 3.0])
-    turn = lambda z: jnp.flip(z, 2)
+    turn = lambda z: jnp.flip(z, axes)
     of = lambda model, z: model.eps_hat(params, z, gamma, None)
-    np.testing.assert_allclose(of(mirrored, turn(z)), turn(of(mirrored, z)), rtol=1e-4, atol=1e-5)
-    assert np.abs(of(plain, turn(z)) - turn(of(plain, z))).max() > 0.01
+    symmetric = dataclasses.replace(mirrored, upside_down=upside_down)
+    np.testing.assert_allclose(of(symmetric, turn(z)), turn(of(symmetric, z)), rtol=1e-4, atol=1e-5)
+    for other in [plain] + [mirrored] * (axes == 1):
+        assert np.abs(of(other, turn(z)) - turn(of(other, z))).max() > 0.01
+
+
+def test_it_is_the_mean_of_the_predictions_of_the_turned_images(single):
+    plain, mirrored, params, _ = both()
+    z, gamma = jax.random.normal(jax.random.key(0), (3, 4, 4, 1)), jnp.array([-5.0, 0.0, 3.0])
+    of = lambda model, z: np.asarray(model.eps_hat(params, z, gamma, None))
+    parts = [
+        of(plain, z),
+        of(plain, z[:, :, ::-1])[:, :, ::-1],
+        of(plain, z[:, ::-1])[:, ::-1],
+        of(plain, z[:, ::-1, ::-1])[:, ::-1, ::-1],
+    ]
+    np.testing.assert_allclose(of(mirrored, z), np.mean(parts[:2], 0), rtol=1e-4, atol=1e-5)
+    whole = dataclasses.replace(mirrored, upside_down=True)
+    np.testing.assert_allclose(of(whole, z), np.mean(parts, 0), rtol=1e-4, atol=1e-5)
 
 
 def test_the_network_must_not_be_told_which_is_the_mirror_image():

@@ -1,8 +1,9 @@
 """A VDM that gives an image and its mirror image the same likelihood, as suits photographs.
 
 ε̂ is the mean of the predictions for an image and its mirror image, so that errors of the network that differ
-between the two partly cancel. This takes two evaluations of the network. In training the network is evaluated
-once, on images that are mirrored at random (config.data.augment = "flip").
+between the two partly cancel. This takes two evaluations of the network; with the predictions for both upside
+down (`upside_down`), it takes four, and the errors cancel further. In training the network is evaluated once,
+on images that are mirrored at random (config.data.augment = "flip").
 """
 
 import dataclasses
@@ -12,10 +13,14 @@ import jax.numpy as jnp
 from vdm.component import accept
 from vdm.diffusion.model import Diffusion
 
+TURNS = ((), (2,), (1,), (1, 2))  # the axes to reverse: none, columns, rows, both
+
 
 @dataclasses.dataclass(frozen=True)
 class Mirrored(Diffusion):
     """A VDM whose ε̂ is the mean of the predictions for an image and its mirror image (columns reversed)."""
+
+    upside_down: bool = False  # whether the mean includes the predictions for both images upside down
 
     def check(self):
         super().check()
@@ -37,10 +42,8 @@ class Mirrored(Diffusion):
         return Diffusion(**fields).draw(params, rng, batch, train, times)
 
     def eps_hat(self, params, z_t, gamma, condition, dropout_keys=None):
-        own = super().eps_hat(params, z_t, gamma, condition, dropout_keys)
-        mirror = super().eps_hat(params, _mirror(z_t), gamma, condition, dropout_keys)
-        return 0.5 * (own + _mirror(mirror))
-
-
-def _mirror(image):
-    return jnp.flip(image, 2)
+        total = jnp.zeros_like(z_t)
+        for axes in TURNS if self.upside_down else TURNS[:2]:
+            turned = super().eps_hat(params, jnp.flip(z_t, axes), gamma, condition, dropout_keys)
+            total += jnp.flip(turned, axes)
+        return total / (len(TURNS) if self.upside_down else 2)

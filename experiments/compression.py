@@ -38,7 +38,7 @@ from vdm.sweep.output import save_figure, write_csv
 Row = Mapping[str, Any]
 
 NOTE = """Bits/dim. A file contains the first {images} test images, on {lanes} stacks; all were recovered bit
-for bit. "Images" is their addition to the stacks; the start of the stacks and the header are the rest.
+for bit. "Images" is their addition to the stacks; the initial bits and the header are the rest.
 "Above" is the excess of "images" over the ELBO at this T, or over the exact likelihood, on the same images, ±
 the standard error over images, which counts the noise of both. Seconds are per image, with compilation.
 Reading a file requires the model, whose parameters are float32."""

@@ -75,7 +75,7 @@ def default() -> ConfigDict:
     c.codec.lanes = 0  # number of parallel stacks, each with its own initial bits; 0: one per 512 images
     c.codec.fineness = 16.0  # number of parts into which a latent's smallest standard deviation is divided
     c.codec.anywhere = False  # whether to attempt to decode a file from another machine or version
-    c.codec.seed = 0  # seed of the initial bits
+    c.codec.seed = 0  # seed of the random bits among the initial bits
     c.codec.images = 360  # number of test images for the estimator codec; 0: all
 
     c.sample = ConfigDict()  # for --mode=sample, and for samples during training

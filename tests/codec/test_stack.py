@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vdm.codec.stack import PART, SYMBOL, Damaged, Stack
+from vdm.codec.stack import Damaged, Stack
 
 
 def gaussians(count, seed=0):
@@ -31,11 +31,12 @@ def test_all_is_undone_in_reverse():
     stack.give_back(again, other, wide, 4)
     np.testing.assert_array_equal(stack.pop_levels(probabilities), levels)
     with pytest.raises(Damaged):
-        stack.spared(initial)
+        stack.lowest(initial)
     stack.give_back(drawn, mean, deviation, 3)
-    assert len(stack.spared(initial)) == 0
-    with pytest.raises(Damaged):
-        stack.spared(initial + 1)
+    assert len(stack.lowest(initial)) == 0
+    for other in (initial + 1, 10**12):
+        with pytest.raises(Damaged):
+            stack.lowest(other)
 
 
 def test_draws_are_of_the_gaussian_and_take_its_entropy():
@@ -86,28 +87,20 @@ def test_no_more_random_words_than_are_drawn():
     assert empty.words()[1] == 0
 
 
-def test_spare_words_come_before_random_ones_and_come_back():
+def test_the_lowest_words_are_drawn_before_random_ones_and_come_back():
     mean, deviation = np.zeros(100), np.full(100, 16.0)
     entropy = 100 * np.log2(16.0 * np.sqrt(2.0 * np.pi * np.e)) / 32  # words
-    given = [np.arange(7, dtype=np.uint32), np.zeros(4, np.uint32)]
-    left = iter(given)
-    stack = Stack(0, 0, spare=lambda: next(left, None))
-    drawn = stack.draw(mean, deviation, 0)
-    assert stack.bits == pytest.approx(-32.0 * entropy, rel=0.1)
-    words, initial = stack.words()
-    # The stack's top has 64 bits, and scrambling takes whole digits.
-    assert entropy < 7 + 4 + initial < entropy + 6.0
-    again = Stack(0, 0, words)
-    again.give_back(drawn, mean, deviation, 0)
-    np.testing.assert_array_equal(again.spared(initial), np.concatenate(given[::-1]))
-
-
-def test_few_spare_words_beyond_those_that_are_drawn():
-    stack, asked = Stack(0, 0, spare=lambda: asked.append(1) or np.full(1, 5, np.uint32)), []
-    count = 10 * PART
-    stack.draw(np.zeros(count), np.full(count, 16.0), 0)
-    entropy = count * np.log2(16.0 * np.sqrt(2.0 * np.pi * np.e)) / 32  # words
-    assert stack.words()[1] == 0 and entropy < len(asked) < entropy + PART * SYMBOL / 32 + 6.0
+    for given in (np.arange(11, dtype=np.uint32), np.zeros(11, np.uint32), np.full(40, 5, np.uint32)):
+        stack = Stack(0, 0, lowest=given)
+        assert stack.bits == 0.0
+        drawn = stack.draw(mean, deviation, 0)
+        assert stack.bits == pytest.approx(-32.0 * entropy, rel=0.1)
+        words, initial = stack.words()
+        # The stack's top has 64 bits, and scrambling takes whole digits.
+        assert initial == 0 if len(given) > 30 else entropy < len(given) + initial < entropy + 6.0
+        again = Stack(0, 0, words)
+        again.give_back(drawn, mean, deviation, 0)
+        np.testing.assert_array_equal(again.lowest(initial), given)
 
 
 def test_numbers_that_were_not_drawn_are_refused():

@@ -3,6 +3,7 @@
 Each test tries 15 examples; FUZZ=100000 tries that many.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -17,7 +18,7 @@ import pytest
 from conftest import make_config
 from vdm import commandline, config as config_lib, workdir as workdir_lib
 from vdm.codec import archive, header
-from vdm.codec.stack import Stack
+from vdm.codec.stack import Damaged, Stack
 from vdm.data import fingerprint, source
 from vdm.data.dataset import Data, Spec, in_memory
 from vdm.errors import UserError
@@ -166,7 +167,7 @@ def test_a_field_of_the_header_of_a_compressed_file(field, value):
         header.differences(given.header["made"])
         for number, words in enumerate(given.stacks):
             with contextlib.suppress(Damaged):
-                Stack(given.header["seed"], number, words).spared(given.header["initial"][number])
+                Stack(given.header["seed"], number, words).lowest(given.header["initial"][number])
 
     ends_well(use)
 

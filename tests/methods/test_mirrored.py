@@ -21,16 +21,16 @@ def both():
     return plain, Mirrored(**fields), params, batch
 
 
-@pytest.mark.parametrize("axes, upside_down", [(2, False), (2, True), (1, True)])
-def test_an_image_is_treated_as_its_mirror_image(single, axes, upside_down):
+@pytest.mark.parametrize("axis, upside_down", [(2, False), (2, True), (1, True)])
+def test_an_image_is_treated_as_its_mirror_image(single, axis, upside_down):
     """So is an image upside down, if the mean includes it."""
     plain, mirrored, params, _ = both()
     z, gamma = jax.random.normal(jax.random.key(0), (3, 4, 4, 1)), jnp.array([-5.0, 0.0, 3.0])
-    turn = lambda z: jnp.flip(z, axes)
+    turn = lambda z: jnp.flip(z, axis)
     of = lambda model, z: model.eps_hat(params, z, gamma, None)
     symmetric = dataclasses.replace(mirrored, upside_down=upside_down)
     np.testing.assert_allclose(of(symmetric, turn(z)), turn(of(symmetric, z)), rtol=1e-4, atol=1e-5)
-    for other in [plain] + [mirrored] * (axes == 1):
+    for other in [plain] + [mirrored] * (axis == 1):
         assert np.abs(of(other, turn(z)) - turn(of(other, z))).max() > 0.01
 
 

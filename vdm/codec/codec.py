@@ -1,7 +1,6 @@
 """Compresses images to an Archive, and back, bit for bit."""
 
-from collections.abc import Sequence
-import functools
+from collections.abc import Iterable, Sequence
 import math
 from typing import Any, NamedTuple
 
@@ -15,13 +14,13 @@ from vdm.codec import coder as coder_lib, header as header_lib, plain as plain_l
 from vdm.codec.archive import Archive, Words
 from vdm.codec.coder import Coder
 from vdm.codec.image_io import ImageSet
-from vdm.codec.stack import START_BITS, Damaged, Stack
+from vdm.codec.stack import NOTHING, START_BITS, Damaged, Stack
 from vdm.contract import Ability
 from vdm.data import fingerprint
 from vdm.errors import UserError, require
 from vdm.run import Run
 
-# Images per stack, as each stack starts with a few images that are stored without the model; most stacks.
+# Images per stack, as the initial bits of a stack cost a few bits/dim of one image; most stacks.
 PER_STACK, MOST_STACKS = 512, 64
 
 
@@ -30,27 +29,26 @@ class Compressed(NamedTuple):
 
     Attributes:
       bits: number of bits that each image added to its stack, without those of the label if the likelihood
-        is that of an image given its label. The images that are stored without the model, the last ones,
-        are not among them.
-      initial: number of bits with which the stacks started: their first words, images that are stored
-        without the model, and random bits.
+        is that of an image given its label. The last images, stored without the model, are not among them.
+      start: number of bits of the new stacks, which include the images stored without the model, and of the
+        random bits.
     """
 
     archive: Archive
     bits: Float[np.ndarray, "coded"]
-    initial: int
+    start: int
 
 
 def parts(made: Compressed, size: int) -> dict[str, float]:
     """The bits of a file of `size` bytes, divided into images, initial bits, and header with rounding.
 
-    An image that is stored without the model counts as an image with the mean of the others; its bits beyond
-    that mean count as initial bits.
+    An image stored without the model counts as an image with the mean of the others; its bits beyond that
+    mean count as initial bits.
     """
     coded, plain = float(made.bits.sum()), len(made.archive.header["plain"])
-    images = coded * (1.0 + plain / len(made.bits))
-    header = 8 * size - coded - made.initial
-    return {"images": images, "initial": made.initial + coded - images, "header": header}
+    images = coded + plain * float(made.bits.mean())
+    header = 8 * size - coded - made.start
+    return {"images": images, "initial": made.start + coded - images, "header": header}
 
 
 def compress(config: ConfigDict, run: Run, given: ImageSet) -> Compressed:
@@ -64,33 +62,28 @@ def compress(config: ConfigDict, run: Run, given: ImageSet) -> Compressed:
     lanes = stacks_of(config, size)
     labels = _labels(run, given)
     coder = _coder(run, codec.timesteps, codec.fineness)
-    bits = np.zeros(size)
-    done = 0  # number of images that are on a stack, or on their way to one
-    plain: list[tuple[int, int]] = []  # (stack, number of words) of the last image, of the last but one, …
 
-    def spare(lane: int) -> Words | None:
-        """The last image that is left, in place of random bits."""
-        left = size - 1 - len(plain)
-        if left < done:
-            return None
-        words = _to_words(run, given.image[left], labels[left])
-        plain.append((lane, len(words)))
-        return words
+    def push(stacks, part):
+        batch = _batch(labels[part], lanes) | {"image": _padded(given.image[part], lanes)}
+        coder.push(stacks, batch)
+        _push_labels(run, stacks, batch["label"])
 
-    stacks = [Stack(codec.seed, lane, spare=functools.partial(spare, lane)) for lane in range(lanes)]
-    with tqdm(total=size, desc="compress", unit="image", disable=None) as bar:
-        while done + len(plain) < size:
-            part = slice(done, min(done + lanes, size - len(plain)))
-            done = part.stop
-            now = stacks[: done - part.start]
+    stacks = [Stack(codec.seed, number) for number in range(lanes)]
+    plain: list[tuple[int, int]] = []
+    if size > lanes:
+        push(stacks, slice(0, lanes))
+        last = (_to_words(run, given.image[i], labels[i]) for i in range(size - 1, lanes - 1, -1))
+        stacks, plain = _started(codec.seed, [stack.words()[1] for stack in stacks], last)
+    coded = size - len(plain)
+    bits = np.zeros(coded)
+    with tqdm(total=size, initial=len(plain), desc="compress", unit="image", disable=None) as bar:
+        for first, count in _rounds(coded, lanes):
+            now, part = stacks[:count], slice(first, first + count)
             before = [stack.bits for stack in now]
-            batch = _batch(labels[part], lanes) | {"image": _padded(given.image[part], lanes)}
-            coder.push(now, batch)
-            _push_labels(run, now, batch["label"])
+            push(now, part)
             bits[part] = np.subtract([stack.bits for stack in now], before)
-            bar.set_postfix_str(f"{bits[:done].mean() / given.image[0].size:.3f} bits/dim")
-            bar.update(done + len(plain) - bar.n)
-    bits = bits[:done]
+            bar.set_postfix_str(f"{bits[: first + count].mean() / given.image[0].size:.3f} bits/dim")
+            bar.update(count)
     if run.model.given_label:
         bits -= math.log2(run.data.spec.classes)
     words, initial = zip(*(stack.words() for stack in stacks))
@@ -108,8 +101,8 @@ def compress(config: ConfigDict, run: Run, given: ImageSet) -> Compressed:
     }
     if given.names is not None:
         header["names"] = given.names
-    other = 32 * (sum(initial) + sum(count for _, count in plain)) + START_BITS * lanes
-    return Compressed(Archive(header, list(words)), bits, other)
+    start = 32 * (sum(initial) + sum(count for _, count in plain)) + START_BITS * lanes
+    return Compressed(Archive(header, list(words)), bits, start)
 
 
 def decompress(config: ConfigDict, run: Run, given: Archive, path: str) -> ImageSet:
@@ -143,14 +136,14 @@ def decompress(config: ConfigDict, run: Run, given: Archive, path: str) -> Image
     try:
         stacks = [Stack(header["seed"], number, words) for number, words in enumerate(given.stacks)]
         with tqdm(total=header["images"], desc="decompress", unit="image", disable=None) as bar:
-            for count in reversed(_rounds(header["images"] - len(header["plain"]), lanes)):
+            for _, count in reversed(_rounds(header["images"] - len(header["plain"]), lanes)):
                 now = stacks[:count]
                 batch = _batch(_pop_labels(run, now), lanes)
                 images.append(coder.pop(now, batch)[:count])
                 labels.append(batch["label"][:count])
                 bar.update(count)
-            spared = [stack.spared(initial) for stack, initial in zip(stacks, header["initial"])]
-            plain = [_from_words(run, words) for words in _split(spared, header["plain"])]
+            lowest = [stack.lowest(initial) for stack, initial in zip(stacks, header["initial"])]
+            plain = [_from_words(run, words) for words in _split(lowest, header["plain"])]
             bar.update(len(plain))
     except Damaged as error:
         raise UserError(wrong) from error
@@ -190,9 +183,9 @@ def _coder(run: Run, timesteps: int, fineness: float) -> Coder:
     return coder_lib.make(run.model, params, run.data.spec.shape, timesteps, fineness)
 
 
-def _rounds(size: int, lanes: int) -> list[int]:
-    """The number of images of each round, in which every stack gets one image."""
-    return [min(lanes, size - first) for first in range(0, size, lanes)]
+def _rounds(size: int, lanes: int) -> list[tuple[int, int]]:
+    """(first image, number of images) of each round, in which every stack gets one image."""
+    return [(first, min(lanes, size - first)) for first in range(0, size, lanes)]
 
 
 def _batch(labels: Any, lanes: int) -> dict[str, Any]:
@@ -220,37 +213,68 @@ def _labels(run: Run, given: ImageSet) -> Any:
     return np.asarray(labels, np.int32)
 
 
+def _started(
+    seed: int, needs: Sequence[int], last: Iterable[Words]
+) -> tuple[list[Stack], list[tuple[int, int]]]:
+    """New stacks, with images at their bottoms in place of the random words that they need.
+
+    Args:
+      needs: number of random words that each stack needs.
+      last: the words of each image that may be stored without the model.
+
+    Returns:
+      the stacks, and (stack, number of words) of each of these images.
+    """
+    stacks, plain = [], []
+    words = next(last := iter(last), None)
+    for number, need in enumerate(needs):
+        lowest = NOTHING
+        while words is not None and len(lowest) + len(words) <= need:
+            lowest = np.append(words, lowest)
+            plain.append((number, len(words)))
+            words = next(last, None)
+        stacks.append(Stack(seed, number, lowest=lowest))
+    return stacks, plain
+
+
+def _split(lowest: Sequence[Words], plain: Sequence[tuple[int, int]]) -> list[Words]:
+    """The words of each image that `_started` placed at the bottom of a stack.
+
+    Args:
+      lowest: those words of each stack.
+      plain: (stack, number of words) of each image.
+
+    Raises:
+      Damaged: these are not the numbers of these words.
+    """
+    rest, found = list(lowest), []
+    for number, count in plain:
+        if count > len(rest[number]):
+            raise Damaged
+        rest[number], words = np.split(rest[number], [len(rest[number]) - count])
+        found.append(words)
+    if any(len(words) for words in rest):
+        raise Damaged
+    return found
+
+
 def _to_words(run: Run, image: Any, label: Any) -> Words:
-    """An image that is stored without the model: its label, if the model takes labels, and the image."""
+    """An image stored without the model: its label, if the model takes labels, and the image."""
     words = plain_lib.to_words(image)
     return np.append(np.uint32(label), words) if run.model.takes_label else words
 
 
 def _from_words(run: Run, words: Words) -> tuple[Any, Any]:
-    """The inverse of `_to_words`: one image and its label."""
-    label = words[:1].astype(np.int32) if run.model.takes_label else np.zeros(1, np.int32)
-    return plain_lib.from_words(words[run.model.takes_label :], run.data.spec.shape)[None], label
-
-
-def _split(spared: Sequence[Words], counts: Sequence[tuple[int, int]]) -> list[Words]:
-    """The words of each image that is stored without the model.
-
-    Args:
-      spared: the spare words of each stack, the last at the bottom.
-      counts: (stack, number of words) of each image.
+    """The inverse of `_to_words`: an image and its label, each as an array of one.
 
     Raises:
-      Damaged: these are not the counts of these words.
+      Damaged: these are not the words of an image and a label.
     """
-    rest, found = list(spared), []
-    for lane, count in counts:
-        if count > len(rest[lane]):
-            raise Damaged
-        rest[lane], words = np.split(rest[lane], [len(rest[lane]) - count])
-        found.append(words)
-    if any(len(words) for words in rest):
+    label = words[: int(run.model.takes_label)]
+    if np.any(label >= run.data.spec.classes):
         raise Damaged
-    return found
+    image = plain_lib.from_words(words[len(label) :], run.data.spec.shape)
+    return image[None], label.astype(np.int32)
 
 
 def _push_labels(run: Run, stacks: Sequence[Stack], labels: Any) -> None:

@@ -63,10 +63,10 @@ def check(header: Any, lanes: int, run: Run, path: str) -> None:
 
 
 def _is_plain(each: Any, lanes: int) -> bool:
-    """Whether this can be the (stack, number of words) of an image that is stored without the model."""
+    """Whether this can be the (stack, number of words) of an image stored without the model."""
     if not (isinstance(each, list | tuple) and len(each) == 2 and all(type(part) is int for part in each)):
         return False
-    return 0 <= each[0] < lanes and each[1] > 1
+    return 0 <= each[0] < lanes and each[1] >= 1
 
 
 def made_by() -> dict[str, str]:

@@ -7,7 +7,7 @@ asymmetric numeral systems, from the package constriction, with probabilities of
 Gaussians are over integers: P(k) is the Gaussian's mass from k − ½ to k + ½.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 import functools
 import hashlib
 import math
@@ -25,51 +25,49 @@ Reals = Float[np.ndarray, "n"]
 # is always in the range; a pushed value may lie outside, and then costs additional bits.
 REACH = 6.0
 SYMBOL = 24  # largest number of bits that popping a symbol takes
-PART = 256  # symbols to pop at a time while the stack is short: few words beyond those needed are then added
 DIGIT = 16  # bits that are scrambled together
 ENTROPY = math.sqrt(2.0 * math.pi * math.e)  # 2^entropy of a Gaussian, in standard deviations
 # The words of a new stack, bottom first: the fewest with which probabilities are exact to their 24 bits.
 START = np.array([0, 1], np.uint32)
 START_BITS = 32
+NOTHING = np.zeros(0, np.uint32)
 LENGTHS = 25  # number of possible bit lengths of a value's distance from the range: 0 to 24
 
 
 class Damaged(Exception):
-    """A value cannot have been drawn from its distribution: the bits or the distributions differ from those
-    that wrote the file."""
+    """The bits of a file, or the distributions, differ from those that wrote it."""
 
 
 class Stack:
-    """One stack. It either starts almost empty and adds random bits at its bottom whenever it needs more, or
-    starts with the words of a file.
+    """One stack. A new stack adds random bits at its bottom whenever it needs more.
 
     Args:
       seed, number: determine the random bits.
       words: the stack's words in a file; None for a new stack.
-      spare: words to place at the bottom in place of random ones, because they have to be stored in any case;
-        None once there are no more.
+      lowest: words at the bottom of a new stack, which draws use before random bits.
 
     Raises:
       Damaged: the words are not those of a stack.
     """
 
-    def __init__(self, seed: int, number: int, words: Any = None, spare: Callable[[], Any] = lambda: None):
-        self._seed, self._number, self._spare = seed, number, spare
-        # Numbers of spare and of random words so far. The lowest word is the newest; the random words are the
-        # lowest, as they are added when there are no more spare words.
-        self._spared = self._made = 0
+    def __init__(self, seed: int, number: int, words: Any = None, lowest: Any = NOTHING):
+        self._seed, self._number = seed, number
+        self._start = 32 * len(lowest) + START_BITS  # bits of a new stack
+        self._made = 0  # number of random words so far; the lowest word is the newest
         self._grows = words is None
         try:
-            self._coder = constriction().stream.stack.AnsCoder(START if words is None else words)
+            self._coder = constriction().stream.stack.AnsCoder(
+                np.append(lowest, START) if words is None else words
+            )
         except ValueError as error:
             raise Damaged from error
         self._lowest = self._coder.num_words()
 
     @property
     def bits(self) -> float:
-        """The number of bits on the stack, without the initial, the spare and the random bits."""
+        """The number of bits on the stack, without those of a new stack and the random bits."""
         words, top = self._coder.pos()
-        return 32 * (words - self._spared - self._made) + math.log2(top) - START_BITS
+        return 32 * words + math.log2(top) - self._start - 32 * self._made
 
     def words(self) -> tuple[Any, int]:
         """The stack as 32-bit words, bottom first, without random words that were never reached; and the
@@ -77,20 +75,24 @@ class Stack:
         untouched = max(0, min(self._made, self._lowest - 2))  # the top has two words
         return self._coder.get_compressed()[untouched:], self._made - untouched
 
-    def spared(self, initial: int) -> Any:
-        """The spare words, the last at the bottom, of a stack whose other words have been popped.
+    def lowest(self, initial: int) -> Any:
+        """The words that were at the bottom of the new stack, once all that was pushed has been popped.
 
         Args:
           initial: number of random words.
 
         Raises:
-          Damaged: the other words are not `initial` random words and those of a new stack.
+          Damaged: other words are left than these, START and `initial` random words.
         """
-        words = self._coder.get_compressed()
-        random, spared, start = np.split(words, [initial, max(initial, len(words) - len(START))])
-        if not (np.array_equal(random, self._random(0, initial)) and np.array_equal(start, START)):
+        words, top = self._coder.get_compressed(), -len(START)
+        if initial > len(words) + top:
             raise Damaged
-        return spared
+        right = np.array_equal(words[:initial], self._random(0, initial)) and np.array_equal(
+            words[top:], START
+        )
+        if not right:
+            raise Damaged
+        return words[initial:top]
 
     def draw(self, mean: Reals, deviation: Reals, turn: int) -> Numbers:
         """Draws integers from Gaussians, by popping values that were not pushed.
@@ -185,40 +187,27 @@ class Stack:
         self._coder.encode_reverse(symbols.astype(np.int32), model, *of_each)
 
     def _pop(self, model: Any, *of_each: Any) -> Any:
-        count = len(of_each[0])
-        part = PART if self._missing(SYMBOL * count) > 0 else count
-        symbols = []
-        for first in range(0, count, part):
-            these = [values[first : first + part] for values in of_each]
-            self._reserve(SYMBOL * len(these[0]))
-            symbols.append(self._coder.decode(model, *these))
-            self._lowest = min(self._lowest, self._coder.num_words())
-        return np.concatenate(symbols)
-
-    def _missing(self, bits: int) -> int:
-        """The number of words to add so that popping this number of bits cannot empty the stack; at most 0 if
-        there are enough."""
-        return 3 + bits // 32 - self._coder.num_words() if self._grows else 0
+        self._reserve(SYMBOL * len(of_each[0]))
+        symbols = self._coder.decode(model, *of_each)
+        self._lowest = min(self._lowest, self._coder.num_words())
+        return symbols
 
     def _reserve(self, bits: int) -> None:
-        """Adds spare or random words at the bottom if popping this number of bits could empty the stack."""
-        while (more := self._missing(bits)) > 0:
-            below = self._spare()
-            if below is None:
-                below = self._random(self._made, self._made + more)
-                self._made += more
-            else:
-                self._spared += len(below)
+        """Adds random words at the bottom if popping this number of bits could empty the stack."""
+        more = 3 + bits // 32 - self._coder.num_words()
+        if self._grows and more > 0:
+            below = self._random(self._made, self._made + more)
             self._coder = constriction().stream.stack.AnsCoder(
                 np.concatenate([below, self._coder.get_compressed()])
             )
-            self._lowest += len(below)
+            self._made += more
+            self._lowest += more
 
     def _random(self, first: int, last: int) -> Any:
         """Random words, the last at the bottom. They are odd, as 0 cannot be the top of a stack."""
         name = f"{self._seed} {self._number}"
         if first == last:
-            return np.zeros(0, np.uint32)
+            return NOTHING
         words = [hashlib.sha256(f"{name} {place}".encode()).digest()[:4] for place in range(first, last)]
         return np.frombuffer(b"".join(words[::-1]), "<u4").astype(np.uint32) | np.uint32(1)
 

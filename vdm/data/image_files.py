@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 import contextlib
-import io
 import pathlib
 from typing import Any
 import warnings
@@ -19,20 +18,16 @@ warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # such
 
 
 @contextlib.contextmanager
-def opened(path: pathlib.Path | io.BytesIO) -> Iterator[Any]:
+def opened(path: pathlib.Path) -> Iterator[Any]:
     """The PIL image of a file, decoded on the first access to its pixels; of an animation, the first frame.
     Only calls of Pillow belong within the context.
-
-    Args:
-      path: the file, or its bytes.
 
     Raises:
       Damaged: the file cannot be read or is too large, or a call within the context fails.
     """
     from PIL import Image
 
-    name = repr(str(path)) if isinstance(path, pathlib.Path) else "data"
-    what = f"{name} cannot be read as an image"
+    what = f"{str(path)!r} cannot be read as an image"
     with decoding(what):
         try:
             file = Image.open(path, formats=FORMATS)

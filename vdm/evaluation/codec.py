@@ -29,16 +29,16 @@ class File(NamedTuple):
 
     Attributes:
       size: size of the file in bytes.
-      coded: number of images that the model codes; the others, the last ones, are stored without it.
-      values: bits/dim of each image: "images" is the growth of its stack, or the mean of these growths if it
-        is stored without the model; "initial" and "header" are its share of the initial bits, and of the
-        header and the rounding to whole words.
+      images: number of images in the file.
+      values: bits/dim of each image that the model codes: "images" is the growth of its stack; "initial" and
+        "header" are its share of the initial bits, and of the header and the rounding to whole words. Their
+        means are those of all images.
       compress, decompress: seconds that each took, with compilation.
     """
 
     size: int
-    coded: int
-    values: dict[str, Float[np.ndarray, "images"]]
+    images: int
+    values: dict[str, Float[np.ndarray, "coded"]]
     compress: float
     decompress: float
 
@@ -61,14 +61,15 @@ def make_file(config: ConfigDict, run: Run) -> File:
     assert np.array_equal(found.image, given.image)
     count, dims = len(given.image), given.image[0].size
     shares = {name: bits / count for name, bits in codec.parts(made, len(data)).items()}
-    values = {name: np.full(count, each / dims) for name, each in shares.items()}
-    values["images"][: len(made.bits)] = made.bits / dims
-    return File(len(data), len(made.bits), values, middle - start, end - middle)
+    bits = {**shares, "images": made.bits}
+    values = {name: np.broadcast_to(each / dims, len(made.bits)) for name, each in bits.items()}
+    return File(len(data), count, values, middle - start, end - middle)
 
 
 def above(file: File, bound: Row) -> tuple[float, float]:
-    """The excess of the coded images' bits/dim over a bound, paired by image: mean and standard error."""
-    count = min(file.coded, bound.estimate.images)
+    """The excess over a bound of the bits/dim of the images that the model codes, paired by image: mean and
+    standard error."""
+    count = min(len(file.values["images"]), bound.estimate.images)
     each = file.values["images"][:count] - bound.estimate.values["bpd"][:count]
     return float(each.mean()), standard_error(each)
 
@@ -96,11 +97,11 @@ class Codec(Estimator):
         name, bounds = ("file", OWN) if own else (f"file, T = {steps}", chain_name(steps))
         seconds, key = file.compress + file.decompress, "file" if own else f"file_T{steps}"
         row = print_row(Row(name, bounds, estimate, 2 * evaluations, seconds, id=key))
-        mean, count, (more, se) = estimate.mean, estimate.images, above(file, bound)
+        mean, count, (more, se) = estimate.mean, file.images, above(file, bound)
         verdict = "not known" if math.isnan(se) else "NO" if more < -3.0 * se else "yes"
         checks = [
             f"The file has {file.size:,} bytes for {count} images: {mean['images']:.4f} bits/dim for the "
-            f"images, {mean['initial']:.4f} for the start of the stacks, {mean['header']:.4f} for "
+            f"images, {mean['initial']:.4f} for the initial bits, {mean['header']:.4f} for "
             f"the header. All images were recovered. Seconds per image: {file.compress / count:.4f} to "
             f"compress, {file.decompress / count:.4f} to decompress.",
             f"The images take no less than {bound.name}: {verdict}; by {more:+.4f} ± {fixed(se)} bits/dim, "

@@ -18,9 +18,13 @@ TURNS = ((), (2,), (1,), (1, 2))  # the axes to reverse: none, columns, rows, bo
 
 @dataclasses.dataclass(frozen=True)
 class Mirrored(Diffusion):
-    """A VDM whose ε̂ is the mean of the predictions for an image and its mirror image (columns reversed)."""
+    """A VDM whose ε̂ is the mean of the predictions for an image and its mirror image (columns reversed).
 
-    upside_down: bool = False  # whether the mean includes the predictions for both images upside down
+    Attributes:
+      upside_down: whether the mean includes the predictions for both images upside down.
+    """
+
+    upside_down: bool = False
 
     def check(self):
         super().check()

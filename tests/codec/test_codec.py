@@ -167,7 +167,11 @@ def test_what_no_model_can_have_made_is_refused():
 def test_what_no_model_can_have_stored_without_the_model_is_refused():
     config, run = make_run(MODELS["label"])
     config.codec.timesteps, config.codec.lanes, config.codec.fineness = 3, 2, 1000.0
-    header, stacks = codec.compress(config, run, ImageSet(*images(40))).archive
+    given = ImageSet(*images(40))
+    header, stacks = codec.compress(config, run, given).archive
+    back = codec.decompress(config, run, archive.Archive(header, stacks), "x")
+    np.testing.assert_array_equal(back.image, given.image)
+    np.testing.assert_array_equal(back.label, given.label)
     plain = header["plain"]
     assert {number for number, _ in plain} == {0, 1} and len(plain) > 2
     for wrong in ([5, 3], [-1, 3], [0, 0], [0], 3, ["0", 3]):

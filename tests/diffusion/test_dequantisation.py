@@ -39,3 +39,8 @@ def test_uniform_noise_is_taken_for_normal_noise_of_its_variance(vocab_size):
     assert sigma2 / alpha2 == pytest.approx(1.0 / (3.0 * vocab_size**2), rel=1e-5)
     assert start("uniform", jnp.float32(2.0), vocab_size) == 2.0
     assert start("normal", jnp.float32(-30.0), vocab_size) == -30.0
+
+
+def test_another_kind_is_refused():
+    with pytest.raises(ValueError, match="kind is 'gaussian'; accepted: 'normal', 'latent', 'uniform'"):
+        start("gaussian", jnp.float32(-9.0), 256)

@@ -26,6 +26,7 @@ from vdm.contract import bits_per_dim
 from vdm.data.batches import eval_batches
 from vdm.data.dataset import Spec
 from vdm.diffusion.denoiser import Eps
+from vdm.errors import UserError
 from vdm.runtime.randomness import Rng
 from vdm.sweep import plan, workdirs
 from vdm.sweep.study import table_and_curves
@@ -146,6 +147,16 @@ def test_studies_write_tables_and_figures(workdir, tmp_path):
     assert float(row["energy distance"]) == pytest.approx(2 * across - within_x - within_y, rel=1e-5)
     rows = read_csv(tmp_path / "experiments.depth" / "depth.csv")
     assert [row["evaluated"] for row in rows] == ["T=10", "T=inf"] and rows[0]["trained"] == "piecewise"
+
+
+@pytest.mark.parametrize(
+    "samples, match", [(None, "samples.npz' does not exist"), (1, "samples.npz' has one sample")]
+)
+def test_a_distance_needs_samples(samples, match, tmp_path):
+    if samples:
+        np.savez(tmp_path / "samples.npz", image=np.zeros((samples, 8, 8, 1), np.uint8))
+    with pytest.raises(UserError, match=f"{match}; draw more: .*--mode=sample --workdir={tmp_path}"):
+        objectives.measure(tmp_path)
 
 
 @pytest.mark.parametrize("file, spec", [("digits", ((8, 8, 1), 17)), ("cifar10_laptop", ((32, 32, 3), 256))])
